@@ -1,0 +1,89 @@
+"""Adapter: one trained adaptation as a value, a spec, a layout and one flat vector of trained numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from polyvera.adapter.basis import Basis, draw_basis
+from polyvera.adapter.layout import Layout, Shape, layout_of
+from polyvera.adapter.spec import GIVEN, AdapterSpec
+from polyvera.errors import BasisError, LayoutError
+
+NOTHING: Mapping[str, float] = MappingProxyType({})
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """One trained adaptation.
+
+    flat: (layout.num_params,) fp32 on the CPU, in the layout's order. basis_sha256: of the frozen pair, '' without one.
+    given: the frozen pair itself, only where no key draws it. base: the fingerprint of the base model, '' if unknown.
+    scores: named results. created: ISO 8601 UTC, or ''. Raises LayoutError where the sizes don't agree.
+    """
+
+    spec: AdapterSpec
+    layout: Layout
+    flat: Tensor
+    basis_sha256: str = ""
+    given: Basis | None = None
+    base: str = ""
+    scores: Mapping[str, float] = field(default_factory=lambda: NOTHING)
+    created: str = ""
+
+    def __post_init__(self) -> None:
+        if self.flat.shape != (self.layout.num_params,):
+            raise LayoutError(f"{tuple(self.flat.shape)} numbers for a layout of {self.layout.num_params}")
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Every trained tensor by `site.letter` (a head's by its own name), as views of `flat`."""
+        return {k: self.flat[e.offset : e.offset + e.size].view(e.shape) for k, e in self.layout.entries.items()}
+
+    @property
+    def num_params(self) -> int:
+        """Trained numbers, the head's included."""
+        return self.layout.num_params
+
+    def basis(self) -> Basis | None:
+        """The frozen pair, drawn where need be. Raises BasisError where it isn't the one of training."""
+        if self.layout.basis is None:
+            return None
+        basis = self.given if self.layout.basis.init == GIVEN else draw_basis(self.layout.basis)
+        if basis is None:
+            raise BasisError("this adapter was trained on a basis that no recipe draws, and the basis is not with it")
+        if self.basis_sha256 and basis.sha256 != self.basis_sha256:
+            raise BasisError(
+                f"the basis {self.layout.basis} has sha256 {basis.sha256[:12]} here, but the adapter was trained on "
+                f"{self.basis_sha256[:12]}; it is not applied"
+            )
+        return basis
+
+
+def adapter_from(
+    spec: AdapterSpec,
+    shapes: Mapping[str, tuple[int, int]],
+    tensors: Mapping[str, Tensor],
+    given: Basis | None = None,
+    base: str = "",
+) -> Adapter:
+    """An adapter from tensors keyed `site.letter`; keys that are no site's are a head's. Raises LayoutError."""
+    sited = {f"{site}.{letter}" for site in shapes for letter in spec.row.trained}
+    head: dict[str, Shape] = {k: tuple(t.shape) for k, t in tensors.items() if k not in sited}
+    layout = layout_of(spec, shapes, head)
+    if given is not None:
+        layout = Layout(layout.method, layout.sites, given.key, layout.seed, layout.head)
+    missing = sited - set(tensors)
+    if missing:
+        raise LayoutError(f"{len(missing)} tensors are missing, among them {min(missing)!r}")
+    flat = torch.empty(layout.num_params)
+    for key, entry in layout.entries.items():
+        if tuple(tensors[key].shape) != entry.shape:
+            raise LayoutError(f"{key} has shape {tuple(tensors[key].shape)}, the layout wants {entry.shape}")
+        flat[entry.offset : entry.offset + entry.size] = tensors[key].detach().float().flatten()
+    sha256 = "" if layout.basis is None else (given or draw_basis(layout.basis)).sha256
+    return Adapter(spec, layout, flat, sha256, given, base)

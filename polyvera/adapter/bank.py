@@ -1,0 +1,174 @@
+"""Bank: N slots of one layout in one model. A slot is one row of memory; each layer sees its columns of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from polyvera.adapter.adapter import Adapter
+from polyvera.adapter.basis import DRAWS, Basis, draw_factor
+from polyvera.adapter.layer import HeadBank, LayerBank, SharedInput
+from polyvera.adapter.layout import Entry, Layout, Site
+from polyvera.adapter.method import D_INIT, KAIMING, NORMAL, ROW_NORM
+from polyvera.adapter.route import SlotTable
+from polyvera.adapter.spec import AdapterSpec
+from polyvera.errors import LayoutError, SlotError
+
+
+class Bank:
+    """N slots for adapters of one layout.
+
+    Slots are numbered over the whole model: this bank's are first ... first + num_slots - 1; 0 is the base model.
+    flat: (num_slots, layout.num_params), one row a slot; every layer's factors are views of it.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        num_slots: int,
+        basis: Basis | None,
+        table: SlotTable,
+        *,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        dropout: float = 0.0,
+        trainable: bool = False,
+    ) -> None:
+        if num_slots < 1:
+            raise SlotError(f"num_slots={num_slots}: a bank has at least one slot")
+        self.layout, self.num_slots, self.basis = layout, num_slots, basis
+        self.table, self.dtype, self.dropout, self.trainable = table, dtype, dropout, trainable
+        self.flat = torch.zeros(num_slots, layout.num_params, device=device, dtype=dtype)
+        self.version = 0
+        self.occupied: set[int] = set()
+        self.layers: dict[str, LayerBank] = {}
+        self.heads: dict[str, HeadBank] = {}
+        self._shared: dict[tuple[str, int], SharedInput] = {}
+        self._accepted = layout
+        self.first = table.add(self)
+
+    @property
+    def slots(self) -> range:
+        """This bank's slot numbers."""
+        return range(self.first, self.first + self.num_slots)
+
+    def layer(self, site: Site, base: nn.Module) -> LayerBank:
+        """The share of one layer, its trained factors as parameters that are columns of `flat`."""
+        parent = site.name.rpartition(".")[0]
+        shared = self._shared.setdefault((parent, site.in_features), SharedInput())
+        layer = LayerBank(self, site, base, shared, self._frozen(site))
+        for letter in self.layout.method.trained:
+            layer.register_parameter(letter, self._parameter(self.layout.entries[f"{site.name}.{letter}"]))
+        self.layers[site.name] = layer
+        return layer
+
+    def head(self, name: str) -> HeadBank:
+        """The share of one task head."""
+        head = HeadBank(self, name)
+        for key, _ in self.layout.head:
+            if key.startswith(name + "."):
+                entry = self.layout.entries[key]
+                head.register_parameter(key[len(name) + 1 :].replace(".", "/"), self._parameter(entry))
+        self.heads[name] = head
+        return head
+
+    def put(self, slot: int, adapter: Adapter) -> None:
+        """Loads an adapter into a slot. Raises SlotError, LayoutError or BasisError, with nothing changed."""
+        index = self._index(slot)
+        if adapter.layout is not self._accepted and adapter.layout.key() != self.layout.key():
+            raise LayoutError(
+                f"slot {slot} is of {self._shown(self.layout)}, the adapter is of {self._shown(adapter.layout)}: "
+                "inject() it into a bank of its own"
+            )
+        if self.basis is not None and adapter.basis_sha256 != self.basis.sha256:
+            adapter.basis()  # raises with both digests where they disagree
+        self._accepted = adapter.layout
+        self._write(index, adapter.flat)
+
+    def take(self, slot: int) -> Tensor:
+        """The trained numbers of a slot, (num_params,) fp32 on the CPU, a copy. Raises SlotError for an empty slot."""
+        index = self._index(slot)
+        if index not in self.occupied:
+            self.table.check(slot)
+        row = torch.empty(self.layout.num_params)
+        for entry, parameter in self._parameters():
+            row[entry.offset : entry.offset + entry.size] = parameter.detach()[index].flatten().float().cpu()
+        return row
+
+    def clear(self, slot: int) -> None:
+        """Empties a slot."""
+        index = self._index(slot)
+        self._write(index, torch.zeros(self.layout.num_params))
+        self.occupied.discard(index)
+
+    def start(self, slot: int, spec: AdapterSpec, head: Mapping[str, Tensor]) -> None:
+        """Makes a slot a fresh adapter, which is the identity; the head starts as given."""
+        index = self._index(slot)
+        row = torch.zeros(self.layout.num_params)
+        for key, entry in self.layout.entries.items():
+            value = head[key].detach().float().cpu() if not entry.letter else self._initial(entry, spec)
+            row[entry.offset : entry.offset + entry.size] = value.flatten()
+        self._write(index, row)
+        self._start_magnitudes(index)
+
+    def _initial(self, entry: Entry, spec: AdapterSpec) -> Tensor:
+        init = self.layout.method.factors[entry.letter].init
+        if init in DRAWS:
+            return draw_factor(init, spec.seed, entry.key, entry.shape)
+        return torch.full(entry.shape, spec.d_init if init == D_INIT else 0.0)
+
+    def _start_magnitudes(self, index: int) -> None:
+        for layer in self.layers.values():
+            for letter in self.layout.method.trained:
+                if self.layout.method.factors[letter].init == ROW_NORM:
+                    with torch.no_grad():
+                        getattr(layer, letter)[index] = layer.row_norm(index)
+        self.version += 1
+
+    def _frozen(self, site: Site) -> dict[str, Tensor]:
+        """The factors of one layer that are drawn from the layout's seed and never stored."""
+        drawn = {k: f for k, f in self.layout.method.factors.items() if f.init in (KAIMING, NORMAL) and not f.trained}
+        shape = (site.rank, site.in_features)
+        return {
+            k: draw_factor(f.init, self.layout.seed or 0, f"{site.name}.{k}", shape).to(self.flat.device, self.dtype)
+            for k, f in drawn.items()
+        }
+
+    def _write(self, index: int, row: Tensor) -> None:
+        with torch.no_grad():
+            if self._is_whole():
+                self.flat[index].copy_(row)
+            else:  # the model was moved after inject(), so each parameter is a storage of its own
+                for entry, parameter in self._parameters():
+                    parameter[index].copy_(row[entry.offset : entry.offset + entry.size].view(entry.shape))
+        self.occupied.add(index)
+        self.version += 1
+
+    def _is_whole(self) -> bool:
+        entry = next(iter(self.layout.entries.values()))
+        at = self.flat.data_ptr() + entry.offset * self.flat.element_size()
+        return self._owned(entry).data_ptr() == at
+
+    def _parameters(self) -> list[tuple[Entry, nn.Parameter]]:
+        return [(entry, self._owned(entry)) for entry in self.layout.entries.values()]
+
+    def _owned(self, entry: Entry) -> nn.Parameter:
+        if entry.letter:
+            return self.layers[entry.site].get_parameter(entry.letter)
+        name, head = next((n, h) for n, h in self.heads.items() if entry.key.startswith(n + "."))
+        return head.get_parameter(entry.key[len(name) + 1 :].replace(".", "/"))
+
+    def _parameter(self, entry: Entry) -> nn.Parameter:
+        columns = self.flat[:, entry.offset : entry.offset + entry.size]
+        return nn.Parameter(columns.unflatten(1, entry.shape), requires_grad=self.trainable)
+
+    def _index(self, slot: int) -> int:
+        if slot not in self.slots:
+            raise SlotError(f"slot {slot} is not of this bank, whose slots are {self.first} to {self.slots[-1]}")
+        return slot - self.first
+
+    def _shown(self, layout: Layout) -> str:
+        ranks = sorted({site.rank for site in layout.sites})
+        return f"{layout.method.name} of rank {', '.join(map(str, ranks))} on {len(layout.sites)} layers ({layout.basis})"

@@ -1,0 +1,216 @@
+"""The one equation, plain and fast.
+
+    y = g ⊙ (W x + b ⊙ B (d ⊙ A x))          g = m / ‖W + ΔW‖ of each row, or 1
+    ΔW = diag(b) B diag(d) A
+
+Shapes: A (rank, in), d (rank,), B (out, rank), b (out,), m (out,); x (..., in), u = A x (..., rank), y (..., out).
+d, b and m may carry leading axes that broadcast against the rows of x: one adapter a row. An absent vector is 1.
+`scale` is (factor, divisor), the number that stands for b in the LoRA rows. The norm is a constant of the backward
+pass (DoRA, Liu 2024, section 4.3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from polyvera.adapter.method import ONE, Scale
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """What stands between u = A x and the output: B, d, b, scale, and m over the row norm."""
+
+    B: Tensor
+    d: Tensor | None = None
+    b: Tensor | None = None
+    scale: Scale = ONE
+    m: Tensor | None = None
+    norm: Tensor | None = None
+
+
+def delta(x: Tensor, A: Tensor, B: Tensor, d: Tensor | None = None, b: Tensor | None = None, scale: Scale = ONE) -> Tensor:
+    """b ⊙ B (d ⊙ A x), in the order in which PEFT rounds it. (..., in) -> (..., out)."""
+    return _scaled(_expand(F.linear(x, A), B, d), b, scale)
+
+
+def delta_weight(A: Tensor, B: Tensor, d: Tensor | None = None, b: Tensor | None = None, scale: Scale = ONE) -> Tensor:
+    """ΔW = diag(b) B diag(d) A, (out, in)."""
+    product = (B if b is None else b[:, None] * B) @ (A if d is None else d[:, None] * A)
+    return _scaled(product, None, scale)
+
+
+def row_norm(W: Tensor, dW: Tensor) -> Tensor:
+    """‖W + ΔW‖ of each row, (out,), from the dense ΔW; a row of zeros counts as 1."""
+    norm = torch.linalg.norm(W + dW, dim=1)
+    return torch.where(norm > 0, norm, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class NormParts:
+    """What ‖W + ΔW‖ needs of W and A: ‖W‖² (out,), W Aᵀ (out, rank), A Aᵀ (rank, rank); constants for a frozen A."""
+
+    square: Tensor
+    WA: Tensor
+    AA: Tensor
+
+    @classmethod
+    def of(cls, W: Tensor, A: Tensor) -> NormParts:
+        """W (out, in), A (rank, in)."""
+        return cls(torch.linalg.norm(W, dim=1).square(), W @ A.T, A @ A.T)  # √(n²) is n, so a fresh m gives g = 1
+
+
+def factored_row_norm(parts: NormParts, vectors: Vectors) -> Tensor:
+    """row_norm without a dense ΔW: ‖W‖² + 2⟨W Aᵀ, C⟩ + ⟨C A Aᵀ, C⟩ by rows, C = diag(b) B diag(d). (out,), fp32."""
+    C = vectors.B if vectors.d is None else vectors.B * vectors.d
+    factor = vectors.scale[0] / vectors.scale[1]
+    C = C * factor if vectors.b is None else C * vectors.b[:, None]
+    square = parts.square + ((2 * parts.WA + C @ parts.AA) * C).sum(1)
+    return torch.where(square > 0, square, 1.0).sqrt()
+
+
+def adapt(y: Tensor, u: Tensor, v: Vectors, bias: Tensor | None = None) -> Tensor:
+    """The adapted output from the base layer's y = W x + bias and u = A x: the fast path where gradients are asked for.
+
+    y (..., out) in the base's dtype, u (..., rank) in the adapter's; returns the dtype of y.
+    """
+    grows = any(t is not None and t.requires_grad for t in (y, u, v.B, v.d, v.b, v.m))
+    if torch.is_grad_enabled() and grows:
+        out: Tensor = _Adapt.apply(y, u, v.B, v.d, v.b, v.m, v.norm, bias, v.scale)  # type: ignore[no-untyped-call]
+        return out
+    return adapt_naive(y, u, v, bias)
+
+
+def adapt_naive(y: Tensor, u: Tensor, v: Vectors, bias: Tensor | None = None) -> Tensor:
+    """The same in plain operations: the reference of the fast path, and the forward of both."""
+    w = _expand(u, v.B, v.d)
+    if v.m is None or v.norm is None:
+        return _add(_scaled(w, v.b, v.scale), y).to(y.dtype)
+    gain = v.m / v.norm
+    plain = y if bias is None else y - bias
+    return _add(_add(_scaled(_times(w, gain), v.b, v.scale), (gain - 1) * plain), y).to(y.dtype)
+
+
+def _expand(u: Tensor, B: Tensor, d: Tensor | None) -> Tensor:
+    return F.linear(u if d is None else d * u, B)
+
+
+def _scaled(w: Tensor, b: Tensor | None, scale: Scale) -> Tensor:
+    w = w if b is None else _times(w, b)
+    w = w if scale[0] == 1.0 else _times(w, scale[0])
+    return w if scale[1] == 1.0 else (w / scale[1] if torch.is_grad_enabled() else w.div_(scale[1]))
+
+
+# w is a fresh product of this file's own: without a graph it is safe, and saves a pass over memory, to reuse it.
+def _times(w: Tensor, factor: Tensor | float) -> Tensor:
+    return w * factor if torch.is_grad_enabled() else w.mul_(factor)
+
+
+def _add(w: Tensor, y: Tensor) -> Tensor:
+    wider = torch.promote_types(w.dtype, y.dtype) != w.dtype
+    return w + y if wider or torch.is_grad_enabled() else w.add_(y)
+
+
+class _Adapt(torch.autograd.Function):
+    """adapt_naive with a backward that keeps only u (and, for m, the output itself) and recomputes the rest."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        y: Tensor,
+        u: Tensor,
+        B: Tensor,
+        d: Tensor | None,
+        b: Tensor | None,
+        m: Tensor | None,
+        norm: Tensor | None,
+        bias: Tensor | None,
+        scale: Scale,
+    ) -> Tensor:
+        with torch.autocast(u.device.type, enabled=False):
+            out = adapt_naive(y, u, Vectors(B, d, b, scale, m, norm), bias)
+        ctx.scale = scale
+        ctx.save_for_backward(u, B, d, b, m, norm, out if m is not None and m.requires_grad else None, bias)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        u, B, d, b, m, norm, out, bias = ctx.saved_tensors
+        gain = None if m is None else m / norm
+        with torch.autocast(u.device.type, enabled=False):
+            g = grads[0].to(u.dtype)
+            dy = grads[0] if gain is None else (g * gain).to(grads[0].dtype)
+            dm = None if out is None else _m_grad(g, out, m, bias)
+            rows = any(t is not None and t.dim() > 1 for t in (d, b, m))
+            backward = _rows_backward if rows else _one_backward
+            du, dB, dd, db = backward(g, u, B, d, b, gain, ctx.scale, ctx.needs_input_grad[1:5])
+        return dy, du, dB, dd, db, dm, None, None, None
+
+
+Needs = tuple[bool, bool, bool, bool]
+Grads = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
+def _one_backward(
+    g: Tensor, u: Tensor, B: Tensor, d: Tensor | None, b: Tensor | None, gain: Tensor | None, scale: Scale, needs: Needs
+) -> Grads:
+    """One adapter for all rows: every factor's gradient is a reduction of M = gᵀ u, (out, rank)."""
+    need_u, need_B, need_d, need_b = needs
+    g2, u2 = g.reshape(-1, g.shape[-1]), u.reshape(-1, u.shape[-1])
+    outer = _row_scale(B, gain, scale)  # all that multiplies a row of B, save b
+    left = outer if b is None else (b if outer is None else outer * b)
+    du = dB = dd = db = None
+    if need_u:
+        h = g2 @ (B if left is None else left[:, None] * B)
+        du = (h if d is None else h.mul_(d)).view_as(u)
+    if need_B or need_d or need_b:
+        M = g2.T @ u2
+        if need_B:
+            dB = M if left is None else left[:, None] * M
+            dB = dB if d is None else dB * d
+        if need_d or need_b:
+            MB = M.mul_(B) if not need_B else M * B
+            if need_d:
+                dd = MB.sum(0) if left is None else left @ MB
+            if need_b:
+                rowwise = MB.sum(1) if d is None else MB @ d
+                db = rowwise if outer is None else rowwise * outer
+    return du, dB, dd, db
+
+
+def _rows_backward(
+    g: Tensor, u: Tensor, B: Tensor, d: Tensor | None, b: Tensor | None, gain: Tensor | None, scale: Scale, needs: Needs
+) -> Grads:
+    """One adapter a row: two plain products with the shared B, then sums over the tokens of each row."""
+    need_u, need_B, need_d, need_b = needs
+    outer = _row_scale(B, gain, scale)
+    g = g if outer is None else g * outer
+    du = dB = dd = db = None
+    left = g if b is None else g * b
+    if need_u or need_d:
+        h = left @ B
+        du = h if d is None else h * d
+        dd = (h * u).sum_to_size(d.shape) if need_d and d is not None else None
+    if need_b and b is not None:
+        db = _expand(u, B, d).mul_(g).sum_to_size(b.shape)
+    if need_B:
+        z = u if d is None else d * u
+        dB = left.reshape(-1, left.shape[-1]).T @ z.reshape(-1, z.shape[-1])
+    return du, dB, dd, db
+
+
+def _row_scale(B: Tensor, gain: Tensor | None, scale: Scale) -> Tensor | None:
+    factor = scale[0] / scale[1]
+    if gain is None:
+        return None if factor == 1.0 else B.new_full((B.shape[0],), factor)
+    return gain if factor == 1.0 else gain * factor
+
+
+def _m_grad(g: Tensor, out: Tensor, m: Tensor, bias: Tensor | None) -> Tensor:
+    """∂m = Σ g ⊙ (W x + ΔW x) / ‖W + ΔW‖ from the output: (out - bias) / m, where m is not 0."""
+    plain = out.to(g.dtype) if bias is None else out.to(g.dtype) - bias
+    return (g * plain).sum_to_size(m.shape) / torch.where(m == 0, torch.inf, m)

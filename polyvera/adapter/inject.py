@@ -1,0 +1,187 @@
+"""inject puts a bank into a model, extract takes an adapter out, load brings any adapters in, eject restores the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+import torch
+from torch import Tensor, nn
+
+from polyvera.adapter.adapter import NOTHING, Adapter
+from polyvera.adapter.bank import Bank
+from polyvera.adapter.basis import Basis, draw_basis
+from polyvera.adapter.fingerprint import check_fingerprint, fingerprint
+from polyvera.adapter.layer import AdaptedHead, AdaptedLinear
+from polyvera.adapter.layout import Layout, Shape, layout_of
+from polyvera.adapter.route import SlotTable
+from polyvera.adapter.sites import find_sites, linear_layers
+from polyvera.adapter.spec import AdapterSpec
+from polyvera.adapter.weight import widths
+from polyvera.errors import LayoutError, TargetError, did_you_mean
+
+
+def inject(model: nn.Module, spec: AdapterSpec, num_slots: int = 1) -> Bank:
+    """Puts a bank of trainable slots into the model, each a fresh adapter (the identity), and freezes all else.
+
+    The model is changed in place and stays an ordinary module. Raises TargetError, LayoutError or SpecError.
+    """
+    sites = find_sites(model, spec)
+    head = head_tensors(model, spec.head)
+    layout = layout_of(spec, sites, {k: tuple(t.shape) for k, t in head.items()})
+    basis = None if layout.basis is None else draw_basis(layout.basis)
+    model.requires_grad_(False)
+    bank = add_bank(model, layout, num_slots, basis, dropout=spec.dropout, trainable=True)
+    for slot in bank.slots:
+        bank.start(slot, spec, head)
+    return bank
+
+
+def load(model: nn.Module, adapters: Adapter | Sequence[Adapter], *, check_base: bool = True) -> list[int]:
+    """Brings trained adapters into the model for inference; returns the slot of each.
+
+    Adapters of one layout share a bank; different methods, ranks, targets and bases live side by side. Raises
+    FingerprintError for an adapter of another base model, LayoutError where layers don't fit, BasisError; on an error
+    the model is as it was.
+    """
+    several = [adapters] if isinstance(adapters, Adapter) else list(adapters)
+    if check_base:
+        _check_bases(model, several)
+    groups: dict[object, list[int]] = {}
+    for i, adapter in enumerate(several):
+        _check_fits(model, adapter.layout)
+        groups.setdefault((adapter.layout.key(), adapter.basis_sha256), []).append(i)
+    bases = [several[members[0]].basis() for members in groups.values()]
+    slots = [0] * len(several)
+    for members, basis in zip(groups.values(), bases, strict=True):
+        bank = add_bank(model, several[members[0]].layout, len(members), basis)
+        for slot, i in zip(bank.slots, members, strict=True):
+            bank.put(slot, several[i])
+            slots[i] = slot
+    return slots
+
+
+def add_bank(
+    model: nn.Module,
+    layout: Layout,
+    num_slots: int,
+    basis: Basis | None,
+    *,
+    dropout: float = 0.0,
+    trainable: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Bank:
+    """An empty bank of that layout in the model, beside those already there. Raises LayoutError where it doesn't fit."""
+    _check_fits(model, layout)
+    layers = linear_layers(model)
+    table = slot_table(model)
+    device = next(iter(layers.values())).weight.device
+    bank = Bank(
+        layout, num_slots, basis, table, device=device, dtype=dtype, dropout=dropout, trainable=trainable  # type: ignore[arg-type]
+    )
+    for site in layout.sites:
+        _wrap(model, site.name, AdaptedLinear, table).banks.append(bank.layer(site, layers[site.name]))
+    for name in sorted({_head_name(model, key) for key, _ in layout.head}):
+        _wrap(model, name, AdaptedHead, table).banks.append(bank.head(name))
+    return bank
+
+
+def extract(
+    bank: Bank, slot: int, spec: AdapterSpec, model: nn.Module | None = None, scores: Mapping[str, float] = NOTHING
+) -> Adapter:
+    """The adapter in a slot, as a value of its own that shares no memory with the bank. Raises SlotError."""
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    basis = bank.basis
+    given = basis if basis is not None and basis.key.sha256 else None
+    base = "" if model is None else fingerprint(model)
+    sha256 = "" if basis is None else basis.sha256
+    return Adapter(spec, bank.layout, bank.take(slot), sha256, given, base, dict(scores), created)
+
+
+def eject(model: nn.Module) -> nn.Module:
+    """Takes every bank out: the bare base model again, the same module objects as before inject()."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, AdaptedLinear | AdaptedHead):
+            _set(model, name, module.base)
+    return model
+
+
+def banks_of(model: nn.Module) -> list[Bank]:
+    """The banks in a model, in slot order."""
+    return slot_table(model).banks
+
+
+def slot_table(model: nn.Module) -> SlotTable:
+    """The slot numbers of a model, new where it has no bank yet."""
+    for module in model.modules():
+        if isinstance(module, AdaptedLinear | AdaptedHead):
+            return module.table
+    return SlotTable()
+
+
+def head_tensors(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors of the named head modules by full name. Raises TargetError for a name that is no module."""
+    found: dict[str, Tensor] = {}
+    for name in head:
+        try:
+            module = model.get_submodule(name)
+        except AttributeError:
+            names = [n for n, _ in model.named_modules() if n]
+            raise TargetError(f"head={name!r} is no module of {type(model).__name__}{did_you_mean(name, names)}") from None
+        module = module.base if isinstance(module, AdaptedHead) else module  # type: ignore[assignment]
+        found.update({f"{name}.{k}": p for k, p in module.named_parameters()})
+    return found
+
+
+def _check_bases(model: nn.Module, adapters: Sequence[Adapter]) -> None:
+    if any(adapter.base for adapter in adapters):
+        here = fingerprint(model)
+        for adapter in adapters:
+            check_fingerprint(adapter.base, here)
+
+
+def _check_fits(model: nn.Module, layout: Layout) -> None:
+    layers = linear_layers(model)
+    for site in layout.sites:
+        if site.name not in layers:
+            raise LayoutError(
+                f"the adapter is for a layer {site.name!r}, which {type(model).__name__} lacks"
+                f"{did_you_mean(site.name, layers)}"
+            )
+        if widths(layers[site.name]) != (site.in_features, site.out_features):
+            raise LayoutError(
+                f"{site.name} is {widths(layers[site.name])} (in, out) wide here, "
+                f"the adapter was made for {(site.in_features, site.out_features)}"
+            )
+    for key, shape in layout.head:
+        _check_head(model, key, shape)
+
+
+def _check_head(model: nn.Module, key: str, shape: Shape) -> None:
+    name = _head_name(model, key)
+    there = head_tensors(model, (name,)).get(key)
+    if there is None or tuple(there.shape) != shape:
+        found = "no such tensor" if there is None else f"shape {tuple(there.shape)}"
+        raise LayoutError(f"the adapter's head has {key} of shape {shape}; {type(model).__name__} has {found}")
+
+
+def _head_name(model: nn.Module, key: str) -> str:
+    for name, _ in model.named_children():
+        if key.startswith(name + "."):
+            return name
+    raise LayoutError(f"the adapter has a head tensor {key!r}, and {type(model).__name__} no such module")
+
+
+def _wrap(model: nn.Module, name: str, kind: type[nn.Module], table: SlotTable) -> nn.Module:
+    module = model.get_submodule(name)
+    if isinstance(module, AdaptedLinear | AdaptedHead):
+        return module
+    wrapped = kind(module, table)
+    wrapped.train(module.training)
+    _set(model, name, wrapped)
+    return wrapped
+
+
+def _set(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)

@@ -1,0 +1,274 @@
+"""AdaptedLinear: a frozen base layer and, for each bank of the model, that layer's share of the bank's slots.
+
+One class and one forward serve solo training (a bank of one slot), fleets and serving alike.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from polyvera.adapter.equation import NormParts, Vectors, adapt, factored_row_norm
+from polyvera.adapter.layout import Site
+from polyvera.adapter.route import Pick, SlotTable, current_route
+from polyvera.adapter.weight import bias_of, dense_weight
+
+if TYPE_CHECKING:
+    from polyvera.adapter.bank import Bank
+
+
+class SharedInput:
+    """u = A x, computed once for the sibling layers that read the same x (q, k, v; gate, up)."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[weakref.ref[Tensor], object, Tensor] | None = None
+
+    def project(self, x: Tensor, A: Tensor, dropout: float) -> Tensor:
+        """x (..., in), A (rank, in) -> (..., rank), in A's dtype."""
+        if torch.compiler.is_compiling():  # the compiler removes the repeated product itself
+            return _project(x, A, dropout)
+        version = 0 if x.is_inference() else x._version
+        # A checkpoint's recomputation must save what its forward saved, so it never takes the forward's u.
+        task = torch._C._current_graph_task_id()
+        state = (A.data_ptr(), A.dtype, torch.is_grad_enabled(), dropout, version, task)
+        kept = self._kept
+        if kept is not None and kept[0]() is x and kept[1] == state:
+            return kept[2]
+        u = _project(x, A, dropout)
+        self._kept = (weakref.ref(x, self._forget), state, u)
+        return u
+
+    def _forget(self, ref: weakref.ref[Tensor]) -> None:
+        if self._kept is not None and self._kept[0] is ref:
+            self._kept = None
+
+    def __deepcopy__(self, memo: object) -> SharedInput:
+        return SharedInput()
+
+
+def _project(x: Tensor, A: Tensor, dropout: float) -> Tensor:
+    x = x.to(A.dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(F.dropout(x, dropout) if dropout else x, A)
+
+
+class LayerBank(nn.Module):
+    """One layer's share of a bank: each trained factor with a leading slot axis, and the frozen ones it needs.
+
+    A, B, d, b, m: Parameter (slots, *shape) where trained; A (rank, in) of a row that draws it for each layer.
+    """
+
+    def __init__(self, bank: Bank, site: Site, base: nn.Module, shared: SharedInput, frozen: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.bank, self.site, self.shared = bank, site, shared
+        self._base = [base]  # in a list, so that the base is not registered a second time
+        self._parts: NormParts | None = None
+        self._norms: dict[int, tuple[object, Tensor]] = {}
+        for letter, value in frozen.items():
+            self.register_buffer(letter, value, persistent=False)
+
+    def forward(self, x: Tensor, y: Tensor, pick: Pick) -> Tensor:
+        """The base's output y (..., out) with this bank's delta added to the rows that are its own."""
+        if pick.slot is not None:
+            return self._one(x, y, pick.slot)
+        if {"A", "B"} & set(self.bank.layout.method.trained):
+            return self._by_groups(x, y, pick)
+        A, _ = self._pair(x)
+        return adapt(y, self._input(x, A), self._gathered(x, pick), self._bias())
+
+    def _one(self, x: Tensor, y: Tensor, slot: int) -> Tensor:
+        own = self.of_slot(slot)
+        A, B = self._pair(x, own)
+        d = own.get("d")
+        if d is not None and "A" in own:  # PEFT's AdaLoRA scales A itself
+            A, d = A * d[:, None], None
+        norm = None if "m" not in own else self._norm_to_use(slot, own)
+        return adapt(y, self._input(x, A), self._vectors(B, d, own, norm), self._bias())
+
+    def _by_groups(self, x: Tensor, y: Tensor, pick: Pick) -> Tensor:
+        axis = pick.rows.dim()
+        flat_x, flat_y = x.flatten(0, axis - 1), y.flatten(0, axis - 1)
+        pick.gather(torch.empty(self.bank.num_slots, 0), x[..., :0])  # refuses a wrong number of rows
+        for slot, mine in pick.groups:
+            mine = mine.to(x.device)
+            flat_y = flat_y.index_copy(0, mine, self._one(flat_x[mine], flat_y[mine], slot))
+        return flat_y.view_as(y)
+
+    def _vectors(self, B: Tensor, d: Tensor | None, own: Mapping[str, Tensor], norm: Tensor | None) -> Vectors:
+        return Vectors(B, d, own.get("b"), self.site.scale, own.get("m"), norm)
+
+    def _gathered(self, x: Tensor, pick: Pick) -> Vectors:
+        """Each row's own d, b and m over the norm; kept for the life of the route where nothing trains."""
+        key = (id(self), x.dim(), x.device, x.dtype, torch.is_autocast_enabled(x.device.type))
+        if key in pick.cache:
+            return pick.cache[key]  # type: ignore[no-any-return]
+        vectors = self._gather(x, pick)
+        if not self.bank.trainable:
+            pick.cache[key] = vectors
+        return vectors
+
+    def _gather(self, x: Tensor, pick: Pick) -> Vectors:
+        _, B = self._pair(x)
+        own = {k: pick.gather(getattr(self, k).to(B.dtype), x) for k in self.bank.layout.method.trained}
+        mask = None if pick.mask is None else pick.gather_mask(x).to(B.dtype)
+        if mask is not None:
+            own["b"] = own["b"] * mask
+        norm = None
+        if "m" in own:
+            every = torch.stack([self._norm_to_use(i, self.of_slot(i)) for i in self._used(pick)])
+            norm = pick.gather(every[self._positions(pick)], x)
+            if mask is not None:  # g = 1 on the rows of others
+                own["m"], norm = torch.where(mask > 0, own["m"], 1.0), torch.where(mask > 0, norm, 1.0)
+        return self._vectors(B, own.get("d"), own, norm)
+
+    def _used(self, pick: Pick) -> list[int]:
+        return pick.rows.unique().tolist()
+
+    def _positions(self, pick: Pick) -> Tensor:
+        """For each slot of the bank, where `_used` lists it."""
+        places = torch.zeros(self.bank.num_slots, dtype=torch.long)
+        places[pick.rows.unique()] = torch.arange(len(pick.rows.unique()))
+        return places
+
+    def of_slot(self, slot: int) -> dict[str, Tensor]:
+        """The trained factors of one slot, as views."""
+        return {letter: getattr(self, letter)[slot] for letter in self.bank.layout.method.trained}
+
+    def matrices(self, slot: int) -> dict[str, Tensor]:
+        """Every factor of one slot in fp32, frozen ones sliced to this layer, as delta_weight takes them."""
+        own = {k: v.detach().float() for k, v in self.of_slot(slot).items()}
+        A, B = self._pair(next(iter(own.values())), own)
+        return {**own, "A": A, "B": B}
+
+    def row_norm(self, slot: int) -> Tensor:
+        """‖W + ΔW‖ of each row in fp32; a constant until the slot changes."""
+        own = self.of_slot(slot)
+        state = (self.bank.version, *(getattr(self, k)._version for k in self.bank.layout.method.trained))
+        known = self._norms.get(slot)
+        if known is None or known[0] != state:
+            with torch.no_grad(), torch.autocast(self._weight().device.type, enabled=False):
+                known = self._norms[slot] = (state, self._exact_norm(own))
+        return known[1]
+
+    def _norm_to_use(self, slot: int, own: Mapping[str, Tensor]) -> Tensor:
+        if not (torch.is_grad_enabled() and self.bank.trainable):
+            return self.row_norm(slot)
+        with torch.no_grad(), torch.autocast(own["m"].device.type, enabled=False):
+            return self._factored_norm(own)
+
+    def _exact_norm(self, own: Mapping[str, Tensor]) -> Tensor:
+        """Dense where A is the adapter's own, in PEFT's order of rounding; factored where A is frozen."""
+        if "A" not in own:
+            return self._factored_norm(own)
+        A, B = (t.float() for t in self._pair(own["m"], own))
+        A = A if "d" not in own else A * own["d"][:, None]
+        dW = F.linear(A.T, B).T
+        factor, divisor = self.site.scale
+        norm = torch.linalg.norm(self._weight() + factor * (dW if divisor == 1.0 else dW / divisor), dim=1)
+        return torch.where(norm > 0, norm, 1.0)
+
+    def _factored_norm(self, own: Mapping[str, Tensor]) -> Tensor:
+        A, B = (t.float() for t in self._pair(own["m"].float(), own))
+        parts = self._parts
+        if "A" in own or parts is None or parts.WA.device != A.device:
+            parts = NormParts.of(self._weight(), A)
+            self._parts = None if "A" in own else parts
+        return factored_row_norm(parts, self._vectors(B, own.get("d"), own, None))
+
+    def _weight(self) -> Tensor:
+        return dense_weight(self._base[0]).float()
+
+    def _bias(self) -> Tensor | None:
+        return bias_of(self._base[0]) if "m" in self.bank.layout.method.factors else None
+
+    def _input(self, x: Tensor, A: Tensor) -> Tensor:
+        dropout = self.bank.dropout if self.training else 0.0
+        return _project(x, A, dropout) if self.bank.basis is None else self.shared.project(x, A, dropout)
+
+    def _pair(self, like: Tensor, own: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """A (rank, in) and B (out, rank) in the dtype of the delta: autocast's, else the bank's."""
+        device, own = like.device, own or {}
+        low = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if low else self.bank.dtype
+        if self.bank.basis is not None:
+            A, B = self.bank.basis.to(device, dtype)
+            return A[:, : self.site.in_features], B[: self.site.out_features]
+        A, B = own.get("A", getattr(self, "A", None)), own["B"]
+        return A.to(dtype), B.to(dtype)  # type: ignore[union-attr]
+
+
+class AdaptedLinear(nn.Module):
+    """A frozen base layer whose output gets the delta of the slot that each row is routed to."""
+
+    def __init__(self, base: nn.Module, table: SlotTable) -> None:
+        super().__init__()
+        self.base = base
+        self.banks = nn.ModuleList()
+        self.table = table
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """x (rows, ..., in) -> (rows, ..., out) in the base's dtype."""
+        y: Tensor = self.base(x, *args, **kwargs)
+        chosen = current_route(self.table)
+        for layer_bank in self.banks:
+            pick = chosen.pick(layer_bank.bank)  # type: ignore[arg-type]
+            if pick is not None:
+                y = layer_bank(x, y, pick)
+        return y
+
+    @property
+    def weight(self) -> Tensor:
+        """The base layer's weight."""
+        return self.base.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base layer's bias."""
+        return self.base.bias  # type: ignore[return-value]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("in_features", "out_features", "nf", "nx"):
+            return getattr(super().__getattr__("base"), name)
+        return super().__getattr__(name)
+
+
+class AdaptedHead(nn.Module):
+    """A task head kept whole for each slot: the base's own for slot 0, an adapter's for its rows."""
+
+    def __init__(self, base: nn.Module, table: SlotTable) -> None:
+        super().__init__()
+        self.base = base
+        self.banks = nn.ModuleList()
+        self.table = table
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """x (rows, ...) -> the head's output, each row through its own slot's head."""
+        chosen = current_route(self.table)
+        picks = [(b, chosen.pick(b.bank)) for b in self.banks]  # type: ignore[arg-type]
+        used = [(bank, pick) for bank, pick in picks if pick is not None]
+        if len(used) == 1 and used[0][1].slot is not None:
+            return used[0][0].of_slot(used[0][1].slot, self.base, x)  # type: ignore[operator,no-any-return]
+        y: Tensor = self.base(x, *args, **kwargs)
+        for bank, pick in used:
+            for slot, mine in pick.groups:
+                mine = mine.to(x.device)
+                y = y.index_copy(0, mine, bank.of_slot(slot, self.base, x[mine]).to(y.dtype))  # type: ignore[operator]
+        return y
+
+
+class HeadBank(nn.Module):
+    """One head's share of a bank: each of its tensors with a leading slot axis."""
+
+    def __init__(self, bank: Bank, name: str) -> None:
+        super().__init__()
+        self.bank, self.name = bank, name
+
+    def of_slot(self, slot: int, base: nn.Module, x: Tensor) -> Tensor:
+        """The base head's forward with this slot's tensors."""
+        own = {name.replace("/", "."): value[slot].to(x.dtype) for name, value in self.named_parameters()}
+        return torch.func.functional_call(base, own, (x,))  # type: ignore[no-any-return]

@@ -1,0 +1,188 @@
+"""Layout: which trained tensors an adapter has in one model, their shapes, order and place in one flat vector.
+
+Layers that differ only in their number and are alike in shape are one stack, so a whole adapter is a handful of
+tensors on disk and one row of memory in a bank. No torch here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+from polyvera.adapter.method import Method, Scale, factor_shape
+from polyvera.adapter.spec import AdapterSpec, BasisKey
+from polyvera.errors import LayoutError
+
+Shape = tuple[int, ...]
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)")
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One adapted layer: its name in the model, its widths, its rank, and the (factor, divisor) of its delta."""
+
+    name: str
+    in_features: int
+    out_features: int
+    rank: int
+    scale: Scale
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One trained tensor of one layer (letter is '' for a head's): its shape and place in the flat vector."""
+
+    key: str
+    site: str
+    letter: str
+    shape: Shape
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Entries of one letter over like layers, stored as one tensor of shape (len(entries), *shape)."""
+
+    key: str
+    entries: tuple[Entry, ...]
+
+    @property
+    def shape(self) -> Shape:
+        """The stored shape; a lone entry has no leading axis."""
+        inner = self.entries[0].shape
+        return inner if "*" not in self.key else (len(self.entries), *inner)
+
+    @property
+    def offset(self) -> int:
+        """Where the stack begins in the flat vector."""
+        return self.entries[0].offset
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All that decides a forward save the trained values. Adapters of equal layout share one bank.
+
+    basis: the shared pair, where the method has one. seed: names the frozen factors that are drawn for each layer.
+    """
+
+    method: Method
+    sites: tuple[Site, ...]
+    basis: BasisKey | None = None
+    seed: int | None = None
+    head: tuple[tuple[str, Shape], ...] = ()
+
+    @cached_property
+    def patterns(self) -> dict[str, tuple[Site, ...]]:
+        """Like layers under one name with `*` for the layer number, in number order; a lone layer under its own."""
+        groups: dict[str, list[Site]] = {}
+        for site in self.sites:
+            groups.setdefault(NUMBER.sub("*", site.name, count=1), []).append(site)
+        return {key: tuple(group) for found in groups.items() for key, group in _alike(*found)}
+
+    @cached_property
+    def stacks(self) -> tuple[Stack, ...]:
+        """The stored tensors, sorted by key, which is their order in the flat vector and on disk."""
+        named: dict[str, list[tuple[str, str, str, Shape]]] = {}
+        for pattern, sites in self.patterns.items():
+            for letter in self.method.trained:
+                named[f"{pattern}.{letter}"] = [(f"{s.name}.{letter}", s.name, letter, _shape(s, letter)) for s in sites]
+        for key, shape in self.head:
+            named[key] = [(key, "", "", shape)]
+        return tuple(_placed(named))
+
+    @cached_property
+    def entries(self) -> dict[str, Entry]:
+        """Every trained tensor by its key, `site.letter`."""
+        return {entry.key: entry for stack in self.stacks for entry in stack.entries}
+
+    @cached_property
+    def site_names(self) -> tuple[str, ...]:
+        """The adapted layers, in the model's order."""
+        return tuple(site.name for site in self.sites)
+
+    @property
+    def num_params(self) -> int:
+        """Trained numbers, the head's included."""
+        return sum(stack.size for stack in self.stacks)
+
+    @property
+    def num_head_params(self) -> int:
+        """Trained numbers of the head."""
+        return sum(prod(shape) for _, shape in self.head)
+
+    @property
+    def frozen_seed(self) -> int | None:
+        """The seed, where a frozen factor of each layer is drawn from it."""
+        return self.seed if self.method.draws_by_seed else None
+
+    def key(self) -> tuple[object, ...]:
+        """What two adapters must have in common to share a bank."""
+        return (tuple(self.method.factors.items()), self.sites, self.basis, self.frozen_seed, self.head)
+
+
+def _shape(site: Site, letter: str) -> Shape:
+    return factor_shape(letter, site.rank, site.in_features, site.out_features)
+
+
+def _alike(pattern: str, sites: list[Site]) -> Iterator[tuple[str, list[Site]]]:
+    same = len({(s.in_features, s.out_features, s.rank, s.scale) for s in sites}) == 1
+    if len(sites) > 1 and same:
+        yield pattern, sorted(sites, key=lambda s: layer_number(s.name))
+    else:
+        yield from ((site.name, [site]) for site in sites)
+
+
+def _placed(named: Mapping[str, list[tuple[str, str, str, Shape]]]) -> Iterator[Stack]:
+    offset = 0
+    for key in sorted(named):
+        entries = []
+        for name, site, letter, shape in named[key]:
+            entries.append(Entry(name, site, letter, shape, offset))
+            offset += prod(shape)
+        yield Stack(key, tuple(entries))
+
+
+def layer_number(name: str) -> int:
+    """The first number in a layer's name, or -1."""
+    found = NUMBER.search(name)
+    return int(found.group()) if found else -1
+
+
+def layout_of(spec: AdapterSpec, shapes: Mapping[str, tuple[int, int]], head: Mapping[str, Shape] | None = None) -> Layout:
+    """The layout of a spec on layers of the given (in_features, out_features). Raises LayoutError.
+
+    The widest layer sets in_max and out_max of the basis unless the spec names wider ones.
+    """
+    if not shapes:
+        raise LayoutError("no layer to adapt: targets matched none")
+    sites = tuple(Site(n, i, o, spec.rank_of(n), spec.scale_of(n)) for n, (i, o) in shapes.items())
+    for name, _ in (*spec.rank_pattern, *spec.alpha_pattern):
+        if name not in shapes:
+            raise LayoutError(f"rank_pattern or alpha_pattern names {name!r}, which is not among the adapted layers")
+    basis = basis_key(spec, shapes) if spec.row.shares_basis else None
+    return Layout(spec.row, sites, basis, spec.seed, tuple(sorted((head or {}).items())))
+
+
+def basis_key(spec: AdapterSpec, shapes: Mapping[str, tuple[int, int]]) -> BasisKey:
+    """The basis that a spec names on these layers. Raises LayoutError where the spec asks for a narrower one."""
+    widest_in, widest_out = (max(axis) for axis in zip(*shapes.values(), strict=True))
+    in_max, out_max = spec.in_max or widest_in, spec.out_max or widest_out
+    if in_max < widest_in or out_max < widest_out:
+        raise LayoutError(
+            f"in_max={in_max}, out_max={out_max} is narrower than the widest adapted layer ({widest_in} in, "
+            f"{widest_out} out); widen the basis or adapt fewer layers"
+        )
+    return BasisKey(spec.init, spec.seed, spec.rank or spec.row.rank, in_max, out_max, spec.basis_dtype)

@@ -1,0 +1,158 @@
+"""The table: which letters of the one equation each method has, and which of them it trains.
+
+    y = g ⊙ (W x + b ⊙ B (d ⊙ A x))          g = m / ‖W + ΔW‖ of each row, or 1
+
+Shapes: A (rank, in), d (rank,), B (out, rank), b (out,), m (out,). An absent vector is 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from polyvera.errors import SpecError, did_you_mean
+
+LETTERS = ("A", "B", "d", "b", "m")
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """One letter of the equation: how it starts, whether it is trained, whether the whole model shares it."""
+
+    init: str
+    trained: bool = False
+    shared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One row of the table. `factors` has no entry for a letter that the method lacks.
+
+    scaling: the rule in SCALINGS that multiplies the delta when b is not a vector. rank, lr: sensible defaults.
+    peft_type, peft_keys: the name and the tensor suffixes of the same row in Hugging Face PEFT.
+    """
+
+    name: str
+    factors: Mapping[str, Factor]
+    source: str
+    scaling: str
+    rank: int
+    lr: float
+    peft_type: str
+    peft_keys: Mapping[str, str]
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The trained letters, which are also the stored ones."""
+        return tuple(x for x in LETTERS if x in self.factors and self.factors[x].trained)
+
+    @property
+    def shares_basis(self) -> bool:
+        """Whether A and B are one frozen pair for the whole model."""
+        return all(x in self.factors and self.factors[x].shared for x in ("A", "B"))
+
+    @property
+    def draws_by_seed(self) -> bool:
+        """Whether a frozen factor of each layer is drawn from the seed instead of stored."""
+        return any(f.init in DRAWN and not f.trained and not f.shared for f in self.factors.values())
+
+    @property
+    def takes_alpha(self) -> bool:
+        """Whether alpha has a meaning here, that is whether b is a frozen number."""
+        return self.scaling != "none"
+
+    def with_magnitude(self) -> Method:
+        """The same row with a trained magnitude m (DoRA, Liu 2024), named as it is where it has one already."""
+        return self if "m" in self.factors else replace(self, factors={**self.factors, "m": MAGNITUDE})
+
+
+KAIMING = "kaiming"  # uniform within ±1/√fan_in, which is kaiming uniform at a=√5
+NORMAL = "normal"  # N(0, 0.02²)
+ZEROS = "zeros"
+D_INIT = "d_init"  # the constant spec.d_init
+ROW_NORM = "row_norm"  # ‖W‖ of each row
+BASIS = "basis"  # the shared pair named by a BasisKey
+SCALE = "scale"  # the number that a rule of SCALINGS gives
+DRAWN = (KAIMING, NORMAL)
+
+SHARED = Factor(BASIS, shared=True)
+MAGNITUDE = Factor(ROW_NORM, trained=True)
+FROZEN_SCALE = Factor(SCALE)
+LOW_RANK = MappingProxyType({"A": Factor(KAIMING, trained=True), "B": Factor(ZEROS, trained=True), "b": FROZEN_SCALE})
+VECTORS = MappingProxyType(
+    {"A": SHARED, "B": SHARED, "d": Factor(D_INIT, trained=True), "b": Factor(ZEROS, trained=True)}
+)
+LORA_KEYS = MappingProxyType({"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"})
+VERA_KEYS = MappingProxyType({"d": "vera_lambda_d", "b": "vera_lambda_b"})
+ADALORA_KEYS = MappingProxyType({"A": "lora_A", "B": "lora_B", "d": "lora_E"})
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        row.name: row
+        for row in (
+            Method("lora", LOW_RANK, "Hu 2021", "alpha/r", 8, 5e-4, "LORA", LORA_KEYS),
+            Method(
+                "lora-fa",
+                {**LOW_RANK, "A": Factor(KAIMING)},
+                "Zhang 2023a",
+                "alpha/r",
+                8,
+                1e-3,
+                "LORA",
+                LORA_KEYS,
+            ),
+            Method(
+                "adalora",
+                {
+                    "A": Factor(NORMAL, trained=True),
+                    "B": Factor(NORMAL, trained=True),
+                    "d": Factor(ZEROS, trained=True),
+                    "b": FROZEN_SCALE,
+                },
+                "Zhang 2023b",
+                "alpha,r",
+                12,
+                2e-3,
+                "ADALORA",
+                ADALORA_KEYS,
+            ),
+            Method("dora", {**LOW_RANK, "m": MAGNITUDE}, "Liu 2024", "alpha/r", 8, 5e-4, "LORA", LORA_KEYS),
+            Method("vera", VECTORS, "Kopiczko 2023", "none", 256, 1e-2, "VERA", VERA_KEYS),
+            Method("dvora", {**VECTORS, "m": MAGNITUDE}, "Liu 2024", "none", 256, 1e-2, "LORA", LORA_KEYS),
+        )
+    }
+)
+
+Scale = tuple[float, float]
+ONE: Scale = (1.0, 1.0)
+
+# A rule gives (factor, divisor): the delta is multiplied by the one, then divided by the other, two roundings
+# where PEFT has two. AdaLoRA's official code divides by r + 1e-5.
+SCALINGS: Mapping[str, Callable[[float, int], Scale]] = MappingProxyType(
+    {
+        "none": lambda alpha, rank: ONE,
+        "alpha/r": lambda alpha, rank: (alpha / rank, 1.0) if rank else ONE,
+        "alpha/sqrt(r)": lambda alpha, rank: (alpha / rank**0.5, 1.0) if rank else ONE,
+        "alpha,r": lambda alpha, rank: (alpha, rank + 1e-5),
+    }
+)
+
+
+def method_named(name: str) -> Method:
+    """The row of that name. Raises SpecError, with the nearest name, where there is none."""
+    if name not in METHODS:
+        raise SpecError(f"method={name!r} is none of {', '.join(METHODS)}{did_you_mean(name, METHODS)}")
+    return METHODS[name]
+
+
+def factor_shape(letter: str, rank: int, in_features: int, out_features: int) -> tuple[int, ...]:
+    """The shape of one letter in one layer."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "A": (rank, in_features),
+        "B": (out_features, rank),
+        "d": (rank,),
+        "b": (out_features,),
+        "m": (out_features,),
+    }
+    return shapes[letter]

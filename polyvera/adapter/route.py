@@ -1,0 +1,161 @@
+"""Which slot each row of a batch uses, set in one place for the time of one forward.
+
+    with route(3): model(...)              # every row uses slot 3
+    with route([3, 0, 7]): model(...)      # a mixed batch; slot 0 is the bare base model
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from polyvera.errors import SlotError
+
+if TYPE_CHECKING:
+    from polyvera.adapter.bank import Bank
+
+BASE_SLOT = 0
+Slots = int | Sequence[int] | Tensor
+
+
+@dataclass(eq=False)
+class Pick:
+    """The rows of one batch as one bank sees them.
+
+    slot: the bank's own index where all rows use the same one. rows: else the index of each row, 0 where mask is 0.
+    mask: 1 for the rows that are this bank's, 0 for all others, None where all are.
+    """
+
+    slot: int | None
+    rows: Tensor
+    mask: Tensor | None
+    version: int
+    cache: dict[Any, Any] = field(default_factory=dict)
+
+    @cached_property
+    def groups(self) -> list[tuple[int, Tensor]]:
+        """(index, the row numbers that use it), for factors that a batch can't share."""
+        mine = self.rows if self.mask is None else torch.where(self.mask > 0, self.rows, -1)
+        return [(int(i), (mine == i).nonzero().squeeze(-1)) for i in mine.unique().tolist() if i >= 0]
+
+    def gather(self, stack: Tensor, like: Tensor) -> Tensor:
+        """stack[rows] with axes added so that it broadcasts over the tokens of `like` (rows, ..., features)."""
+        rows = self.rows.to(stack.device)
+        if rows.shape != like.shape[: rows.dim()]:
+            raise SlotError(
+                f"route() names slots for {tuple(rows.shape)} rows, but this layer got an input of shape "
+                f"{tuple(like.shape)}; give one slot for each row of the batch"
+            )
+        between = (1,) * (like.dim() - 1 - rows.dim())
+        return stack[rows].view(*rows.shape, *between, *stack.shape[1:])
+
+    def gather_mask(self, like: Tensor) -> Tensor:
+        """The mask with axes added so that it broadcasts over `like` (rows, ..., features)."""
+        assert self.mask is not None
+        return self.mask.to(like.device).view(*self.mask.shape, *(1,) * (like.dim() - self.mask.dim()))
+
+
+class Route:
+    """The slots of one batch, checked once for each model that it passes through."""
+
+    def __init__(self, slots: Slots) -> None:
+        self.slots = slots if isinstance(slots, int) else torch.as_tensor(slots, dtype=torch.long).cpu()
+        if isinstance(self.slots, Tensor) and self.slots.numel() and bool((self.slots == self.slots.flatten()[0]).all()):
+            self.shape, self.slots = self.slots.shape, int(self.slots.flatten()[0])
+        self._picks: dict[int, Pick | None] = {}
+
+    def pick(self, bank: Bank) -> Pick | None:
+        """How this batch uses the bank, or None where no row does. Raises SlotError for a slot that isn't there."""
+        known = self._picks.get(id(bank), self)
+        if known is self or (isinstance(known, Pick) and known.version != bank.version):
+            bank.table.check(self.slots)
+            known = self._picks[id(bank)] = self._pick(bank)
+        return known  # type: ignore[return-value]
+
+    def _pick(self, bank: Bank) -> Pick | None:
+        if isinstance(self.slots, int):
+            index = self.slots - bank.first
+            inside = 0 <= index < bank.num_slots
+            return Pick(index, torch.tensor([index]), None, bank.version) if inside else None
+        index = self.slots - bank.first
+        mine = (index >= 0) & (index < bank.num_slots)
+        if not bool(mine.any()):
+            return None
+        mask = None if bool(mine.all()) else mine.float()
+        return Pick(None, torch.where(mine, index, 0), mask, bank.version)
+
+
+class SlotTable:
+    """The slot numbers of one model: 0 is the base, then each bank's slots in the order in which they were added."""
+
+    def __init__(self) -> None:
+        self.banks: list[Bank] = []
+        self._default: tuple[object, Route] | None = None
+
+    @property
+    def occupied(self) -> list[int]:
+        """The slots that hold an adapter."""
+        return [bank.first + i for bank in self.banks for i in sorted(bank.occupied)]
+
+    def add(self, bank: Bank) -> int:
+        """Takes the bank in; returns its first slot number."""
+        first = 1 + sum(b.num_slots for b in self.banks)
+        self.banks.append(bank)
+        return first
+
+    def check(self, slots: int | Tensor) -> None:
+        """Raises SlotError unless every slot is the base or holds an adapter."""
+        asked = {slots} if isinstance(slots, int) else set(slots.unique().tolist())
+        missing = sorted(s for s in asked if s != BASE_SLOT and not self._holds(s))
+        if missing:
+            raise SlotError(f"slot {missing[0]} holds no adapter; {self._shown()}, and slot 0 is the base model")
+
+    def default(self) -> Route:
+        """The route of a forward outside `with route(...)`: the only adapter, or the base where there is none."""
+        state = tuple(bank.version for bank in self.banks)
+        if self._default is None or self._default[0] != state:
+            held = self.occupied
+            if len(held) > 1:
+                raise SlotError(f"{self._shown()}: say which to use, `with route(slot): model(...)`")
+            self._default = (state, Route(held[0] if held else BASE_SLOT))
+        return self._default[1]
+
+    def _holds(self, slot: int) -> bool:
+        return any(slot - bank.first in bank.occupied for bank in self.banks)
+
+    def _shown(self) -> str:
+        held = self.occupied
+        listed = ", ".join(map(str, held[:8])) + (", ..." if len(held) > 8 else "")
+        return f"this model holds {len(held)} adapters (slots {listed})" if held else "this model holds no adapter"
+
+
+_ROUTE: ContextVar[Route | None] = ContextVar("polyvera_route", default=None)
+
+
+@contextmanager
+def route(slots: Slots | Route) -> Iterator[Route]:
+    """Sets the slot of every row for the forwards inside: one slot for all, or one for each row of the batch."""
+    chosen = slots if isinstance(slots, Route) else Route(slots)
+    token = _ROUTE.set(chosen)
+    try:
+        yield chosen
+    finally:
+        _ROUTE.reset(token)
+
+
+def current_route(table: SlotTable) -> Route:
+    """The route in force, or the model's default. Raises SlotError where that is not one adapter."""
+    return _ROUTE.get() or table.default()
+
+
+def checkpoint_context() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """For torch.utils.checkpoint's context_fn: the recomputation takes the route of the forward, in any thread."""
+    chosen = _ROUTE.get()
+    return nullcontext(), nullcontext() if chosen is None else route(chosen)

@@ -1,0 +1,136 @@
+"""AdapterSpec: every choice that makes an adapter; BasisKey: the name of a frozen pair. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from polyvera.adapter.method import SCALINGS, Method, Scale, method_named
+from polyvera.errors import SpecError, did_you_mean
+
+Pattern = tuple[tuple[str, float], ...]
+DTYPES = ("float32", "bfloat16", "float16")
+BASIS_INITS = ("kaiming_uniform", "kaiming_normal", "uniform", "orthogonal")
+GIVEN = "given"
+
+
+@dataclass(frozen=True, slots=True)
+class BasisKey:
+    """The name of one frozen pair A (rank, in_max), B (out_max, rank): the same key is the same bits everywhere.
+
+    dtype: the values are rounded to it and held in fp32 (PEFT does so on a low-precision base).
+    sha256: only for init='given', a pair that came with an adapter and that no recipe draws.
+    """
+
+    init: str
+    seed: int
+    rank: int
+    in_max: int
+    out_max: int
+    dtype: str = "float32"
+    sha256: str = ""
+
+    @property
+    def num_params(self) -> int:
+        """Elements of A and B together."""
+        return self.rank * (self.in_max + self.out_max)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSpec:
+    """Every choice that makes an adapter, before a model is known.
+
+    targets: 'default', 'all-linear', a regular expression for the whole layer name, or endings of layer names.
+    rank, alpha, scaling: None takes the method's own; alpha is the numerator of the scaling rule and starts as rank.
+    magnitude: adds a trained row norm m to any row of the table.
+    init, seed, in_max, out_max, basis_dtype: the frozen pair; None takes the widest target.
+    rank_pattern, alpha_pattern: (layer name, value) pairs that differ from rank and alpha.
+    head: modules trained whole and stored with the adapter. Raises SpecError for what cannot be.
+    """
+
+    method: str = "vera"
+    rank: int | None = None
+    targets: str | tuple[str, ...] = "default"
+    exclude: tuple[str, ...] = ()
+    alpha: float | None = None
+    scaling: str | None = None
+    magnitude: bool = False
+    seed: int = 0
+    init: str = "kaiming_uniform"
+    d_init: float = 0.1
+    dropout: float = 0.0
+    in_max: int | None = None
+    out_max: int | None = None
+    basis_dtype: str = "float32"
+    rank_pattern: Pattern = ()
+    alpha_pattern: Pattern = ()
+    head: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("exclude", "head"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not isinstance(self.targets, str):
+            object.__setattr__(self, "targets", tuple(self.targets))
+        for name in ("rank_pattern", "alpha_pattern"):
+            object.__setattr__(self, name, tuple(sorted((str(k), v) for k, v in getattr(self, name))))
+        for problem in self._problems():
+            raise SpecError(problem)
+
+    def _problems(self) -> Iterable[str]:
+        row = self.row
+        if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
+            yield f"rank={self.rank!r} is not a whole number of at least 1"
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            yield f"seed={self.seed!r} is not a whole number from 0 to 2**32 - 1"
+        if not 0.0 <= self.dropout < 1.0:
+            yield f"dropout={self.dropout!r} is not in [0, 1)"
+        if not self.targets:
+            yield "targets is empty: name at least one layer, or 'all-linear'"
+        if self.alpha is not None and not row.takes_alpha:
+            yield f"alpha={self.alpha} has no meaning for {self.method}, which trains b instead; leave alpha out"
+        if self.scaling is not None and (self.scaling not in SCALINGS or not row.takes_alpha):
+            yield f"scaling={self.scaling!r} is no rule for {self.method}; the rules are {', '.join(SCALINGS)}"
+        if self.alpha_pattern and not row.takes_alpha:
+            yield f"alpha_pattern has no meaning for {self.method}, which trains b instead"
+        if self.rank_pattern and row.shares_basis:
+            yield f"rank_pattern has no meaning for {self.method}: all layers share one basis of one rank"
+        if self.init not in (*BASIS_INITS, GIVEN):
+            yield f"init={self.init!r} is none of {', '.join(BASIS_INITS)}{did_you_mean(self.init, BASIS_INITS)}"
+        if self.basis_dtype not in DTYPES:
+            yield f"basis_dtype={self.basis_dtype!r} is none of {', '.join(DTYPES)}"
+
+    @property
+    def row(self) -> Method:
+        """The table row, with a magnitude where one was asked for."""
+        row = method_named(self.method)
+        return row.with_magnitude() if self.magnitude else row
+
+    def rank_of(self, site: str) -> int:
+        """The rank of one layer."""
+        return int(dict(self.rank_pattern).get(site, self.rank or self.row.rank))
+
+    def scale_of(self, site: str) -> Scale:
+        """(factor, divisor) of the delta of one layer."""
+        rank = self.rank or self.row.rank
+        by_rule = SCALINGS[self.scaling or self.row.scaling]
+        alpha = dict(self.alpha_pattern).get(site, self.alpha if self.alpha is not None else rank)
+        divides_by = rank if self.row.scaling == "alpha,r" else self.rank_of(site)
+        return by_rule(float(alpha), divides_by)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The choices that differ from the defaults, as plain JSON values; the method always."""
+        plain = {k: v for k, v in asdict(self).items() if k == "method" or v != _DEFAULTS[k]}
+        return {k: dict(v) if k.endswith("_pattern") else v for k, v in plain.items()}
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> AdapterSpec:
+        """The inverse of to_dict. Raises SpecError for an unknown key, with the nearest known one."""
+        for key in given:
+            if key not in _DEFAULTS:
+                raise SpecError(f"{key!r} is no choice of an adapter{did_you_mean(key, _DEFAULTS)}")
+        values = {k: tuple(v.items()) if k.endswith("_pattern") and isinstance(v, dict) else v for k, v in given.items()}
+        return cls(**values)
+
+
+_DEFAULTS = {f.name: f.default for f in fields(AdapterSpec)}

@@ -1,0 +1,79 @@
+"""Every error that polyvera raises on purpose.
+
+PolyveraError
+├── SpecError          a method, rank, target or other choice that cannot be (also a ValueError)
+│   ├── TargetError    targets that match no layer
+│   └── BasisError     a basis that is not the one an adapter was trained with
+├── SlotError          a slot that does not exist, is empty or does not fit (also a LookupError)
+├── LayoutError        an adapter that does not fit this model or this bank
+│   └── FingerprintError  an adapter of another base model
+├── FormatError        bytes that are not a whole, valid adapter file
+├── StoreError         a store that cannot do what was asked
+│   ├── NameRefused    a name that is no valid adapter name
+│   └── NotFoundError  no such adapter, version or alias (also a LookupError)
+├── DataError          training or evaluation data that cannot be used
+└── RecipeError        a recipe with an unknown key or an impossible value
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class PolyveraError(Exception):
+    """The root of all errors raised here on purpose."""
+
+
+class SpecError(PolyveraError, ValueError):
+    """A method, rank, target or other choice that cannot be."""
+
+
+class TargetError(SpecError):
+    """Targets that match no layer of the model."""
+
+
+class BasisError(SpecError):
+    """A basis that is not the one an adapter was trained with."""
+
+
+class SlotError(PolyveraError, LookupError):
+    """A slot that does not exist, is empty, or does not fit the batch."""
+
+
+class LayoutError(PolyveraError, ValueError):
+    """An adapter that does not fit this model or this bank."""
+
+
+class FingerprintError(LayoutError):
+    """An adapter that was trained on another base model."""
+
+
+class FormatError(PolyveraError, ValueError):
+    """Bytes that are not a whole, valid adapter file."""
+
+
+class StoreError(PolyveraError):
+    """A store that cannot do what was asked."""
+
+
+class NameRefused(StoreError, ValueError):
+    """A name that is no valid adapter name."""
+
+
+class NotFoundError(StoreError, LookupError):
+    """No such adapter, version or alias."""
+
+
+class DataError(PolyveraError, ValueError):
+    """Training or evaluation data that cannot be used."""
+
+
+class RecipeError(PolyveraError, ValueError):
+    """A recipe with an unknown key or an impossible value."""
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the nearest known name, or an empty string."""
+    near = get_close_matches(given, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
