@@ -171,4 +171,6 @@ class Bank:
 
     def _shown(self, layout: Layout) -> str:
         ranks = sorted({site.rank for site in layout.sites})
-        return f"{layout.method.name} of rank {', '.join(map(str, ranks))} on {len(layout.sites)} layers ({layout.basis})"
+        return (
+            f"{layout.method.name} of rank {', '.join(map(str, ranks))} on {len(layout.sites)} layers ({layout.basis})"
+        )

@@ -33,7 +33,9 @@ class Vectors:
     norm: Tensor | None = None
 
 
-def delta(x: Tensor, A: Tensor, B: Tensor, d: Tensor | None = None, b: Tensor | None = None, scale: Scale = ONE) -> Tensor:
+def delta(
+    x: Tensor, A: Tensor, B: Tensor, d: Tensor | None = None, b: Tensor | None = None, scale: Scale = ONE
+) -> Tensor:
     """b ⊙ B (d ⊙ A x), in the order in which PEFT rounds it. (..., in) -> (..., out)."""
     return _scaled(_expand(F.linear(x, A), B, d), b, scale)
 
@@ -96,7 +98,7 @@ def adapt_naive(y: Tensor, u: Tensor, v: Vectors, bias: Tensor | None = None) ->
 
 
 def _expand(u: Tensor, B: Tensor, d: Tensor | None) -> Tensor:
-    return F.linear(u if d is None else d * u, B)
+    return F.linear(u if d is None else (d * u).to(B.dtype), B)
 
 
 def _scaled(w: Tensor, b: Tensor | None, scale: Scale) -> Tensor:
@@ -165,10 +167,11 @@ def _one_backward(
     left = outer if b is None else (b if outer is None else outer * b)
     du = dB = dd = db = None
     if need_u:
-        h = g2 @ (B if left is None else left[:, None] * B)
+        h = g2 @ (B if left is None else (left[:, None] * B).to(B.dtype))
         du = (h if d is None else h.mul_(d)).view_as(u)
     if need_B or need_d or need_b:
         M = g2.T @ u2
+        M = M.to(torch.promote_types(M.dtype, torch.float32))
         if need_B:
             dB = M if left is None else left[:, None] * M
             dB = dB if d is None else dB * d
@@ -192,21 +195,21 @@ def _rows_backward(
     du = dB = dd = db = None
     left = g if b is None else g * b
     if need_u or need_d:
-        h = left @ B
+        h = left.to(B.dtype) @ B
         du = h if d is None else h * d
         dd = (h * u).sum_to_size(d.shape) if need_d and d is not None else None
     if need_b and b is not None:
-        db = _expand(u, B, d).mul_(g).sum_to_size(b.shape)
+        db = (_expand(u, B, d) * g).sum_to_size(b.shape)
     if need_B:
         z = u if d is None else d * u
-        dB = left.reshape(-1, left.shape[-1]).T @ z.reshape(-1, z.shape[-1])
+        dB = left.reshape(-1, left.shape[-1]).to(B.dtype).T @ z.reshape(-1, z.shape[-1]).to(B.dtype)
     return du, dB, dd, db
 
 
 def _row_scale(B: Tensor, gain: Tensor | None, scale: Scale) -> Tensor | None:
     factor = scale[0] / scale[1]
     if gain is None:
-        return None if factor == 1.0 else B.new_full((B.shape[0],), factor)
+        return None if factor == 1.0 else torch.full((B.shape[0],), factor, device=B.device)
     return gain if factor == 1.0 else gain * factor
 
 

@@ -77,12 +77,19 @@ def add_bank(
     table = slot_table(model)
     device = next(iter(layers.values())).weight.device
     bank = Bank(
-        layout, num_slots, basis, table, device=device, dtype=dtype, dropout=dropout, trainable=trainable  # type: ignore[arg-type]
+        layout,
+        num_slots,
+        basis,
+        table,
+        device=device,
+        dtype=dtype,
+        dropout=dropout,
+        trainable=trainable,  # type: ignore[arg-type]
     )
     for site in layout.sites:
-        _wrap(model, site.name, AdaptedLinear, table).banks.append(bank.layer(site, layers[site.name]))
+        _wrap(model, site.name, AdaptedLinear, table, bank.layer(site, layers[site.name]))
     for name in sorted({_head_name(model, key) for key, _ in layout.head}):
-        _wrap(model, name, AdaptedHead, table).banks.append(bank.head(name))
+        _wrap(model, name, AdaptedHead, table, bank.head(name))
     return bank
 
 
@@ -127,7 +134,9 @@ def head_tensors(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
             module = model.get_submodule(name)
         except AttributeError:
             names = [n for n, _ in model.named_modules() if n]
-            raise TargetError(f"head={name!r} is no module of {type(model).__name__}{did_you_mean(name, names)}") from None
+            raise TargetError(
+                f"head={name!r} is no module of {type(model).__name__}{did_you_mean(name, names)}"
+            ) from None
         module = module.base if isinstance(module, AdaptedHead) else module  # type: ignore[assignment]
         found.update({f"{name}.{k}": p for k, p in module.named_parameters()})
     return found
@@ -172,14 +181,13 @@ def _head_name(model: nn.Module, key: str) -> str:
     raise LayoutError(f"the adapter has a head tensor {key!r}, and {type(model).__name__} no such module")
 
 
-def _wrap(model: nn.Module, name: str, kind: type[nn.Module], table: SlotTable) -> nn.Module:
+def _wrap(model: nn.Module, name: str, kind: type[nn.Module], table: SlotTable, share: nn.Module) -> None:
     module = model.get_submodule(name)
-    if isinstance(module, AdaptedLinear | AdaptedHead):
-        return module
-    wrapped = kind(module, table)
-    wrapped.train(module.training)
-    _set(model, name, wrapped)
-    return wrapped
+    if not isinstance(module, AdaptedLinear | AdaptedHead):
+        training, module = module.training, kind(module, table)
+        module.train(training)
+        _set(model, name, module)
+    module.banks.append(share.train(module.training))  # type: ignore[union-attr,operator]
 
 
 def _set(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -57,13 +57,19 @@ def _project(x: Tensor, A: Tensor, dropout: float) -> Tensor:
         return F.linear(F.dropout(x, dropout) if dropout else x, A)
 
 
+def _exact(t: Tensor) -> Tensor:
+    return t.to(torch.promote_types(t.dtype, torch.float32))
+
+
 class LayerBank(nn.Module):
     """One layer's share of a bank: each trained factor with a leading slot axis, and the frozen ones it needs.
 
     A, B, d, b, m: Parameter (slots, *shape) where trained; A (rank, in) of a row that draws it for each layer.
     """
 
-    def __init__(self, bank: Bank, site: Site, base: nn.Module, shared: SharedInput, frozen: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, bank: Bank, site: Site, base: nn.Module, shared: SharedInput, frozen: Mapping[str, Tensor]
+    ) -> None:
         super().__init__()
         self.bank, self.site, self.shared = bank, site, shared
         self._base = [base]  # in a list, so that the base is not registered a second time
@@ -71,6 +77,11 @@ class LayerBank(nn.Module):
         self._norms: dict[int, tuple[object, Tensor]] = {}
         for letter, value in frozen.items():
             self.register_buffer(letter, value, persistent=False)
+
+    @property
+    def base(self) -> nn.Module:
+        """The frozen base layer."""
+        return self._base[0]
 
     def forward(self, x: Tensor, y: Tensor, pick: Pick) -> Tensor:
         """The base's output y (..., out) with this bank's delta added to the rows that are its own."""
@@ -86,7 +97,7 @@ class LayerBank(nn.Module):
         A, B = self._pair(x, own)
         d = own.get("d")
         if d is not None and "A" in own:  # PEFT's AdaLoRA scales A itself
-            A, d = A * d[:, None], None
+            A, d = (A * d[:, None]).to(A.dtype), None
         norm = None if "m" not in own else self._norm_to_use(slot, own)
         return adapt(y, self._input(x, A), self._vectors(B, d, own, norm), self._bias())
 
@@ -114,8 +125,8 @@ class LayerBank(nn.Module):
 
     def _gather(self, x: Tensor, pick: Pick) -> Vectors:
         _, B = self._pair(x)
-        own = {k: pick.gather(getattr(self, k).to(B.dtype), x) for k in self.bank.layout.method.trained}
-        mask = None if pick.mask is None else pick.gather_mask(x).to(B.dtype)
+        own = {k: pick.gather(getattr(self, k), x) for k in self.bank.layout.method.trained}
+        mask = None if pick.mask is None else pick.gather_mask(x)
         if mask is not None:
             own["b"] = own["b"] * mask
         norm = None
@@ -165,7 +176,7 @@ class LayerBank(nn.Module):
         """Dense where A is the adapter's own, in PEFT's order of rounding; factored where A is frozen."""
         if "A" not in own:
             return self._factored_norm(own)
-        A, B = (t.float() for t in self._pair(own["m"], own))
+        A, B = (_exact(t) for t in self._pair(own["m"], own))
         A = A if "d" not in own else A * own["d"][:, None]
         dW = F.linear(A.T, B).T
         factor, divisor = self.site.scale
@@ -173,18 +184,18 @@ class LayerBank(nn.Module):
         return torch.where(norm > 0, norm, 1.0)
 
     def _factored_norm(self, own: Mapping[str, Tensor]) -> Tensor:
-        A, B = (t.float() for t in self._pair(own["m"].float(), own))
+        A, B = (_exact(t) for t in self._pair(own["m"], own))
         parts = self._parts
-        if "A" in own or parts is None or parts.WA.device != A.device:
+        if "A" in own or parts is None or (parts.AA.device, parts.AA.dtype) != (A.device, A.dtype):
             parts = NormParts.of(self._weight(), A)
             self._parts = None if "A" in own else parts
         return factored_row_norm(parts, self._vectors(B, own.get("d"), own, None))
 
     def _weight(self) -> Tensor:
-        return dense_weight(self._base[0]).float()
+        return dense_weight(self.base).to(torch.promote_types(self.bank.dtype, torch.float32))
 
     def _bias(self) -> Tensor | None:
-        return bias_of(self._base[0]) if "m" in self.bank.layout.method.factors else None
+        return bias_of(self.base) if "m" in self.bank.layout.method.factors else None
 
     def _input(self, x: Tensor, A: Tensor) -> Tensor:
         dropout = self.bank.dropout if self.training else 0.0
@@ -268,7 +279,11 @@ class HeadBank(nn.Module):
         super().__init__()
         self.bank, self.name = bank, name
 
+    def tensors(self, slot: int) -> dict[str, Tensor]:
+        """This slot's tensors by their names in the head."""
+        return {name.replace("/", "."): value[slot] for name, value in self.named_parameters()}
+
     def of_slot(self, slot: int, base: nn.Module, x: Tensor) -> Tensor:
         """The base head's forward with this slot's tensors."""
-        own = {name.replace("/", "."): value[slot].to(x.dtype) for name, value in self.named_parameters()}
+        own = {name: value.to(x.dtype) for name, value in self.tensors(slot).items()}
         return torch.func.functional_call(base, own, (x,))  # type: ignore[no-any-return]

@@ -98,7 +98,9 @@ class Layout:
         named: dict[str, list[tuple[str, str, str, Shape]]] = {}
         for pattern, sites in self.patterns.items():
             for letter in self.method.trained:
-                named[f"{pattern}.{letter}"] = [(f"{s.name}.{letter}", s.name, letter, _shape(s, letter)) for s in sites]
+                named[f"{pattern}.{letter}"] = [
+                    (f"{s.name}.{letter}", s.name, letter, _shape(s, letter)) for s in sites
+                ]
         for key, shape in self.head:
             named[key] = [(key, "", "", shape)]
         return tuple(_placed(named))
@@ -161,7 +163,9 @@ def layer_number(name: str) -> int:
     return int(found.group()) if found else -1
 
 
-def layout_of(spec: AdapterSpec, shapes: Mapping[str, tuple[int, int]], head: Mapping[str, Shape] | None = None) -> Layout:
+def layout_of(
+    spec: AdapterSpec, shapes: Mapping[str, tuple[int, int]], head: Mapping[str, Shape] | None = None
+) -> Layout:
     """The layout of a spec on layers of the given (in_features, out_features). Raises LayoutError.
 
     The widest layer sets in_max and out_max of the basis unless the spec names wider ones.

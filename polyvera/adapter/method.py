@@ -79,13 +79,11 @@ DRAWN = (KAIMING, NORMAL)
 SHARED = Factor(BASIS, shared=True)
 MAGNITUDE = Factor(ROW_NORM, trained=True)
 FROZEN_SCALE = Factor(SCALE)
-LOW_RANK = MappingProxyType({"A": Factor(KAIMING, trained=True), "B": Factor(ZEROS, trained=True), "b": FROZEN_SCALE})
-VECTORS = MappingProxyType(
-    {"A": SHARED, "B": SHARED, "d": Factor(D_INIT, trained=True), "b": Factor(ZEROS, trained=True)}
-)
-LORA_KEYS = MappingProxyType({"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"})
-VERA_KEYS = MappingProxyType({"d": "vera_lambda_d", "b": "vera_lambda_b"})
-ADALORA_KEYS = MappingProxyType({"A": "lora_A", "B": "lora_B", "d": "lora_E"})
+LOW_RANK = {"A": Factor(KAIMING, trained=True), "B": Factor(ZEROS, trained=True), "b": FROZEN_SCALE}
+VECTORS = {"A": SHARED, "B": SHARED, "d": Factor(D_INIT, trained=True), "b": Factor(ZEROS, trained=True)}
+LORA_KEYS = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"}
+VERA_KEYS = {"d": "vera_lambda_d", "b": "vera_lambda_b"}
+ADALORA_KEYS = {"A": "lora_A", "B": "lora_B", "d": "lora_E"}
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {

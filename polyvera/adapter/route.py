@@ -1,7 +1,7 @@
 """Which slot each row of a batch uses, set in one place for the time of one forward.
 
-    with route(3): model(...)              # every row uses slot 3
-    with route([3, 0, 7]): model(...)      # a mixed batch; slot 0 is the bare base model
+with route(3): model(...)              # every row uses slot 3
+with route([3, 0, 7]): model(...)      # a mixed batch; slot 0 is the bare base model
 """
 
 from __future__ import annotations
@@ -67,7 +67,11 @@ class Route:
 
     def __init__(self, slots: Slots) -> None:
         self.slots = slots if isinstance(slots, int) else torch.as_tensor(slots, dtype=torch.long).cpu()
-        if isinstance(self.slots, Tensor) and self.slots.numel() and bool((self.slots == self.slots.flatten()[0]).all()):
+        if (
+            isinstance(self.slots, Tensor)
+            and self.slots.numel()
+            and bool((self.slots == self.slots.flatten()[0]).all())
+        ):
             self.shape, self.slots = self.slots.shape, int(self.slots.flatten()[0])
         self._picks: dict[int, Pick | None] = {}
 

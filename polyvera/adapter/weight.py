@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor, nn
 
 from polyvera.errors import LayoutError
@@ -36,6 +37,11 @@ def dense_weight(module: nn.Module) -> Tensor:
     return weight.detach().T if _is_transposed(module) else weight.detach()
 
 
+def as_stored(module: nn.Module, weight: Tensor) -> Tensor:
+    """A weight given as (out, in) in the orientation in which the module keeps it."""
+    return weight.T if _is_transposed(module) else weight
+
+
 def bias_of(module: nn.Module) -> Tensor | None:
     """The bias, or None."""
     bias = getattr(module, "bias", None)
@@ -43,23 +49,18 @@ def bias_of(module: nn.Module) -> Tensor | None:
 
 
 def _dequantized(module: nn.Module) -> Tensor:
-    weight = module.weight
-    if hasattr(weight, "dequantize"):
-        dense = weight.dequantize()
-        assert isinstance(dense, Tensor)
-        return dense.detach()
-    if weight.dtype == torch.int8 and getattr(module.weight, "SCB", None) is not None:  # type: ignore[union-attr]
-        return _bitsandbytes_8bit(module)
+    weight: Any = module.weight
     if getattr(weight, "quant_state", None) is not None:
         from bitsandbytes.functional import dequantize_4bit
 
-        return dequantize_4bit(weight.data, weight.quant_state)  # type: ignore[union-attr,no-any-return]
+        return dequantize_4bit(weight.data, weight.quant_state)  # type: ignore[no-any-return]
+    scale = getattr(weight, "SCB", None)
+    scale = getattr(getattr(module, "state", None), "SCB", None) if scale is None else scale
+    if scale is not None:  # bitsandbytes moves it into the module's state at the first forward
+        return weight.data.float() * scale[:, None] / 127.0  # type: ignore[no-any-return]
+    if type(weight).dequantize is not Tensor.dequantize:
+        return weight.dequantize().detach()  # type: ignore[no-any-return]
     raise LayoutError(f"{type(module).__name__} keeps its weight in a form that cannot be read back; use another base")
-
-
-def _bitsandbytes_8bit(module: nn.Module) -> Tensor:
-    scale = module.weight.SCB  # type: ignore[union-attr]
-    return module.weight.data.float() * scale[:, None] / 127.0  # type: ignore[union-attr,operator,no-any-return,index]
 
 
 def _is_transposed(module: nn.Module) -> bool:
@@ -68,12 +69,13 @@ def _is_transposed(module: nn.Module) -> bool:
 
 def plain_linear(module: nn.Module, weight: Tensor) -> nn.Module:
     """A plain layer of the same kind around a weight given as (out, in): Conv1D stays Conv1D, all else is nn.Linear."""
-    if _is_transposed(module):
-        merged = type(module)(weight.shape[0], weight.shape[1])
-        merged.weight = nn.Parameter(weight.T.contiguous(), requires_grad=False)
-    else:
-        merged = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        merged.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+    out_features, in_features = weight.shape
+    merged = (
+        type(module)(out_features, in_features)
+        if _is_transposed(module)
+        else nn.Linear(in_features, out_features, bias=False, device="meta")
+    )
+    merged.weight = nn.Parameter(as_stored(module, weight).contiguous(), requires_grad=False)
     bias = bias_of(module)
     merged.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
     return merged

@@ -1,0 +1,124 @@
+"""merge folds an adapter into plain weights; Switch moves a merged model from one adapter to another, exactly."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from polyvera.adapter.adapter import Adapter
+from polyvera.adapter.bank import Bank
+from polyvera.adapter.equation import delta_weight
+from polyvera.adapter.inject import banks_of, eject, load
+from polyvera.adapter.layer import AdaptedHead, AdaptedLinear, LayerBank
+from polyvera.adapter.weight import as_stored, dense_weight, is_quantized, plain_linear
+from polyvera.errors import LayoutError, SlotError
+
+
+def merged_weight(layer: LayerBank, W: Tensor, slot: int) -> Tensor:
+    """g ⊙ (W + ΔW) of one bank-local slot, (out, in): summed in fp32, rounded once to W's dtype."""
+    f = layer.matrices(slot)
+    summed = W.float() + delta_weight(f["A"], f["B"], f.get("d"), f.get("b"), layer.site.scale)
+    if "m" in f:
+        summed = (f["m"] / layer.row_norm(slot))[:, None] * summed
+    if not bool(torch.isfinite(summed).all()):
+        raise LayoutError(f"merging {layer.site.name} gives numbers that are not finite: the adapter is broken")
+    return summed.to(W.dtype)
+
+
+def merge(model: nn.Module, slot: int | None = None, *, dequantize: bool = False) -> nn.Module:
+    """A plain model with one slot folded into its weights: no bank, no polyvera module, ready for save_pretrained().
+
+    The model given is consumed: what it shares with the result is not copied. slot: None takes the only adapter.
+    Raises SlotError for a slot that holds none, LayoutError for a quantized base unless dequantize is asked for.
+    """
+    bank, index = _held(model, slot)
+    quantized = [n for n, layer in bank.layers.items() if is_quantized(layer.base)]
+    if quantized and not dequantize:
+        raise LayoutError(
+            f"{quantized[0]} is quantized, and merging into it would round the adapter away: pass dequantize=True for "
+            "plain weights in its place, or merge into the unquantized base"
+        )
+    with torch.no_grad():
+        plain = {n: _merged_layer(layer, index) for n, layer in bank.layers.items()}
+        heads = {n: _merged_head(model, bank, n, index) for n in bank.heads}
+    eject(model)
+    for name, module in {**plain, **heads}.items():
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, module)
+    return model
+
+
+def _merged_layer(layer: LayerBank, index: int) -> nn.Module:
+    return plain_linear(layer.base, merged_weight(layer, dense_weight(layer.base), index))
+
+
+def _merged_head(model: nn.Module, bank: Bank, name: str, index: int) -> nn.Module:
+    adapted = model.get_submodule(name)
+    assert isinstance(adapted, AdaptedHead)
+    head = copy.deepcopy(adapted.base)
+    for key, value in bank.heads[name].tensors(index).items():
+        parameter = head.get_parameter(key)
+        parameter.copy_(value.to(parameter.dtype))
+    return head
+
+
+def _held(model: nn.Module, slot: int | None) -> tuple[Bank, int]:
+    banks = banks_of(model)
+    occupied = [bank.first + i for bank in banks for i in sorted(bank.occupied)]
+    if slot is None and len(occupied) == 1:
+        slot = occupied[0]
+    for bank in banks:
+        if slot is not None and slot - bank.first in bank.occupied:
+            return bank, slot - bank.first
+    raise SlotError(f"slot={slot} holds no adapter to merge; the occupied slots are {occupied}: name one")
+
+
+class Switch:
+    """A model that carries one adapter at a time in its weights, W' = W + ΔW, and changes it in place.
+
+    W' - ΔW + ΔW' in floating point drifts, so each change starts from W itself, of which the adapted layers' weights
+    are kept: after any number of changes `restore()` gives back the very bits. Memory: a second copy of those weights.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        if any(isinstance(m, AdaptedLinear | AdaptedHead) for m in model.modules()):
+            raise LayoutError("Switch wants a bare model: eject() its banks first")
+        self.model = model
+        self._originals: dict[str, Tensor] = {}
+        self._changed: set[str] = set()
+
+    def to(self, adapter: Adapter, *, check_base: bool = True) -> nn.Module:
+        """Puts this adapter's weights in place of whatever is merged now. Raises as load() and merge() do."""
+        self.restore()
+        (slot,) = load(self.model, adapter, check_base=check_base)
+        try:
+            fresh = self._merged(*_held(self.model, slot))
+        finally:
+            eject(self.model)
+        for name, value in fresh.items():
+            parameter = self.model.get_parameter(name)
+            if name not in self._originals:
+                self._originals[name] = parameter.detach().clone()
+            parameter.data.copy_(value)
+            self._changed.add(name)
+        return self.model
+
+    def restore(self) -> nn.Module:
+        """The base model again, bit for bit."""
+        for name in self._changed:
+            self.model.get_parameter(name).data.copy_(self._originals[name])
+        self._changed.clear()
+        return self.model
+
+    @torch.no_grad()
+    def _merged(self, bank: Bank, index: int) -> dict[str, Tensor]:
+        fresh: dict[str, Tensor] = {}
+        for name, layer in bank.layers.items():
+            if is_quantized(layer.base):
+                raise LayoutError(f"{name} is quantized: Switch works on plain weights; use route() instead")
+            fresh[f"{name}.weight"] = as_stored(layer.base, merged_weight(layer, dense_weight(layer.base), index))
+        for head in bank.heads.values():
+            fresh.update({f"{head.name}.{key}": value for key, value in head.tensors(index).items()})
+        return fresh

@@ -1,0 +1,66 @@
+import pytest
+
+from polyvera.adapter.method import LETTERS, METHODS, SCALINGS, factor_shape, method_named
+from polyvera.adapter.spec import AdapterSpec
+from polyvera.errors import SpecError
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_row_trains_something_and_knows_all_its_letters(name: str) -> None:
+    row = METHODS[name]
+    assert row.name == name and set(row.factors) <= set(LETTERS) and {"A", "B"} <= set(row.factors)
+    assert row.trained and all(row.factors[letter].trained for letter in row.trained)
+    assert not any(row.factors[letter].shared for letter in row.trained)
+    assert row.scaling in SCALINGS and (row.scaling == "none") == ("b" in row.trained)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_magnitude_fits_any_row(name: str) -> None:
+    row = METHODS[name].with_magnitude()
+    assert "m" in row.trained and row.with_magnitude() == row
+    assert AdapterSpec(name, magnitude=True).row.trained == row.trained
+
+
+def test_an_unknown_method_names_the_nearest() -> None:
+    with pytest.raises(SpecError, match=r"'verra' is none of lora.*did you mean 'vera'\?"):
+        method_named("verra")
+
+
+def test_shapes_of_the_letters() -> None:
+    assert [factor_shape(k, 3, 5, 7) for k in LETTERS] == [(3, 5), (7, 3), (3,), (7,), (7,)]
+
+
+@pytest.mark.parametrize(
+    "choices, said",
+    [
+        ({"rank": 0}, "rank=0"),
+        ({"rank": 2.5}, "rank=2.5"),
+        ({"seed": -1}, "seed=-1"),
+        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"targets": ()}, "targets is empty"),
+        ({"alpha": 16}, "alpha=16 has no meaning"),
+        ({"init": "kaiming"}, "did you mean 'kaiming_"),
+        ({"basis_dtype": "int8"}, "basis_dtype='int8'"),
+        ({"rank_pattern": (("a", 3),)}, "rank_pattern has no meaning"),
+        ({"scaling": "alpha/r"}, "no rule for vera"),
+    ],
+)
+def test_an_impossible_choice_is_refused(choices: dict, said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        AdapterSpec("vera", **choices)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_spec_survives_its_plain_form(name: str) -> None:
+    spec = AdapterSpec(name, rank=4, targets=("q", "v"), head=("score",), seed=7)
+    assert AdapterSpec.from_dict(spec.to_dict()) == spec
+    with pytest.raises(SpecError, match="did you mean 'targets'"):
+        AdapterSpec.from_dict({"target": "q"})
+
+
+def test_scales_follow_their_rules() -> None:
+    assert AdapterSpec("lora", rank=4, alpha=8).scale_of("x") == (2.0, 1.0)
+    assert AdapterSpec("lora", rank=4, alpha=8, scaling="alpha/sqrt(r)").scale_of("x") == (4.0, 1.0)
+    pattern = AdapterSpec("lora", rank=4, alpha=8, rank_pattern=(("x", 2),), alpha_pattern=(("y", 4),))
+    assert (pattern.scale_of("x"), pattern.scale_of("y")) == ((4.0, 1.0), (1.0, 1.0))
+    assert AdapterSpec("adalora", rank=4, alpha=8).scale_of("x") == (8.0, 4 + 1e-5)

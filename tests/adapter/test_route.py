@@ -1,0 +1,117 @@
+import threading
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from polyvera.adapter.inject import add_bank, banks_of, inject
+from polyvera.adapter.route import checkpoint_context, route
+from polyvera.adapter.spec import AdapterSpec
+from polyvera.errors import SlotError
+
+SPEC = AdapterSpec("vera", rank=4)
+
+
+def out(model: nn.Module, ids: Tensor, slots: object) -> Tensor:
+    with torch.no_grad(), route(slots):
+        return model(ids).logits
+
+
+@pytest.mark.parametrize("slots", [7, -1, [1, 2, 9, 0], [-2, 1, 1, 1]])
+def test_a_slot_that_is_not_there_raises(small_llama: nn.Module, ids: Tensor, slots: object) -> None:
+    inject(small_llama, SPEC, 2)
+    with pytest.raises(SlotError, match=r"holds no adapter; this model holds 2 adapters \(slots 1, 2\)"):
+        out(small_llama, ids, slots)
+
+
+def test_an_empty_slot_raises_and_names_the_others(small_llama: nn.Module, ids: Tensor) -> None:
+    bank = inject(small_llama, SPEC, 3)
+    bank.clear(2)
+    with pytest.raises(SlotError, match=r"slot 2 holds no adapter.*slots 1, 3"):
+        out(small_llama, ids, [1, 2, 3, 0])
+
+
+def test_a_wrong_number_of_rows_raises(small_llama: nn.Module, ids: Tensor) -> None:
+    inject(small_llama, SPEC, 2)
+    with pytest.raises(SlotError, match="slots for"):
+        out(small_llama, ids, [1, 2])
+
+
+def test_without_a_route_the_only_adapter_is_used_and_two_are_refused(
+    small_llama: nn.Module, ids: Tensor, scramble
+) -> None:
+    with torch.no_grad():
+        bare = small_llama(ids).logits
+        bank = inject(small_llama, SPEC)
+        scramble(bank)
+        assert torch.equal(small_llama(ids).logits, out(small_llama, ids, 1))
+        bank.clear(1)
+        assert torch.equal(small_llama(ids).logits, bare)
+        other = add_bank(small_llama, bank.layout, 2, bank.basis)
+        other._write(0, torch.ones(bank.layout.num_params))
+        other._write(1, torch.ones(bank.layout.num_params))
+        with pytest.raises(SlotError, match="say which to use"):
+            small_llama(ids)
+
+
+def test_routes_nest_and_end(small_llama: nn.Module, ids: Tensor, scramble) -> None:
+    scramble(inject(small_llama, SPEC, 2))
+    one, two = out(small_llama, ids, 1), out(small_llama, ids, 2)
+    with torch.no_grad(), route(1):
+        with route(2):
+            assert torch.equal(small_llama(ids).logits, two)
+        assert torch.equal(small_llama(ids).logits, one)
+        with pytest.raises(ValueError, match="stop"), route(2):
+            raise ValueError("stop")
+        assert torch.equal(small_llama(ids).logits, one)
+
+
+def test_threads_do_not_see_each_others_route(small_llama: nn.Module, ids: Tensor, scramble) -> None:
+    scramble(inject(small_llama, SPEC, 4))
+    alone = {slot: out(small_llama, ids, slot) for slot in range(5)}
+    wrong: list[int] = []
+
+    def run(slot: int) -> None:
+        for _ in range(20):
+            if not torch.allclose(out(small_llama, ids, slot), alone[slot], atol=1e-6):
+                wrong.append(slot)
+
+    threads = [threading.Thread(target=run, args=(slot,)) for slot in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_token_may_have_a_slot_of_its_own(small_llama: nn.Module, scramble) -> None:
+    bank = inject(small_llama, AdapterSpec("vera", rank=4, targets=("q_proj",)), 2)
+    scramble(bank)
+    name = next(iter(bank.layers))
+    x = torch.randn(1, 6, 32, generator=torch.Generator().manual_seed(0))
+    slots = torch.tensor([[1, 1, 0, 2, 2, 1]])
+    with torch.no_grad():
+        with route(slots):
+            packed = small_llama.get_submodule(name)(x)
+        for i, slot in enumerate(slots[0].tolist()):
+            with route(slot):
+                assert torch.allclose(packed[:, i], small_llama.get_submodule(name)(x)[:, i], atol=1e-6)
+
+
+def test_a_checkpoint_context_keeps_the_route_for_another_thread(small_llama: nn.Module) -> None:
+    inject(small_llama, SPEC, 2)
+    table = banks_of(small_llama)[0].table
+    from polyvera.adapter.route import current_route
+
+    with route(2):
+        _, again = checkpoint_context()
+    seen: list[object] = []
+
+    def recompute() -> None:
+        with again:
+            seen.append(current_route(table).slots)
+
+    thread = threading.Thread(target=recompute)
+    thread.start()
+    thread.join()
+    assert seen == [2]

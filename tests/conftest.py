@@ -1,0 +1,95 @@
+"""Small real models with random weights, alike in every test."""
+
+import copy
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from polyvera.adapter.bank import Bank
+
+
+def llama() -> nn.Module:
+    """Grouped queries: k and v are half as wide as q."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=64,
+            attention_bias=True,
+        )
+    )
+
+
+def gpt2() -> nn.Module:
+    """Conv1D layers, q, k and v in one."""
+    return GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=64))
+
+
+def bert() -> nn.Module:
+    """An encoder with a classification head."""
+    config = BertConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=64, num_labels=3
+    )
+    return BertForSequenceClassification(config)
+
+
+BUILDERS = {"llama": llama, "gpt2": gpt2, "bert": bert}
+
+
+@pytest.fixture(scope="session")
+def built() -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    models = {name: build().eval() for name, build in BUILDERS.items()}
+    for model in models.values():  # zero biases and unit norms would hide mistakes
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return models
+
+
+@pytest.fixture(params=list(BUILDERS))
+def model(request: pytest.FixtureRequest, built: dict[str, nn.Module]) -> nn.Module:
+    return copy.deepcopy(built[request.param])
+
+
+@pytest.fixture
+def small_llama(built: dict[str, nn.Module]) -> nn.Module:
+    return copy.deepcopy(built["llama"])
+
+
+@pytest.fixture
+def small_bert(built: dict[str, nn.Module]) -> nn.Module:
+    return copy.deepcopy(built["bert"])
+
+
+@pytest.fixture
+def ids() -> torch.Tensor:
+    return torch.randint(0, 64, (4, 9), generator=torch.Generator().manual_seed(5))
+
+
+def scramble(bank: Bank, seed: int = 1, size: float = 0.1) -> None:
+    """Moves every trained number of every slot, so that each adapter does something of its own."""
+    noise = size * torch.randn(bank.flat.shape, generator=torch.Generator().manual_seed(seed))
+    for slot in bank.slots:
+        row = bank.take(slot) + noise[slot - bank.first]
+        bank._write(slot - bank.first, row)
+
+
+@pytest.fixture(name="scramble")
+def scramble_fixture():
+    return scramble
