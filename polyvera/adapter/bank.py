@@ -162,7 +162,7 @@ class Bank:
 
     def _parameter(self, entry: Entry) -> nn.Parameter:
         columns = self.flat[:, entry.offset : entry.offset + entry.size]
-        return nn.Parameter(columns.unflatten(1, entry.shape), requires_grad=self.trainable)
+        return nn.Parameter(torch.unflatten(columns, 1, entry.shape), requires_grad=self.trainable)
 
     def _index(self, slot: int) -> int:
         if slot not in self.slots:

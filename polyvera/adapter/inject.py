@@ -1,4 +1,4 @@
-"""inject puts a bank into a model, extract takes an adapter out, load brings any adapters in, eject restores the model."""
+"""inject puts a bank into a model, extract takes an adapter out, load brings adapters in, eject restores the model."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ def add_bank(
     trainable: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Bank:
-    """An empty bank of that layout in the model, beside those already there. Raises LayoutError where it doesn't fit."""
+    """An empty bank of that layout in the model, beside those there. Raises LayoutError where it doesn't fit."""
     _check_fits(model, layout)
     layers = linear_layers(model)
     table = slot_table(model)
-    device = next(iter(layers.values())).weight.device
+    device = next(layers[layout.sites[0].name].parameters()).device
     bank = Bank(
         layout,
         num_slots,
@@ -84,7 +84,7 @@ def add_bank(
         device=device,
         dtype=dtype,
         dropout=dropout,
-        trainable=trainable,  # type: ignore[arg-type]
+        trainable=trainable,
     )
     for site in layout.sites:
         _wrap(model, site.name, AdaptedLinear, table, bank.layer(site, layers[site.name]))
@@ -137,7 +137,7 @@ def head_tensors(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
             raise TargetError(
                 f"head={name!r} is no module of {type(model).__name__}{did_you_mean(name, names)}"
             ) from None
-        module = module.base if isinstance(module, AdaptedHead) else module  # type: ignore[assignment]
+        module = module.base if isinstance(module, AdaptedHead) else module
         found.update({f"{name}.{k}": p for k, p in module.named_parameters()})
     return found
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from polyvera.adapter.equation import NormParts, Vectors, adapt, factored_row_norm
 from polyvera.adapter.layout import Site
-from polyvera.adapter.route import Pick, SlotTable, current_route
+from polyvera.adapter.route import Pick, SlotTable, current_route, distinct
 from polyvera.adapter.weight import bias_of, dense_weight
 
 if TYPE_CHECKING:
@@ -138,12 +138,12 @@ class LayerBank(nn.Module):
         return self._vectors(B, own.get("d"), own, norm)
 
     def _used(self, pick: Pick) -> list[int]:
-        return pick.rows.unique().tolist()
+        return distinct(pick.rows)
 
     def _positions(self, pick: Pick) -> Tensor:
         """For each slot of the bank, where `_used` lists it."""
         places = torch.zeros(self.bank.num_slots, dtype=torch.long)
-        places[pick.rows.unique()] = torch.arange(len(pick.rows.unique()))
+        places[self._used(pick)] = torch.arange(len(self._used(pick)))
         return places
 
     def of_slot(self, slot: int) -> dict[str, Tensor]:
@@ -209,8 +209,8 @@ class LayerBank(nn.Module):
         if self.bank.basis is not None:
             A, B = self.bank.basis.to(device, dtype)
             return A[:, : self.site.in_features], B[: self.site.out_features]
-        A, B = own.get("A", getattr(self, "A", None)), own["B"]
-        return A.to(dtype), B.to(dtype)  # type: ignore[union-attr]
+        A = own["A"] if "A" in own else self.get_buffer("A")
+        return A.to(dtype), own["B"].to(dtype)
 
 
 class AdaptedLinear(nn.Module):

@@ -43,7 +43,7 @@ class Pick:
     def groups(self) -> list[tuple[int, Tensor]]:
         """(index, the row numbers that use it), for factors that a batch can't share."""
         mine = self.rows if self.mask is None else torch.where(self.mask > 0, self.rows, -1)
-        return [(int(i), (mine == i).nonzero().squeeze(-1)) for i in mine.unique().tolist() if i >= 0]
+        return [(int(i), (mine == i).nonzero().squeeze(-1)) for i in distinct(mine) if i >= 0]
 
     def gather(self, stack: Tensor, like: Tensor) -> Tensor:
         """stack[rows] with axes added so that it broadcasts over the tokens of `like` (rows, ..., features)."""
@@ -62,17 +62,21 @@ class Pick:
         return self.mask.to(like.device).view(*self.mask.shape, *(1,) * (like.dim() - self.mask.dim()))
 
 
+def distinct(rows: Tensor) -> list[int]:
+    """The numbers in `rows`, each once, ascending."""
+    return sorted(set(rows.flatten().tolist()))
+
+
+def _one_or_many(slots: Tensor) -> int | Tensor:
+    numbers = distinct(slots)
+    return numbers[0] if len(numbers) == 1 else slots
+
+
 class Route:
     """The slots of one batch, checked once for each model that it passes through."""
 
     def __init__(self, slots: Slots) -> None:
-        self.slots = slots if isinstance(slots, int) else torch.as_tensor(slots, dtype=torch.long).cpu()
-        if (
-            isinstance(self.slots, Tensor)
-            and self.slots.numel()
-            and bool((self.slots == self.slots.flatten()[0]).all())
-        ):
-            self.shape, self.slots = self.slots.shape, int(self.slots.flatten()[0])
+        self.slots = slots if isinstance(slots, int) else _one_or_many(torch.as_tensor(slots, dtype=torch.long).cpu())
         self._picks: dict[int, Pick | None] = {}
 
     def pick(self, bank: Bank) -> Pick | None:
@@ -88,12 +92,12 @@ class Route:
             index = self.slots - bank.first
             inside = 0 <= index < bank.num_slots
             return Pick(index, torch.tensor([index]), None, bank.version) if inside else None
-        index = self.slots - bank.first
-        mine = (index >= 0) & (index < bank.num_slots)
+        rows = self.slots - bank.first
+        mine = (rows >= 0) & (rows < bank.num_slots)
         if not bool(mine.any()):
             return None
         mask = None if bool(mine.all()) else mine.float()
-        return Pick(None, torch.where(mine, index, 0), mask, bank.version)
+        return Pick(None, torch.where(mine, rows, 0), mask, bank.version)
 
 
 class SlotTable:
@@ -116,7 +120,7 @@ class SlotTable:
 
     def check(self, slots: int | Tensor) -> None:
         """Raises SlotError unless every slot is the base or holds an adapter."""
-        asked = {slots} if isinstance(slots, int) else set(slots.unique().tolist())
+        asked = {slots} if isinstance(slots, int) else set(distinct(slots))
         missing = sorted(s for s in asked if s != BASE_SLOT and not self._holds(s))
         if missing:
             raise SlotError(f"slot {missing[0]} holds no adapter; {self._shown()}, and slot 0 is the base model")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -112,8 +113,8 @@ def _last_names(layers: dict[str, nn.Module]) -> list[str]:
 
 
 def _is_output(model: nn.Module, name: str, module: nn.Module) -> bool:
-    outputs = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return module is outputs or name.split(".")[0] in HEAD_NAMES
+    find_outputs: Any = getattr(model, "get_output_embeddings", lambda: None)
+    return module is find_outputs() or name.split(".")[0] in HEAD_NAMES
 
 
 def find_head(model: nn.Module) -> tuple[str, ...]:

@@ -129,7 +129,7 @@ class AdapterSpec:
         for key in given:
             if key not in _DEFAULTS:
                 raise SpecError(f"{key!r} is no choice of an adapter{did_you_mean(key, _DEFAULTS)}")
-        values = {
+        values: dict[str, Any] = {
             k: tuple(v.items()) if k.endswith("_pattern") and isinstance(v, dict) else v for k, v in given.items()
         }
         return cls(**values)

@@ -10,22 +10,22 @@ from polyvera.errors import LayoutError
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module maps (..., in) to (..., out) by one weight: nn.Linear, its quantized kin, transformers' Conv1D."""
+    """Whether a module is one weight (in) -> (out): nn.Linear, its quantized kin, transformers' Conv1D."""
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def widths(module: nn.Module) -> tuple[int, int]:
     """(in_features, out_features)."""
+    layer: Any = module
     if _is_transposed(module):
-        rows, columns = module.weight.shape  # type: ignore[union-attr]
-        return int(rows), int(columns)
-    return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
+        return int(layer.weight.shape[0]), int(layer.weight.shape[1])
+    return int(layer.in_features), int(layer.out_features)
 
 
 def is_quantized(module: nn.Module) -> bool:
     """Whether the weight is not a plain floating-point tensor."""
-    weight = module.weight
-    return type(weight) not in (nn.Parameter, Tensor) or not weight.dtype.is_floating_point  # type: ignore[union-attr]
+    weight: Any = module.weight
+    return type(weight) not in (nn.Parameter, Tensor) or not weight.dtype.is_floating_point
 
 
 def dense_weight(module: nn.Module) -> Tensor:
@@ -53,7 +53,7 @@ def _dequantized(module: nn.Module) -> Tensor:
     if getattr(weight, "quant_state", None) is not None:
         from bitsandbytes.functional import dequantize_4bit
 
-        return dequantize_4bit(weight.data, weight.quant_state)  # type: ignore[no-any-return]
+        return dequantize_4bit(weight.data, weight.quant_state)
     scale = getattr(weight, "SCB", None)
     scale = getattr(getattr(module, "state", None), "SCB", None) if scale is None else scale
     if scale is not None:  # bitsandbytes moves it into the module's state at the first forward
@@ -70,12 +70,12 @@ def _is_transposed(module: nn.Module) -> bool:
 def plain_linear(module: nn.Module, weight: Tensor) -> nn.Module:
     """A plain layer of the same kind around a weight given as (out, in): Conv1D stays Conv1D, all else is nn.Linear."""
     out_features, in_features = weight.shape
-    merged = (
+    merged: nn.Module = (
         type(module)(out_features, in_features)
         if _is_transposed(module)
         else nn.Linear(in_features, out_features, bias=False, device="meta")
     )
     merged.weight = nn.Parameter(as_stored(module, weight).contiguous(), requires_grad=False)
     bias = bias_of(module)
-    merged.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
+    merged.register_parameter("bias", None if bias is None else nn.Parameter(bias.clone(), requires_grad=False))
     return merged

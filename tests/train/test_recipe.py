@@ -1,0 +1,91 @@
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from polyvera.adapter.method import METHODS
+from polyvera.adapter.spec import AdapterSpec
+from polyvera.errors import RecipeError
+from polyvera.train.recipe import FULL_LR, Recipe
+
+NEEDED = {"model": "m", "data": "d.jsonl"}
+
+
+def test_every_choice_of_an_adapter_is_a_choice_of_a_recipe_with_the_same_default() -> None:
+    spec = Recipe(**NEEDED).spec()
+    assert spec == AdapterSpec()
+    assert {f.name for f in fields(AdapterSpec)} <= set(Recipe.model_fields)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_recipe_builds_the_spec_it_names(method: str) -> None:
+    spec = Recipe(**NEEDED, method=method, rank=4, targets=["q_proj", "up_proj"], exclude="up_proj", seed=3).spec(("score",))
+    assert spec == AdapterSpec(method, 4, ("q_proj", "up_proj"), ("up_proj",), seed=3, head=("score",))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_lr_is_the_rows_own_unless_given(method: str) -> None:
+    assert Recipe(**NEEDED, method=method).learning_rate == METHODS[method].lr
+    assert Recipe(**NEEDED, method=method, lr=0.25).learning_rate == 0.25
+    assert Recipe(**NEEDED, full=True).learning_rate == FULL_LR
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_rank_budget_is_for_rows_that_train_d(method: str) -> None:
+    if "d" in METHODS[method].trained:
+        assert Recipe(**NEEDED, method=method, budget={"rank": 2}).budget is not None
+    else:
+        with pytest.raises(RecipeError, match=f"budget needs a method that trains d, which {method} does not"):
+            Recipe(**NEEDED, method=method, budget={"rank": 2})
+
+
+def test_a_toml_file_with_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('model = "m"\ndata = "d.csv"\nlr = 1\ncolumns = {prompt = "q", completion = "a"}\n[budget]\nrank = 8\n')
+    recipe = Recipe.from_toml(path, lr=0.5, rank=16)
+    assert (recipe.lr, recipe.rank, recipe.columns["completion"]) == (0.5, 16, "a")
+    assert recipe.budget is not None and recipe.budget.rank == 8
+    assert recipe.replaced(lr=0.25).rank == 16
+
+
+def test_each_problem_is_one_line_that_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('model = "m"\ndata = "d"\nmetod = "vera"\nlr = -1\nvalidation = 3\n[budget]\nrank = 2\nfinl = 1\n')
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_toml(path)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 4
+    assert all(line.startswith(f"{path}: ") for line in lines)
+    assert any("'metod' is no choice of a recipe; did you mean 'method'?" in line for line in lines)
+    assert any("'budget.finl' is no choice of a recipe; did you mean 'final'?" in line for line in lines)
+    assert any("lr=-1: input should be greater than 0" in line for line in lines)
+    assert any("validation=3" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("choices", "problem"),
+    [
+        ({"method": "vara"}, "did you mean 'vera'"),
+        ({"epochs": 1, "max_steps": 5}, "give one of them"),
+        ({"early_stopping": 2}, "early_stopping=2 needs validation"),
+        ({"eval_every": 2}, "eval_every=2 needs validation"),
+        ({"save_every": 2}, "save_every=2 needs output"),
+        ({"full": True, "rank": 8}, "full=true trains every parameter, so rank would have no effect"),
+        ({"alpha": 8}, "alpha=8.0 has no meaning for vera"),
+        ({"budget": {"rank": 300}}, "more than the rank of 256"),
+        ({"budget": {"rank": 8, "orthogonal": 0.1}}, "whose A and B are frozen"),
+        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"lr": float("nan")}, "lr=nan"),
+    ],
+)
+def test_impossible_choices(choices: dict[str, object], problem: str) -> None:
+    with pytest.raises(RecipeError, match=problem.replace("(", r"\(")):
+        Recipe(**{**NEEDED, **choices})
+
+
+def test_a_file_that_is_no_toml(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="can't be read"):
+        Recipe.from_toml(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("model = \n")
+    with pytest.raises(RecipeError, match=r"bad\.toml is no TOML"):
+        Recipe.from_toml(tmp_path / "bad.toml")

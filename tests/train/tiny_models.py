@@ -1,0 +1,74 @@
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+WORDS = ["<s>", "</s>", "<unk>", "user", "assistant", "system", ":", *(f"w{i}" for i in range(40))]
+TEMPLATE = (
+    "{% for m in messages %} {{ m['role'] }} : {{ m['content'] }} </s> {% endfor %}"
+    "{% if add_generation_prompt %} assistant : {% endif %}"
+)
+
+
+def make_tokenizer(*, bos: bool = False, template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+    """Words between spaces; the pad token is the end token, as in SmolLM2."""
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if bos:
+        words.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **names)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def make_model(dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+        initializer_range=0.2,
+    )
+    return LlamaForCausalLM(config).to(dtype).eval()
+
+
+def make_classifier(num_labels: int = 2) -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        num_labels=num_labels,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=1,
+        initializer_range=0.2,
+    )
+    return BertForSequenceClassification(config).eval()
+
+
+def counting_rows(num_rows: int) -> list[dict[str, str]]:
+    """Rows that a tiny model can learn: two words and the two that follow them, of varying length."""
+    rows = []
+    for i in range(num_rows):
+        first = (7 * i) % 20
+        lead = "w39 " * (i % 3)
+        rows.append({"prompt": f"{lead}w{first} w{first + 1}", "completion": f"w{first + 2} w{first + 3}"})
+    return rows
