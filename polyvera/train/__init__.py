@@ -1,1 +1,1 @@
-
+"""From a recipe and data to adapters."""

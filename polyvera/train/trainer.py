@@ -1,0 +1,288 @@
+"""train: a recipe becomes an adapter."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback, set_seed
+
+from polyvera.adapter.adapter import Adapter
+from polyvera.adapter.bank import Bank
+from polyvera.adapter.inject import eject, extract, inject
+from polyvera.adapter.route import BASE_SLOT, checkpoint_context, route
+from polyvera.adapter.sites import find_head
+from polyvera.errors import RecipeError
+from polyvera.train import checkpoint
+from polyvera.train.budget import Allocator, compacted, schedule
+from polyvera.train.callback import Best, Pruning, Shown
+from polyvera.train.curve import History, draw
+from polyvera.train.data import Table, alike, read, split
+from polyvera.train.encoding import LABEL, Encoded, encode
+from polyvera.train.evaluate import evaluate, measured
+from polyvera.train.generate import positions
+from polyvera.train.loop import Loop, arguments, columns_of
+from polyvera.train.model import Base, load_base, pad_id
+from polyvera.train.recipe import Recipe
+
+MAX_LENGTH = 512
+BEST = "best.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run made.
+
+    adapter: None after full fine-tuning, whose result is base.model itself. base: the model, bare again, and its
+    tokenizer. labels: names of the classes, in the order of the outputs. rows, held: the training and validation rows,
+    with those that were shortened or skipped. paths: files of the run by name ('curve', 'history', 'model').
+    """
+
+    adapter: Adapter | None
+    base: Base
+    scores: Mapping[str, float]
+    history: History
+    rows: Encoded
+    held: Encoded | None
+    labels: tuple[str, ...]
+    num_trained: int
+    num_params: int
+    num_steps: int
+    seconds: float
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    paths: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The examples of a recipe: to train on, to watch, to score at the end."""
+
+    training: Table
+    validation: Table | None
+    test: Table | None
+
+    def labelled(self, labels: tuple[str, ...]) -> Tables:
+        """The same with the classes in that order."""
+        ordered = (table and replace(table, labels=labels) for table in (self.training, self.validation, self.test))
+        return Tables(*ordered)  # type: ignore[arg-type]
+
+
+def train(
+    recipe: Recipe,
+    *,
+    base: Base | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> TrainResult:
+    """Trains what the recipe says.
+
+    base: a model that is loaded already, instead of recipe.model; it is bare again afterwards (full fine-tuning changes
+    it). resume: goes on from the last whole checkpoint in recipe.output, where there is one, to the same result bit for
+    bit on a CPU. Raises RecipeError, DataError, TargetError or another PolyveraError before the first step.
+    """
+    started = time.monotonic()
+    set_seed(recipe.run_seed)
+    tables = read_tables(recipe)
+    base = base or load_base(recipe.model, task=task_of(tables), dtype=recipe.dtype, labels=tables.training.labels)
+    tables = tables.labelled(class_names(base, tables.training))
+    rows, held = encode_tables(recipe, tables, base)
+    num_params = base.model.num_parameters()
+    with ExitStack() as stack:
+        folder = stack.enter_context(_folder(recipe))
+        at = _begin(folder, recipe, resume)
+        args = arguments(recipe, folder, len(rows))
+        model = base.model.to(args.device)  # type: ignore[arg-type]
+        bank = stack.enter_context(adapted(recipe, base))
+        loop = Loop(recipe, model, bank, rows, held, args, pad_id(base.tokenizer), _head_names(recipe, model, bank))
+        best, allocator = _watched(loop, folder, progress, callbacks)
+        slot = BASE_SLOT if bank is None else bank.first
+        with route(slot):
+            _run(loop, at, best)
+        history = History(columns_of(loop.state.log_history, "loss"), columns_of(loop.state.log_history, "eval_loss"))
+        scores = {"train_loss": history.recent()} | ({} if best is None else {"eval_loss": best.loss})
+        if tables.test is not None:
+            scores |= evaluate(base.model, base.tokenizer, tables.test, slot).scores
+        return TrainResult(
+            adapter=_adapter(recipe, loop, allocator, scores, tables.training.labels),
+            base=base,
+            scores=scores,
+            history=history,
+            rows=rows,
+            held=held,
+            labels=tables.training.labels,
+            num_trained=sum(p.numel() for p in checkpoint.trained(loop.whole).values()),
+            num_params=num_params,
+            num_steps=loop.state.global_step,
+            seconds=time.monotonic() - started,
+            ranks={} if allocator is None else allocator.ranks,
+            paths=_written(recipe, base, history, loop.is_world_process_zero()),
+        )
+
+
+def read_tables(recipe: Recipe) -> Tables:
+    """The recipe's data, its validation (a file, or a part of the data) and its test rows. Raises DataError."""
+    training, validation = read(recipe.data, recipe.columns, chat=recipe.chat), None
+    whole = training
+    if isinstance(recipe.validation, float):
+        training, validation = split(training, recipe.validation, recipe.run_seed)
+    elif recipe.validation is not None:
+        validation = alike(whole, read(recipe.validation, recipe.columns, chat=recipe.chat))
+    test = None if recipe.test is None else alike(whole, read(recipe.test, recipe.columns, chat=recipe.chat))
+    return Tables(training, validation, test)
+
+
+def class_names(base: Base, table: Table) -> tuple[str, ...]:
+    """The classes of the table in the order of the model's outputs, which get these names. Raises RecipeError."""
+    if table.kind != LABEL:
+        return ()
+    config = base.model.config
+    known = tuple((config.id2label or {}).values())
+    if set(known) == set(table.labels):
+        return known
+    if len(known) != len(table.labels) or known != tuple(f"LABEL_{i}" for i in range(len(known))):
+        raise RecipeError(
+            f"{table.source} has the classes {', '.join(table.labels)}, and the model's outputs are {', '.join(known)}: "
+            "load it with load_base(..., labels=...)"
+        )
+    config.id2label, config.label2id = dict(enumerate(table.labels)), {name: i for i, name in enumerate(table.labels)}
+    return table.labels
+
+
+def task_of(tables: Tables) -> str:
+    """The task of the base model, as load_base has it."""
+    return LABEL if tables.training.kind == LABEL else "lm"
+
+
+def encode_tables(recipe: Recipe, tables: Tables, base: Base) -> tuple[Encoded, Encoded | None]:
+    """The tokens of the training and the validation rows. Raises DataError or RecipeError."""
+    limit = positions(base.model)
+    if limit is not None and (recipe.max_length or 0) > limit:
+        raise RecipeError(f"max_length={recipe.max_length} is more than the {limit} positions of {recipe.model}")
+    length = recipe.max_length or min(MAX_LENGTH, limit or MAX_LENGTH)
+
+    def encoded(table: Table) -> Encoded:
+        return encode(table, base.tokenizer, length, turns=recipe.turns, too_long=recipe.too_long)
+
+    if tables.test is not None:
+        measured(base.model, base.tokenizer, tables.test)
+    return encoded(tables.training), None if tables.validation is None else encoded(tables.validation)
+
+
+@contextmanager
+def adapted(recipe: Recipe, base: Base) -> Iterator[Bank | None]:
+    """The base with a bank of one slot in it (every parameter trained, for full fine-tuning), bare again afterwards."""
+    model: Any = base.model
+    use_cache, checkpointed = model.config.use_cache, recipe.gradient_checkpointing
+    if checkpointed:
+        options = {"use_reentrant": False, "context_fn": checkpoint_context}
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    try:
+        if recipe.full:
+            model.requires_grad_(True)
+            yield None
+        else:
+            yield inject(model, recipe.spec(find_head(model)))
+    finally:
+        eject(model)
+        model.config.use_cache = use_cache
+        model.eval()
+        if checkpointed:
+            model.gradient_checkpointing_disable()
+
+
+@contextmanager
+def _folder(recipe: Recipe) -> Iterator[Path]:
+    if recipe.output is not None:
+        yield Path(recipe.output).expanduser()
+    else:
+        with tempfile.TemporaryDirectory(prefix="polyvera-") as folder:
+            yield Path(folder)
+
+
+def _begin(folder: Path, recipe: Recipe, resume: bool) -> Path | None:
+    if recipe.output is None and resume:
+        raise RecipeError("resume needs output: the folder of the run to go on with")
+    if recipe.output is None:
+        return None
+    if os.environ.get("RANK", "0") != "0":  # the first process opens the folder for all
+        return checkpoint.last(folder) if resume else None
+    return checkpoint.begin(folder, recipe, resume=resume)
+
+
+def _head_names(recipe: Recipe, model: nn.Module, bank: Bank | None) -> set[str]:
+    """The parameters that take the head's learning rate. Raises RecipeError where there is a head_lr and no head."""
+    heads = [model.get_submodule(n) for n in find_head(model)] if bank is None else list(bank.heads.values())
+    owned = {id(p) for head in heads for p in head.parameters()}
+    if recipe.head_lr is not None and not owned:
+        raise RecipeError(f"head_lr={recipe.head_lr} has no effect: {type(model).__name__} has no head that is trained")
+    return {name for name, p in model.named_parameters() if id(p) in owned}
+
+
+def _watched(
+    loop: Loop, folder: Path, progress: bool, callbacks: Sequence[TrainerCallback]
+) -> tuple[Best | None, Allocator | None]:
+    recipe, best, allocator = loop.recipe, None, None
+    if recipe.budget is not None and loop.bank is not None:
+        plan = schedule(recipe.budget, loop.bank, loop.args.max_steps)
+        allocator = Allocator(loop.bank, plan, recipe.budget.beta1, recipe.budget.beta2)
+        loop.watch(Pruning(allocator), allocator)
+    if recipe.validation is not None:
+        best = Best(
+            loop.whole, folder / BEST, recipe.early_stopping, 0 if allocator is None else allocator.schedule.freezes
+        )
+        loop.watch(best, best)
+    if progress and loop.is_world_process_zero():
+        loop.watch(Shown())
+    for callback in callbacks:
+        loop.watch(callback)
+    return best, allocator
+
+
+def _run(loop: Loop, at: Path | None, best: Best | None) -> None:
+    """Trains from the start or from a checkpoint; leaves the best numbers in the model."""
+    if at is None:
+        loop.train()
+    else:
+        loop.restore(at)
+        if loop.state.global_step < loop.args.max_steps and not (best is not None and best.stops):
+            loop.train(resume_from_checkpoint=str(at))
+    loop.accelerator.wait_for_everyone()
+    if best is not None and best.path.exists():
+        checkpoint.read_into(best.path, loop.whole)
+
+
+def _adapter(
+    recipe: Recipe, loop: Loop, allocator: Allocator | None, scores: Mapping[str, float], labels: tuple[str, ...]
+) -> Adapter | None:
+    if loop.bank is None:
+        return None
+    adapter = extract(loop.bank, loop.bank.first, recipe.spec(find_head(loop.whole)), loop.whole, scores)
+    adapter = adapter if allocator is None else compacted(adapter)
+    return replace(adapter, model=recipe.model, labels=labels)
+
+
+def _written(recipe: Recipe, base: Base, history: History, main: bool) -> dict[str, Path]:
+    """The run's files beside its checkpoints."""
+    if recipe.output is None or not main:
+        return {}
+    folder = Path(recipe.output).expanduser()
+    what = "full fine-tuning" if recipe.full else recipe.method
+    paths = {
+        "curve": draw(history, folder / "curve.png", f"{what} of {recipe.model}"),
+        "history": folder / "history.json",
+    }
+    paths["history"].write_text(json.dumps({"training": history.training, "validation": history.validation}))
+    if recipe.full:
+        paths["model"] = folder / "model"
+        base.model.save_pretrained(paths["model"])
+        base.tokenizer.save_pretrained(paths["model"])
+    return paths
