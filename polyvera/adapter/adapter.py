@@ -23,7 +23,8 @@ class Adapter:
 
     flat: (layout.num_params,) fp32 on the CPU, in the layout's order. basis_sha256: of the frozen pair, '' without one.
     given: the frozen pair itself, only where no key draws it. base: the fingerprint of the base model, '' if unknown.
-    scores: named results. created: ISO 8601 UTC, or ''. Raises LayoutError where the sizes don't agree.
+    scores: named results. created: ISO 8601 UTC, or ''. model: the name of the base model, '' if unknown. labels: the
+    names of a classification head's outputs. Raises LayoutError where the sizes don't agree.
     """
 
     spec: AdapterSpec
@@ -34,6 +35,8 @@ class Adapter:
     base: str = ""
     scores: Mapping[str, float] = field(default_factory=lambda: NOTHING)
     created: str = ""
+    model: str = ""
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.flat.shape != (self.layout.num_params,):

@@ -102,15 +102,18 @@ def test_a_switch_that_fails_leaves_the_base(small_llama: nn.Module, scramble) -
 
 
 def test_a_quantized_base_is_merged_only_when_asked(scramble) -> None:
-    quantization = pytest.importorskip("torchao.quantization")
-    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 64))
-    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    bnb = pytest.importorskip("bitsandbytes")
+    layers = [bnb.nn.Linear8bitLt(i, o, bias=False, has_fp16_weights=False) for i, o in ((64, 32), (32, 64))]
+    for layer in layers:
+        layer.weight = bnb.nn.Int8Params(torch.randn(layer.out_features, layer.in_features), requires_grad=False)
+    model = nn.Sequential(layers[0], nn.ReLU(), layers[1]).to("cpu")
     scramble(inject(model, AdapterSpec("vera", rank=3, targets=("0", "2"))))
     x = torch.randn(2, 64)
     expected = model(x)
     with pytest.raises(LayoutError, match="dequantize=True"):
         merge(model)
-    assert torch.allclose(merge(model, dequantize=True)(x), expected, atol=1e-4)
+    merged = merge(model, dequantize=True)(x)
+    assert (merged - expected).norm() < 0.02 * expected.norm()  # the 8-bit product rounds x too
 
 
 def test_which_slot_must_be_said_where_there_are_two(small_llama: nn.Module) -> None:

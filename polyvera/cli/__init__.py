@@ -1,0 +1,5 @@
+"""The command line: thin verbs over the rooms below, their flags and their tables."""
+
+from polyvera.cli.verbs import app
+
+__all__ = ["app"]

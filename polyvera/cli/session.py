@@ -1,0 +1,173 @@
+"""Session: a base model with the adapters that a verb named, each in its slot."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polyvera.errors import RecipeError
+from polyvera.plan import bytes_text
+from polyvera.train.recipe import read_toml
+
+if TYPE_CHECKING:
+    from polyvera.adapter.adapter import Adapter
+    from polyvera.store.registry import Registry
+    from polyvera.train.model import Base
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Session:
+    """A loaded base and its adapters: names[i] is in slots[i]. written: the keys of the recipe file, if any."""
+
+    base: Base
+    names: tuple[str, ...]
+    slots: tuple[int, ...]
+    written: dict[str, Any]
+
+    @classmethod
+    def open(
+        cls,
+        names: Sequence[str] | None,
+        store: str,
+        model: str | None,
+        recipe: Path | None,
+        *,
+        any_base: bool,
+        dtype: str = "auto",
+    ) -> Session:
+        """Loads the adapters, then the base that they were trained on. Raises RecipeError where they differ in it."""
+        from polyvera.adapter.inject import load
+        from polyvera.store.registry import Registry
+        from polyvera.train.model import load_base
+
+        written = {} if recipe is None else read_toml(recipe)
+        names = list(names or ([written["name"]] if "name" in written else []))
+        registry = Registry(written.get("store", store) if store == "adapters" else store)
+        adapters = [registry.get(name) for name in names]
+        base = load_base(_base_name(adapters, model or written.get("model")), **_task(adapters), dtype=dtype)
+        slots = load(base.model, adapters, check_base=not any_base) if adapters else []
+        return cls(base, tuple(names), tuple(slots), written)
+
+    def evaluate(
+        self, data: str | None, columns: Sequence[str], *, chat: bool, batch_size: int, limit: int | None
+    ) -> dict[str, dict[str, float]]:
+        """The scores of the base and of each adapter, rows of all in the same batches."""
+        from polyvera.train.data import read
+        from polyvera.train.evaluate import evaluate
+
+        source = data or self.written.get("test") or self.written.get("data")
+        if source is None:
+            raise RecipeError("there are no rows to answer: give --data FILE")
+        mapped = dict(one.split("=", 1) for one in columns if "=" in one) or self.written.get("columns", {})
+        table = read(source, mapped, chat=chat or bool(self.written.get("chat")))
+        table = replace(table, examples=table.examples[:limit])
+        model, tokenizer = self.base.model, self.base.tokenizer
+        # A head that was never trained has nothing to say, so a classifier's base is left out.
+        everyone = [*zip(self.names, self.slots, strict=True)] + ([] if table.labels and self.names else [(BASE, 0)])
+        several = replace(table, examples=tuple(e for e in table.examples for _ in everyone))
+        found = evaluate(
+            model, tokenizer, several, [s for _ in table.examples for _, s in everyone], batch_size=batch_size
+        )
+        return {name: found.of_slot(slot) for name, slot in everyone}
+
+    def generate(
+        self, prompts: Sequence[str], *, base: bool, chat: bool, seed: int, **settings: Any
+    ) -> list[dict[str, str]]:
+        """One row a prompt: its text, the base's answer and each adapter's, all generated in the same batches."""
+        from transformers import set_seed
+
+        from polyvera.train.data import Message
+        from polyvera.train.generate import generate
+
+        set_seed(seed)
+        everyone = ([(BASE, 0)] if base else []) + [*zip(self.names, self.slots, strict=True)]
+        if not everyone:
+            raise RecipeError("nobody would answer: name an adapter, or leave --no-base out")
+        asked = [(Message("user", p),) if chat else p for p in prompts]
+        answers = generate(
+            self.base.model,
+            self.base.tokenizer,
+            [one for one in asked for _ in everyone],
+            slots=[slot for _ in asked for _, slot in everyone],
+            **settings,
+        )
+        size = len(everyone)
+        names = [name for name, _ in everyone]
+        return [
+            {"prompt": prompt, **dict(zip(names, answers[i * size : (i + 1) * size], strict=True))}
+            for i, prompt in enumerate(prompts)
+        ]
+
+    def merge_into(self, folder: Path) -> None:
+        """Writes the plain merged checkpoint and the tokenizer."""
+        from polyvera.adapter.merge import merge
+
+        merge(self.base.model).save_pretrained(folder)  # type: ignore[operator]
+        self.base.tokenizer.save_pretrained(folder)
+
+
+def _base_name(adapters: Sequence[Adapter], given: str | None) -> str:
+    if given is not None:
+        return given
+    known = sorted({adapter.model for adapter in adapters if adapter.model})
+    if len(known) == 1:
+        return known[0]
+    raise RecipeError(
+        f"the adapters name {len(known)} base models ({', '.join(known) or 'none'}): say which, --model NAME"
+    )
+
+
+def _task(adapters: Sequence[Adapter]) -> dict[str, Any]:
+    labels = {adapter.labels for adapter in adapters}
+    if not any(labels):
+        return {"task": "lm"}
+    if len(labels) > 1:
+        raise RecipeError(f"these adapters have {len(labels)} different sets of labels: use them one at a time")
+    return {"task": "label", "labels": next(iter(labels))}
+
+
+def imported(folder: Path, model: str, basis_dtype: str | None) -> Adapter:
+    """A PEFT folder as an adapter that knows its base by name and fingerprint."""
+    from polyvera.adapter.fingerprint import fingerprint
+    from polyvera.store.peft import import_peft
+    from polyvera.train.model import load_base
+
+    base = load_base(model)
+    adapter = import_peft(folder, base.model, basis_dtype=basis_dtype)
+    return replace(adapter, model=model, base=fingerprint(base.model))
+
+
+def facts(registry: Registry, name: str) -> dict[str, object]:
+    """All that a store knows of one adapter."""
+    ref = registry.resolve(name)
+    adapter = registry.get(ref)
+    aliases = [alias for alias, version in registry.aliases(ref.name).items() if version == ref.version]
+    known = {
+        "name": str(ref),
+        "aliases": ", ".join(aliases),
+        "file": f"{ref.path} ({ref.num_bytes:,} bytes)",
+        "created": adapter.created,
+        "model": adapter.model,
+        "base": adapter.base,
+        "basis": adapter.layout.basis,
+        "basis sha256": adapter.basis_sha256,
+        "trained": f"{adapter.num_params:,} numbers, {bytes_text(4 * adapter.num_params)} in fp32",
+        "of it head": adapter.layout.num_head_params or "",
+        "layers": f"{len(adapter.layout.sites)}: {', '.join(adapter.layout.patterns)}",
+        "labels": ", ".join(adapter.labels),
+        **adapter.spec.to_dict(),
+        **{name: f"{value:.4g}" for name, value in adapter.scores.items()},
+    }
+    return {key: value for key, value in known.items() if value not in ("", None)}
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -1,0 +1,82 @@
+"""`train` from the command line: the cost first, then the run, then the adapter in its store."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from polyvera.cli import tables
+from polyvera.cli.flags import Publish
+from polyvera.cli.session import peak_bytes
+from polyvera.errors import RecipeError
+from polyvera.plan import bytes_text, cost, full_cost
+from polyvera.train.recipe import Recipe
+
+
+def run(recipe: Recipe, publish: Publish, *, resume: bool, dry_run: bool, out: Console) -> None:
+    """Prints the cost, trains, prints the result and publishes it. Raises before the first step where it can."""
+    from polyvera.store.name import check_alias, check_name
+    from polyvera.train.trainer import train
+
+    if publish.name is None and publish.alias is not None:
+        raise RecipeError(f"alias={publish.alias!r} needs name: what the adapter is published under")
+    if publish.name is None and recipe.output is None and not dry_run:
+        raise RecipeError("nothing would be kept: give name (to publish the adapter), output (a folder), or both")
+    if publish.name is not None:
+        if recipe.full:
+            raise RecipeError("full=true makes a whole model and no adapter, so name has no effect: leave it out")
+        check_name(publish.name)
+    if publish.alias is not None:
+        check_alias(publish.alias)
+    _print_cost(recipe, publish, out)
+    if dry_run:
+        return
+    result = train(recipe, resume=resume)
+    out.print(tables.score_table({"": dict(result.scores)}))
+    out.print(
+        f"{result.num_trained:,} of {result.num_params:,} parameters trained in {result.num_steps:,} steps, "
+        f"{result.seconds:.0f} s, peak memory {bytes_text(peak_bytes())}"
+    )
+    if result.rows.shortened:
+        out.print(
+            f"{len(result.rows.shortened)} prompts were shortened from the left to fit {recipe.max_length or 512}"
+        )
+    for what, path in result.paths.items():
+        out.print(f"{what}: {path}")
+    _publish(result.adapter, publish, out)
+
+
+def _publish(adapter: object, publish: Publish, out: Console) -> None:
+    from polyvera.adapter.adapter import Adapter
+    from polyvera.store.registry import Registry
+
+    if publish.name is None or not isinstance(adapter, Adapter):
+        return
+    ref = Registry(publish.store).put(publish.name, adapter, alias=publish.alias, dtype=publish.stored)
+    out.print(f"published {ref} in {publish.store}: {ref.num_bytes:,} bytes, sha256 {ref.digest[:12]}")
+
+
+def _print_cost(recipe: Recipe, publish: Publish, out: Console) -> None:
+    from polyvera.adapter.sites import find_head
+    from polyvera.shapes import meta_model, model_shapes, read_config
+    from polyvera.train.model import config_source
+    from polyvera.train.trainer import read_tables, task_of
+
+    data = read_tables(recipe)
+    kind = {"label": "classification"}.get(task_of(data), "causal-lm")
+    config = read_config(config_source(recipe.model))
+    num_labels = len(data.training.labels) or None
+    head = find_head(meta_model(config, kind=kind, num_labels=num_labels)) if num_labels else ()
+    spec = recipe.spec(head)
+    shapes = model_shapes(config, spec, kind=kind, num_labels=num_labels)
+    dtype = shapes.dtype or "float32" if recipe.dtype == "auto" else recipe.dtype
+    whole = full_cost(shapes.num_params, base_dtype=dtype)
+    rows = (
+        [whole]
+        if recipe.full
+        else [
+            cost(spec, shapes.sites, shapes.num_params, head=shapes.head, base_dtype=dtype, stored=publish.stored),
+            whole,
+        ]
+    )
+    title = f"{shapes.name}: {len(data.training)} rows, {len(shapes.sites)} adapted layers"
+    out.print(tables.cost_table(rows, title))

@@ -1,0 +1,302 @@
+"""The verbs. Each reads its flags, calls one or two functions of the rooms below, and prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from polyvera.cli import tables
+from polyvera.cli.flags import recipe_of, with_recipe_flags
+from polyvera.cli.session import Session, peak_bytes
+from polyvera.errors import PolyveraError, RecipeError
+
+app = typer.Typer(
+    name="polyvera",
+    help="One frozen model, one frozen random basis, ten thousand adapters: plan, train, store and use them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Store = Annotated[
+    str, typer.Option("--store", envvar="POLYVERA_STORE", help="The registry: a folder or any fsspec URL.")
+]
+Model = Annotated[
+    str | None, typer.Option("--model", help="The base: a folder, a hub id or a wheel; default: as trained on.")
+]
+Names = Annotated[list[str] | None, typer.Argument(help="Adapters, as NAME, NAME@3 or NAME@ALIAS.", show_default=False)]
+RecipeFile = Annotated[
+    Path | None, typer.Option("--recipe", help="A TOML file with any of these choices; flags win over it.")
+]
+ForceBase = Annotated[
+    bool, typer.Option("--any-base", help="Apply adapters to a base model that they were not trained on.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DEFAULT_STORE = "adapters"
+
+
+def verb(name: str, **settings: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command whose foreseen errors end in one readable message and exit status 1."""
+
+    def registered(function: Callable[..., None]) -> Callable[..., None]:
+        @wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> None:
+            try:
+                function(*args, **kwargs)
+            except PolyveraError as error:
+                tables.console(error=True).print(f"[bold red]error:[/] {escape(str(error))}")
+                raise typer.Exit(1) from None
+            except KeyboardInterrupt:
+                tables.console(error=True).print("interrupted; `--resume` goes on from the last checkpoint of --output")
+                raise typer.Exit(130) from None
+
+        return app.command(name, **settings)(guarded)
+
+    return registered
+
+
+@verb("plan")
+def plan(
+    model: Annotated[str, typer.Argument(help="A folder, a config.json, a hub id or a wheel; no weights are read.")],
+    rank: Annotated[int | None, typer.Option(help="One rank for every method; default: each method's own.")] = None,
+    targets: Annotated[list[str] | None, typer.Option(help="As in `train`. Repeatable.", show_default=False)] = None,
+    head: Annotated[list[str] | None, typer.Option(help="Task heads trained whole.", show_default=False)] = None,
+    num_labels: Annotated[int | None, typer.Option(help="Classes of the head.")] = None,
+    base_dtype: Annotated[str, typer.Option(help="The frozen base's, in training.")] = "bfloat16",
+    stored: Annotated[str, typer.Option(help="The stored numbers': float32, bfloat16 or int8.")] = "float32",
+    adapters: Annotated[int, typer.Option(help="How many adapters to add up.")] = 10_000,
+    as_json: AsJson = False,
+) -> None:
+    """What every method costs on a model, before a byte of it is downloaded."""
+    from polyvera.adapter.spec import AdapterSpec
+    from polyvera.plan import compare, to_dict
+    from polyvera.shapes import model_shapes
+    from polyvera.train.model import config_source
+
+    spec = AdapterSpec(targets=_targets(targets), head=tuple(head or ()))
+    shapes = model_shapes(config_source(model), spec, num_labels=num_labels)
+    costs = compare(shapes.sites, shapes.num_params, rank=rank, head=shapes.head, base_dtype=base_dtype, stored=stored)
+    if as_json:
+        typer.echo(json.dumps([to_dict(cost) for cost in costs], indent=2))
+        return
+    out = tables.console()
+    title = f"{shapes.name}, {shapes.num_params:,} parameters, {len(shapes.sites)} adapted layers, base in {base_dtype}"
+    out.print(tables.cost_table(costs, title))
+    out.print(tables.many_table(costs, adapters))
+    out.print("training: the base, 16 bytes a trained number (Adam in fp32) and the basis; activations come on top.")
+
+
+@verb("train")
+@with_recipe_flags
+def train(
+    choices: dict[str, Any],
+    recipe: RecipeFile = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --output.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the cost, train nothing.")
+    ] = False,
+) -> None:
+    """Train one adapter (or, with --full, the whole model) and publish it."""
+    from polyvera.cli.training import run
+
+    chosen, publish = recipe_of(recipe, choices)
+    run(chosen, publish, resume=resume, dry_run=dry_run, out=tables.console())
+
+
+@verb("eval")
+def evaluate(
+    names: Names = None,
+    data: Annotated[str | None, typer.Option(help="The rows to answer: a file or hub/id:config@split.")] = None,
+    columns: Annotated[list[str] | None, typer.Option(help="ours=theirs. Repeatable.", show_default=False)] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Put prompts through the chat template.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows a batch; a batch mixes adapters.")] = 8,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")] = None,
+    store: Store = DEFAULT_STORE,
+    model: Model = None,
+    any_base: ForceBase = False,
+    recipe: RecipeFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score adapters and the bare base model on the same rows, side by side."""
+    session = Session.open(names, store, model, recipe, any_base=any_base)
+    scores = session.evaluate(data, columns or [], chat=chat, batch_size=batch_size, limit=limit)
+    typer.echo(json.dumps(scores, indent=2)) if as_json else tables.console().print(tables.score_table(scores))
+
+
+@verb("generate")
+def generate(
+    names: Names = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="A prompt. Repeatable.", show_default=False)
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample from this much of the probability.")] = 1.0,
+    run_seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    chat: Annotated[bool, typer.Option("--chat", help="Put prompts through the chat template.")] = False,
+    base: Annotated[bool, typer.Option("--base/--no-base", help="Also the bare base model's answer.")] = True,
+    store: Store = DEFAULT_STORE,
+    model: Model = None,
+    any_base: ForceBase = False,
+    recipe: RecipeFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer prompts with each adapter and with the bare base model, all in one batch."""
+    if not prompt:
+        raise RecipeError("there is no prompt: give one or more with --prompt TEXT")
+    session = Session.open(names, store, model, recipe, any_base=any_base)
+    answers = session.generate(
+        prompt, base=base, chat=chat, seed=run_seed, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p
+    )
+    typer.echo(json.dumps(answers, indent=2, ensure_ascii=False)) if as_json else tables.console().print(
+        tables.table_of(answers)
+    )
+
+
+@verb("ls")
+def ls(
+    prefix: Annotated[str | None, typer.Argument(help="Only names that begin so.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every version, not only the latest.")] = False,
+    store: Store = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """List the adapters in a store."""
+    from polyvera.store.registry import Registry
+
+    registry = Registry(store)
+    refs = registry.list(prefix, latest=not every)
+    rows = [{"name": r.name, "version": r.version, "bytes": r.num_bytes} for r in refs]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    shown = [{**row, "bytes": f"{row['bytes']:,}"} for row in rows]
+    tables.console().print(tables.table_of(shown, f"{len(rows)} in {store}", ("version", "bytes")))
+
+
+@verb("show")
+def show(
+    name: Annotated[str, typer.Argument(help="NAME, NAME@3 or NAME@ALIAS.")], store: Store = DEFAULT_STORE
+) -> None:
+    """All that is known of one adapter, its file checked."""
+    from polyvera.cli.session import facts
+    from polyvera.store.registry import Registry
+
+    tables.console().print(tables.fact_table(facts(Registry(store), name)))
+
+
+@verb("verify")
+def verify(store: Store = DEFAULT_STORE) -> None:
+    """Read and check every byte of every adapter in a store."""
+    from polyvera.store.registry import Registry
+
+    registry = Registry(store)
+    problems = registry.verify()
+    for problem in problems:
+        typer.echo(str(problem), err=True)
+    typer.echo(f"{len(registry.list())} adapters checked, {len(problems)} problems")
+    if problems:
+        raise typer.Exit(1)
+
+
+@verb("import")
+def import_(
+    folder: Annotated[Path, typer.Argument(help="A PEFT folder: VeRA, LoRA, rsLoRA, DoRA or AdaLoRA.")],
+    name: Annotated[str, typer.Option("--name", help="Publish it under this name.")],
+    model: Annotated[str, typer.Option("--model", help="The base model; its weights are read for the fingerprint.")],
+    alias: Annotated[str | None, typer.Option(help="Point this alias at it.")] = None,
+    stored: Annotated[str, typer.Option(help="float32, bfloat16 or int8.")] = "float32",
+    basis_dtype: Annotated[
+        str | None, typer.Option(help="What a basis that isn't in the folder was rounded to.")
+    ] = None,
+    store: Store = DEFAULT_STORE,
+) -> None:
+    """Take in an adapter from Hugging Face PEFT; its logits stay the same, bit for bit."""
+    from polyvera.cli.session import imported
+    from polyvera.store.registry import Registry
+
+    ref = Registry(store).put(name, imported(folder, model, basis_dtype), alias=alias, dtype=stored)
+    typer.echo(f"{ref} ({ref.num_bytes:,} bytes) in {store}")
+
+
+@verb("export")
+def export(
+    name: Annotated[str, typer.Argument(help="NAME, NAME@3 or NAME@ALIAS.")],
+    folder: Annotated[Path, typer.Argument(help="The PEFT folder to write.")],
+    as_lora: Annotated[bool, typer.Option("--as-lora", help="As the mathematically equal LoRA.")] = False,
+    task_type: Annotated[str | None, typer.Option(help="PEFT's, such as CAUSAL_LM or SEQ_CLS.")] = None,
+    without_basis: Annotated[bool, typer.Option("--without-basis", help="Let PEFT draw the basis again.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an exported adapter there.")] = False,
+    store: Store = DEFAULT_STORE,
+) -> None:
+    """Write an adapter as a folder that Hugging Face PEFT loads."""
+    from polyvera.store.peft import export_peft
+    from polyvera.store.registry import Registry
+
+    adapter = Registry(store).get(name)
+    path = export_peft(
+        adapter,
+        folder,
+        as_lora=as_lora,
+        model_name=adapter.model or None,
+        task_type=task_type,
+        save_projection=not without_basis,
+        overwrite=overwrite,
+    )
+    typer.echo(str(path))
+
+
+@verb("merge")
+def merge(
+    name: Annotated[str, typer.Argument(help="NAME, NAME@3 or NAME@ALIAS.")],
+    folder: Annotated[Path, typer.Argument(help="Where the plain checkpoint goes; a new or empty folder.")],
+    dtype: Annotated[str, typer.Option(help="Of the checkpoint: auto, float32, bfloat16 or float16.")] = "auto",
+    store: Store = DEFAULT_STORE,
+    model: Model = None,
+    any_base: ForceBase = False,
+) -> None:
+    """Fold an adapter into a plain checkpoint that needs no polyvera."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RecipeError(f"{folder} is there already and not empty: name a new folder")
+    session = Session.open([name], store, model, None, any_base=any_base, dtype=dtype)
+    session.merge_into(folder)
+    typer.echo(f"{folder} (peak memory {peak_bytes() / 2**30:.1f} GiB)")
+
+
+@verb("alias")
+def alias(
+    name: Annotated[str, typer.Argument(help="NAME@3, or NAME for its latest version.")],
+    word: Annotated[str, typer.Argument(help="The alias.")],
+    store: Store = DEFAULT_STORE,
+) -> None:
+    """Point an alias at a version, so that NAME@ALIAS means it."""
+    from polyvera.store.registry import Registry
+
+    registry = Registry(store)
+    ref = registry.resolve(name)
+    typer.echo(f"{ref.name}@{word} is {registry.alias(ref.name, word, ref.version)}")
+
+
+@verb("rm")
+def rm(
+    name: Annotated[str, typer.Argument(help="NAME@3: one version.")],
+    with_aliases: Annotated[bool, typer.Option("--with-aliases", help="Also the aliases that point to it.")] = False,
+    store: Store = DEFAULT_STORE,
+) -> None:
+    """Remove one version of an adapter; its number is never given out again."""
+    from polyvera.store.registry import Registry
+
+    Registry(store).remove(name, with_aliases=with_aliases)
+    typer.echo(f"{name} removed from {store}")
+
+
+def _targets(given: list[str] | None) -> str | tuple[str, ...]:
+    if not given:
+        return "default"
+    return given[0] if len(given) == 1 else tuple(given)

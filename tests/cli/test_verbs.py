@@ -1,0 +1,228 @@
+"""The verbs from end to end on a tiny model in a folder: train, store, use, leave."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import counting_rows, make_classifier, make_model, make_tokenizer
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner, Result
+
+from polyvera.adapter.inject import eject, load
+from polyvera.adapter.method import METHODS
+from polyvera.cli import app
+from polyvera.cli.flags import BUDGET, PANELS, Publish, recipe_of
+from polyvera.errors import RecipeError
+from polyvera.store.registry import Registry
+from polyvera.train.recipe import Budget, Recipe
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    make_model().save_pretrained("base")
+    make_tokenizer().save_pretrained("base")
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in counting_rows(16)))
+    return tmp_path
+
+
+def polyvera(*words: str, fails: bool = False) -> Result:
+    result = CliRunner().invoke(app, list(words), catch_exceptions=False)
+    assert (result.exit_code != 0) == fails, result.output
+    return result
+
+
+def trained(name: str = "acme", *more: str) -> None:
+    polyvera(
+        "train", "--model", "base", "--data", "rows.jsonl", "--rank", "4", "--max-steps", "3", "--name", name, *more
+    )
+
+
+def test_every_choice_of_a_recipe_has_a_flag_and_a_help_text() -> None:
+    told = {name for names in PANELS.values() for name in names}
+    assert told == ({*Recipe.model_fields} - {"budget"}) | {*Publish.model_fields}
+    assert set(BUDGET) == set(Budget.model_fields)
+    shown = polyvera("train", "--help").output
+    for name in (*told, *(f"budget_{n}" for n in BUDGET)):
+        assert "--" + name.replace("_", "-")[:12] in shown, name
+
+
+def test_train_publishes_and_the_adapter_is_used() -> None:
+    trained("acme/support", "--alias", "prod", "--validation", "0.25", "--output", "run")
+    assert Path("run/curve.png").read_bytes()[:4] == b"\x89PNG"
+    adapter = Registry("adapters").get("acme/support@prod")
+    assert adapter.model == "base" and adapter.base and "eval_loss" in adapter.scores
+    scores = json.loads(polyvera("eval", "acme/support", "--data", "rows.jsonl", "--json").stdout)
+    assert set(scores) == {"acme/support", "base"}
+    assert scores["acme/support"]["loss"] != scores["base"]["loss"]
+    answers = json.loads(
+        polyvera("generate", "acme/support@1", "-p", "w1 w2", "-p", "w3 w4", "--json", "--max-new-tokens", "4").stdout
+    )
+    assert [set(row) for row in answers] == [{"prompt", "base", "acme/support@1"}] * 2
+    assert "acme/support" in polyvera("ls").output and "1 in adapters" in polyvera("ls").output
+    shown = polyvera("show", "acme/support").output
+    assert "prod" in shown and "sha256" in shown and "model.layers.*.self_attn.q_proj" in shown
+    assert "1 adapters checked, 0 problems" in polyvera("verify").output
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_recipe_file_and_its_flags_are_the_same_run(method: str) -> None:
+    Path("run.toml").write_text(
+        'model = "base"\ndata = "rows.jsonl"\nrank = 4\nmax_steps = 3\nbatch_size = 2\n'
+        f'method = "{method}"\ntargets = ["q_proj", "up_proj"]\nname = "file"\nstore = "shelf"\ncolumns = {{}}\n'
+    )
+    polyvera("train", "--recipe", "run.toml")
+    trained(
+        "flags",
+        "--method",
+        method,
+        "--batch-size",
+        "2",
+        "--targets",
+        "q_proj",
+        "--targets",
+        "up_proj",
+        "--store",
+        "shelf",
+    )
+    polyvera("train", "--recipe", "run.toml", "--name", "other", "--max-steps", "2")
+    a, b, c = (Registry("shelf").get(n) for n in ("file", "flags", "other"))
+    assert a.spec == b.spec and torch.equal(a.flat, b.flat) and not torch.equal(a.flat, c.flat)
+    assert "file" in polyvera("eval", "--recipe", "run.toml").output
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("train", "--model", "base", "--data", "rows.jsonl"), "nothing would be kept"),
+        (("train", "--model", "base", "--name", "x"), "data is missing"),
+        (("train", "--model", "base", "--data", "row.jsonl", "--name", "x"), "row.jsonl"),
+        (("train", "--model", "bass", "--data", "rows.jsonl", "--name", "x"), "bass"),
+        (("train", "--model", "base", "--data", "rows.jsonl", "--name", "../x"), "the name '../x'"),
+        (
+            ("train", "--model", "base", "--data", "rows.jsonl", "--name", "x", "--method", "verra"),
+            "did you mean 'vera'",
+        ),
+        (
+            ("train", "--model", "base", "--data", "rows.jsonl", "--name", "x", "--targets", "q_prj"),
+            "did you mean 'q_proj'",
+        ),
+        (("train", "--model", "base", "--data", "rows.jsonl", "--name", "x", "--lr", "fast"), "lr='fast'"),
+        (("train", "--model", "base", "--data", "rows.jsonl", "--name", "x", "--columns", "prompt"), "no KEY=VALUE"),
+        (
+            (
+                "train",
+                "--model",
+                "base",
+                "--data",
+                "rows.jsonl",
+                "--name",
+                "x",
+                "--budget-rank",
+                "2",
+                "--method",
+                "lora",
+            ),
+            "trains d",
+        ),
+        (("train", "--model", "base", "--data", "rows.jsonl", "--alias", "x", "--output", "o"), "alias='x' needs name"),
+        (("train", "--recipe", "nowhere.toml"), "nowhere.toml can't be read"),
+        (("generate", "nobody", "-p", "w1"), "nobody"),
+        (("generate", "--model", "base"), "--prompt"),
+        (("show", "nobody"), "nobody"),
+        (("rm", "nobody@1"), "nobody"),
+        (("plan", "nowhere/at/all"), "nowhere/at/all"),
+        (("import", "base", "--name", "x", "--model", "base"), "adapter_config.json"),
+    ],
+)
+def test_a_mistake_gets_one_message_and_changes_nothing(words: tuple[str, ...], said: str) -> None:
+    found = polyvera(*words, fails=True)
+    assert said in found.stderr.replace("\n", " ") and "Traceback" not in found.output
+    assert not Path("adapters").exists()
+
+
+def test_an_unknown_key_of_a_recipe_is_an_error(tmp_path: Path) -> None:
+    Path("run.toml").write_text('model = "base"\ndata = "rows.jsonl"\ntarget = "q_proj"\n')
+    with pytest.raises(RecipeError, match="'target' is no choice of a recipe; did you mean 'targets'"):
+        recipe_of(Path("run.toml"), {})
+    Path("run.toml").write_text('model = "base"\ndata = "rows.jsonl"\nstored = "int4"\n')
+    with pytest.raises(RecipeError, match="stored='int4'"):
+        recipe_of(Path("run.toml"), {})
+
+
+def test_flags_are_read_as_the_values_they_name() -> None:
+    choices = {"model": "m", "data": "d", "validation": 0.1, "lr": "1e-3", "batch_size": "4", "columns": {"text": "t"}}
+    recipe, publish = recipe_of(None, {**choices, "store": "s3://x", "budget": {"rank": "4"}, "method": "adalora"})
+    assert (recipe.validation, recipe.lr, recipe.batch_size, recipe.columns) == (0.1, 1e-3, 4, {"text": "t"})
+    assert recipe.budget is not None and recipe.budget.rank == 4 and publish.store == "s3://x"
+
+
+def test_a_dry_run_prints_the_cost_and_trains_nothing() -> None:
+    found = polyvera("train", "--model", "base", "--data", "rows.jsonl", "--name", "x", "--dry-run").output
+    assert "full fine-tuning" in found and not Path("adapters").exists()
+
+
+def test_plan_needs_no_weights() -> None:
+    Path("base/model.safetensors").unlink()
+    rows = json.loads(polyvera("plan", "base", "--json", "--rank", "4").output)
+    assert [row["method"] for row in rows] == [*METHODS, "full fine-tuning"]
+    assert "10,000 adapters" in polyvera("plan", "base", "--targets", "all-linear").output
+
+
+def test_merge_writes_an_ordinary_checkpoint_with_the_adapters_logits() -> None:
+    trained("acme", "--method", "dvora", "--lr", "0.5")
+    polyvera("merge", "acme", "merged")
+    assert "not empty" in polyvera("merge", "acme", "merged", fails=True).stderr
+    ids = torch.arange(3, 12)[None]
+    base = AutoModelForCausalLM.from_pretrained("base")
+    bare = base(ids).logits
+    load(base, Registry("adapters").get("acme"))
+    with torch.no_grad():
+        merged = AutoModelForCausalLM.from_pretrained("merged")(ids).logits
+        assert torch.allclose(merged, base(ids).logits, atol=1e-4) and not torch.allclose(merged, bare, atol=1e-2)
+    eject(base)
+
+
+def test_export_and_import_bring_the_same_numbers_back() -> None:
+    pytest.importorskip("peft")
+    trained("acme")
+    polyvera("export", "acme", "peft")
+    polyvera("import", "peft", "--name", "back", "--model", "base", "--alias", "prod")
+    a, b = Registry("adapters").get("acme"), Registry("adapters").get("back@prod")
+    assert torch.equal(a.flat, b.flat) and a.base == b.base and b.model == "base"
+    polyvera("export", "acme", "lora", "--as-lora")
+    assert json.loads(Path("lora/adapter_config.json").read_text())["peft_type"] == "LORA"
+
+
+def test_aliases_and_removal() -> None:
+    trained()
+    trained()
+    assert "acme@prod is acme@1" in polyvera("alias", "acme@1", "prod").output
+    assert "prod" in polyvera("rm", "acme@1", fails=True).stderr
+    polyvera("rm", "acme@1", "--with-aliases")
+    assert [r.version for r in Registry("adapters").list()] == [2]
+
+
+def test_a_broken_file_is_found_by_verify() -> None:
+    trained()
+    path = next(Path("adapters").rglob("*.safetensors"))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+    assert "1 problems" in polyvera("verify", fails=True).output
+
+
+def test_a_classifier_keeps_its_head_and_its_labels(tmp_path: Path) -> None:
+    make_classifier().save_pretrained("encoder")
+    make_tokenizer().save_pretrained("encoder")
+    rows = [{"text": f"w{i % 7} w{20 + i % 5}", "label": ("even", "odd")[i % 2]} for i in range(24)]
+    Path("classes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    polyvera(
+        "train", "--model", "encoder", "--data", "classes.jsonl", "--name", "parity", "--max-steps", "4", "--rank", "4"
+    )
+    adapter = Registry("adapters").get("parity")
+    assert adapter.labels == ("even", "odd") and adapter.layout.num_head_params == 2 * 32 + 2
+    scores = json.loads(polyvera("eval", "parity", "--data", "classes.jsonl", "--json").stdout)
+    assert set(scores) == {"parity"} and 0 <= scores["parity"]["accuracy"] <= 1
