@@ -85,9 +85,8 @@ def ids() -> torch.Tensor:
 def scramble(bank: Bank, seed: int = 1, size: float = 0.1) -> None:
     """Moves every trained number of every slot, so that each adapter does something of its own."""
     noise = size * torch.randn(bank.flat.shape, generator=torch.Generator().manual_seed(seed))
-    for slot in bank.slots:
-        row = bank.take(slot) + noise[slot - bank.first]
-        bank._write(slot - bank.first, row)
+    for index, slot in enumerate(bank.slots):
+        bank._write(index, bank.take(slot) + noise[index])
 
 
 @pytest.fixture(name="scramble")

@@ -20,7 +20,7 @@ from polyvera.errors import LayoutError, SlotError
 class Bank:
     """N slots for adapters of one layout.
 
-    Slots are numbered over the whole model: this bank's are first ... first + num_slots - 1; 0 is the base model.
+    slots: their numbers, which are counted over the whole model; 0 is the base model.
     flat: (num_slots, layout.num_params), one row a slot; every layer's factors are views of it.
     """
 
@@ -38,7 +38,7 @@ class Bank:
     ) -> None:
         if num_slots < 1:
             raise SlotError(f"num_slots={num_slots}: a bank has at least one slot")
-        self.layout, self.num_slots, self.basis = layout, num_slots, basis
+        self.layout, self.basis = layout, basis
         self.table, self.dtype, self.dropout, self.trainable = table, dtype, dropout, trainable
         self.flat = torch.zeros(num_slots, layout.num_params, device=device, dtype=dtype)
         self.version = 0
@@ -47,12 +47,25 @@ class Bank:
         self.heads: dict[str, HeadBank] = {}
         self._shared: dict[tuple[str, int], SharedInput] = {}
         self._accepted = layout
-        self.first = table.add(self)
+        self.slots: tuple[int, ...] = tuple(table.add(self, num_slots))
 
     @property
-    def slots(self) -> range:
-        """This bank's slot numbers."""
-        return range(self.first, self.first + self.num_slots)
+    def first(self) -> int:
+        """The first of this bank's slot numbers."""
+        return self.slots[0]
+
+    @property
+    def num_slots(self) -> int:
+        """How many slots this bank has."""
+        return len(self.flat)
+
+    def free_slot(self) -> int:
+        """An empty slot; where there is none, the bank grows to twice its size. A trainable bank does not grow."""
+        empty = next((i for i in range(self.num_slots) if i not in self.occupied), None)
+        if empty is None:
+            empty = self.num_slots
+            self._grow(self.num_slots)
+        return self.slots[empty]
 
     def layer(self, site: Site, base: nn.Module) -> LayerBank:
         """The share of one layer, its trained factors as parameters that are columns of `flat`."""
@@ -73,6 +86,11 @@ class Bank:
                 head.register_parameter(key[len(name) + 1 :].replace(".", "/"), self._parameter(entry))
         self.heads[name] = head
         return head
+
+    def takes(self, adapter: Adapter) -> bool:
+        """Whether an adapter is of this bank's layout and basis."""
+        same = adapter.layout is self._accepted or adapter.layout.key() == self.layout.key()
+        return same and (self.basis is None or adapter.basis_sha256 in ("", self.basis.sha256))
 
     def put(self, slot: int, adapter: Adapter) -> None:
         """Loads an adapter into a slot. Raises SlotError, LayoutError or BasisError, with nothing changed."""
@@ -146,6 +164,22 @@ class Bank:
         self.occupied.add(index)
         self.version += 1
 
+    def _grow(self, more: int) -> None:
+        if self.trainable:
+            raise SlotError(
+                f"all {self.num_slots} slots are taken, and a trainable bank does not grow: inject more slots"
+            )
+        rows = torch.stack([self.take(slot) for slot in self.slots]) if self.occupied else self.flat
+        self.flat = torch.zeros(self.num_slots + more, self.layout.num_params, device=self._device(), dtype=self.dtype)
+        self.flat[: len(rows)] = rows
+        for entry, parameter in self._parameters():
+            parameter.data = self._columns(entry)
+        self.slots += tuple(self.table.add(self, more))
+        self.version += 1
+
+    def _device(self) -> torch.device:
+        return self._owned(next(iter(self.layout.entries.values()))).device
+
     def _is_whole(self) -> bool:
         entry = next(iter(self.layout.entries.values()))
         at = self.flat.data_ptr() + entry.offset * self.flat.element_size()
@@ -161,13 +195,17 @@ class Bank:
         return head.get_parameter(entry.key[len(name) + 1 :].replace(".", "/"))
 
     def _parameter(self, entry: Entry) -> nn.Parameter:
+        return nn.Parameter(self._columns(entry), requires_grad=self.trainable)
+
+    def _columns(self, entry: Entry) -> Tensor:
         columns = self.flat[:, entry.offset : entry.offset + entry.size]
-        return nn.Parameter(torch.unflatten(columns, 1, entry.shape), requires_grad=self.trainable)
+        return torch.unflatten(columns, 1, entry.shape)
 
     def _index(self, slot: int) -> int:
-        if slot not in self.slots:
+        index = self.table.index(slot, self)
+        if index is None:
             raise SlotError(f"slot {slot} is not of this bank, whose slots are {self.first} to {self.slots[-1]}")
-        return slot - self.first
+        return index
 
     def _shown(self, layout: Layout) -> str:
         ranks = sorted({site.rank for site in layout.sites})

@@ -47,18 +47,19 @@ def load(model: nn.Module, adapters: Adapter | Sequence[Adapter], *, check_base:
     several = [adapters] if isinstance(adapters, Adapter) else list(adapters)
     if check_base:
         _check_bases(model, several)
-    groups: dict[object, list[int]] = {}
-    for i, adapter in enumerate(several):
+    for adapter in several:
         _check_fits(model, adapter.layout)
-        groups.setdefault((adapter.layout.key(), adapter.basis_sha256), []).append(i)
-    bases = [several[members[0]].basis() for members in groups.values()]
-    slots = [0] * len(several)
-    for members, basis in zip(groups.values(), bases, strict=True):
-        bank = add_bank(model, several[members[0]].layout, len(members), basis)
-        for slot, i in zip(bank.slots, members, strict=True):
-            bank.put(slot, several[i])
-            slots[i] = slot
-    return slots
+    bases = [adapter.basis() for adapter in several]  # raises before the model is touched
+    return [_loaded(model, adapter, basis) for adapter, basis in zip(several, bases, strict=True)]
+
+
+def _loaded(model: nn.Module, adapter: Adapter, basis: Basis | None) -> int:
+    """Puts an adapter into a free slot of the bank of its layout, which grows where it must."""
+    alike = (b for b in banks_of(model) if not b.trainable and b.takes(adapter))
+    bank = next(alike, None) or add_bank(model, adapter.layout, 1, basis)
+    slot = bank.free_slot()
+    bank.put(slot, adapter)
+    return slot
 
 
 def add_bank(

@@ -6,7 +6,7 @@ One class and one forward serve solo training (a bank of one slot), fleets and s
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -85,6 +85,7 @@ class LayerBank(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor, pick: Pick) -> Tensor:
         """The base's output y (..., out) with this bank's delta added to the rows that are its own."""
+        pick.check(x)
         if pick.slot is not None:
             return self._one(x, y, pick.slot)
         if {"A", "B"} & set(self.bank.layout.method.trained):
@@ -104,7 +105,6 @@ class LayerBank(nn.Module):
     def _by_groups(self, x: Tensor, y: Tensor, pick: Pick) -> Tensor:
         axis = pick.rows.dim()
         flat_x, flat_y = x.flatten(0, axis - 1), y.flatten(0, axis - 1)
-        pick.gather(torch.empty(self.bank.num_slots, 0), x[..., :0])  # refuses a wrong number of rows
         for slot, mine in pick.groups:
             mine = mine.to(x.device)
             flat_y = flat_y.index_copy(0, mine, self._one(flat_x[mine], flat_y[mine], slot))
@@ -213,6 +213,14 @@ class LayerBank(nn.Module):
         return A.to(dtype), own["B"].to(dtype)
 
 
+@torch.compiler.disable
+def _used(banks: Iterable[nn.Module], table: SlotTable) -> list[tuple[Any, Pick]]:
+    """The banks' shares that rows of this batch use. A compiler takes the answer and does not look inside."""
+    chosen = current_route(table)
+    picks = [(share, chosen.pick(share.bank)) for share in banks]  # type: ignore[arg-type]
+    return [(share, pick) for share, pick in picks if pick is not None]
+
+
 class AdaptedLinear(nn.Module):
     """A frozen base layer whose output gets the delta of the slot that each row is routed to."""
 
@@ -225,11 +233,8 @@ class AdaptedLinear(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x (rows, ..., in) -> (rows, ..., out) in the base's dtype."""
         y: Tensor = self.base(x, *args, **kwargs)
-        chosen = current_route(self.table)
-        for layer_bank in self.banks:
-            pick = chosen.pick(layer_bank.bank)  # type: ignore[arg-type]
-            if pick is not None:
-                y = layer_bank(x, y, pick)
+        for layer_bank, pick in _used(self.banks, self.table):
+            y = layer_bank(x, y, pick)
         return y
 
     @property
@@ -259,16 +264,14 @@ class AdaptedHead(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x (rows, ...) -> the head's output, each row through its own slot's head."""
-        chosen = current_route(self.table)
-        picks = [(b, chosen.pick(b.bank)) for b in self.banks]  # type: ignore[arg-type]
-        used = [(bank, pick) for bank, pick in picks if pick is not None]
+        used = _used(self.banks, self.table)
         if len(used) == 1 and used[0][1].slot is not None:
-            return used[0][0].of_slot(used[0][1].slot, self.base, x)  # type: ignore[operator,no-any-return]
+            return used[0][0].of_slot(used[0][1].slot, self.base, x)  # type: ignore[no-any-return]
         y: Tensor = self.base(x, *args, **kwargs)
         for bank, pick in used:
             for slot, mine in pick.groups:
                 mine = mine.to(x.device)
-                y = y.index_copy(0, mine, bank.of_slot(slot, self.base, x[mine]).to(y.dtype))  # type: ignore[operator]
+                y = y.index_copy(0, mine, bank.of_slot(slot, self.base, x[mine]).to(y.dtype))
         return y
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
 from polyvera.adapter.equation import delta_weight
-from polyvera.adapter.inject import banks_of, eject, load
+from polyvera.adapter.inject import eject, load, slot_table
 from polyvera.adapter.layer import AdaptedHead, AdaptedLinear, LayerBank
 from polyvera.adapter.weight import as_stored, dense_weight, is_quantized, plain_linear
 from polyvera.errors import LayoutError, SlotError
@@ -65,14 +65,13 @@ def _merged_head(model: nn.Module, bank: Bank, name: str, index: int) -> nn.Modu
 
 
 def _held(model: nn.Module, slot: int | None) -> tuple[Bank, int]:
-    banks = banks_of(model)
-    occupied = [bank.first + i for bank in banks for i in sorted(bank.occupied)]
-    if slot is None and len(occupied) == 1:
-        slot = occupied[0]
-    for bank in banks:
-        if slot is not None and slot - bank.first in bank.occupied:
-            return bank, slot - bank.first
-    raise SlotError(f"slot={slot} holds no adapter to merge; the occupied slots are {occupied}: name one")
+    table = slot_table(model)
+    if slot is None and len(table.occupied) == 1:
+        slot = table.occupied[0]
+    held = None if slot is None else table.holder(slot)
+    if held is None:
+        raise SlotError(f"slot={slot} holds no adapter to merge; the occupied slots are {table.occupied}: name one")
+    return held
 
 
 class Switch:

@@ -30,14 +30,22 @@ class Pick:
     """The rows of one batch as one bank sees them.
 
     slot: the bank's own index where all rows use the same one. rows: else the index of each row, 0 where mask is 0.
-    mask: 1 for the rows that are this bank's, 0 for all others, None where all are.
+    mask: 1 for the rows that are this bank's, 0 for all others, None where all are. shape: of the slots that were named.
     """
 
     slot: int | None
     rows: Tensor
     mask: Tensor | None
-    version: int
+    shape: torch.Size | None
     cache: dict[Any, Any] = field(default_factory=dict)
+
+    def check(self, x: Tensor) -> None:
+        """Raises SlotError where there isn't one slot for each row of x (rows, ..., features)."""
+        if self.shape is not None and self.shape != x.shape[: len(self.shape)]:
+            raise SlotError(
+                f"route() names slots for {tuple(self.shape)} rows, but this layer got an input of shape "
+                f"{tuple(x.shape)}; give one slot for each row of the batch"
+            )
 
     @cached_property
     def groups(self) -> list[tuple[int, Tensor]]:
@@ -48,11 +56,6 @@ class Pick:
     def gather(self, stack: Tensor, like: Tensor) -> Tensor:
         """stack[rows] with axes added so that it broadcasts over the tokens of `like` (rows, ..., features)."""
         rows = self.rows.to(stack.device)
-        if rows.shape != like.shape[: rows.dim()]:
-            raise SlotError(
-                f"route() names slots for {tuple(rows.shape)} rows, but this layer got an input of shape "
-                f"{tuple(like.shape)}; give one slot for each row of the batch"
-            )
         between = (1,) * (like.dim() - 1 - rows.dim())
         return stack[rows].view(*rows.shape, *between, *stack.shape[1:])
 
@@ -67,63 +70,87 @@ def distinct(rows: Tensor) -> list[int]:
     return sorted(set(rows.flatten().tolist()))
 
 
-def _one_or_many(slots: Tensor) -> int | Tensor:
-    numbers = distinct(slots)
-    return numbers[0] if len(numbers) == 1 else slots
-
-
 class Route:
     """The slots of one batch, checked once for each model that it passes through."""
 
     def __init__(self, slots: Slots) -> None:
-        self.slots = slots if isinstance(slots, int) else _one_or_many(torch.as_tensor(slots, dtype=torch.long).cpu())
-        self._picks: dict[int, Pick | None] = {}
+        self.shape: torch.Size | None = None
+        self.slots: int | Tensor
+        if isinstance(slots, int):
+            self.slots = slots
+        else:
+            several = torch.as_tensor(slots, dtype=torch.long).cpu()
+            numbers = distinct(several)
+            self.shape, self.slots = several.shape, numbers[0] if len(numbers) == 1 else several
+        self._picks: dict[int, tuple[int, Pick | None]] = {}
 
     def pick(self, bank: Bank) -> Pick | None:
         """How this batch uses the bank, or None where no row does. Raises SlotError for a slot that isn't there."""
-        known = self._picks.get(id(bank), self)
-        if known is self or (isinstance(known, Pick) and known.version != bank.version):
+        known = self._picks.get(id(bank))
+        if known is None or known[0] != bank.version:
             bank.table.check(self.slots)
-            known = self._picks[id(bank)] = self._pick(bank)
-        return known  # type: ignore[return-value]
+            known = self._picks[id(bank)] = (bank.version, self._pick(bank))
+        return known[1]
 
     def _pick(self, bank: Bank) -> Pick | None:
         if isinstance(self.slots, int):
-            index = self.slots - bank.first
-            inside = 0 <= index < bank.num_slots
-            return Pick(index, torch.tensor([index]), None, bank.version) if inside else None
-        rows = self.slots - bank.first
-        mine = (rows >= 0) & (rows < bank.num_slots)
+            index = bank.table.index(self.slots, bank)
+            return None if index is None else Pick(index, torch.tensor([index]), None, self.shape)
+        rows = bank.table.lookup(bank)[self.slots]
+        mine = rows >= 0
         if not bool(mine.any()):
             return None
-        mask = None if bool(mine.all()) else mine.float()
-        return Pick(None, torch.where(mine, rows, 0), mask, bank.version)
+        return Pick(None, rows.clamp(min=0), None if bool(mine.all()) else mine.float(), self.shape)
 
 
 class SlotTable:
-    """The slot numbers of one model: 0 is the base, then each bank's slots in the order in which they were added."""
+    """The slot numbers of one model: 0 is the base, then every bank's slots in the order in which they were added."""
 
     def __init__(self) -> None:
         self.banks: list[Bank] = []
+        self._owners: list[tuple[Bank, int]] = []
+        self._lookups: dict[int, Tensor] = {}
         self._default: tuple[object, Route] | None = None
 
     @property
     def occupied(self) -> list[int]:
         """The slots that hold an adapter."""
-        return [bank.first + i for bank in self.banks for i in sorted(bank.occupied)]
+        return [slot for slot, (bank, index) in enumerate(self._owners, 1) if index in bank.occupied]
 
-    def add(self, bank: Bank) -> int:
-        """Takes the bank in; returns its first slot number."""
-        first = 1 + sum(b.num_slots for b in self.banks)
-        self.banks.append(bank)
-        return first
+    def add(self, bank: Bank, num_slots: int) -> range:
+        """Gives a bank so many new slots; returns their numbers."""
+        if bank not in self.banks:
+            self.banks.append(bank)
+        first, held = len(self._owners) + 1, sum(owner is bank for owner, _ in self._owners)
+        self._owners += [(bank, held + i) for i in range(num_slots)]
+        self._lookups.clear()
+        return range(first, first + num_slots)
+
+    def index(self, slot: int, bank: Bank) -> int | None:
+        """The bank's own index of a slot, None where the slot is another's."""
+        owner, index = self._owners[slot - 1] if 1 <= slot <= len(self._owners) else (None, 0)
+        return index if owner is bank else None
+
+    def lookup(self, bank: Bank) -> Tensor:
+        """The bank's own index of every slot of the model, -1 for those of others; (slots + 1,)."""
+        if id(bank) not in self._lookups:
+            mine = [index if owner is bank else -1 for owner, index in self._owners]
+            self._lookups[id(bank)] = torch.tensor([-1, *mine])
+        return self._lookups[id(bank)]
 
     def check(self, slots: int | Tensor) -> None:
         """Raises SlotError unless every slot is the base or holds an adapter."""
         asked = {slots} if isinstance(slots, int) else set(distinct(slots))
-        missing = sorted(s for s in asked if s != BASE_SLOT and not self._holds(s))
+        missing = sorted(s for s in asked if s != BASE_SLOT and self.holder(s) is None)
         if missing:
             raise SlotError(f"slot {missing[0]} holds no adapter; {self._shown()}, and slot 0 is the base model")
+
+    def holder(self, slot: int) -> tuple[Bank, int] | None:
+        """The bank of a slot and its index there, None for one that is empty or does not exist."""
+        if not 1 <= slot <= len(self._owners):
+            return None
+        bank, index = self._owners[slot - 1]
+        return (bank, index) if index in bank.occupied else None
 
     def default(self) -> Route:
         """The route of a forward outside `with route(...)`: the only adapter, or the base where there is none."""
@@ -134,9 +161,6 @@ class SlotTable:
                 raise SlotError(f"{self._shown()}: say which to use, `with route(slot): model(...)`")
             self._default = (state, Route(held[0] if held else BASE_SLOT))
         return self._default[1]
-
-    def _holds(self, slot: int) -> bool:
-        return any(slot - bank.first in bank.occupied for bank in self.banks)
 
     def _shown(self) -> str:
         held = self.occupied

@@ -184,7 +184,7 @@ def _check_digest(view: memoryview, text: bytes, digest: str) -> None:
     """Raises FormatError unless the sha256 of all bytes, with the digest's own as zeros, is the digest."""
     found = digest.encode()
     if text.count(found) != 1:
-        raise FormatError(f"its header holds the digest {digest[:12]} more than once: it is no file of polyvera's")
+        raise FormatError(f"its header does not hold the digest {digest[:12]} just once: it is no file of polyvera's")
     actual = _sha256(view, LENGTH_BYTES + text.index(found))
     if actual != digest:
         raise FormatError(

@@ -116,7 +116,7 @@ def row_of(kind: Kind, use_dora: bool) -> Method:
 
 
 class PeftConfig(BaseModel):
-    """The keys of adapter_config.json that decide a forward, typed as PEFT writes them; other keys decide nothing.
+    """The keys of adapter_config.json that are used, typed as PEFT writes them; other keys decide nothing.
 
     The last five are Polyvera's own, which PEFT skips: the key and the sha256 of the whole basis.
     """
@@ -125,6 +125,7 @@ class PeftConfig(BaseModel):
 
     peft_type: str
     task_type: str | None = None
+    base_model_name_or_path: Annotated[str, Field(max_length=4096)] | None = None
     target_modules: Names | str
     exclude_modules: Names | str | None = None
     modules_to_save: Names | None = None

@@ -56,9 +56,10 @@ def export_peft(
     An adapter that PEFT has a method for is written as that method, bit for bit; any other, and any where as_lora is
     asked for, as the equal LoRA (A' = d ⊙ A, B' = b ⊙ B, alpha = rank), which rounds differently.
 
-    model_name: the base model's name or path. task_type: PEFT's, such as CAUSAL_LM; None is SEQ_CLS where the adapter
-    has such a head, and else a plain PeftModel of any model. save_projection=False leaves the basis out, for PEFT to
-    draw it again: only where PEFT's draw on a base of base_dtype (None: of the basis's own dtype) is the same.
+    model_name: the base model's name or path; None is the adapter's own. task_type: PEFT's, such as CAUSAL_LM; None is
+    SEQ_CLS where the adapter has such a head, and else a plain PeftModel of any model. save_projection=False leaves the
+    basis out, for PEFT to draw it again: only where PEFT's draw on a base of base_dtype (None: of the basis's own
+    dtype) is the same.
     overwrite: replaces a folder that holds nothing but an exported adapter. Raises SpecError, BasisError, StoreError.
     """
     path = Path(folder).absolute()
@@ -73,7 +74,7 @@ def export_peft(
     elif not save_projection or dtype is not None:
         raise SpecError("save_projection=False and base_dtype are for a shared basis, and this folder holds none")
     dropout = {KINDS[config["peft_type"]].dropout: adapter.spec.dropout}
-    config |= dropout | _shared_config(adapter, model_name, _task_type(adapter, task_type))
+    config |= dropout | _shared_config(adapter, model_name or adapter.model or None, _task_type(adapter, task_type))
     tensors |= {PREFIX + key: adapter.tensors[key] for key, _ in adapter.layout.head}
     _write(path, config, tensors)
     return path

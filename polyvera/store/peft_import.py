@@ -101,7 +101,7 @@ def import_peft(folder: str | Path, model: nn.Module, *, basis_dtype: str | torc
     adapter = adapter_from(spec, source.sites, _rounded(source, tensors), given, base)
     if stored is None:
         check_digest(source.config, adapter.basis_sha256)
-    return adapter
+    return replace(adapter, model=source.config.base_model_name_or_path or "")
 
 
 def _source(config: PeftConfig, model: nn.Module) -> Source:

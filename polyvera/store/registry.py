@@ -94,10 +94,10 @@ class Registry:
 
     def get_all(self, which: Iterable[Which]) -> Adapters:
         """Several adapters, read by several threads. Raises as get()."""
-        refs = self._refs(which)
+        asked = list(which)
         found: dict[int, Adapter] = {}
-        self._each(refs, lambda i, ref: found.__setitem__(i, self._read(ref)))
-        return [found[i] for i in range(len(refs))]
+        self._each(asked, lambda i, one: found.__setitem__(i, self.get(one)))
+        return [found[i] for i in range(len(asked))]
 
     def load_into(
         self, bank: Bank, which: Iterable[Which], slots: Sequence[int] | None = None, base: str = ""
@@ -107,19 +107,19 @@ class Registry:
         slots: one for each adapter; by default the bank's from its first. base: the fingerprint of the bank's model, ''
         to load adapters of any. Raises as get() and Bank.put() do; slots loaded before the error stay loaded.
         """
-        refs = self._refs(which)
-        slots = list(bank.slots)[: len(refs)] if slots is None else slots
-        if len(slots) != len(refs):
-            raise SlotError(f"{len(refs)} adapters for {len(slots)} slots; give as many slots, or make a larger bank")
+        asked = list(which)
+        slots = list(bank.slots)[: len(asked)] if slots is None else slots
+        if len(slots) != len(asked):
+            raise SlotError(f"{len(asked)} adapters for {len(slots)} slots; give as many slots, or make a larger bank")
         lock = Lock()
 
-        def load(i: int, ref: AdapterRef) -> None:
-            adapter = self._read(ref)
+        def load(i: int, one: Which) -> None:
+            adapter = self.get(one)
             check_fingerprint(adapter.base, base)
             with lock:
                 bank.put(slots[i], adapter)
 
-        self._each(refs, load)
+        self._each(asked, load)
         return list(slots)
 
     def resolve(self, which: str) -> AdapterRef:
@@ -210,9 +210,6 @@ class Registry:
         check_name(which.name)
         check_version(which.version)
         return which
-
-    def _refs(self, which: Iterable[Which]) -> Refs:
-        return [self._ref(one) for one in which]
 
     def _named(self, which: str) -> AdapterRef:
         reference = parse_reference(which)

@@ -135,3 +135,25 @@ def test_a_head_is_stored_with_the_adapter_and_routed_by_row(small_bert: nn.Modu
     for row, one in ((0, alone[1]), (2, alone[0]), (3, alone[1])):
         assert torch.allclose(mixed[row], one[row], atol=1e-6)
     assert not torch.allclose(alone[0], alone[1], atol=1e-2)
+
+
+@every
+def test_adapters_loaded_one_by_one_share_a_bank_that_grows(
+    small_llama: nn.Module, ids: Tensor, scramble, name: str
+) -> None:
+    spec = AdapterSpec(name, rank=3)
+    adapters = [trained(small_llama, spec, scramble, seed) for seed in range(5)]
+    alone = []
+    for adapter in adapters:
+        load(small_llama, adapter)
+        alone.append(out(small_llama, ids, 1))
+        eject(small_llama)
+    slots = [load(small_llama, adapter)[0] for adapter in adapters]
+    assert len(set(slots)) == 5 and len(banks_of(small_llama)) == 1
+    for slot, expected in zip(slots, alone, strict=True):
+        assert torch.equal(out(small_llama, ids, slot), expected)
+    bank = banks_of(small_llama)[0]
+    bank.clear(slots[2])
+    assert load(small_llama, adapters[0]) == [slots[2]]
+    with pytest.raises(SlotError, match="does not grow"):
+        inject(small_llama, spec).free_slot()

@@ -92,7 +92,9 @@ CHANGES = {
     "basis that is not there": (basis("init", "given"), "basis.A"),
     "head of nothing": (put("kind", "head", {"score.weight": [0]}), "head"),
     "head of a text": (put("kind", "head", {"score.weight": "28"}), "head"),
+    "head of digits": (put("kind", "head", {"score.weight": ["2", "8"]}), "head"),
     "scores of texts": (put("own", "scores", {"loss": "low"}), "scores.loss"),
+    "score of digits": (put("own", "scores", {"loss": "1.5"}), "scores.loss"),
     "endless score": (put("own", "scores", {"loss": float("inf")}), "Infinity"),
     "digest of capitals": (put("own", "digest", "A" * 64), "digest"),
     "digest gone": (drop("own", "digest"), "no 'digest'"),
@@ -120,7 +122,8 @@ EDITS = {
     "a third line": (lambda text: text.replace(r"}\n{", r"}\n{}\n{"), "two lines"),
     "one line": (lambda text: text.replace(r"}\n{", ","), "two lines"),
     "more metadata": (lambda text: text.replace('"polyvera":', '"format": "pt", "polyvera":', 1), "two lines"),
-    "a digest of its own in the scores": (lambda text: text.replace("loss", "0" * 64), "more than once|sha256"),
+    "a digest of its own in the scores": (lambda text: text.replace("loss", "0" * 64), "just once|sha256"),
+    "an escaped digest": (lambda text: text.replace("0" * 64, r"\\u0061" + "0" * 63), "just once"),
 }
 
 
@@ -147,6 +150,16 @@ def test_infinities_in_a_whole_file_are_refused():
 def test_a_wrong_header_length_is_refused(length):
     with pytest.raises(FormatError):
         decode(length.to_bytes(8, "little") + DATA[8:])
+
+
+def test_a_header_that_ends_off_the_grid_is_refused():
+    tree = header_of(DATA)[0]
+    tail = DATA[8 + int.from_bytes(DATA[:8], "little") :]
+    for pad in range(1, 8):
+        text = json.dumps(tree)
+        text += " " * (-len(text) % 8 + pad)
+        with pytest.raises(FormatError, match="multiples of 8"):
+            decode(len(text).to_bytes(8, "little") + text.encode() + tail)
 
 
 def test_an_overlong_header_is_refused_before_it_is_parsed():

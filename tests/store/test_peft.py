@@ -4,55 +4,26 @@ from __future__ import annotations
 
 import copy
 import json
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from peft import AdaLoraConfig, LoraConfig, PeftModel, VeraConfig, get_peft_model
+from peft import LoraConfig, VeraConfig
+from peft_oracle import KINDS, TARGETS, TASKS, assert_same_everywhere, here, in_peft, logits, saved_by_peft, trained
 from safetensors.torch import load_file, save_file
 
 from polyvera.adapter.basis import draw_basis, given_basis
-from polyvera.adapter.inject import banks_of, extract, inject, load
-from polyvera.adapter.method import METHODS
+from polyvera.adapter.inject import banks_of, extract, load
 from polyvera.adapter.route import route
 from polyvera.adapter.spec import GIVEN, AdapterSpec, BasisKey
 from polyvera.store.peft import export_peft, import_peft
 
-TARGETS = {
-    "llama": ["q_proj", "v_proj", "down_proj"],
-    "gpt2": ["c_attn", "c_proj"],
-    "bert": ["query", "value", "output.dense"],
-}
-TASKS = {"llama": "CAUSAL_LM", "gpt2": "CAUSAL_LM", "bert": "SEQ_CLS"}
+pytestmark = pytest.mark.filterwarnings("ignore")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-KINDS = {
-    "vera": lambda t: VeraConfig(r=8, projection_prng_key=3, target_modules=t),
-    "vera-drawn": lambda t: VeraConfig(r=8, projection_prng_key=3, save_projection=False, target_modules=t),
-    "lora": lambda t: LoraConfig(r=4, lora_alpha=7, target_modules=t),
-    "rslora": lambda t: LoraConfig(r=5, lora_alpha=7, use_rslora=True, target_modules=t),
-    "dora": lambda t: LoraConfig(r=4, lora_alpha=7, use_dora=True, target_modules=t),
-    "patterns": lambda t: LoraConfig(
-        r=4,
-        lora_alpha=7,
-        target_modules=t,
-        rank_pattern={t[0]: 6, rf"\w+\.\w+\.1\..*{t[1]}": 3},
-        alpha_pattern={t[1]: 5},
-    ),
-    "adalora": lambda t: AdaLoraConfig(init_r=6, lora_alpha=7, total_step=10, target_modules=t),
-    "pruned": lambda t: AdaLoraConfig(init_r=6, lora_alpha=7, total_step=10, target_modules=t),
-}
 each_kind = pytest.mark.parametrize("kind", KINDS)
 each_arch = pytest.mark.parametrize("arch", TARGETS)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 both_modes = pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
-
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 @pytest.fixture
@@ -62,45 +33,7 @@ def base_of(built):
 
 @pytest.fixture
 def peft_folder(tmp_path):
-    """Writes what PEFT itself saves of an adapter whose every number was moved."""
-
-    def write(base, config, name="adapter", task=None, prune=False, seed=1):
-        config.task_type = task
-        model = get_peft_model(copy.deepcopy(base), config)
-        noise = torch.Generator().manual_seed(seed)
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data.add_((0.2 * torch.randn(parameter.shape, generator=noise)).to(parameter.dtype))
-        if prune:  # the second layer keeps no rank at all
-            names = [n.removeprefix("base_model.model.") for n, m in model.named_modules() if hasattr(m, "lora_E")]
-            model.peft_config["default"].rank_pattern = {
-                f"{n}.lora_E.default": [rank % 3 != 0 and layer != 1 for rank in range(config.init_r)]
-                for layer, n in enumerate(names)
-            }
-        model.save_pretrained(tmp_path / name)
-        return tmp_path / name
-
-    return write
-
-
-def in_peft(base, folder):
-    return PeftModel.from_pretrained(copy.deepcopy(base), folder).eval()
-
-
-def here(base, *adapters):
-    model = copy.deepcopy(base)
-    return model, load(model, list(adapters))
-
-
-def logits(model, ids, grad=False):
-    with torch.set_grad_enabled(grad):
-        return model(input_ids=ids).logits.detach()
-
-
-def assert_same_everywhere(one, other, bare, ids):
-    for grad in (False, True):
-        assert torch.equal(logits(one, ids, grad), logits(other, ids, grad))
-    assert not torch.equal(logits(one, ids), logits(bare, ids))
+    return lambda base, config, name="adapter", **options: saved_by_peft(tmp_path / name, base, config, **options)
 
 
 # --- from PEFT -------------------------------------------------------------------------------------------------------
@@ -245,52 +178,6 @@ def test_an_fp32_basis_on_a_bf16_base_survives_the_export(base_of, tmp_path, ids
     assert adapter.layout.basis.dtype == "float32"
     ours, _ = here(base, adapter)
     assert_same_everywhere(ours, in_peft(base, export_peft(adapter, tmp_path / "kept")), base, ids)
-
-
-# --- to PEFT ---------------------------------------------------------------------------------------------------------
-
-
-def trained(base, spec, seed=1):
-    """An adapter of our own whose every number was moved."""
-    bank = inject(copy.deepcopy(base), spec)
-    adapter = extract(bank, bank.first, spec)
-    noise = torch.randn(adapter.flat.shape, generator=torch.Generator().manual_seed(seed))
-    adapter.flat.add_(0.1 * noise)
-    return adapter
-
-
-@each_arch
-@each_dtype
-@pytest.mark.parametrize("magnitude", [False, True], ids=["plain", "magnitude"])
-@pytest.mark.parametrize("method", METHODS)
-def test_every_row_of_the_table_exports(method, magnitude, dtype, arch, base_of, tmp_path, ids):
-    base = base_of(arch, dtype)
-    head = ("classifier",) if arch == "bert" else ()
-    spec = AdapterSpec(method, 4, tuple(TARGETS[arch]), magnitude=magnitude, head=head)
-    adapter = trained(base, spec)
-    ours, _ = here(base, adapter)
-    native = in_peft(base, export_peft(adapter, tmp_path / "native"))
-    dense_norm = "A" in spec.row.trained or "m" not in spec.row.trained  # with a frozen A the norm is factored here
-    if dense_norm and set(spec.row.trained) <= set(spec.row.peft_keys):
-        assert_same_everywhere(ours, native, base, ids)
-    as_lora = in_peft(base, export_peft(adapter, tmp_path / "lora", as_lora=True))
-    assert as_lora.peft_config["default"].peft_type.value == "LORA"
-    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.02}
-    for model in (native, as_lora):
-        torch.testing.assert_close(logits(model, ids), logits(ours, ids), **tolerance)
-
-
-@pytest.mark.parametrize("scaling", ["alpha/r", "alpha/sqrt(r)", "none", "alpha,r"])
-@pytest.mark.parametrize("method", [name for name, row in METHODS.items() if row.takes_alpha])
-def test_every_scaling_and_pattern_exports(method, scaling, base_of, tmp_path, ids):
-    base = base_of("llama")
-    q, v = (f"model.layers.1.self_attn.{x}_proj" for x in "qv")
-    spec = AdapterSpec(method, 4, alpha=6, scaling=scaling, rank_pattern=((q, 2),), alpha_pattern=((v, 9.5),))
-    adapter = trained(base, spec)
-    ours, _ = here(base, adapter)
-    theirs = in_peft(base, export_peft(adapter, tmp_path / "a"))
-    torch.testing.assert_close(logits(theirs, ids), logits(ours, ids), rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(logits(theirs, ids), logits(base, ids), rtol=1e-3, atol=1e-3)
 
 
 # --- many together ---------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from polyvera.adapter.inject import extract, inject
 from polyvera.adapter.sites import linear_layers
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.errors import BasisError, FormatError, LayoutError, PolyveraError, SpecError, StoreError
+from polyvera.errors import BasisError, FormatError, LayoutError, PolyveraError, SpecError
 from polyvera.store.peft import export_peft, import_peft
 from polyvera.store.peft_config import PeftConfig, sites_of
 
@@ -311,63 +311,3 @@ def test_targets_mean_what_they_mean_in_peft(choices, small_llama):
     else:
         with pytest.raises(LayoutError, match="matches no linear layer"):
             sites_of(config, small_llama)
-
-
-# --- writing ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_folder_is_replaced_only_when_asked(folder_of, tmp_path, small_llama):
-    folder = folder_of("lora")
-    with pytest.raises(StoreError, match="overwrite=True"):
-        folder_of("lora")
-    change_config(folder, r=3)
-    folder_of("lora", overwrite=True)
-    assert json.loads((folder / CONFIG).read_text())["r"] == 4
-    assert [p.name for p in tmp_path.iterdir()] == ["lora"]
-    (folder / "mine.txt").write_text("keep")
-    with pytest.raises(StoreError, match=r"'mine\.txt'"):
-        folder_of("lora", overwrite=True)
-    assert (folder / "mine.txt").exists()
-
-
-def test_a_write_that_fails_leaves_the_old_folder(folder_of, tmp_path, monkeypatch):
-    folder = folder_of("lora")
-    before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    monkeypatch.setattr("polyvera.store.peft_export.json.dumps", lambda *a, **k: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        folder_of("lora", overwrite=True)
-    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
-    assert [p.name for p in tmp_path.iterdir()] == ["lora"]
-
-
-@pytest.mark.parametrize(
-    ("spec", "options"),
-    [
-        (AdapterSpec(rank=8, init="orthogonal"), {}),
-        (AdapterSpec(rank=8, in_max=64), {}),
-        (AdapterSpec(rank=8), {"base_dtype": torch.bfloat16}),
-        (AdapterSpec(rank=8, basis_dtype="bfloat16"), {"base_dtype": "float32"}),
-    ],
-)
-def test_a_basis_that_peft_would_not_draw_is_not_left_out(spec, options, small_llama, tmp_path):
-    bank = inject(copy.deepcopy(small_llama), spec)
-    adapter = extract(bank, bank.first, spec)
-    with pytest.raises(BasisError, match="PEFT would draw another basis"):
-        export_peft(adapter, tmp_path / "a", save_projection=False, **options)
-    assert not any(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("kind", "options", "said"),
-    [
-        ("lora", {"save_projection": False}, "holds none"),
-        ("vera", {"as_lora": True, "save_projection": False}, "holds none"),
-        ("vera", {"base_dtype": "bfloat16"}, "base_dtype decides nothing"),
-        ("lora", {"task_type": "SEQ_CLS"}, "no head; use FEATURE_EXTRACTION"),
-        ("lora", {"task_type": "QUESTION_ANS"}, "qa_outputs"),
-    ],
-)
-def test_an_export_that_makes_no_sense(kind, options, said, folder_of, tmp_path):
-    with pytest.raises(SpecError, match=said):
-        folder_of(kind, **options)
-    assert not any(tmp_path.iterdir())

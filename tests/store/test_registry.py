@@ -208,6 +208,16 @@ def test_publishers_in_many_threads_never_overwrite(opened, request):
     assert opened().verify() == []
 
 
+def test_a_publisher_with_an_old_listing_never_overwrites(registry, monkeypatch):
+    adapters = [drawn(FIRST, seed=i) for i in range(4)]
+    for adapter in adapters[:3]:
+        registry.put("a", adapter)
+    registry.remove("a@2")
+    monkeypatch.setattr(Registry, "_published", lambda self, name: {})
+    assert registry.put("a", adapters[3]).version == 4
+    assert all(alike(registry.get(f"a@{i + 1}"), adapters[i]) for i in (0, 2, 3))
+
+
 def test_readers_meet_whole_adapters_while_aliases_and_versions_move(folder):
     adapters = [drawn(FIRST, seed=i) for i in range(8)]
     folder.put("a", adapters[0], alias="prod")
