@@ -95,7 +95,7 @@ def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     """Bytes that autograd keeps for the backward, each storage once, weights and bases left out."""
     own = [*model.parameters(), *model.buffers()]
     for bank in banks_of(model):
-        own += [t for pair in (bank.basis._copies.values() if bank.basis else ()) for t in pair]
+        own += [] if bank.basis is None else [bank.basis.A, bank.basis.B]
     known = {t.untyped_storage().data_ptr() for t in own}
     kept: dict[int, Tensor] = {}
 
@@ -155,7 +155,9 @@ def main() -> None:
         table.add_column(column)
     for case in CASES:
         if chosen.only in (None, case.method):
-            table.add_row(*measure(case, chosen.layers, chosen.device, chosen.rounds, ids))
+            row = measure(case, chosen.layers, chosen.device, chosen.rounds, ids)
+            print(*row, sep="  ", flush=True)
+            table.add_row(*row)
     Console(width=160).print(table)
 
 

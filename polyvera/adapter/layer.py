@@ -213,7 +213,7 @@ class LayerBank(nn.Module):
         return A.to(dtype), own["B"].to(dtype)
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _used(banks: Iterable[nn.Module], table: SlotTable) -> list[tuple[Any, Pick]]:
     """The banks' shares that rows of this batch use. A compiler takes the answer and does not look inside."""
     chosen = current_route(table)

@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from polyvera.errors import RecipeError
+from polyvera.train.encoding import Encoded
 from polyvera.train.recipe import Recipe
 
 RECIPE = "recipe.json"
@@ -66,24 +67,24 @@ def state_of(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def begin(folder: Path, recipe: Recipe, *, resume: bool) -> Path | None:
+def begin(folder: Path, recipe: Recipe, rows: Encoded, *, resume: bool) -> Path | None:
     """Opens the run's folder; returns the checkpoint to go on from, or None to start anew.
 
-    Raises RecipeError where the folder holds a run and resume is false, or where that run's recipe was another.
+    Raises RecipeError where the folder holds a run and resume is false, or where that run's recipe or rows were others.
     """
-    file = folder / RECIPE
-    choices = recipe.model_dump(mode="json", exclude={"output"})
-    if not file.exists():
+    at, file = last(folder), folder / RECIPE
+    choices = {**recipe.model_dump(mode="json", exclude={"output"}), "sha256 of the rows": rows.sha256}
+    if at is None:
         folder.mkdir(parents=True, exist_ok=True)
         _replace(file, json.dumps(choices, indent=1).encode())
         return None
     if not resume:
         raise RecipeError(f"output={str(folder)!r} holds a run already: resume it, or choose another folder")
-    before = json.loads(file.read_text())
+    before = json.loads(file.read_text()) if file.exists() else {}
     changed = [f"{k} was {before.get(k)!r} and is {v!r}" for k, v in choices.items() if before.get(k) != v]
     if changed:
         raise RecipeError(f"{folder} can't be resumed with another recipe: {'; '.join(changed)}")
-    return last(folder)
+    return at
 
 
 def _step(path: Path) -> int | None:

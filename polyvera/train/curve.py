@@ -38,15 +38,17 @@ def draw(history: History, path: Path, title: str) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(7, 4), dpi=120)
+    figure.subplots_adjust(left=0.1, right=0.97, bottom=0.13, top=0.91)
     axes = figure.add_subplot()
     steps, losses = [s for s, _ in history.training], [v for _, v in history.training]
     axes.plot(steps, losses, color="#b8cbe4", linewidth=1, label="training, each step")
     axes.plot(steps, smoothed(losses), color="#1f4e9c", linewidth=2, label="training, smoothed")
     if history.validation:
-        axes.plot(*zip(*history.validation, strict=True), "o-", color="#c4501b", linewidth=2, label="validation")
         step, loss = min(history.validation, key=lambda point: point[1])
-        axes.annotate(f"best {loss:.3g} at step {step}", (step, loss), (0, 12), textcoords="offset points", ha="center")
+        best = f"validation, best {loss:.3g} at step {step}"
+        axes.plot(*zip(*history.validation, strict=True), "o-", color="#c4501b", linewidth=2, label=best)
+        axes.plot(step, loss, "o", color="white", markeredgecolor="#c4501b", markeredgewidth=2, markersize=9)
     axes.set(xlabel="optimizer step", ylabel="loss (nats)", title=title, xlim=(0, None), ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

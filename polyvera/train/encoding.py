@@ -6,6 +6,8 @@ is put around a plain prompt; a conversation goes through the tokenizer's chat t
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -41,6 +43,11 @@ class Encoded:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.rows[index]
+
+    @property
+    def sha256(self) -> str:
+        """Of every token and label, in order."""
+        return hashlib.sha256(json.dumps(self.rows, sort_keys=True).encode()).hexdigest()
 
     @property
     def lengths(self) -> list[int]:

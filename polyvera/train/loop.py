@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,11 @@ class Loop(Trainer):
         # Classification models of transformers take num_items_in_batch and ignore it, which would make the sum of
         # accumulated batches the loss instead of their mean.
         own_loss = class_loss if isinstance(rows[0]["labels"], int) else None
-        super().__init__(model, args, Collator(pad_id), rows, held, compute_loss_func=own_loss)
+        with _adapters_shown(model):
+            super().__init__(model, args, Collator(pad_id), rows, held, compute_loss_func=own_loss)
         self.pop_callback(PrinterCallback)
         self.recipe, self.bank, self.rows, self.head = recipe, bank, rows, head
+        self.held = () if held is None else held.rows
         self.beside: list[Stateful] = []
         choice = recipe.budget
         self.orthogonal = 0.0 if choice is None or bank is None else orthogonal_weight(choice, bank)
@@ -99,7 +102,7 @@ class Loop(Trainer):
         self.whole.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         with torch.no_grad():
-            for inputs in self.get_eval_dataloader(eval_dataset):
+            for inputs in self._held_batches():
                 num_items = int(_items(inputs["labels"]))
                 loss: Any = super().compute_loss(self.whole, self._prepare_inputs(inputs))
                 total += torch.tensor([float(loss) * num_items, num_items], dtype=torch.float64, device=total.device)
@@ -113,6 +116,13 @@ class Loop(Trainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the Trainer's estimate walks over all parameters at every step."""
         return 0
+
+    def _held_batches(self) -> Iterator[dict[str, Tensor]]:
+        """This process's share of the validation rows, none of them twice."""
+        held = self.held
+        batches = range(0, len(held), self.recipe.batch_size)
+        for first in batches[self.args.process_index :: self.args.world_size]:
+            yield self.data_collator(list(held[first : first + self.recipe.batch_size]))
 
     @property
     def whole(self) -> nn.Module:
@@ -148,6 +158,19 @@ class Loop(Trainer):
             part.restore({k.partition(".")[2]: t for k, t in states.items() if k.startswith(f"{i}.")})
 
 
+@contextmanager
+def _adapters_shown(model: Any) -> Iterator[None]:
+    """Lets the Trainer take a quantized base, which it does only where it knows of adapters in it."""
+    quantized = getattr(model, "is_quantized", False)
+    if quantized:
+        model._hf_peft_config_loaded = True
+    try:
+        yield
+    finally:
+        if quantized:
+            del model._hf_peft_config_loaded
+
+
 def class_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
     """Cross entropy of classes over all rows of an optimizer step. logits (rows, classes), labels (rows,)."""
     summed = F.cross_entropy(outputs["logits"].float(), labels, reduction="sum")
@@ -166,7 +189,8 @@ def num_steps(recipe: Recipe, num_rows: int, world_size: int) -> tuple[int, int]
 
 def arguments(recipe: Recipe, folder: Path, num_rows: int) -> TrainingArguments:
     """The recipe in the Trainer's words."""
-    epoch, total = num_steps(recipe, num_rows, int(os.environ.get("WORLD_SIZE", "1")))
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    epoch, total = num_steps(recipe, num_rows, processes)
     often = min(epoch, total)
     return TrainingArguments(
         output_dir=str(folder),
@@ -190,6 +214,7 @@ def arguments(recipe: Recipe, folder: Path, num_rows: int) -> TrainingArguments:
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
+        use_cpu=processes > 1 and not torch.cuda.is_available(),  # else each process would train alone
         disable_tqdm=True,
         report_to=[],
     )

@@ -110,13 +110,13 @@ class Recipe(_Choices):
     rank: Count | None = None
     targets: str | tuple[str, ...] = "default"
     exclude: Names = ()
+    magnitude: bool = False
     alpha: float | None = None
     scaling: str | None = None
-    magnitude: bool = False
+    dropout: Fraction = 0.0
     seed: int = 0
     init: str = "kaiming_uniform"
     d_init: float = 0.1
-    dropout: Fraction = 0.0
     in_max: Count | None = None
     out_max: Count | None = None
     basis_dtype: str = "float32"

@@ -17,7 +17,7 @@ from transformers import TrainerCallback, set_seed
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
-from polyvera.adapter.inject import eject, extract, inject
+from polyvera.adapter.inject import banks_of, eject, extract, inject
 from polyvera.adapter.route import BASE_SLOT, checkpoint_context, route
 from polyvera.adapter.sites import find_head
 from polyvera.errors import RecipeError
@@ -98,12 +98,14 @@ def train(
     num_params = base.model.num_parameters()
     with ExitStack() as stack:
         folder = stack.enter_context(_folder(recipe))
-        at = _begin(folder, recipe, resume)
         args = arguments(recipe, folder, len(rows))
-        model = base.model.to(args.device)  # type: ignore[arg-type]
+        model: Any = base.model
+        if not getattr(model, "is_quantized", False):  # a quantized model stays where it was loaded
+            model.to(args.device)
         bank = stack.enter_context(adapted(recipe, base))
         loop = Loop(recipe, model, bank, rows, held, args, pad_id(base.tokenizer), _head_names(recipe, model, bank))
         best, allocator = _watched(loop, folder, progress, callbacks)
+        at = _begin(folder, recipe, rows, resume)
         slot = BASE_SLOT if bank is None else bank.first
         with route(slot):
             _run(loop, at, best)
@@ -150,8 +152,8 @@ def class_names(base: Base, table: Table) -> tuple[str, ...]:
         return known
     if len(known) != len(table.labels) or known != tuple(f"LABEL_{i}" for i in range(len(known))):
         raise RecipeError(
-            f"{table.source} has the classes {', '.join(table.labels)}, and the model's outputs are {', '.join(known)}: "
-            "load it with load_base(..., labels=...)"
+            f"{table.source} has the classes {', '.join(table.labels)}, and the model's outputs are "
+            f"{', '.join(known)}: load it with load_base(..., labels=...)"
         )
     config.id2label, config.label2id = dict(enumerate(table.labels)), {name: i for i, name in enumerate(table.labels)}
     return table.labels
@@ -181,6 +183,8 @@ def encode_tables(recipe: Recipe, tables: Tables, base: Base) -> tuple[Encoded, 
 def adapted(recipe: Recipe, base: Base) -> Iterator[Bank | None]:
     """The base with a bank of one slot in it (every parameter trained, for full fine-tuning), bare again afterwards."""
     model: Any = base.model
+    if banks_of(model):
+        raise RecipeError("the base model holds adapters already: train on a bare one, eject(model) makes it so")
     use_cache, checkpointed = model.config.use_cache, recipe.gradient_checkpointing
     if checkpointed:
         options = {"use_reentrant": False, "context_fn": checkpoint_context}
@@ -208,14 +212,14 @@ def _folder(recipe: Recipe) -> Iterator[Path]:
             yield Path(folder)
 
 
-def _begin(folder: Path, recipe: Recipe, resume: bool) -> Path | None:
+def _begin(folder: Path, recipe: Recipe, rows: Encoded, resume: bool) -> Path | None:
     if recipe.output is None and resume:
         raise RecipeError("resume needs output: the folder of the run to go on with")
     if recipe.output is None:
         return None
     if os.environ.get("RANK", "0") != "0":  # the first process opens the folder for all
         return checkpoint.last(folder) if resume else None
-    return checkpoint.begin(folder, recipe, resume=resume)
+    return checkpoint.begin(folder, recipe, rows, resume=resume)
 
 
 def _head_names(recipe: Recipe, model: nn.Module, bank: Bank | None) -> set[str]:

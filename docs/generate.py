@@ -1,0 +1,140 @@
+"""Writes the tables of README.md from the code, between markers such as <!-- methods --> and <!-- end -->.
+
+python docs/generate.py            # rewrites the blocks
+python docs/generate.py --check    # exits 1 where a block is not what the code says
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from transformers import LlamaConfig
+
+from polyvera.adapter.method import (
+    BASIS,
+    D_INIT,
+    KAIMING,
+    LETTERS,
+    METHODS,
+    NORMAL,
+    ROW_NORM,
+    SCALE,
+    ZEROS,
+    Factor,
+    Method,
+)
+from polyvera.adapter.spec import AdapterSpec
+from polyvera.plan import bytes_text, compare, plan_rows
+from polyvera.shapes import ModelShapes, model_shapes
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCK = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PLAN_COLUMNS = ("method", "rank", "trained", "stored", "per GiB", "10,000 of them", "training", "trains on")
+# What each letter adds to the numbers that a layer of I inputs and O outputs stores at rank r.
+SIZES = {"A": "r·I", "B": "O·r", "d": "r", "b": "O", "m": "O"}
+INITS = {
+    KAIMING: "kaiming",
+    NORMAL: "N(0, 0.02²)",
+    ZEROS: "0",
+    D_INIT: f"{AdapterSpec().d_init:g}",
+    ROW_NORM: "‖W‖",
+    BASIS: "kaiming",
+}
+
+# The shapes of two models, as their published configurations give them.
+SMOLLM2 = LlamaConfig(
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    vocab_size=49152,
+    tie_word_embeddings=True,
+)
+LLAMA3_8B = LlamaConfig(
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    vocab_size=128256,
+    tie_word_embeddings=False,
+)
+
+
+def methods() -> str:
+    """The table of methods."""
+    rows = [
+        {
+            "method": f"`{row.name}`",
+            **{letter: _factor(row, row.factors.get(letter)) for letter in LETTERS},
+            "stored a layer": " + ".join(SIZES[letter] for letter in row.trained),
+            "source": row.source,
+        }
+        for row in METHODS.values()
+    ]
+    return markdown(rows)
+
+
+def _factor(row: Method, factor: Factor | None) -> str:
+    if factor is None:
+        return ""
+    init = row.scaling.replace("alpha,r", "alpha/r") if factor.init == SCALE else INITS[factor.init]
+    if factor.shared:
+        return f"**shared**, {init}"
+    return f"{'trained' if factor.trained else 'frozen'}, {init}"
+
+
+def plan() -> str:
+    """Every method on SmolLM2-135M and on Llama-3-8B, at its own rank, on the query and value projections."""
+    return "\n\n".join(
+        _planned(name, model_shapes(config), dtype)
+        for name, config, dtype in (("SmolLM2-135M", SMOLLM2, "float32"), ("Llama-3-8B", LLAMA3_8B, "bfloat16"))
+    )
+
+
+def _planned(name: str, shapes: ModelShapes, dtype: str) -> str:
+    costs = compare(shapes.sites, shapes.num_params, base_dtype=dtype)
+    title = (
+        f"**{name}**, {shapes.num_params:,} parameters in {dtype}, {len(shapes.sites)} layers adapted; the shared "
+        f"basis takes {bytes_text(max(cost.basis_bytes for cost in costs))} of memory once"
+    )
+    many = [{"10,000 of them": bytes_text(10_000 * cost.stored_bytes)} for cost in costs]
+    rows = [row | more for row, more in zip(plan_rows(costs), many, strict=True)]
+    return f"{title}\n\n{markdown(rows, PLAN_COLUMNS)}"
+
+
+def markdown(rows: Sequence[Mapping[str, str]], columns: Sequence[str] = ()) -> str:
+    """Rows as a table of GitHub's Markdown."""
+    names = columns or list(rows[0])
+    lines = [names, ["---"] * len(names), *([row[name] for name in names] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+BLOCKS: Mapping[str, Callable[[], str]] = {"methods": methods, "plan": plan}
+
+
+def generated(text: str) -> str:
+    """The text with every block as the code gives it."""
+    return BLOCK.sub(lambda found: f"{found[1]}{BLOCKS[found[2]]()}\n{found[3]}", text)
+
+
+def main() -> int:
+    """Rewrites or checks the README."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    chosen = parser.parse_args()
+    text = README.read_text(encoding="utf-8")
+    fresh = generated(text)
+    if chosen.check:
+        return int(fresh != text)
+    README.write_text(fresh, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
