@@ -14,9 +14,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from polyvera import Recipe, eject, evaluate, load, load_base, train
+from polyvera import Recipe, eject, evaluate, load, load_base
 from polyvera.adapter.method import METHODS
 from polyvera.train.data import read
+from polyvera.train.trainer import train
 
 COLUMNS = {"prompt": "input", "completion": "output"}
 TASKS = (

@@ -1,6 +1,7 @@
 """One frozen model, one frozen random basis, ten thousand adapters.
 
-Every name is imported when it is first used, so `import polyvera` loads neither torch nor transformers.
+Every name is imported when it is first used, so `import polyvera` loads neither torch nor transformers. The room
+polyvera.train holds the name of its own function: `from polyvera.train.trainer import train`.
 """
 
 from importlib import import_module
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from polyvera.train.generate import generate
     from polyvera.train.model import load_base
     from polyvera.train.recipe import Recipe
-    from polyvera.train.trainer import train
 
 __version__ = "0.1.0"
 
@@ -43,7 +43,6 @@ _HOMES = {
     "load_base": "train.model",
     "merge": "adapter.merge",
     "route": "adapter.route",
-    "train": "train.trainer",
 }
 
 __all__ = [
@@ -65,7 +64,6 @@ __all__ = [
     "load_base",
     "merge",
     "route",
-    "train",
 ]
 
 

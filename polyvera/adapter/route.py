@@ -30,7 +30,7 @@ class Pick:
     """The rows of one batch as one bank sees them.
 
     slot: the bank's own index where all rows use the same one. rows: else the index of each row, 0 where mask is 0.
-    mask: 1 for the rows that are this bank's, 0 for all others, None where all are. shape: of the slots that were named.
+    mask: 1 for the rows that are this bank's, 0 for all others, None where all are. shape: of the slots named.
     """
 
     slot: int | None
