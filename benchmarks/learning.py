@@ -3,7 +3,8 @@
     python benchmarks/learning.py DATA [--tasks T ...] [--methods vera dvora lora] [--steps 60] [--model smollm2]
 
 DATA is a folder with train/TASK.jsonl and test/TASK.jsonl of {"input", "output"[, "refs"]}. Each method trains with
-its own default rank and learning rate on the same rows in the same order, and answers the whole test split greedily.
+its own default rank and learning rate on the same rows in the same order, through the model's chat template, and
+answers the whole test split greedily.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ def row(who: str, scores: dict[str, float], trained: int, seconds: float) -> lis
 def measured(folder: Path, task: str, chosen: argparse.Namespace) -> Table:
     """One task: the majority answer, the base model, each method."""
     test = folder / "test" / f"{task}.jsonl"
+    rows = read(test, COLUMNS, chat=True)
     base = load_base(chosen.model)
-    bare = evaluate(base.model, base.tokenizer, read(test, COLUMNS), 0).scores
+    bare = evaluate(base.model, base.tokenizer, rows, 0).scores
     table = Table(title=f"{task}, {chosen.steps} steps of 8 rows")
     for column in ("", *SCORES, "trained", "train s"):
         table.add_column(column)
@@ -49,14 +51,17 @@ def measured(folder: Path, task: str, chosen: argparse.Namespace) -> Table:
             model=chosen.model,
             data=str(folder / "train" / f"{task}.jsonl"),
             columns=COLUMNS,
+            chat=True,
             method=method,
+            lr=chosen.lr_factor * METHODS[method].lr,
             max_steps=chosen.steps,
             **({"targets": chosen.targets} if chosen.targets else {}),
         )
         result = train(recipe, base=base, progress=False)
         (slot,) = load(base.model, result.adapter)
-        scores = evaluate(base.model, base.tokenizer, read(test, COLUMNS), slot).scores
+        scores = evaluate(base.model, base.tokenizer, rows, slot).scores
         eject(base.model)
+        print(task, method, scores, f"{result.seconds:.0f} s", flush=True)
         table.add_row(*row(f"{method} lr={recipe.learning_rate:g}", scores, result.num_trained, result.seconds))
     return table
 
@@ -69,6 +74,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["vera", "dvora", "lora"], choices=list(METHODS))
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--lr-factor", type=float, default=1.0, help="times each method's own learning rate")
     parser.add_argument("--targets")
     chosen = parser.parse_args()
     for task in chosen.tasks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -156,9 +157,10 @@ class Bank:
 
     def _write(self, index: int, row: Tensor) -> None:
         with torch.no_grad():
-            if self._is_whole():
-                self.flat[index].copy_(row)
-            else:  # the model was moved after inject(), so each parameter is a storage of its own
+            if self._is_whole() and self.flat.device == row.device and self.flat.dtype == row.dtype:
+                # torch would wake its threads for a copy of this size, which takes longer than the copy
+                np.copyto(self.flat[index].numpy(), row.numpy())
+            else:  # on another device, or moved after inject(), so that each parameter is a storage of its own
                 for entry, parameter in self._parameters():
                     parameter[index].copy_(row[entry.offset : entry.offset + entry.size].view(entry.shape))
         self.occupied.add(index)

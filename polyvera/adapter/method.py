@@ -89,14 +89,14 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     {
         row.name: row
         for row in (
-            Method("lora", LOW_RANK, "Hu 2021", "alpha/r", 8, 5e-4, "LORA", LORA_KEYS),
+            Method("lora", LOW_RANK, "Hu 2021", "alpha/r", 8, 2e-3, "LORA", LORA_KEYS),
             Method(
                 "lora-fa",
                 {**LOW_RANK, "A": Factor(KAIMING)},
                 "Zhang 2023a",
                 "alpha/r",
                 8,
-                1e-3,
+                4e-3,
                 "LORA",
                 LORA_KEYS,
             ),
@@ -111,13 +111,13 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 "Zhang 2023b",
                 "alpha,r",
                 12,
-                2e-3,
+                5e-3,
                 "ADALORA",
                 ADALORA_KEYS,
             ),
-            Method("dora", {**LOW_RANK, "m": MAGNITUDE}, "Liu 2024", "alpha/r", 8, 5e-4, "LORA", LORA_KEYS),
-            Method("vera", VECTORS, "Kopiczko 2023", "none", 256, 1e-2, "VERA", VERA_KEYS),
-            Method("dvora", {**VECTORS, "m": MAGNITUDE}, "Liu 2024", "none", 256, 1e-2, "LORA", LORA_KEYS),
+            Method("dora", {**LOW_RANK, "m": MAGNITUDE}, "Liu 2024", "alpha/r", 8, 2e-3, "LORA", LORA_KEYS),
+            Method("vera", VECTORS, "Kopiczko 2023", "none", 256, 2e-2, "VERA", VERA_KEYS),
+            Method("dvora", {**VECTORS, "m": MAGNITUDE}, "Liu 2024", "none", 256, 2e-2, "LORA", LORA_KEYS),
         )
     }
 )
