@@ -128,9 +128,14 @@ def slot_table(model: nn.Module) -> SlotTable:
 
 
 def head_tensors(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
-    """The tensors of the named head modules by full name. Raises TargetError for a name that is no module."""
+    """The tensors of the named head modules by full name. Raises TargetError for what is no module of the top level."""
     found: dict[str, Tensor] = {}
     for name in head:
+        if "." in name:
+            top = ", ".join(n for n, _ in model.named_children())
+            raise TargetError(
+                f"head={name!r} is inside another module; a head is one of {type(model).__name__}'s: {top}"
+            )
         try:
             module = model.get_submodule(name)
         except AttributeError:

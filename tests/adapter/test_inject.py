@@ -148,3 +148,9 @@ def test_layers_that_are_missing_or_of_another_width_are_refused(small_llama: nn
 def test_a_head_that_is_no_module_names_the_nearest(small_bert: nn.Module) -> None:
     with pytest.raises(TargetError, match=r"head='clasifier'.*did you mean 'classifier'"):
         inject(small_bert, AdapterSpec(head=("clasifier",)))
+
+
+def test_a_head_inside_another_module_is_refused(small_bert: nn.Module) -> None:
+    with pytest.raises(TargetError, match=r"head='bert.pooler' is inside .*: bert, dropout, classifier"):
+        inject(small_bert, AdapterSpec(head=("bert.pooler",)))
+    assert not banks_of(small_bert)
