@@ -38,8 +38,8 @@ EXAMPLE = r"Order: Two large lattes with oat milk and a, no, two scones to go\nT
 NUM_SHOWN = 6
 COSTS = (
     "file: bytes on disk in fp32, and how many times those of the first row. peak memory: the most that the training "
-    "process held, with Python and the model in it. one step: the median over the same first batches. ~: reckoned "
-    "from one step, not run."
+    "process held, with Python and the model in it. one step: the fastest of the same first batches. ~: not run, but "
+    "reckoned from one step."
 )
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 
@@ -67,7 +67,6 @@ def main() -> None:
         model=chosen.model,
         data=str(write(folder / "orders.jsonl", training)),
         targets=TARGETS,
-        lr=chosen.lr,
         batch_size=chosen.batch_size,
         group_by_length=True,
         max_steps=chosen.steps,
@@ -91,7 +90,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--trial", type=int, default=6, help="steps that are timed of every way to train")
     parser.add_argument("--num-test", type=int, default=20, help="orders kept from training, to answer")
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=2e-2)
     parser.add_argument("--model", default="smollm2", help="a folder, or the name of a wheel's model")
     parser.add_argument("--folder", default="runs/demo", help="where the orders and the registry are written")
     parser.add_argument("--quick", action="store_true", help="a few steps only, to see that all parts work")
@@ -216,7 +214,7 @@ def show_costs(runs: list[Measured]) -> None:
     for column in ("trained", "file", "in 1 GiB", "peak memory", "one step", f"{ours.num_steps} steps"):
         table.add_column(column, justify="right")
     for one in runs:
-        whole = f"{one.total_s:.0f} s" if one is ours else f"~{one.step_s * ours.num_steps:.0f} s"
+        whole = f"{ours.total_s * one.step_s / ours.step_s:.0f} s"
         table.add_row(
             one.what,
             f"{one.num_trained:,}",
@@ -224,7 +222,7 @@ def show_costs(runs: list[Measured]) -> None:
             f"{GIB // one.stored_bytes:,}",
             bytes_text(one.peak_bytes),
             f"{one.step_s:.2f} s",
-            whole,
+            whole if one is ours else f"~{whole}",
         )
     console.print(table)
     console.print(COSTS, style="dim")
@@ -233,8 +231,8 @@ def show_costs(runs: list[Measured]) -> None:
 def show_next(registry: Registry, seconds: float) -> None:
     """Commands to go on with."""
     console.rule(f"[bold]Done in {seconds:.0f} s")
-    console.print(f".venv/bin/polyvera show {NAME} --store {registry.url}")
-    console.print(f".venv/bin/polyvera generate {NAME} --store {registry.url} -p $'{EXAMPLE}'", markup=False)
+    for verb, more in (("show", ""), ("generate", f" -p $'{EXAMPLE}'")):
+        console.print(f".venv/bin/polyvera {verb} {NAME} --store {registry.url}{more}", soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":
