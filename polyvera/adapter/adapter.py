@@ -9,8 +9,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from polyvera.adapter.basis import Basis, draw_basis
-from polyvera.adapter.layout import Layout, Shape, layout_of
+from polyvera.adapter.basis import Basis, draw_basis, draw_factor
+from polyvera.adapter.layout import Layout, Shape, Site, layout_of
+from polyvera.adapter.method import DRAWN, factor_shape
 from polyvera.adapter.spec import GIVEN, AdapterSpec
 from polyvera.errors import BasisError, LayoutError
 
@@ -65,6 +66,15 @@ class Adapter:
                 f"{self.basis_sha256[:12]}; it is not applied"
             )
         return basis
+
+
+def drawn_factors(layout: Layout, site: Site) -> dict[str, Tensor]:
+    """The factors of one layer that are drawn from the layout's seed and never stored, by letter, fp32 on the CPU."""
+    drawn = {k: f for k, f in layout.method.factors.items() if f.init in DRAWN and not (f.trained or f.shared)}
+    sizes = (site.rank, site.in_features, site.out_features)
+    return {
+        k: draw_factor(f.init, layout.seed or 0, f"{site.name}.{k}", factor_shape(k, *sizes)) for k, f in drawn.items()
+    }
 
 
 def adapter_from(

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from polyvera.adapter.adapter import Adapter
+from polyvera.adapter.adapter import Adapter, drawn_factors
 from polyvera.adapter.basis import DRAWS, Basis, draw_factor
 from polyvera.adapter.layer import HeadBank, LayerBank, SharedInput
 from polyvera.adapter.layout import Entry, Layout, Site
-from polyvera.adapter.method import D_INIT, KAIMING, NORMAL, ROW_NORM
+from polyvera.adapter.method import D_INIT, ROW_NORM
 from polyvera.adapter.route import SlotTable
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import LayoutError, SlotError
@@ -90,13 +90,13 @@ class Bank:
 
     def takes(self, adapter: Adapter) -> bool:
         """Whether an adapter is of this bank's layout and basis."""
-        same = adapter.layout is self._accepted or adapter.layout.key() == self.layout.key()
-        return same and (self.basis is None or adapter.basis_sha256 in ("", self.basis.sha256))
+        known = self.basis is None or adapter.basis_sha256 in ("", self.basis.sha256)
+        return known and self._is_alike(adapter.layout)
 
     def put(self, slot: int, adapter: Adapter) -> None:
         """Loads an adapter into a slot. Raises SlotError, LayoutError or BasisError, with nothing changed."""
         index = self._index(slot)
-        if adapter.layout is not self._accepted and adapter.layout.key() != self.layout.key():
+        if not self._is_alike(adapter.layout):
             raise LayoutError(
                 f"slot {slot} is of {self._shown(self.layout)}, the adapter is of {self._shown(adapter.layout)}: "
                 "inject() it into a bank of its own"
@@ -148,12 +148,7 @@ class Bank:
 
     def _frozen(self, site: Site) -> dict[str, Tensor]:
         """The factors of one layer that are drawn from the layout's seed and never stored."""
-        drawn = {k: f for k, f in self.layout.method.factors.items() if f.init in (KAIMING, NORMAL) and not f.trained}
-        shape = (site.rank, site.in_features)
-        return {
-            k: draw_factor(f.init, self.layout.seed or 0, f"{site.name}.{k}", shape).to(self.flat.device, self.dtype)
-            for k, f in drawn.items()
-        }
+        return {k: t.to(self.flat.device, self.dtype) for k, t in drawn_factors(self.layout, site).items()}
 
     def _write(self, index: int, row: Tensor) -> None:
         with torch.no_grad():
@@ -165,6 +160,9 @@ class Bank:
                     parameter[index].copy_(row[entry.offset : entry.offset + entry.size].view(entry.shape))
         self.occupied.add(index)
         self.version += 1
+
+    def _is_alike(self, layout: Layout) -> bool:
+        return layout is self._accepted or layout.key() == self.layout.key()
 
     def _grow(self, more: int) -> None:
         if self.trainable:

@@ -134,13 +134,10 @@ def _task(adapters: Sequence[Adapter]) -> dict[str, Any]:
 
 def imported(folder: Path, model: str, basis_dtype: str | None) -> Adapter:
     """A PEFT folder as an adapter that knows its base by name and fingerprint."""
-    from polyvera.adapter.fingerprint import fingerprint
     from polyvera.store.peft import import_peft
     from polyvera.train.model import load_base
 
-    base = load_base(model)
-    adapter = import_peft(folder, base.model, basis_dtype=basis_dtype)
-    return replace(adapter, model=model, base=fingerprint(base.model))
+    return replace(import_peft(folder, load_base(model).model, basis_dtype=basis_dtype), model=model)
 
 
 def facts(registry: Registry, name: str) -> dict[str, object]:

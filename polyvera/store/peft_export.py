@@ -14,10 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from polyvera.adapter.adapter import Adapter
-from polyvera.adapter.basis import Basis, draw_factor
+from polyvera.adapter.adapter import Adapter, drawn_factors
+from polyvera.adapter.basis import Basis
 from polyvera.adapter.layout import Site
-from polyvera.adapter.method import factor_shape
 from polyvera.adapter.sites import ALL_LINEAR, DEFAULT
 from polyvera.errors import BasisError, SpecError, StoreError
 from polyvera.store.peft_basis import PEFT_INIT
@@ -85,12 +84,7 @@ def factors_of(adapter: Adapter, site: Site, basis: Basis | None) -> Tensors:
     own = {k: adapter.tensors[f"{site.name}.{k}"] for k in adapter.layout.method.trained}
     if basis is not None:
         return {**own, "A": basis.A[:, : site.in_features], "B": basis.B[: site.out_features]}
-    missing = [k for k in ("A", "B") if k not in own]
-    for k in missing:
-        shape = factor_shape(k, site.rank, site.in_features, site.out_features)
-        init = adapter.layout.method.factors[k].init
-        own[k] = draw_factor(init, adapter.layout.seed or 0, f"{site.name}.{k}", shape)
-    return own
+    return {**own, **drawn_factors(adapter.layout, site)}
 
 
 def _is_native(adapter: Adapter) -> bool:
