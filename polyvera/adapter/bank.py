@@ -154,7 +154,7 @@ class Bank:
         with torch.no_grad():
             if self._is_whole() and self.flat.device == row.device and self.flat.dtype == row.dtype:
                 # torch would wake its threads for a copy of this size, which takes longer than the copy
-                np.copyto(self.flat[index].numpy(), row.numpy())
+                np.copyto(self.flat.numpy()[index], row.numpy())
             else:  # on another device, or moved after inject(), so that each parameter is a storage of its own
                 for entry, parameter in self._parameters():
                     parameter[index].copy_(row[entry.offset : entry.offset + entry.size].view(entry.shape))
@@ -190,7 +190,7 @@ class Bank:
 
     def _owned(self, entry: Entry) -> nn.Parameter:
         if entry.letter:
-            return self.layers[entry.site].get_parameter(entry.letter)
+            return getattr(self.layers[entry.site], entry.letter)  # type: ignore[no-any-return]
         name, head = next((n, h) for n, h in self.heads.items() if entry.key.startswith(n + "."))
         return head.get_parameter(entry.key[len(name) + 1 :].replace(".", "/"))
 

@@ -11,6 +11,7 @@ pass (DoRA, Liu 2024, section 4.3).
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +98,12 @@ def adapt_naive(y: Tensor, u: Tensor, v: Vectors, bias: Tensor | None = None) ->
     return _add(_add(_scaled(_times(w, gain), v.b, v.scale), (gain - 1) * plain), y).to(y.dtype)
 
 
+def without_autocast(like: Tensor) -> AbstractContextManager[Any]:
+    """Operations inside keep the dtypes that they are given."""
+    device = like.device.type  # entering autocast takes longer than a small product, so only where it is on
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
 def _expand(u: Tensor, B: Tensor, d: Tensor | None) -> Tensor:
     return F.linear(u if d is None else (d * u).to(B.dtype), B)
 
@@ -133,7 +140,7 @@ class _Adapt(torch.autograd.Function):
         bias: Tensor | None,
         scale: Scale,
     ) -> Tensor:
-        with torch.autocast(u.device.type, enabled=False):
+        with without_autocast(u):
             out = adapt_naive(y, u, Vectors(B, d, b, scale, m, norm), bias)
         ctx.scale = scale
         ctx.save_for_backward(u, B, d, b, m, norm, out if m is not None and m.requires_grad else None, bias)
@@ -143,7 +150,7 @@ class _Adapt(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         u, B, d, b, m, norm, out, bias = ctx.saved_tensors
         gain = None if m is None else m / norm
-        with torch.autocast(u.device.type, enabled=False):
+        with without_autocast(u):
             g = grads[0].to(u.dtype)
             dy = grads[0] if gain is None else (g * gain).to(grads[0].dtype)
             dm = None if out is None else _m_grad(g, out, m, bias)
@@ -160,28 +167,23 @@ Grads = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 def _one_backward(
     g: Tensor, u: Tensor, B: Tensor, d: Tensor | None, b: Tensor | None, gain: Tensor | None, scale: Scale, needs: Needs
 ) -> Grads:
-    """One adapter for all rows: every factor's gradient is a reduction of M = gᵀ u, (out, rank)."""
+    """One adapter for all rows: ∂B and ∂b are reductions of M = gᵀ (d ⊙ u), (out, rank), the others of h = g b B."""
     need_u, need_B, need_d, need_b = needs
     g2, u2 = g.reshape(-1, g.shape[-1]), u.reshape(-1, u.shape[-1])
     outer = _row_scale(B, gain, scale)  # all that multiplies a row of B, save b
     left = outer if b is None else (b if outer is None else outer * b)
     du = dB = dd = db = None
-    if need_u:
+    if need_u or need_d:
         h = g2 @ (B if left is None else (left[:, None] * B).to(B.dtype))
-        du = (h if d is None else h.mul_(d)).view_as(u)
-    if need_B or need_d or need_b:
-        M = g2.T @ u2
-        M = M.to(torch.promote_types(M.dtype, torch.float32))
+        dd = exact(h * u2).sum(0) if need_d else None
+        du = (h if d is None else h.mul_(d)).view_as(u) if need_u else None
+    if need_B or need_b:
+        M = exact(g2.T @ (u2 if d is None else (u2 * d).to(u2.dtype)))
         if need_B:
             dB = M if left is None else left[:, None] * M
-            dB = dB if d is None else dB * d
-        if need_d or need_b:
-            MB = M.mul_(B) if not need_B else M * B
-            if need_d:
-                dd = MB.sum(0) if left is None else left @ MB
-            if need_b:
-                rowwise = MB.sum(1) if d is None else MB @ d
-                db = rowwise if outer is None else rowwise * outer
+        if need_b:
+            rowwise = (M * B if need_B else M.mul_(B)).sum(1)
+            db = rowwise if outer is None else rowwise * outer
     return du, dB, dd, db
 
 
@@ -204,6 +206,11 @@ def _rows_backward(
         z = u if d is None else d * u
         dB = left.reshape(-1, left.shape[-1]).to(B.dtype).T @ z.reshape(-1, z.shape[-1]).to(B.dtype)
     return du, dB, dd, db
+
+
+def exact(t: Tensor) -> Tensor:
+    """In fp32, or wider where it is."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
 def _row_scale(B: Tensor, gain: Tensor | None, scale: Scale) -> Tensor | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polyvera.adapter.equation import NormParts, Vectors, adapt, factored_row_norm
+from polyvera.adapter.equation import NormParts, Vectors, adapt, exact, factored_row_norm, without_autocast
 from polyvera.adapter.layout import Site
 from polyvera.adapter.route import Pick, SlotTable, current_route, distinct
 from polyvera.adapter.weight import bias_of, dense_weight
@@ -53,12 +53,8 @@ class SharedInput:
 
 def _project(x: Tensor, A: Tensor, dropout: float) -> Tensor:
     x = x.to(A.dtype)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         return F.linear(F.dropout(x, dropout) if dropout else x, A)
-
-
-def _exact(t: Tensor) -> Tensor:
-    return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
 class LayerBank(nn.Module):
@@ -162,21 +158,21 @@ class LayerBank(nn.Module):
         state = (self.bank.version, *(getattr(self, k)._version for k in self.bank.layout.method.trained))
         known = self._norms.get(slot)
         if known is None or known[0] != state:
-            with torch.no_grad(), torch.autocast(self._weight().device.type, enabled=False):
+            with torch.no_grad(), without_autocast(next(iter(own.values()))):
                 known = self._norms[slot] = (state, self._exact_norm(own))
         return known[1]
 
     def _norm_to_use(self, slot: int, own: Mapping[str, Tensor]) -> Tensor:
         if not (torch.is_grad_enabled() and self.bank.trainable):
             return self.row_norm(slot)
-        with torch.no_grad(), torch.autocast(own["m"].device.type, enabled=False):
+        with torch.no_grad(), without_autocast(own["m"]):
             return self._factored_norm(own)
 
     def _exact_norm(self, own: Mapping[str, Tensor]) -> Tensor:
         """Dense where A is the adapter's own, in PEFT's order of rounding; factored where A is frozen."""
         if "A" not in own:
             return self._factored_norm(own)
-        A, B = (_exact(t) for t in self._pair(own["m"], own))
+        A, B = (exact(t) for t in self._pair(own["m"], own))
         A = A if "d" not in own else A * own["d"][:, None]
         dW = F.linear(A.T, B).T
         factor, divisor = self.site.scale
@@ -184,7 +180,7 @@ class LayerBank(nn.Module):
         return torch.where(norm > 0, norm, 1.0)
 
     def _factored_norm(self, own: Mapping[str, Tensor]) -> Tensor:
-        A, B = (_exact(t) for t in self._pair(own["m"], own))
+        A, B = (exact(t) for t in self._pair(own["m"], own))
         parts = self._parts
         if "A" in own or parts is None or (parts.AA.device, parts.AA.dtype) != (A.device, A.dtype):
             parts = NormParts.of(self._weight(), A)

@@ -115,7 +115,7 @@ class Layout:
         """The adapted layers, in the model's order."""
         return tuple(site.name for site in self.sites)
 
-    @property
+    @cached_property
     def num_params(self) -> int:
         """Trained numbers, the head's included."""
         return sum(stack.size for stack in self.stacks)

@@ -6,12 +6,15 @@ decode() takes bytes from anywhere: it returns the adapter that encode() was giv
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from safetensors.torch import save
 from torch import Tensor
 
@@ -21,19 +24,31 @@ from polyvera.adapter.layout import Layout, Stack
 from polyvera.adapter.spec import GIVEN
 from polyvera.errors import FormatError
 from polyvera.store.directory import BASIS_A, BASIS_B, Plan, check_directory, plan_of
-from polyvera.store.header import FORMAT, NO_DIGEST, Own, first_line, parsed, read_kind, read_own, second_line
+from polyvera.store.header import (
+    FORMAT,
+    NO_CHECKSUM,
+    NO_DIGEST,
+    Own,
+    first_line,
+    parsed,
+    read_own,
+    second_line,
+)
 from polyvera.store.packing import SCALE, error_made, packing_named
 
 KEY = "polyvera"
 METADATA = "__metadata__"
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 8 * 2**20
-FIRST = f'{{"format":{FORMAT},'
-ZEROS = NO_DIGEST.encode()
-BEFORE_DIGEST = rb"\"digest\":\""
+FIRST = rf"{{\"format\":{FORMAT},".encode()
+UNSEALED = rf"\"digest\":\"{NO_DIGEST}\",\"checksum\":\"{NO_CHECKSUM}\"".encode()
 AGAIN = "copy or publish it again from a good source"
 
+# The second line as it lies in the header, between what all like files share: its quotes are escaped there.
+LINE_END, OWN_END, NO_LINE = rb"}\n", b'}"', b"{}"
+
 Buffer = bytes | bytearray | memoryview
+Place = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,22 +99,36 @@ def decode(data: Buffer, digest: str = "") -> Adapter:
 
 
 def read_header(data: Buffer, digest: str = "") -> Header:
-    """The header of a whole file, with every byte of the file checked against its digest. Raises FormatError."""
+    """The header of a whole file, with every byte of it checked against its checksum. Raises FormatError.
+
+    digest: the sha256 that the file must have, '' for any.
+    """
     view = memoryview(data).cast("B")
     text = _header_text(view)
-    tree = parsed(text, "its header")
-    kind_line, own_line = _lines(tree.pop(METADATA, None), tree)
-    if not kind_line.startswith(FIRST):
-        read_kind(kind_line)  # a newer format is refused before its second line is read
-    own = read_own(own_line)
-    _check_digest(view, text, own.digest)
+    around, line = _parted(text)
+    if FIRST not in around[0]:
+        _plan_around(*around)  # a newer format is refused before its second line is read
+    own = read_own(line)
+    _check_sum("checksum", own.checksum, _sum(xxhash.xxh3_128, view, _place(text, "checksum", own.checksum)))
     if digest and own.digest != digest:
         raise FormatError(
             f"it is a whole adapter file, but of digest {own.digest[:12]}, not {digest[:12]} as asked for"
         )
-    plan, data_at = plan_of(kind_line), LENGTH_BYTES + len(text)
-    check_directory(tree, plan, len(view) - data_at)
+    if digest:
+        _check_digest(view, text, own)
+    plan, data_at = _plan_around(*around), LENGTH_BYTES + len(text)
+    if len(view) - data_at != plan.data_bytes:
+        raise FormatError(f"it has {len(view) - data_at} bytes of data, its header describes {plan.data_bytes}")
     return Header(plan, own, data_at)
+
+
+def check_digest(data: Buffer) -> None:
+    """Reads a whole file's sha256, which is slower than the checksum and no accident's or forger's work meets.
+
+    Raises FormatError where the file has another one than it states.
+    """
+    view = memoryview(data).cast("B")
+    read_header(view, read_header(view).own.digest)
 
 
 def _packed(plan: Plan, flat: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -167,11 +196,39 @@ def _header_text(view: memoryview) -> bytes:
     return bytes(view[LENGTH_BYTES : LENGTH_BYTES + length])
 
 
-def _lines(metadata: object, tensors: Mapping[str, Any]) -> tuple[str, str]:
+def _parted(text: bytes) -> tuple[tuple[bytes, bytes], str]:
+    """What is around the second line, which is the same text in all like files, and that line."""
+    before, between, rest = text.partition(LINE_END)
+    escaped, quote, after = rest.partition(OWN_END)
+    if not (between and quote):
+        _lines(parsed(text, "its header"))  # raises for all files but those of another writer
+        raise FormatError(f"its metadata is not laid out as polyvera writes it: it is damaged; {AGAIN}")
+    try:
+        line = json.loads((b'"' + escaped + OWN_END).decode())
+    except ValueError as error:
+        raise FormatError(f"its header is not JSON ({error}): it is damaged or no adapter file") from error
+    return (before + between, quote[1:] + after.rstrip(b" ")), str(line)
+
+
+@lru_cache(maxsize=256)
+def _plan_around(before: bytes, after: bytes) -> Plan:
+    """The plan of all files whose headers differ only in their second lines."""
+    tree = parsed(before + NO_LINE + after, "its header")
+    kind_line, own_line = _lines(tree)
+    if own_line.encode() != NO_LINE:
+        raise FormatError(f"its metadata is not the two lines of an adapter file: it is damaged; {AGAIN}")
+    plan = plan_of(kind_line)
+    check_directory(tree, plan)
+    return plan
+
+
+def _lines(tree: dict[str, Any]) -> tuple[str, str]:
+    """The two lines, taken out of the header."""
+    metadata = tree.pop(METADATA, None)
     text = metadata.get(KEY) if isinstance(metadata, dict) else None
     if not isinstance(text, str):
         raise FormatError(
-            f"it is a safetensors file of {len(tensors)} tensors ({min(tensors, default='none')!r} is one) without the "
+            f"it is a safetensors file of {len(tree)} tensors ({min(tree, default='none')!r} is one) without the "
             "header of an adapter: a plain model, or an adapter of PEFT, whose folder import_peft() reads"
         )
     lines = text.split("\n")
@@ -180,32 +237,50 @@ def _lines(metadata: object, tensors: Mapping[str, Any]) -> tuple[str, str]:
     return lines[0], lines[1]
 
 
-def _check_digest(view: memoryview, text: bytes, digest: str) -> None:
-    """Raises FormatError unless the sha256 of all bytes, with the digest's own as zeros, is the digest."""
-    found = digest.encode()
+def _check_digest(view: memoryview, text: bytes, own: Own) -> None:
+    blanks = _place(text, "digest", own.digest), _place(text, "checksum", own.checksum)
+    _check_sum("digest", own.digest, _sum(hashlib.sha256, view, *blanks))
+
+
+def _place(text: bytes, name: str, digits: str) -> Place:
+    """Where in the file the digits of a sum are. Raises FormatError where they are not in the header just once."""
+    found = digits.encode()
     if text.count(found) != 1:
-        raise FormatError(f"its header does not hold the digest {digest[:12]} just once: it is no file of polyvera's")
-    actual = _sha256(view, LENGTH_BYTES + text.index(found))
-    if actual != digest:
         raise FormatError(
-            f"its sha256 is {actual[:12]}, its header says {digest[:12]}: it was damaged or cut off; {AGAIN}"
+            f"its header does not hold the {name} {digits[:12]} just once: it is damaged or no file of polyvera's"
+        )
+    begin = LENGTH_BYTES + text.index(found)
+    return begin, begin + len(found)
+
+
+def _check_sum(name: str, stated: str, actual: str) -> None:
+    if actual != stated:
+        raise FormatError(
+            f"its {name} is {actual[:12]}, its header says {stated[:12]}: it was damaged or cut off; {AGAIN}"
         )
 
 
-def _sha256(view: memoryview, digest_at: int) -> str:
-    sha = hashlib.sha256(view[:digest_at])
-    sha.update(ZEROS)
-    sha.update(view[digest_at + len(ZEROS) :])
-    return sha.hexdigest()
+def _sum(new: Callable[[], Any], view: memoryview, *blanks: Place) -> str:
+    """The hash of all bytes, those of the blanks taken as the character 0."""
+    hasher, at = new(), 0
+    for begin, end in sorted(blanks):
+        hasher.update(view[at:begin])
+        hasher.update(b"0" * (end - begin))
+        at = end
+    hasher.update(view[at:])
+    return str(hasher.hexdigest())
 
 
 def _sealed(data: bytes) -> bytes:
-    """The file with its digest in place of the zeros."""
+    """The file with its sums in place of the zeros."""
     length = int.from_bytes(data[:LENGTH_BYTES], "little")
     if length > MAX_HEADER_BYTES:
         raise FormatError(
             f"the header would take {length} bytes, the most is {MAX_HEADER_BYTES}: adapt fewer kinds of layers"
         )
-    at = data.index(BEFORE_DIGEST + ZEROS) + len(BEFORE_DIGEST)
-    digest = _sha256(memoryview(data), at).encode()
-    return data[:at] + digest + data[at + len(digest) :]
+    at = data.index(UNSEALED)
+    digest_at, checksum_at = at + UNSEALED.index(b"0"), at + UNSEALED.rindex(NO_CHECKSUM.encode())
+    for new, begin in ((hashlib.sha256, digest_at), (xxhash.xxh3_128, checksum_at)):
+        digits = new(data).hexdigest().encode()
+        data = data[:begin] + digits + data[begin + len(digits) :]
+    return data

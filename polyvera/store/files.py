@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
+import numpy as np
+
 from polyvera.errors import StoreError
 from polyvera.store.remote import RemoteFiles
 
@@ -80,7 +82,7 @@ class LocalFiles:
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().absolute()
         self._prefix = f"{self.root}/"
-        self.num_threads = os.cpu_count() or 1
+        self.num_threads = 1  # a file is read faster than two threads agree on whose turn it is
         self._swept = False
         self._plain: set[str] = set()  # folders known to be no links
 
@@ -92,7 +94,7 @@ class LocalFiles:
         """All bytes of a file, or None where there is none. Symbolic links are refused."""
         self._refuse_links(path)
         try:
-            with io.FileIO(self.location(path), opener=_open_itself) as file:
+            with io.FileIO(os.open(self._prefix + path, os.O_RDONLY | NO_FOLLOW)) as file:
                 return _whole(file)
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -239,12 +241,9 @@ class LocalFiles:
         return StoreError(f"cannot {verb} {self.location(path)}: {why}")
 
 
-def _open_itself(path: str, flags: int) -> int:
-    return os.open(path, flags | NO_FOLLOW)
-
-
 def _whole(file: io.FileIO) -> memoryview:
-    view, done = memoryview(bytearray(os.fstat(file.fileno()).st_size)), 0
+    # numpy's memory is not filled with zeros first, as a bytearray is
+    view, done = memoryview(np.empty(os.fstat(file.fileno()).st_size, np.uint8).data), 0
     while done < len(view) and (count := file.readinto(view[done:])):
         done += count
     return view[:done]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from polyvera.errors import NameRefused
 
@@ -54,6 +55,7 @@ def parse_reference(text: str) -> Reference:
     return Reference(name, alias=check_alias(tag))
 
 
+@lru_cache(maxsize=2**16)
 def check_name(name: str) -> str:
     """The name itself. Raises NameRefused, with the rule, for one that could not be a folder everywhere."""
     segments = name.split("/")

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.fingerprint import check_fingerprint
 from polyvera.errors import FormatError, NotFoundError, PolyveraError, SlotError, StoreError
-from polyvera.store.codec import decode, encode, read_header
+from polyvera.store.codec import check_digest, decode, encode, read_header
 from polyvera.store.files import open_files
 from polyvera.store.name import (
     SUFFIX,
@@ -189,7 +190,8 @@ class Registry:
             except PolyveraError as error:
                 problems.append(Problem(item[0], str(error)))
 
-        self._each([*self.files.walk(ADAPTERS), *self.files.walk(ALIASES)], check)
+        num_threads = max(self.files.num_threads, os.cpu_count() or 1)  # sha256 leaves the others their turn
+        self._each([*self.files.walk(ADAPTERS), *self.files.walk(ALIASES)], check, num_threads)
         return sorted(problems, key=lambda problem: problem.path)
 
     def _check(self, path: str) -> None:
@@ -198,6 +200,7 @@ class Registry:
             data = self.files.read(path)
             if data is not None and data != REMOVED:
                 decode(data)
+                check_digest(data)
             return
         name, alias = _parsed_alias(path)
         if not alias:
@@ -264,9 +267,9 @@ class Registry:
         names = {ref.name for ref in self.list()}
         return NotFoundError(f"no adapter {name!r} in {self.url}; {_nearest(name, names, 'names')}")
 
-    def _each(self, items: Sequence[Item], work: Callable[[int, Item], object]) -> None:
+    def _each(self, items: Sequence[Item], work: Callable[[int, Item], object], num_threads: int = 0) -> None:
         """Calls work(i, item) for every item, in several threads; raises the first error, and then stops."""
-        num_threads = max(1, min(self.files.num_threads, len(items)))
+        num_threads = max(1, min(num_threads or self.files.num_threads, len(items)))
         failed = Event()
 
         def stride(first: int) -> None:
@@ -280,7 +283,9 @@ class Registry:
                 raise
 
         with ThreadPoolExecutor(num_threads) as pool:
-            for done in [pool.submit(stride, first) for first in range(num_threads)]:
+            rest = [pool.submit(stride, first) for first in range(1, num_threads)]
+            stride(0)
+            for done in rest:
                 done.result()
 
 

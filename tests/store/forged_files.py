@@ -1,4 +1,4 @@
-"""Adapter files that were changed by hand and given a digest that fits again, as damage never would."""
+"""Adapter files that were changed by hand and given sums that fit again, as damage never would."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-NO_DIGEST = "0" * 64
+import xxhash
+
+NO_DIGEST, NO_CHECKSUM = "0" * 64, "0" * 32
 
 
 def header_of(data: bytes) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -23,10 +25,10 @@ def forged(
     edit: Callable[[str], str] = lambda text: text,
     section: Callable[[bytes], bytes] = lambda section: section,
 ) -> bytes:
-    """The file with its header changed as a tree, then as text, and its data section changed, under a true digest."""
+    """The file with its header changed as a tree, then as text, and its data section changed, under true sums."""
     tree, kind, own = header_of(data)
     tail = section(data[8 + int.from_bytes(data[:8], "little") :])
-    own["digest"] = NO_DIGEST
+    own["digest"], own["checksum"] = NO_DIGEST, NO_CHECKSUM
     change(tree, kind, own)
     if isinstance(tree.get("__metadata__"), dict) and "polyvera" in tree["__metadata__"]:
         tree["__metadata__"]["polyvera"] = f"{json.dumps(kind, separators=(',', ':'))}\n{json.dumps(own)}"
@@ -34,8 +36,9 @@ def forged(
 
 
 def sealed(text: str, tail: bytes) -> bytes:
-    """A file of that header and data with its digest in place of the zeros."""
+    """A file of that header and data with its sums in place of the zeros."""
     header = text.encode()
     header += b" " * (-len(header) % 8)
     data = len(header).to_bytes(8, "little") + header + tail
-    return data.replace(NO_DIGEST.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
+    data = data.replace(NO_DIGEST.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
+    return data.replace(NO_CHECKSUM.encode(), xxhash.xxh3_128_hexdigest(data).encode(), 1)

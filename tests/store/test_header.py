@@ -119,11 +119,11 @@ EDITS = {
         f"'{STACK.replace('*', '.')}' comes twice",
     ),
     "the same line key twice": (lambda text: text.replace(r"\"format\":1,", r"\"format\":1,\"format\":1,"), "twice"),
-    "a third line": (lambda text: text.replace(r"}\n{", r"}\n{}\n{"), "two lines"),
+    "a third line": (lambda text: text.replace(r"}\n{", r"}\n{}\n{"), "second line"),
     "one line": (lambda text: text.replace(r"}\n{", ","), "two lines"),
     "more metadata": (lambda text: text.replace('"polyvera":', '"format": "pt", "polyvera":', 1), "two lines"),
     "a digest of its own in the scores": (lambda text: text.replace("loss", "0" * 64), "just once|sha256"),
-    "an escaped digest": (lambda text: text.replace("0" * 64, r"\\u0061" + "0" * 63), "just once"),
+    "an escaped digest": (lambda text: text.replace("0" * 64, r"\\u0061" + "0" * 63), "checksum"),
 }
 
 
@@ -183,5 +183,5 @@ def test_the_header_is_as_documented():
     assert list(kind) == ["format", "dtype", "spec", "sites", "basis"]
     assert kind["sites"][0] == {"name": "layers.*.q", "layers": "0-2", "in": 8, "out": 8}
     assert kind["sites"][-1] == {"name": "out_proj", "in": 6, "out": 10}
-    assert list(own) == ["base", "created", "scores", "error", "digest"]
+    assert list(own) == ["base", "created", "scores", "error", "digest", "checksum"]
     assert len(SMALL) == 7

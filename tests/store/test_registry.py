@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import pytest
 import torch
+import xxhash
 from drawn_adapters import alike, drawn, with_given_basis, with_value
 
 from polyvera.adapter.fingerprint import fingerprint
@@ -14,6 +15,7 @@ from polyvera.adapter.method import METHODS
 from polyvera.adapter.route import route
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import FingerprintError, FormatError, NameRefused, NotFoundError, SlotError, StoreError
+from polyvera.store.codec import read_header
 from polyvera.store.name import AdapterRef
 from polyvera.store.packing import PACKINGS
 from polyvera.store.registry import Registry
@@ -313,12 +315,25 @@ def test_verify_names_every_damaged_file(registry):
     found = {problem.path: problem.message for problem in registry.verify()}
     expected = ["adapters/a/1", "adapters/b/1", "adapters/notes.txt", "aliases/a/@old", "aliases/c/@prod"]
     assert [path.removesuffix(".safetensors") for path in sorted(found)] == expected
-    assert "sha256" in found["adapters/a/1.safetensors"] and "a@9" in found["aliases/a/@old"]
-    with pytest.raises(FormatError, match=r"adapters/a/1\.safetensors.*sha256"):
+    assert "checksum" in found["adapters/a/1.safetensors"] and "a@9" in found["aliases/a/@old"]
+    with pytest.raises(FormatError, match=r"adapters/a/1\.safetensors.*checksum"):
         registry.get("a@1")
     with pytest.raises(FormatError, match="seven"):
         registry.resolve("c@prod")
     assert registry.get("c")
+
+
+def test_verify_sees_a_digest_that_is_not_the_file_s(registry):
+    registry.put("a", drawn(FIRST))
+    path = "adapters/a/1.safetensors"
+    data = bytes(registry.files.read(path))
+    stated = read_header(data).own.digest
+    sums = {stated.encode(): b"f" * 64, read_header(data).own.checksum.encode(): b"0" * 32}
+    for old, new in sums.items():
+        data = data.replace(old, new)
+    registry.files.replace(path, data.replace(b"0" * 32, xxhash.xxh3_128_hexdigest(data).encode(), 1))
+    assert registry.get("a")
+    assert [problem.path for problem in registry.verify()] == [path]
 
 
 def test_a_version_that_was_swapped_is_not_taken_for_the_one_put(registry):
