@@ -88,8 +88,12 @@ class Cost:
     @property
     def training_bytes(self) -> int:
         """Memory to train one with Adam in fp32, activations not counted."""
+        return self.fleet_bytes(1)
+
+    def fleet_bytes(self, num_slots: int) -> int:
+        """Memory to train so many at a time in one bank, activations not counted."""
         kept = self.basis_bytes + self.frozen_bytes + self.constant_bytes
-        return self.base_bytes + ADAM_BYTES * self.num_params + kept
+        return self.base_bytes + ADAM_BYTES * self.num_params * num_slots + kept
 
     @property
     def fits(self) -> dict[str, bool]:

@@ -132,6 +132,18 @@ class Bank:
         self._write(index, row)
         self._start_magnitudes(index)
 
+    def gradients(self) -> Tensor:
+        """Where the backward pass adds every slot's gradients from now on: (num_slots, num_params), zero, beside flat.
+
+        Raises LayoutError for a bank whose parameters were moved after inject().
+        """
+        if not self._is_whole():
+            raise LayoutError("the model was moved after inject(): move it first, so that a slot is one row of memory")
+        grads = torch.zeros_like(self.flat)
+        for entry, parameter in self._parameters():
+            parameter.grad = torch.unflatten(grads[:, entry.offset : entry.offset + entry.size], 1, entry.shape)
+        return grads
+
     def _initial(self, entry: Entry, spec: AdapterSpec) -> Tensor:
         init = self.layout.method.factors[entry.letter].init
         if init in DRAWS:

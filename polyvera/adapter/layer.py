@@ -89,8 +89,8 @@ class LayerBank(nn.Module):
         A, _ = self._pair(x)
         return adapt(y, self._input(x, A), self._gathered(x, pick), self._bias())
 
-    def _one(self, x: Tensor, y: Tensor, slot: int) -> Tensor:
-        own = self.of_slot(slot)
+    def _one(self, x: Tensor, y: Tensor, slot: int, own: Mapping[str, Tensor] | None = None) -> Tensor:
+        own = self.of_slot(slot) if own is None else own
         A, B = self._pair(x, own)
         d = own.get("d")
         if d is not None and "A" in own:  # PEFT's AdaLoRA scales A itself
@@ -101,10 +101,20 @@ class LayerBank(nn.Module):
     def _by_groups(self, x: Tensor, y: Tensor, pick: Pick) -> Tensor:
         axis = pick.rows.dim()
         flat_x, flat_y = x.flatten(0, axis - 1), y.flatten(0, axis - 1)
+        slots = self._slots() if self.bank.trainable else None
+        parts, order = [], []
         for slot, mine in pick.groups:
             mine = mine.to(x.device)
-            flat_y = flat_y.index_copy(0, mine, self._one(flat_x[mine], flat_y[mine], slot))
-        return flat_y.view_as(y)
+            own = None if slots is None else {letter: views[slot] for letter, views in slots.items()}
+            parts.append(self._one(flat_x[mine], flat_y[mine], slot, own))
+            order.append(mine)
+        others = pick.others.to(x.device)
+        places = torch.cat([*order, others]).argsort()
+        return torch.cat([*parts, flat_y[others]])[places].view_as(y)
+
+    def _slots(self) -> dict[str, tuple[Tensor, ...]]:
+        """Every slot's factors, taken apart once, so that the backward pass puts their gradients together once."""
+        return {letter: getattr(self, letter).unbind(0) for letter in self.bank.layout.method.trained}
 
     def _vectors(self, B: Tensor, d: Tensor | None, own: Mapping[str, Tensor], norm: Tensor | None) -> Vectors:
         return Vectors(B, d, own.get("b"), self.site.scale, own.get("m"), norm)

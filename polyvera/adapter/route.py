@@ -51,7 +51,12 @@ class Pick:
     def groups(self) -> list[tuple[int, Tensor]]:
         """(index, the row numbers that use it), for factors that a batch can't share."""
         mine = self.rows if self.mask is None else torch.where(self.mask > 0, self.rows, -1)
-        return [(int(i), (mine == i).nonzero().squeeze(-1)) for i in distinct(mine) if i >= 0]
+        return [(int(i), (mine.flatten() == i).nonzero()[:, 0]) for i in distinct(mine) if i >= 0]
+
+    @cached_property
+    def others(self) -> Tensor:
+        """The row numbers that are not this bank's."""
+        return torch.empty(0, dtype=torch.long) if self.mask is None else (self.mask.flatten() == 0).nonzero()[:, 0]
 
     def gather(self, stack: Tensor, like: Tensor) -> Tensor:
         """stack[rows] with axes added so that it broadcasts over the tokens of `like` (rows, ..., features)."""

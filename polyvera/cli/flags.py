@@ -14,11 +14,11 @@ from pydantic.fields import FieldInfo
 from polyvera.errors import RecipeError
 from polyvera.train.recipe import Budget, Recipe, read_toml
 
-DATA, ADAPTER, TRAINING, STORE = "Data", "Adapter", "Training", "Store"
+DATA, ADAPTER, TRAINING, FLEET, STORE = "Data", "Adapter", "Training", "Fleet", "Store"
 PANELS: Mapping[str, Mapping[str, str]] = {
     DATA: {
         "model": "The frozen base: a folder, a hub id, or a wheel such as smollm2.",
-        "data": "Examples: a JSONL, CSV or Parquet file, or hub/id:config@split.",
+        "data": "Examples: a JSONL, CSV or Parquet file, hub/id:config@split, or a fleet's folder of files.",
         "validation": "A file, or a fraction of the data, to watch and stop by.",
         "test": "A file to score the adapter on at the end.",
         "columns": "Our column = the file's column, such as prompt=input. Repeatable.",
@@ -64,11 +64,18 @@ PANELS: Mapping[str, Mapping[str, str]] = {
         "run_seed": "Order of rows, dropout, the split, a new head.",
         "early_stopping": "Stop after so many evaluations without a lower validation loss.",
         "eval_every": "Steps from one validation to the next.",
-        "save_every": "Steps from one checkpoint to the next.",
+        "save_every": "Steps (in a fleet, rounds) from one checkpoint to the next.",
         "output": "Folder of the run: checkpoints, loss curve, history.",
     },
+    FLEET: {
+        "fleet": "Train an adapter for every tenant of the data at once.",
+        "adapter_column": "The column of a common file that names the tenant ('adapter').",
+        "slots": "How many tenants train at a time (32).",
+        "batch_tokens": "Most tokens of a mixed batch, padding counted (2048).",
+    },
     STORE: {
-        "name": "Publish the adapter under this name.",
+        "init_from": "Start from this adapter of the store, or 'mean' for the mean of all that fit.",
+        "name": "Publish the adapter under this name; in a fleet, a prefix: name/tenant.",
         "store": "The registry: a folder or any fsspec URL.",
         "alias": "Point this alias at the new version.",
         "stored": "Precision of the stored numbers.",

@@ -50,7 +50,7 @@ class Session:
         names = list(names or ([written["name"]] if "name" in written else []))
         registry = Registry(written.get("store", store) if store == "adapters" else store)
         adapters = [registry.get(name) for name in names]
-        base = load_base(_base_name(adapters, model or written.get("model")), **_task(adapters), dtype=dtype)
+        base = load_base(base_name(adapters, model or written.get("model")), **task_of(adapters), dtype=dtype)
         slots = load(base.model, adapters, check_base=not any_base) if adapters else []
         return cls(base, tuple(names), tuple(slots), written)
 
@@ -112,7 +112,8 @@ class Session:
         self.base.tokenizer.save_pretrained(folder)
 
 
-def _base_name(adapters: Sequence[Adapter], given: str | None) -> str:
+def base_name(adapters: Sequence[Adapter], given: str | None) -> str:
+    """The base that the adapters name, or the given one. Raises RecipeError where they name several or none."""
     if given is not None:
         return given
     known = sorted({adapter.model for adapter in adapters if adapter.model})
@@ -123,7 +124,8 @@ def _base_name(adapters: Sequence[Adapter], given: str | None) -> str:
     )
 
 
-def _task(adapters: Sequence[Adapter]) -> dict[str, Any]:
+def task_of(adapters: Sequence[Adapter]) -> dict[str, Any]:
+    """What load_base() needs to know of the adapters' task. Raises RecipeError where their classes differ."""
     labels = {adapter.labels for adapter in adapters}
     if not any(labels):
         return {"task": "lm"}

@@ -29,17 +29,19 @@ def cost_table(costs: Sequence[Cost], title: str) -> Table:
     return table_of(plan_rows(costs), title, NUMERIC)
 
 
-def many_table(costs: Sequence[Cost], num_adapters: int) -> Table:
-    """What so many adapters take up, on disk and resident in one server's memory, base and basis counted once."""
+def many_table(costs: Sequence[Cost], num_adapters: int, num_slots: int = 0) -> Table:
+    """What so many adapters take up on disk, resident in one server's memory, and num_slots at a time in training."""
+    at_a_time = f"training {num_slots:,} at a time"
     rows = [
         {
             "method": cost.method,
             "on disk": bytes_text(num_adapters * cost.stored_bytes),
             "all resident, fp32": bytes_text(num_adapters * cost.slot_bytes),
+            **({at_a_time: "" if cost.rank is None else bytes_text(cost.fleet_bytes(num_slots))} if num_slots else {}),
         }
         for cost in costs
     ]
-    return table_of(rows, f"{num_adapters:,} adapters", ("on disk", "all resident, fp32"))
+    return table_of(rows, f"{num_adapters:,} adapters", ("on disk", "all resident, fp32", at_a_time))
 
 
 def score_table(scores: Mapping[str, Mapping[str, float]]) -> Table:

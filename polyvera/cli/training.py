@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 
 from polyvera.cli import tables
 from polyvera.cli.flags import Publish
 from polyvera.cli.session import peak_bytes
-from polyvera.errors import RecipeError
+from polyvera.errors import DataError, RecipeError
 from polyvera.plan import bytes_text, cost, full_cost
 from polyvera.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from polyvera.train.tenant import Tenant
 
 
 def run(recipe: Recipe, publish: Publish, *, resume: bool, dry_run: bool, out: Console) -> None:
     """Prints the cost, trains, prints the result and publishes it. Raises before the first step where it can."""
     from polyvera.store.name import check_alias, check_name
+    from polyvera.store.registry import Registry
+    from polyvera.train.start import starting_point
     from polyvera.train.trainer import train
 
     if publish.name is None and publish.alias is not None:
@@ -27,10 +35,10 @@ def run(recipe: Recipe, publish: Publish, *, resume: bool, dry_run: bool, out: C
         check_name(publish.name)
     if publish.alias is not None:
         check_alias(publish.alias)
-    _print_cost(recipe, publish, out)
+    print_cost(recipe, publish, out)
     if dry_run:
         return
-    result = train(recipe, resume=resume)
+    result = train(recipe, start=starting_point(recipe, Registry(publish.store)), resume=resume)
     out.print(tables.score_table({"": dict(result.scores)}))
     out.print(
         f"{result.num_trained:,} of {result.num_params:,} parameters trained in {result.num_steps:,} steps, "
@@ -55,28 +63,33 @@ def _publish(adapter: object, publish: Publish, out: Console) -> None:
     out.print(f"published {ref} in {publish.store}: {ref.num_bytes:,} bytes, sha256 {ref.digest[:12]}")
 
 
-def _print_cost(recipe: Recipe, publish: Publish, out: Console) -> None:
+def print_cost(recipe: Recipe, publish: Publish, out: Console, everyone: Sequence[Tenant] = ()) -> None:
+    """What the run costs; with tenants, what a fleet of them does. Raises DataError, RecipeError or TargetError."""
     from polyvera.adapter.sites import find_head
     from polyvera.shapes import meta_model, model_shapes, read_config
+    from polyvera.train.encoding import LABEL
+    from polyvera.train.fleet import SLOTS, first_table
     from polyvera.train.model import config_source
-    from polyvera.train.trainer import read_tables, task_of
+    from polyvera.train.trainer import read_tables
 
-    data = read_tables(recipe)
-    kind = {"label": "classification"}.get(task_of(data), "causal-lm")
+    data = first_table(everyone, recipe) if everyone else read_tables(recipe).training
+    if data is None:
+        raise DataError(f"{recipe.data}: none of the {len(everyone)} tenants has rows that can be used")
+    kind = {LABEL: "classification"}.get(data.kind, "causal-lm")
     config = read_config(config_source(recipe.model))
-    num_labels = len(data.training.labels) or None
+    num_labels = len(data.labels) or None
     head = find_head(meta_model(config, kind=kind, num_labels=num_labels)) if num_labels else ()
     spec = recipe.spec(head)
     shapes = model_shapes(config, spec, kind=kind, num_labels=num_labels)
     dtype = shapes.dtype or "float32" if recipe.dtype == "auto" else recipe.dtype
     whole = full_cost(shapes.num_params, base_dtype=dtype)
-    rows = (
-        [whole]
-        if recipe.full
-        else [
-            cost(spec, shapes.sites, shapes.num_params, head=shapes.head, base_dtype=dtype, stored=publish.stored),
-            whole,
-        ]
-    )
-    title = f"{shapes.name}: {len(data.training)} rows, {len(shapes.sites)} adapted layers"
-    out.print(tables.cost_table(rows, title))
+    own = cost(spec, shapes.sites, shapes.num_params, head=shapes.head, base_dtype=dtype, stored=publish.stored)
+    what = f"{len(everyone)} tenants" if everyone else f"{len(data)} rows"
+    title = f"{shapes.name}: {what}, {len(shapes.sites)} adapted layers"
+    out.print(tables.cost_table([whole] if recipe.full else [own, whole], title))
+    if everyone:
+        slots = min(recipe.slots or SLOTS, len(everyone))
+        out.print(
+            f"{slots} at a time: {bytes_text(own.fleet_bytes(slots))} in training, activations on top; "
+            f"{bytes_text(len(everyone) * own.stored_bytes)} stored in all"
+        )

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -15,6 +15,9 @@ from polyvera.cli import tables
 from polyvera.cli.flags import recipe_of, with_recipe_flags
 from polyvera.cli.session import Session, peak_bytes
 from polyvera.errors import PolyveraError, RecipeError
+
+if TYPE_CHECKING:
+    from polyvera.plan import Cost
 
 app = typer.Typer(
     name="polyvera",
@@ -72,6 +75,7 @@ def plan(
     base_dtype: Annotated[str, typer.Option(help="The frozen base's, in training.")] = "bfloat16",
     stored: Annotated[str, typer.Option(help="The stored numbers': float32, bfloat16 or int8.")] = "float32",
     adapters: Annotated[int, typer.Option(help="How many adapters to add up.")] = 10_000,
+    fleet: Annotated[int, typer.Option(min=0, help="Also the memory to train so many at a time in one bank.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """What every method costs on a model, before a byte of it is downloaded."""
@@ -84,13 +88,17 @@ def plan(
     shapes = model_shapes(config_source(model), spec, num_labels=num_labels)
     costs = compare(shapes.sites, shapes.num_params, rank=rank, head=shapes.head, base_dtype=base_dtype, stored=stored)
     if as_json:
-        typer.echo(json.dumps([to_dict(cost) for cost in costs], indent=2))
+        typer.echo(json.dumps([to_dict(cost) | _fleet(cost, fleet) for cost in costs], indent=2))
         return
     out = tables.console()
     title = f"{shapes.name}, {shapes.num_params:,} parameters, {len(shapes.sites)} adapted layers, base in {base_dtype}"
     out.print(tables.cost_table(costs, title))
-    out.print(tables.many_table(costs, adapters))
+    out.print(tables.many_table(costs, adapters, fleet))
     out.print("training: the base, 16 bytes a trained number (Adam in fp32) and the basis; activations come on top.")
+
+
+def _fleet(cost: Cost, num_slots: int) -> dict[str, int]:
+    return {"fleet_slots": num_slots, "fleet_bytes": cost.fleet_bytes(num_slots)} if num_slots and cost.rank else {}
 
 
 @verb("train")
@@ -103,10 +111,11 @@ def train(
         bool, typer.Option("--dry-run", help="Check everything, print the cost, train nothing.")
     ] = False,
 ) -> None:
-    """Train one adapter (or, with --full, the whole model) and publish it."""
-    from polyvera.cli.training import run
+    """Train one adapter, with --fleet one for every tenant at once, or with --full the whole model; and publish."""
+    from polyvera.cli import fleet, training
 
     chosen, publish = recipe_of(recipe, choices)
+    run = fleet.run if chosen.fleet else training.run
     run(chosen, publish, resume=resume, dry_run=dry_run, out=tables.console())
 
 
@@ -123,8 +132,21 @@ def evaluate(
     any_base: ForceBase = False,
     recipe: RecipeFile = None,
     as_json: AsJson = False,
+    fleet: Annotated[
+        bool,
+        typer.Option("--fleet", help="Each tenant of --data on its own rows. NAMES: their prefix in the store."),
+    ] = False,
+    output: Annotated[Path | None, typer.Option(help="With --fleet: a folder for the table and the picture.")] = None,
 ) -> None:
-    """Score adapters and the bare base model on the same rows, side by side."""
+    """Score adapters and the bare base model on the same rows, or a whole fleet on its tenants' rows, side by side."""
+    if fleet:
+        from polyvera.cli.fleet import score
+
+        asked: dict[str, Any] = {"store": store, "model": model, "columns": columns or [], "chat": chat, "limit": limit}
+        score(names or [], data, recipe, output, batch_size=batch_size, as_json=as_json, out=tables.console(), **asked)
+        return
+    if output is not None:
+        raise RecipeError(f"--output {output} has no effect without --fleet")
     session = Session.open(names, store, model, recipe, any_base=any_base)
     scores = session.evaluate(data, columns or [], chat=chat, batch_size=batch_size, limit=limit)
     typer.echo(json.dumps(scores, indent=2)) if as_json else tables.console().print(tables.score_table(scores))

@@ -66,3 +66,15 @@ class EpochOrder(Sampler[int]):
     def set_epoch(self, epoch: int) -> None:
         """Which epoch comes next, from 0."""
         self.epoch = epoch
+
+
+def packed(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Row numbers in batches of like length, the longest first, at most max_tokens with the padding (or one row)."""
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > max_tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

@@ -29,8 +29,7 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """The tensors in one safetensors file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}))
+    replace_file(path, save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}))
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -75,16 +74,26 @@ def begin(folder: Path, recipe: Recipe, rows: Encoded, *, resume: bool) -> Path 
     at, file = last(folder), folder / RECIPE
     choices = {**recipe.model_dump(mode="json", exclude={"output"}), "sha256 of the rows": rows.sha256}
     if at is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        _replace(file, json.dumps(choices, indent=1).encode())
+        file.unlink(missing_ok=True)
+        keep_recipe(folder, choices)
         return None
     if not resume:
         raise RecipeError(f"output={str(folder)!r} holds a run already: resume it, or choose another folder")
-    before = json.loads(file.read_text()) if file.exists() else {}
+    keep_recipe(folder, choices)
+    return at
+
+
+def keep_recipe(folder: Path, choices: Mapping[str, Any]) -> None:
+    """Writes a run's choices into its folder. Raises RecipeError where it holds a run with others."""
+    file = folder / RECIPE
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(file, json.dumps(choices, indent=1).encode())
+        return
+    before = json.loads(file.read_text())
     changed = [f"{k} was {before.get(k)!r} and is {v!r}" for k, v in choices.items() if before.get(k) != v]
     if changed:
         raise RecipeError(f"{folder} can't be resumed with another recipe: {'; '.join(changed)}")
-    return at
 
 
 def _step(path: Path) -> int | None:
@@ -92,7 +101,9 @@ def _step(path: Path) -> int | None:
     return step if path.name == f"{PREFIX}{step}" else None
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all, durably."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with aside.open("wb") as file:
         file.write(content)

@@ -83,8 +83,14 @@ def read(source: str | Path, columns: Mapping[str, str] = NO_COLUMNS, *, chat: b
     columns: our name = the source's name. chat: prompt and completion become the two turns of a conversation. The form
     is found from the columns. Raises DataError that names the source and the rows.
     """
-    name = str(source)
-    rows = [(number, _renamed(row, columns)) for number, row in _rows(name)]
+    return table(str(source), _rows(str(source)), columns, chat=chat)
+
+
+def table(
+    name: str, numbered: Iterable[NumberedRow], columns: Mapping[str, str] = NO_COLUMNS, *, chat: bool = False
+) -> Table:
+    """The examples of rows that were read already, as `read` gives them. Raises DataError."""
+    rows = [(number, _renamed(row, columns)) for number, row in numbered]
     if not rows:
         raise DataError(f"{name} has no rows")
     kind = _kind(name, rows[0][1], columns)
@@ -94,6 +100,20 @@ def read(source: str | Path, columns: Mapping[str, str] = NO_COLUMNS, *, chat: b
     elif chat and kind != "chat":
         raise DataError(f"{name}: chat=true is for prompt and completion, and these rows are {_shown(kind)}")
     return Table(name, kind, examples, _labels(examples) if kind == "label" else ())
+
+
+def grouped(source: str | Path, column: str) -> dict[str, list[NumberedRow]]:
+    """The rows of a source, unchecked, by the text or number in one of its columns. Raises DataError."""
+    groups: dict[str, list[NumberedRow]] = {}
+    for number, row in _rows(str(source)):
+        name = row.get(column)
+        if not isinstance(name, str | int) or name == "":
+            near = did_you_mean(column, row)
+            raise DataError(f"{source}, row {number}: no adapter's name in the column {column!r}{near}")
+        groups.setdefault(str(name), []).append((number, {k: v for k, v in row.items() if k != column}))
+    if not groups:
+        raise DataError(f"{source} has no rows")
+    return groups
 
 
 def split(table: Table, fraction: float, seed: int) -> tuple[Table, Table]:

@@ -51,7 +51,7 @@ class Evaluation:
         rouge-score is installed. Tokens: token_accuracy, loss in nats, perplexity. majority: the share of rows that the
         best constant answer gets right.
         """
-        return self._scores(range(len(self.examples)))
+        return self.of_rows(range(len(self.examples)))
 
     def of_slot(self, slot: int) -> dict[str, float]:
         """The same over one slot's rows. Raises DataError where it has none."""
@@ -60,9 +60,10 @@ class Evaluation:
             raise DataError(
                 f"no row was answered by slot {slot}; the slots are {', '.join(map(str, sorted(set(self.slots))))}"
             )
-        return self._scores(rows)
+        return self.of_rows(rows)
 
-    def _scores(self, rows: Sequence[int]) -> dict[str, float]:
+    def of_rows(self, rows: Sequence[int]) -> dict[str, float]:
+        """The same over some rows, by their numbers from 0."""
         examples, answers = [self.examples[i] for i in rows], [self.answers[i] for i in rows] if self.answers else []
         if self.kind == LABEL:
             truth = [example.answer for example in examples]

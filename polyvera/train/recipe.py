@@ -94,6 +94,12 @@ class Recipe(_Choices):
     lr: None takes the method's own; head_lr likewise. epochs or max_steps, not both; neither is 3 epochs. warmup: a
     fraction of all steps. eval_every, save_every: in optimizer steps, None for once an epoch. early_stopping: how many
     evaluations without a lower validation loss end the run. output: the run's folder, None to keep nothing on disk.
+    init_from: an adapter of the store to start from, or 'mean' for the mean of all that fit.
+
+    fleet: train an adapter for every tenant at once. data (test, and validation where it is no fraction) is then a
+    folder with a file for each, or a file with an adapter_column. slots: how many train at a time; batch_tokens: the
+    most tokens of one mixed batch, padding counted. Every other choice holds for each tenant as if it were alone, save
+    that save_every counts rounds, in which each tenant makes one step.
     """
 
     model: str
@@ -145,6 +151,12 @@ class Recipe(_Choices):
     save_every: Count | None = None
     output: str | None = None
 
+    init_from: str | None = None
+    fleet: bool = False
+    adapter_column: str | None = None
+    slots: Count | None = None
+    batch_tokens: Count | None = None
+
     def __init__(self, **choices: Any) -> None:
         try:
             super().__init__(**choices)
@@ -191,8 +203,19 @@ class Recipe(_Choices):
         for name in ("early_stopping", "eval_every"):
             if getattr(self, name) is not None and self.validation is None:
                 yield f"{name}={getattr(self, name)} needs validation: a file, or a fraction of data"
+        yield from self._fleet_problems()
         if self.save_every is not None and self.output is None:
             yield f"save_every={self.save_every} needs output: the folder to save to"
+
+    def _fleet_problems(self) -> Iterable[str]:
+        for name in ("adapter_column", "slots", "batch_tokens"):
+            if getattr(self, name) is not None and not self.fleet:
+                yield f"{name}={getattr(self, name)!r} has no effect without fleet=true"
+        for name in ("full", "budget"):
+            if getattr(self, name) and self.fleet:
+                yield f"fleet=true trains slots of one bank, which {name} does not allow: train these one at a time"
+        if self.full and self.init_from is not None:
+            yield "full=true trains every parameter, so init_from would have no effect: leave it out"
 
     def _adapter_problems(self) -> Iterable[str]:
         if self.full:

@@ -25,13 +25,14 @@ from polyvera.train import checkpoint
 from polyvera.train.budget import Allocator, compacted, schedule
 from polyvera.train.callback import Best, Pruning, Shown
 from polyvera.train.curve import History, draw
-from polyvera.train.data import Table, alike, read, split
+from polyvera.train.data import Table
 from polyvera.train.encoding import LABEL, Encoded, encode
 from polyvera.train.evaluate import evaluate, measured
 from polyvera.train.generate import positions
 from polyvera.train.loop import Loop, arguments, columns_of
 from polyvera.train.model import Base, load_base, pad_id
 from polyvera.train.recipe import Recipe
+from polyvera.train.tenant import Tables, only_tenant
 
 MAX_LENGTH = 512
 BEST = "best.safetensors"
@@ -61,24 +62,11 @@ class TrainResult:
     paths: Mapping[str, Path] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Tables:
-    """The examples of a recipe: to train on, to watch, to score at the end."""
-
-    training: Table
-    validation: Table | None
-    test: Table | None
-
-    def labelled(self, labels: tuple[str, ...]) -> Tables:
-        """The same with the classes in that order."""
-        ordered = (table and replace(table, labels=labels) for table in (self.training, self.validation, self.test))
-        return Tables(*ordered)  # type: ignore[arg-type]
-
-
 def train(
     recipe: Recipe,
     *,
     base: Base | None = None,
+    start: Adapter | None = None,
     resume: bool = False,
     progress: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
@@ -86,8 +74,9 @@ def train(
     """Trains what the recipe says.
 
     base: a model that is loaded already, instead of recipe.model; it is bare again afterwards (full fine-tuning changes
-    it). resume: goes on from the last whole checkpoint in recipe.output, where there is one, to the same result bit for
-    bit on a CPU. Raises RecipeError, DataError, TargetError or another PolyveraError before the first step.
+    it). start: the adapter to begin from, instead of the identity. resume: goes on from the last whole checkpoint in
+    recipe.output, where there is one, to the same result bit for bit on a CPU. Raises RecipeError, DataError,
+    TargetError or another PolyveraError before the first step.
     """
     started = time.monotonic()
     set_seed(recipe.run_seed)
@@ -103,6 +92,8 @@ def train(
         if not getattr(model, "is_quantized", False):  # a quantized model stays where it was loaded
             model.to(args.device)
         bank = stack.enter_context(adapted(recipe, base))
+        if start is not None and bank is not None:
+            bank.put(bank.first, start)
         loop = Loop(recipe, model, bank, rows, held, args, pad_id(base.tokenizer), _head_names(recipe, model, bank))
         best, allocator = _watched(loop, folder, progress, callbacks)
         at = _begin(folder, recipe, rows, resume)
@@ -132,14 +123,7 @@ def train(
 
 def read_tables(recipe: Recipe) -> Tables:
     """The recipe's data, its validation (a file, or a part of the data) and its test rows. Raises DataError."""
-    training, validation = read(recipe.data, recipe.columns, chat=recipe.chat), None
-    whole = training
-    if isinstance(recipe.validation, float):
-        training, validation = split(training, recipe.validation, recipe.run_seed)
-    elif recipe.validation is not None:
-        validation = alike(whole, read(recipe.validation, recipe.columns, chat=recipe.chat))
-    test = None if recipe.test is None else alike(whole, read(recipe.test, recipe.columns, chat=recipe.chat))
-    return Tables(training, validation, test)
+    return only_tenant(recipe).tables(recipe)
 
 
 def class_names(base: Base, table: Table) -> tuple[str, ...]:
@@ -180,8 +164,8 @@ def encode_tables(recipe: Recipe, tables: Tables, base: Base) -> tuple[Encoded, 
 
 
 @contextmanager
-def adapted(recipe: Recipe, base: Base) -> Iterator[Bank | None]:
-    """The base with a bank of one slot in it (every parameter trained, for full fine-tuning), bare again afterwards."""
+def adapted(recipe: Recipe, base: Base, num_slots: int = 1) -> Iterator[Bank | None]:
+    """The base with a bank in it (every parameter trained, for full fine-tuning), bare again afterwards."""
     model: Any = base.model
     if banks_of(model):
         raise RecipeError("the base model holds adapters already: train on a bare one, eject(model) makes it so")
@@ -194,7 +178,7 @@ def adapted(recipe: Recipe, base: Base) -> Iterator[Bank | None]:
             model.requires_grad_(True)
             yield None
         else:
-            yield inject(model, recipe.spec(find_head(model)))
+            yield inject(model, recipe.spec(find_head(model)), num_slots)
     finally:
         eject(model)
         model.config.use_cache = use_cache

@@ -1,0 +1,181 @@
+"""`train --fleet` and `eval --fleet` from the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from polyvera.cli import tables
+from polyvera.cli.flags import Publish
+from polyvera.cli.session import base_name, peak_bytes, task_of
+from polyvera.cli.training import print_cost
+from polyvera.errors import RecipeError
+from polyvera.plan import bytes_text
+from polyvera.train.recipe import Recipe, read_toml
+
+if TYPE_CHECKING:
+    from polyvera.train.fleet import Fleet, FleetResult
+    from polyvera.train.standing import Standing
+
+SHOWN = 12
+
+
+def run(recipe: Recipe, publish: Publish, *, resume: bool, dry_run: bool, out: Console) -> None:
+    """Prints the plan, trains every tenant, publishes each as it is finished, and says what became of all."""
+    from polyvera.store.name import check_name
+    from polyvera.store.registry import Registry
+    from polyvera.train.fleet import train_fleet
+    from polyvera.train.start import starting_point
+    from polyvera.train.tenant import tenants
+
+    if publish.alias is not None:
+        raise RecipeError(f"alias={publish.alias!r} is for one adapter, and fleet=true publishes many: leave it out")
+    prefix = "" if publish.name is None else f"{check_name(publish.name)}/"
+    registry = Registry(publish.store)
+    everyone = tenants(recipe)
+    start = starting_point(recipe, registry)
+    print_cost(recipe, publish, out, everyone)
+    if dry_run:
+        return
+    with _progress(len(everyone)) as shown:
+        result = train_fleet(
+            recipe,
+            everyone=everyone,
+            registry=registry,
+            prefix=prefix,
+            stored=publish.stored,
+            start=start,
+            resume=resume,
+            watch=_watch(shown),
+        )
+    _report(result, publish, out)
+    if recipe.test is not None:
+        _score_after(recipe, result, registry, out)
+
+
+def score(
+    names: Sequence[str],
+    data: str | None,
+    recipe: Path | None,
+    output: Path | None,
+    *,
+    store: str,
+    model: str | None,
+    columns: Sequence[str],
+    chat: bool,
+    limit: int | None,
+    batch_size: int,
+    as_json: bool,
+    out: Console,
+) -> None:
+    """Scores each tenant's adapter on its own rows, beside the base model and the majority answer."""
+    from polyvera.store.registry import Registry
+    from polyvera.train.model import load_base
+    from polyvera.train.standing import standings
+    from polyvera.train.tenant import sources
+
+    written = {} if recipe is None else read_toml(recipe)
+    place = data or written.get("test")
+    if place is None:
+        raise RecipeError("there are no rows to answer: give --data, a folder or a file with a row for each tenant")
+    if len(names) > 1:
+        raise RecipeError(f"--fleet takes one prefix, and {', '.join(names)} were given")
+    prefix = f"{names[0]}/" if names else ""
+    mapped = dict(one.split("=", 1) for one in columns if "=" in one) or written.get("columns", {})
+    asked = Recipe(model=model or "", data=place, columns=mapped, chat=chat or bool(written.get("chat")))
+    registry = Registry(store)
+    found = {n: s.read(asked) for n, s in sources(place, written.get("adapter_column")).items()}
+    rows = {name: replace(table, examples=table.examples[:limit]) for name, table in found.items()}
+    adapters = {name: registry.get(prefix + name) for name in rows}
+    several = list(adapters.values())
+    base = load_base(base_name(several, model or written.get("model")), **task_of(several[:1]))
+    with _progress(len(rows)) as shown:
+        scored = []
+        for one in standings(base, adapters, rows, batch_size=batch_size):
+            scored.append(one)
+            shown.update(shown.task_ids[0], completed=len(scored))
+    if as_json:
+        print(json.dumps({one.name: {"own": dict(one.scores), "base": dict(one.base)} for one in scored}, indent=2))
+    else:
+        show(scored, output, out)
+
+
+def show(scored: Sequence[Standing], output: Path | None, out: Console) -> None:
+    """The table, and with an output the CSV and the picture too."""
+    from polyvera.train.standing import MAJORITY, draw, write
+
+    rows = [
+        {
+            "tenant": one.name,
+            "score": one.main,
+            "adapter": f"{one.scores[one.main]:.3f}",
+            "base": f"{one.base[one.main]:.3f}" if one.main in one.base else "",
+            "majority": f"{one.scores[MAJORITY]:.3f}" if MAJORITY in one.scores else "",
+            "rows": one.num_rows,
+        }
+        for one in sorted(scored, key=lambda one: one.name)
+    ]
+    out.print(tables.table_of(rows, "", ("adapter", "base", "majority", "rows")))
+    if output is not None:
+        path = write(sorted(scored, key=lambda one: one.name), output / "scores.csv")
+        picture = draw(scored, output / "scores.png", f"{len(scored)} adapters, each on its own test rows")
+        out.print(f"table: {path}\npicture: {picture}")
+
+
+def _score_after(recipe: Recipe, result: FleetResult, registry: Any, out: Console) -> None:
+    from polyvera.train.ledger import FINISHED
+    from polyvera.train.standing import standings
+    from polyvera.train.tenant import tenants
+
+    finished = {outcome.name: outcome for outcome in result.of(FINISHED)}
+    if not finished or result.base is None:
+        return
+    tests = {t.name: t.tables(recipe).test for t in tenants(recipe) if t.name in finished}
+    rows = {name: table for name, table in tests.items() if table is not None}
+    adapters = {name: registry.get(finished[name].reference) for name in rows}
+    folder = None if recipe.output is None else Path(recipe.output).expanduser()
+    show(list(standings(result.base, adapters, rows)), folder, out)
+
+
+def _report(result: FleetResult, publish: Publish, out: Console) -> None:
+    from polyvera.train.ledger import FINISHED
+
+    finished, traffic = result.of(FINISHED), result.traffic
+    out.print(
+        f"{len(finished)} of {len(result.outcomes)} tenants trained and published in {publish.store}, "
+        f"{result.seconds:.0f} s, {traffic.rounds:,} rounds, {traffic.tokens_per_s:,.0f} tokens/s, "
+        f"padding {traffic.padding_share:.1%}, peak memory {bytes_text(peak_bytes())}"
+    )
+    problems = [outcome for outcome in result.outcomes if outcome.status != FINISHED]
+    for outcome in problems:
+        out.print(f"[bold]{escape(outcome.name)}[/] {outcome.status}: {escape(outcome.problem)}")
+
+
+def _progress(total: int) -> Progress:
+    out = tables.console(error=True)
+    columns = (MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    shown = Progress(*columns, console=out, disable=not out.is_terminal)
+    shown.add_task("", total=total)
+    return shown
+
+
+def _watch(shown: Progress) -> Any:
+    """Moves the bar, or prints a line where the output is no terminal and tenants have left."""
+    told = [0]
+
+    def watch(fleet: Fleet) -> None:
+        left, traffic = len(fleet.ledger.outcomes), fleet.traffic
+        text = f"{len(fleet.members)} training, {len(fleet.waiting)} waiting, {traffic.tokens_per_s:,.0f} tokens/s"
+        shown.update(shown.task_ids[0], completed=left, description=text)
+        if shown.disable and left > told[0]:
+            told[0] = left
+            shown.console.print(f"{left} tenants have left, {text}, round {traffic.rounds:,}")
+
+    return watch

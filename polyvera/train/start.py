@@ -1,0 +1,54 @@
+"""starting_point: the adapter that a run begins from, one of the store or the mean of many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+
+from polyvera.adapter.adapter import Adapter
+from polyvera.adapter.layout import layout_of
+from polyvera.errors import NotFoundError, RecipeError
+from polyvera.store.registry import Registry
+from polyvera.train.recipe import Recipe
+
+MEAN = "mean"
+
+
+def starting_point(recipe: Recipe, registry: Registry) -> Adapter | None:
+    """What recipe.init_from names: an adapter of the registry, or the mean of the latest versions that fit the recipe.
+
+    None where it names nothing. Raises NotFoundError, FormatError, or RecipeError where no adapter fits.
+    """
+    if recipe.init_from is None:
+        return None
+    if recipe.init_from != MEAN:
+        return registry.get(recipe.init_from)
+    every = [registry.get(ref) for ref in registry.list(latest=True)]
+    wanted = recipe.spec(every[0].spec.head if every else ())
+    alike = [adapter for adapter in every if _fits(adapter, wanted.to_dict())]
+    if not alike:
+        raise RecipeError(
+            f"init_from='mean': none of the {len(every)} adapters in {registry.url} is {recipe.method} of this "
+            "recipe's rank, targets and seed, so there is nothing to take the mean of"
+        )
+    return mean(alike)
+
+
+def mean(adapters: Iterable[Adapter]) -> Adapter:
+    """The adapter whose numbers are the mean of theirs, all of one layout. Raises NotFoundError, RecipeError."""
+    every = list(adapters)
+    if not every:
+        raise NotFoundError("the mean of no adapters: give at least one")
+    first = every[0]
+    other = next((a for a in every if a.layout.key() != first.layout.key() or a.base != first.base), None)
+    if other is not None:
+        raise RecipeError(f"no mean of adapters that differ in layout or base: {first.spec} and {other.spec}")
+    return replace(first, flat=torch.stack([adapter.flat for adapter in every]).mean(0), scores={}, created="")
+
+
+def _fits(adapter: Adapter, wanted: dict[str, object]) -> bool:
+    shapes = {site.name: (site.in_features, site.out_features) for site in adapter.layout.sites}
+    same = adapter.spec.to_dict() == wanted
+    return same and layout_of(adapter.spec, shapes, dict(adapter.layout.head)).key() == adapter.layout.key()
