@@ -152,10 +152,9 @@ def peft_turn(base: Base, recipe: Recipe, everyone: Sequence[Tenant], rate: Rate
     rate.start_up.append(time.perf_counter() - begun - seconds)
 
 
-def measure(
-    base: Base, method: str, num: int, examples: int, rounds: int, repeats: int, tokens: int | None
-) -> list[str]:
+def measure(base: Base, asked: argparse.Namespace, examples: int) -> list[str]:
     """One row of the printed table."""
+    method, num, rounds, repeats = asked.method, asked.tenants, asked.rounds, asked.repeats
     everyone = tenants(num, examples * rounds)
     recipe = Recipe(
         model="smollm2",

@@ -71,7 +71,8 @@ PANELS: Mapping[str, Mapping[str, str]] = {
         "fleet": "Train an adapter for every tenant of the data at once.",
         "adapter_column": "The column of a common file that names the tenant ('adapter').",
         "slots": "How many tenants train at a time (32).",
-        "batch_tokens": "Most tokens of a mixed batch, padding counted (2048).",
+        "workers": "Spread the tenants over so many Ray workers.",
+        "batch_tokens": "Most tokens of a mixed batch, padding counted (768 on a CPU, 8192 on a GPU).",
     },
     STORE: {
         "init_from": "Start from this adapter of the store, or 'mean' for the mean of all that fit.",

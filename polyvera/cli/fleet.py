@@ -21,8 +21,10 @@ from polyvera.plan import bytes_text
 from polyvera.train.recipe import Recipe, read_toml
 
 if TYPE_CHECKING:
+    from polyvera.store.registry import Registry
     from polyvera.train.fleet import Fleet, FleetResult
     from polyvera.train.standing import Standing
+    from polyvera.train.tenant import Tenant
 
 SHOWN = 12
 
@@ -31,8 +33,6 @@ def run(recipe: Recipe, publish: Publish, *, resume: bool, dry_run: bool, out: C
     """Prints the plan, trains every tenant, publishes each as it is finished, and says what became of all."""
     from polyvera.store.name import check_name
     from polyvera.store.registry import Registry
-    from polyvera.train.fleet import train_fleet
-    from polyvera.train.start import starting_point
     from polyvera.train.tenant import tenants
 
     if publish.alias is not None:
@@ -40,24 +40,28 @@ def run(recipe: Recipe, publish: Publish, *, resume: bool, dry_run: bool, out: C
     prefix = "" if publish.name is None else f"{check_name(publish.name)}/"
     registry = Registry(publish.store)
     everyone = tenants(recipe)
-    start = starting_point(recipe, registry)
     print_cost(recipe, publish, out, everyone)
     if dry_run:
         return
-    with _progress(len(everyone)) as shown:
-        result = train_fleet(
-            recipe,
-            everyone=everyone,
-            registry=registry,
-            prefix=prefix,
-            stored=publish.stored,
-            start=start,
-            resume=resume,
-            watch=_watch(shown),
-        )
+    result = _trained(recipe, publish, everyone, prefix, registry, resume)
     _report(result, publish, out)
     if recipe.test is not None:
-        _score_after(recipe, result, registry, out)
+        _score_after(recipe, everyone, result, registry, out)
+
+
+def _trained(
+    recipe: Recipe, publish: Publish, everyone: Sequence[Tenant], prefix: str, registry: Registry, resume: bool
+) -> FleetResult:
+    from polyvera.train.fleet import train_fleet
+    from polyvera.train.start import starting_point
+    from polyvera.train.workers import train_on_workers
+
+    asked: dict[str, Any] = {"everyone": everyone, "prefix": prefix, "stored": publish.stored, "resume": resume}
+    if recipe.workers is not None:
+        return train_on_workers(recipe, store=publish.store, num_workers=recipe.workers, **asked)
+    start = starting_point(recipe, registry)
+    with _progress(len(everyone)) as shown:
+        return train_fleet(recipe, registry=registry, start=start, watch=_watch(shown), **asked)
 
 
 def score(
@@ -129,19 +133,23 @@ def show(scored: Sequence[Standing], output: Path | None, out: Console) -> None:
         out.print(f"table: {path}\npicture: {picture}")
 
 
-def _score_after(recipe: Recipe, result: FleetResult, registry: Any, out: Console) -> None:
+def _score_after(
+    recipe: Recipe, everyone: Sequence[Tenant], result: FleetResult, registry: Registry, out: Console
+) -> None:
     from polyvera.train.ledger import FINISHED
+    from polyvera.train.model import load_base
     from polyvera.train.standing import standings
-    from polyvera.train.tenant import tenants
 
     finished = {outcome.name: outcome for outcome in result.of(FINISHED)}
-    if not finished or result.base is None:
+    if not finished:
         return
-    tests = {t.name: t.tables(recipe).test for t in tenants(recipe) if t.name in finished}
+    tests = {t.name: t.tables(recipe).test for t in everyone if t.name in finished}
     rows = {name: table for name, table in tests.items() if table is not None}
     adapters = {name: registry.get(finished[name].reference) for name in rows}
     folder = None if recipe.output is None else Path(recipe.output).expanduser()
-    show(list(standings(result.base, adapters, rows)), folder, out)
+    several = list(adapters.values())
+    base = result.base or load_base(recipe.model, dtype=recipe.dtype, **task_of(several[:1]))
+    show(list(standings(base, adapters, rows)), folder, out)
 
 
 def _report(result: FleetResult, publish: Publish, out: Console) -> None:

@@ -152,6 +152,17 @@ def evaluate(
     typer.echo(json.dumps(scores, indent=2)) if as_json else tables.console().print(tables.score_table(scores))
 
 
+@verb("compare")
+def compare(
+    recipe: Annotated[Path, typer.Argument(help="A TOML file: methods, seeds, factors, settings and tasks.")],
+    output: Annotated[Path, typer.Option(help="Folder of the results; a comparison cut short goes on there.")],
+) -> None:
+    """Train methods side by side, each at its own swept learning rate, and write the table and the picture."""
+    from polyvera.cli.comparing import run
+
+    run(recipe, output, out=tables.console())
+
+
 @verb("generate")
 def generate(
     names: Names = None,

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+MANY = 4  # rows for each distinct answer, on average, where answering is choosing
+
+
 @dataclass(frozen=True, slots=True)
 class TokenCount:
     """Of one row's answer: the summed loss in nats, the tokens that the model would have put first, all tokens."""
@@ -47,9 +50,10 @@ class Evaluation:
     def scores(self) -> dict[str, float]:
         """Named results over all rows.
 
-        Classes: accuracy, macro_f1. Answers: exact_match (stripped, case kept, any right answer counts), rouge_l where
-        rouge-score is installed. Tokens: token_accuracy, loss in nats, perplexity. majority: the share of rows that the
-        best constant answer gets right.
+        Classes: accuracy, macro_f1. Answers: exact_match (stripped, case kept, any right answer counts), rouge_l
+        where rouge-score is installed, bleu (0 to 100) where sacrebleu is, macro_f1 where few answers come often.
+        Tokens: token_accuracy, loss in nats, perplexity. majority: the share of rows that the best constant answer
+        gets right.
         """
         return self.of_rows(range(len(self.examples)))
 
@@ -75,7 +79,9 @@ class Evaluation:
         scores = _token_scores([self.counts[i] for i in rows])
         if answers:
             scores["exact_match"] = _share(is_right(a, e) for a, e in zip(answers, examples, strict=True))
-            scores |= rouge_l(answers, examples)
+            scores |= rouge_l(answers, examples) | bleu(answers, examples)
+            if _is_choice(examples):
+                scores["macro_f1"] = macro_f1([e.answer.strip() for e in examples], [a.strip() for a in answers])
             scores["majority"] = majority(examples)
         return scores
 
@@ -157,6 +163,24 @@ def rouge_l(answers: Sequence[str], examples: Sequence[Example]) -> dict[str, fl
     scorer = RougeScorer(["rougeL"])
     best = [scorer.score_multi(e.right, a)["rougeL"].fmeasure for a, e in zip(answers, examples, strict=True)]
     return {"rouge_l": sum(best) / len(best)}
+
+
+def bleu(answers: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
+    """{'bleu': sacrebleu's corpus score over the right answers, 0 to 100}, or nothing where it is not installed."""
+    if find_spec("sacrebleu") is None:
+        return {}
+    import sacrebleu
+
+    most = max(len(e.right) for e in examples)
+    columns = [[e.right[i] if i < len(e.right) else None for e in examples] for i in range(most)]
+    return {"bleu": float(sacrebleu.corpus_bleu(list(answers), columns).score)}  # type: ignore[arg-type]
+
+
+def _is_choice(examples: Sequence[Example]) -> bool:
+    """Whether the answers are a choice among few: one right answer a row, and each comes several times on average."""
+    return all(len(e.right) == 1 for e in examples) and MANY * len({e.answer.strip() for e in examples}) <= len(
+        examples
+    )
 
 
 def _share(hits: Iterable[bool]) -> float:

@@ -40,7 +40,8 @@ from polyvera.train.tenant import Tables, Tenant, tenants
 from polyvera.train.trainer import adapted, encode_tables
 
 SLOTS = 32
-BATCH_TOKENS = 2048
+BATCH_TOKENS = {"cpu": 768}  # enough to keep a CPU's cores busy, and few enough to hold rows of like length
+GPU_BATCH_TOKENS = 8192
 SAVE_EVERY = 25
 RECENT = 10
 
@@ -232,7 +233,8 @@ class Fleet:
         """Each slot's weighted sum of its rows' losses, in mixed batches; `then` gets the sum of each batch."""
         totals = dict.fromkeys((member.slot for member, _, _ in rows), 0.0)
         lengths = [len(row["input_ids"]) for _, row, _ in rows]
-        for numbers in packed(lengths, self.recipe.batch_tokens or BATCH_TOKENS):
+        default = BATCH_TOKENS.get(self.bank.flat.device.type, GPU_BATCH_TOKENS)
+        for numbers in packed(lengths, self.recipe.batch_tokens or default):
             batch = [rows[i] for i in numbers]
             inputs = {k: t.to(self.bank.flat.device) for k, t in self.collate([row for _, row, _ in batch]).items()}
             weights = torch.tensor([weight for _, _, weight in batch], device=self.bank.flat.device)

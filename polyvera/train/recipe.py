@@ -98,8 +98,9 @@ class Recipe(_Choices):
 
     fleet: train an adapter for every tenant at once. data (test, and validation where it is no fraction) is then a
     folder with a file for each, or a file with an adapter_column. slots: how many train at a time; batch_tokens: the
-    most tokens of one mixed batch, padding counted. Every other choice holds for each tenant as if it were alone, save
-    that save_every counts rounds, in which each tenant makes one step.
+    most tokens of one mixed batch, padding counted; workers: how many Ray workers share the tenants. Every other
+    choice holds for each tenant as if it were alone, save that save_every counts rounds, in which each tenant makes
+    one step.
     """
 
     model: str
@@ -155,6 +156,7 @@ class Recipe(_Choices):
     fleet: bool = False
     adapter_column: str | None = None
     slots: Count | None = None
+    workers: Count | None = None
     batch_tokens: Count | None = None
 
     def __init__(self, **choices: Any) -> None:
@@ -208,7 +210,7 @@ class Recipe(_Choices):
             yield f"save_every={self.save_every} needs output: the folder to save to"
 
     def _fleet_problems(self) -> Iterable[str]:
-        for name in ("adapter_column", "slots", "batch_tokens"):
+        for name in ("adapter_column", "slots", "batch_tokens", "workers"):
             if getattr(self, name) is not None and not self.fleet:
                 yield f"{name}={getattr(self, name)!r} has no effect without fleet=true"
         for name in ("full", "budget"):

@@ -1,0 +1,1 @@
+"""Choosing: methods compared under one budget."""

@@ -1,0 +1,234 @@
+"""compare: methods x seeds x tasks under one budget, each method with a learning rate of its own, from a sweep.
+
+A sweep trains one seed at several multiples of the method's usual rate and takes the one of the lowest validation
+loss; the test rows are looked at only afterwards, once for each seed. Every run is a line of runs.csv as soon as it
+ends, so a comparison that was cut short goes on where it was.
+"""
+
+from __future__ import annotations
+
+import csv
+import resource
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from polyvera.adapter.method import METHODS
+from polyvera.errors import RecipeError, did_you_mean
+from polyvera.train.recipe import FULL_LR, Recipe, read_toml
+
+FULL = "full"
+RUNS = "runs.csv"
+SWEEP, FINAL = "sweep", "final"
+FP32 = 4
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+
+
+class Comparison(BaseModel):
+    """What is compared, on what. Raises RecipeError.
+
+    methods: rows of the table, or 'full'. factors: multiples of each method's own learning rate that the sweep tries.
+    settings: keys of a Recipe for all runs; method: more of them for one method; task: more of them for each task, and
+    `score`, the name of the result to compare by.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    methods: Annotated[tuple[str, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
+    factors: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1.0,)
+    title: str = "Methods side by side"
+    settings: dict[str, Any] = {}
+    method: dict[str, dict[str, Any]] = {}
+    task: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+
+    def __init__(self, **choices: Any) -> None:
+        try:
+            super().__init__(**choices)
+        except ValidationError as error:
+            lines = (f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors(include_url=False))
+            raise RecipeError("\n".join(lines)) from None
+        for name in (*self.methods, *self.method):
+            if name not in (FULL, *METHODS):
+                raise RecipeError(
+                    f"methods: {name!r} is none of {', '.join((FULL, *METHODS))}{did_you_mean(name, METHODS)}"
+                )
+        for plan in self.plans(self.factors[0], self.seeds[0]):
+            plan.recipe()
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Self:
+        """The comparison in a TOML file. Raises RecipeError that names the file."""
+        try:
+            return cls(**read_toml(path))
+        except RecipeError as error:
+            raise RecipeError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+
+    def plans(self, factor: float, seed: int) -> Iterator[Plan]:
+        """One run of each method on each task."""
+        for task, own in self.task.items():
+            for method in self.methods:
+                choices = {**self.settings, **own, **self.method.get(method, {})}
+                score = str(choices.pop("score", "accuracy"))
+                yield Plan(task, method, factor, seed, score, choices)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run to be made."""
+
+    task: str
+    method: str
+    factor: float
+    seed: int
+    score: str
+    choices: Mapping[str, Any]
+
+    def recipe(self) -> Recipe:
+        """The recipe of the run. Raises RecipeError."""
+        lr = self.factor * (FULL_LR if self.method == FULL else METHODS[self.method].lr)
+        what: dict[str, Any] = {"full": True} if self.method == FULL else {"method": self.method, "seed": self.seed}
+        return Recipe(**{**self.choices, **what, "lr": lr, "run_seed": self.seed})
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of a run. bytes are of fp32 numbers; peak_bytes the most memory that the process held."""
+
+    task: str
+    method: str
+    phase: str
+    factor: float
+    seed: int
+    lr: float
+    score: str
+    value: float
+    eval_loss: float
+    num_params: int
+    num_head_params: int
+    steps: int
+    seconds: float
+    peak_bytes: int
+
+    @property
+    def stored_bytes(self) -> int:
+        """What is stored, the head included."""
+        return FP32 * self.num_params
+
+    @property
+    def adapter_bytes(self) -> int:
+        """What is stored without the head."""
+        return FP32 * (self.num_params - self.num_head_params)
+
+
+Watch = Callable[[Run], None]
+
+
+def compare(comparison: Comparison, folder: Path, watch: Watch = lambda run: None) -> list[Run]:
+    """Every final run of a comparison, those of an earlier call taken from the folder. Raises PolyveraError."""
+    done = {_key(run): run for run in read(folder / RUNS)}
+
+    def made(plan: Plan, phase: str) -> Run:
+        key = (plan.task, plan.method, phase, plan.factor, plan.seed)
+        if key not in done:
+            done[key] = trained(plan, phase)
+            _append(folder / RUNS, done[key])
+            watch(done[key])
+        return done[key]
+
+    finals = []
+    for plan in comparison.plans(comparison.factors[0], comparison.seeds[0]):
+        several = len(comparison.factors) > 1
+        trials = [made(_at(plan, f, plan.seed), SWEEP) for f in comparison.factors] if several else []
+        best = min(trials, key=lambda run: run.eval_loss).factor if trials else plan.factor
+        finals += [made(_at(plan, best, seed), FINAL) for seed in comparison.seeds]
+    return finals
+
+
+def trained(plan: Plan, phase: str) -> Run:
+    """Makes one run: trains, and looks at the test rows only in the final phase."""
+    from polyvera.train.trainer import train
+
+    recipe = plan.recipe()
+    recipe = recipe if phase == FINAL else recipe.replaced(test=None)
+    _forget_peak()
+    result = train(recipe, progress=False)
+    head = 0 if result.adapter is None else result.adapter.layout.num_head_params
+    if phase == FINAL and plan.score not in result.scores:
+        known = ", ".join(result.scores)
+        raise RecipeError(
+            f"task {plan.task!r}: score={plan.score!r} is none of {known}{did_you_mean(plan.score, result.scores)}"
+        )
+    value, loss = (float(result.scores.get(name, float("nan"))) for name in (plan.score, "eval_loss"))
+    return Run(
+        plan.task,
+        plan.method,
+        phase,
+        plan.factor,
+        plan.seed,
+        recipe.learning_rate,
+        plan.score,
+        value,
+        loss,
+        result.num_trained,
+        head,
+        result.num_steps,
+        round(result.seconds, 1),
+        _peak(),
+    )
+
+
+def read(path: Path) -> list[Run]:
+    """The runs in a file; a line that was cut short does not count."""
+    if not path.exists():
+        return []
+    kinds = {f.name: {"str": str, "int": int, "float": float}[str(f.type)] for f in fields(Run)}
+    with path.open(newline="", encoding="utf-8") as file:
+        whole = [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
+    return [Run(**{name: kinds[name](row[name]) for name in kinds}) for row in whole]
+
+
+def _append(path: Path, run: Run) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [f.name for f in fields(Run)], lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        writer.writerow(asdict(run))
+
+
+def _at(plan: Plan, factor: float, seed: int) -> Plan:
+    return Plan(plan.task, plan.method, factor, seed, plan.score, plan.choices)
+
+
+def _key(run: Run) -> tuple[str, str, str, float, int]:
+    return (run.task, run.method, run.phase, run.factor, run.seed)
+
+
+def _forget_peak() -> None:
+    """Lets the kernel count the process's peak memory anew, where it can."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak() -> int:
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def groups(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
+    """The runs of each (task, method), in the order in which they come."""
+    found: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        found.setdefault((run.task, run.method), []).append(run)
+    return found
