@@ -195,10 +195,12 @@ def read(path: Path) -> list[Run]:
 
 def _append(path: Path, run: Run) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists()
+    before = path.read_bytes() if path.exists() else b""
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [f.name for f in fields(Run)], lineterminator="\n")
-        if fresh:
+        if before and not before.endswith(b"\n"):
+            file.write("\n")
+        if not before:
             writer.writeheader()
         writer.writerow(asdict(run))
 

@@ -113,9 +113,9 @@ def _how(comparison: Comparison) -> list[str]:
     factors = ", ".join(f"{factor:g}" for factor in comparison.factors)
     seeds = ", ".join(map(str, comparison.seeds))
     return [
-        f"Seeds {seeds}: order of rows, validation split, new head and frozen basis. Each method's learning rate is the "
-        f"best of {factors} times its usual one, by validation loss at the first seed; ± is the standard deviation over "
-        "the seeds. Bytes are of fp32 numbers. Peak memory is the whole process's.",
+        f"Seeds {seeds}: order of rows, validation split, new head and frozen basis. Each method's learning rate is "
+        f"the best of {factors} times its usual one, by validation loss at the first seed; ± is the standard deviation "
+        "over the seeds. Bytes are of fp32 numbers. Peak memory is the whole process's.",
         "",
         "Every run: [runs.csv](runs.csv). The choices: [comparison.toml](comparison.toml).",
     ]

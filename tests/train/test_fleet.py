@@ -333,22 +333,6 @@ def test_memory_of_a_tenant_is_what_adam_needs() -> None:
     assert sum(4 * t.numel() for t in moments) == 8 * bank.layout.num_params
 
 
-@pytest.mark.parametrize(
-    ("choices", "words"),
-    [
-        ({"slots": 3}, "slots=3 has no effect without fleet"),
-        ({"batch_tokens": 3}, "batch_tokens=3"),
-        ({"adapter_column": "who"}, "adapter_column='who'"),
-        ({"fleet": True, "full": True, "rank": None, "targets": None}, "full does not allow"),
-        ({"fleet": True, "method": "adalora", "budget": {"rank": 2}}, "budget does not allow"),
-    ],
-)
-def test_choices_that_make_no_sense_are_refused(choices: dict[str, Any], words: str) -> None:
-    settings = {k: v for k, v in {**SETTINGS, "data": "x", **choices}.items() if v is not None}
-    with pytest.raises(RecipeError, match=words.replace("(", r"\(")):
-        Recipe(**settings)
-
-
 def test_the_base_is_bare_again(folder: Path, tmp_path: Path) -> None:
     base = Base(make_model(), make_tokenizer())
     before: Callable[[], Any] = make_model().state_dict

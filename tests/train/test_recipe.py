@@ -93,3 +93,27 @@ def test_a_file_that_is_no_toml(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("model = \n")
     with pytest.raises(RecipeError, match=r"bad\.toml is no TOML"):
         Recipe.from_toml(tmp_path / "bad.toml")
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        ({"slots": 3}, "slots=3 has no effect without fleet"),
+        ({"batch_tokens": 3}, "batch_tokens=3"),
+        ({"workers": 2}, "workers=2"),
+        ({"adapter_column": "who"}, "adapter_column='who'"),
+        ({"fleet": True, "full": True}, "full does not allow"),
+        (
+            {
+                "fleet": True,
+                "method": next(n for n, row in METHODS.items() if "d" in row.trained),
+                "budget": {"rank": 2},
+            },
+            "budget does not allow",
+        ),
+        ({"full": True, "init_from": "mean"}, "init_from would have no effect"),
+    ],
+)
+def test_choices_of_a_fleet_that_make_no_sense_are_refused(choices, words):
+    with pytest.raises(RecipeError, match=words):
+        Recipe(model="m", data="d", **choices)

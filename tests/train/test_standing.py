@@ -54,10 +54,7 @@ def test_tenants_may_name_their_classes_each_in_its_own_way(tmp_path: Path) -> N
         tmp_path / "a", lambda k: [{"text": f"w{i % 7} w{20 + i % 2}", "label": names[k][i % 2]} for i in range(8)]
     )
     base = Base(make_classifier(), make_tokenizer())
-    adapters = {
-        name: adapter
-        for name, adapter in trained(tmp_path / "a", base).items()
-    }
+    adapters = trained(tmp_path / "a", base)
     for one in standings(base, adapters, found):
         assert one.scores["accuracy"] == 1.0 and one.base == {}  # the word w20 or w21 gives the class away
 
@@ -79,9 +76,10 @@ def test_the_table_and_the_picture(tmp_path: Path) -> None:
 
 def test_bleu_is_that_of_the_corpus(tmp_path: Path) -> None:
     pytest.importorskip("sacrebleu")
-    rows = [{"prompt": "x", "completion": "the cat sat on the mat", "refs": ["the cat sat on the mat", "a cat sat"]}] * 2
+    cat = "the cat sat on the mat"
+    rows = [{"prompt": "x", "completion": cat, "refs": [cat, "a cat sat"]}] * 2
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     examples = read(path).examples
-    assert bleu(["the cat sat on the mat"] * 2, examples)["bleu"] == pytest.approx(100.0)
+    assert bleu([cat] * 2, examples)["bleu"] == pytest.approx(100.0)
     assert bleu(["dogs run"] * 2, examples)["bleu"] == pytest.approx(0.0, abs=5.0)
