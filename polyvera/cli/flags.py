@@ -21,6 +21,7 @@ PANELS: Mapping[str, Mapping[str, str]] = {
         "data": "Examples: a JSONL, CSV or Parquet file, hub/id:config@split, or a fleet's folder of files.",
         "validation": "A file, or a fraction of the data, to watch and stop by.",
         "test": "A file to score the adapter on at the end.",
+        "max_rows": "Train on so many of the rows, drawn by run-seed.",
         "columns": "Our column = the file's column, such as prompt=input. Repeatable.",
         "chat": "Put prompts through the model's chat template.",
         "turns": "Which assistant turns of a conversation are learnt.",

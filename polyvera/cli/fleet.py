@@ -14,10 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from polyvera.cli import tables
 from polyvera.cli.flags import Publish
-from polyvera.cli.session import base_name, peak_bytes, task_of
+from polyvera.cli.session import base_name, task_of
 from polyvera.cli.training import print_cost
 from polyvera.errors import RecipeError
 from polyvera.plan import bytes_text
+from polyvera.train.memory import peak_bytes
 from polyvera.train.recipe import Recipe, read_toml
 
 if TYPE_CHECKING:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -164,9 +162,3 @@ def facts(registry: Registry, name: str) -> dict[str, object]:
         **{name: f"{value:.4g}" for name, value in adapter.scores.items()},
     }
     return {key: value for key, value in known.items() if value not in ("", None)}
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak

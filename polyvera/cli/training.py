@@ -9,9 +9,9 @@ from rich.console import Console
 
 from polyvera.cli import tables
 from polyvera.cli.flags import Publish
-from polyvera.cli.session import peak_bytes
 from polyvera.errors import DataError, RecipeError
 from polyvera.plan import bytes_text, cost, full_cost
+from polyvera.train.memory import peak_bytes
 from polyvera.train.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from rich.markup import escape
 
 from polyvera.cli import tables
 from polyvera.cli.flags import recipe_of, with_recipe_flags
-from polyvera.cli.session import Session, peak_bytes
+from polyvera.cli.session import Session
 from polyvera.errors import PolyveraError, RecipeError
+from polyvera.train.memory import peak_bytes
 
 if TYPE_CHECKING:
     from polyvera.plan import Cost

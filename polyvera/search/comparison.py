@@ -8,10 +8,7 @@ ends, so a comparison that was cut short goes on where it was.
 from __future__ import annotations
 
 import csv
-import resource
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -20,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from polyvera.adapter.method import METHODS
 from polyvera.errors import RecipeError, did_you_mean
+from polyvera.train.memory import forget_peak, peak_bytes
 from polyvera.train.recipe import FULL_LR, Recipe, read_toml
 
 FULL = "full"
@@ -156,7 +154,7 @@ def trained(plan: Plan, phase: str) -> Run:
 
     recipe = plan.recipe()
     recipe = recipe if phase == FINAL else recipe.replaced(test=None)
-    _forget_peak()
+    forget_peak()
     result = train(recipe, progress=False)
     head = 0 if result.adapter is None else result.adapter.layout.num_head_params
     if phase == FINAL and plan.score not in result.scores:
@@ -179,7 +177,7 @@ def trained(plan: Plan, phase: str) -> Run:
         head,
         result.num_steps,
         round(result.seconds, 1),
-        _peak(),
+        peak_bytes(),
     )
 
 
@@ -211,21 +209,6 @@ def _at(plan: Plan, factor: float, seed: int) -> Plan:
 
 def _key(run: Run) -> tuple[str, str, str, float, int]:
     return (run.task, run.method, run.phase, run.factor, run.seed)
-
-
-def _forget_peak() -> None:
-    """Lets the kernel count the process's peak memory anew, where it can."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak() -> int:
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def groups(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:

@@ -127,6 +127,14 @@ def split(table: Table, fraction: float, seed: int) -> tuple[Table, Table]:
     return first, second
 
 
+def drawn(table: Table, num_rows: int, seed: int) -> Table:
+    """So many of the rows (all where there are no more), in their order, the same for the same seed everywhere."""
+    if num_rows >= len(table):
+        return table
+    kept = sorted(np.random.RandomState([seed, num_rows]).permutation(len(table))[:num_rows])
+    return replace(table, examples=tuple(table.examples[i] for i in kept))
+
+
 def alike(table: Table, other: Table) -> Table:
     """`other` with the labels of `table`. Raises DataError for another form or a label that `table` lacks."""
     if other.kind != table.kind:

@@ -37,6 +37,7 @@ from polyvera.train.member import Member, SlotWeights, num_items
 from polyvera.train.model import Base, load_base, pad_id
 from polyvera.train.recipe import Recipe
 from polyvera.train.tenant import Tables, Tenant, tenants
+from polyvera.train.token_rows import TokenRows
 from polyvera.train.trainer import adapted, encode_tables
 
 SLOTS = 32
@@ -210,7 +211,7 @@ class Fleet:
         due = [member for member in self.members if member.is_due]
         rows: Rows = []
         for member in due:
-            held = member.held.rows if member.held is not None else ()
+            held = list(member.held or ())
             count = sum(map(num_items, held))
             rows += [(member, row, 1 / count) for row in held]
         with evaluating(self.base.model):
@@ -249,7 +250,8 @@ class Fleet:
     def _admitted(self, tenant: Tenant, slot: int) -> Member:
         self.ledger.name_of(tenant.name)
         tables = self._labelled(tenant.tables(self.recipe))
-        rows, held = encode_tables(self.recipe, tables, self.base)
+        encoded, watched = encode_tables(self.recipe, tables, self.base)
+        rows, held = TokenRows.of(encoded), None if watched is None else TokenRows.of(watched)
         self.bank.clear(slot)
         if self.start is None:
             self.bank.start(slot, self.spec, self.head)

@@ -20,9 +20,10 @@ from transformers import get_scheduler
 from polyvera.adapter.bank import Bank
 from polyvera.errors import DataError
 from polyvera.train.batch import order
-from polyvera.train.encoding import IGNORED, Encoded
+from polyvera.train.encoding import IGNORED
 from polyvera.train.loop import SCHEDULES, num_steps
 from polyvera.train.recipe import Recipe
+from polyvera.train.token_rows import TokenRows
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -86,8 +87,8 @@ class Member:
     name: str
     slot: int
     recipe: Recipe
-    rows: Encoded
-    held: Encoded | None
+    rows: TokenRows
+    held: TokenRows | None
     labels: tuple[str, ...]
     weights: SlotWeights
     step: int = 0

@@ -83,9 +83,10 @@ class Recipe(_Choices):
     """Every choice of one training run. Raises RecipeError, one line for each problem.
 
     model: a folder, a hub id or an installed wheel. data, validation, test: a file (JSONL, CSV, Parquet), a folder or
-    `hub/id:config@split`; validation may be a fraction of data. columns: our name = the file's name. chat: prompts and
-    completions go through the chat template. turns: which assistant turns of a conversation are learnt. too_long: what
-    becomes of a row whose answer alone is over max_length tokens (None: 512, or the model's own limit if less).
+    `hub/id:config@split`; validation may be a fraction of data. max_rows: train on so many of the rows, drawn by
+    run_seed. columns: our name = the file's name. chat: prompts and completions go through the chat template. turns:
+    which assistant turns of a conversation are learnt. too_long: what becomes of a row whose answer alone is over
+    max_length tokens (None: 512, or the model's own limit if less).
 
     method ... head: AdapterSpec's fields; head=None finds the classification head. full: train every parameter instead,
     the baseline. budget: a shrinking rank budget. seed names the frozen basis, run_seed the order of rows, dropout, the
@@ -107,6 +108,7 @@ class Recipe(_Choices):
     data: str
     validation: str | Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     test: str | None = None
+    max_rows: Count | None = None
     columns: dict[str, str] = {}
     chat: bool = False
     turns: Literal["all", "last"] = "all"

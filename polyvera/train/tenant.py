@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from polyvera.errors import DataError
-from polyvera.train.data import READERS, NumberedRow, Table, alike, grouped, read, split, table
+from polyvera.train.data import READERS, NumberedRow, Table, alike, drawn, grouped, read, split, table
 from polyvera.train.recipe import Recipe
 
 COLUMN = "adapter"
@@ -56,7 +56,8 @@ class Tenant:
         """The examples, read now. Raises DataError."""
         if self.problem:
             raise DataError(self.problem)
-        training = whole = self.training.read(recipe)
+        whole = self.training.read(recipe)
+        training = drawn(whole, recipe.max_rows or len(whole), recipe.run_seed)
         validation = None if self.validation is None else alike(whole, self.validation.read(recipe))
         if isinstance(recipe.validation, float):
             training, validation = split(training, recipe.validation, recipe.run_seed)

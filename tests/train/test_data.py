@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from polyvera.errors import DataError
-from polyvera.train.data import Message, alike, read, split
+from polyvera.train.data import Message, alike, drawn, read, split
 
 ROWS = [{"prompt": "a b", "completion": "c"}, {"prompt": 'd, "e"\nf', "completion": "ü"}]
 Write = Callable[..., str]
@@ -139,3 +139,11 @@ def test_validation_must_be_like_the_data(jsonl: Write) -> None:
         alike(table, read(jsonl([{"text": "a", "label": "dig"}], "c.jsonl")))
     with pytest.raises(DataError, match=r"holds text, and .* holds text \+ label"):
         alike(table, read(jsonl([{"text": "a"}], "d.jsonl")))
+
+
+def test_drawn_rows_are_the_same_for_the_same_seed_and_keep_their_order(counting):
+    table = read(counting)
+    some = drawn(table, 5, 3)
+    assert len(some) == 5 and [e.row for e in some.examples] == sorted(e.row for e in some.examples)
+    assert drawn(table, 5, 3) == some != drawn(table, 5, 4)
+    assert drawn(table, 1000, 0) is table

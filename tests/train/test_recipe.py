@@ -8,6 +8,8 @@ from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import RecipeError
 from polyvera.train.recipe import FULL_LR, Recipe
 
+SHRINKING = next(name for name, row in METHODS.items() if "d" in row.trained)
+
 NEEDED = {"model": "m", "data": "d.jsonl"}
 
 
