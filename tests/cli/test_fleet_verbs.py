@@ -1,0 +1,105 @@
+"""`train --fleet`, `eval --fleet`, `plan --fleet`, `--init-from` and `compare` from the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_folder import save_tiny
+from tiny_models import counting_rows
+from typer.testing import CliRunner, Result
+
+from polyvera.cli import app
+from polyvera.store.registry import Registry
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    save_tiny(Path("base"))
+    for folder, num in (("train", 8), ("test", 4)):
+        Path(folder).mkdir()
+        for name in ("ann", "bob", "cy"):
+            text = "".join(json.dumps(row) + "\n" for row in counting_rows(num))
+            Path(folder, f"{name}.jsonl").write_text(text)
+    return tmp_path
+
+
+def polyvera(*words: str, fails: bool = False) -> Result:
+    result = CliRunner().invoke(app, list(words), catch_exceptions=False)
+    assert (result.exit_code != 0) == fails, result.output
+    return result
+
+
+def fleet(*more: str, fails: bool = False) -> Result:
+    words = ("--model", "base", "--data", "train", "--rank", "4", "--max-steps", "3", "--batch-size", "2")
+    return polyvera("train", "--fleet", *words, *more, fails=fails)
+
+
+def test_a_fleet_is_trained_published_and_scored() -> None:
+    Path("train/dan.jsonl").write_text("")
+    done = fleet("--name", "shop", "--slots", "2", "--output", "run").output
+    assert "2 at a time" in done and "3 of 4 tenants" in done and "dan skipped" in done and "no rows" in done
+    assert {ref.name for ref in Registry("adapters").list()} == {"shop/ann", "shop/bob", "shop/cy"}
+    shown = polyvera("eval", "shop", "--fleet", "--data", "test", "--output", "scores").output
+    assert all(name in shown for name in ("ann", "bob", "cy", "majority"))
+    assert Path("scores/scores.csv").read_text().count("\n") == 4
+    assert Path("scores/scores.png").read_bytes()[:4] == b"\x89PNG"
+    scores = json.loads(polyvera("eval", "shop", "--fleet", "--data", "test", "--json").stdout)
+    assert set(scores) == {"ann", "bob", "cy"} and set(scores["ann"]) == {"own", "base"}
+    assert "--output" in polyvera("eval", "shop/ann", "--data", "test/ann.jsonl", "--output", "x", fails=True).output
+
+
+def test_test_rows_are_scored_at_the_end() -> None:
+    assert "picture" in fleet("--test", "test", "--output", "run").output
+    assert Path("run/scores.csv").exists()
+
+
+def test_a_run_goes_on_after_it_was_asked_to() -> None:
+    fleet("--output", "run")
+    assert "resume it" in fleet("--output", "run", fails=True).output
+    again = fleet("--output", "run", "--resume").output
+    assert "3 of 3 tenants" in again
+    assert len(Registry("adapters").list()) == 3
+
+
+def test_a_dry_run_trains_nothing() -> None:
+    assert "at a time" in fleet("--dry-run").output
+    assert not Registry("adapters").list()
+
+
+def test_an_alias_for_many_is_refused() -> None:
+    assert "leave it out" in fleet("--alias", "live", "--name", "x", fails=True).output
+
+
+def test_a_new_tenant_starts_from_the_mean_or_from_another() -> None:
+    fleet()
+    registry = Registry("adapters")
+    alone = ("--model", "base", "--data", "train/ann.jsonl", "--rank", "4", "--max-steps", "1", "--lr", "1e-12")
+    polyvera("train", *alone, "--name", "new", "--init-from", "mean")
+    mean = torch.stack([registry.get(name).flat for name in ("ann", "bob", "cy")]).mean(0)
+    assert torch.allclose(registry.get("new").flat, mean, atol=1e-6)
+    polyvera("train", *alone, "--name", "other", "--init-from", "bob")
+    assert torch.allclose(registry.get("other").flat, registry.get("bob").flat, atol=1e-6)
+    words = polyvera("train", *alone, "--rank", "5", "--name", "five", "--init-from", "mean", fails=True).output
+    assert "nothing to take the mean of" in words
+    assert "'bub'" in polyvera("train", *alone, "--name", "six", "--init-from", "bub", fails=True).output
+
+
+def test_the_plan_counts_a_fleet() -> None:
+    costs = json.loads(polyvera("plan", "base", "--fleet", "32", "--json").stdout)
+    for cost in costs[:-1]:
+        assert cost["fleet_bytes"] - cost["training_bytes"] == 31 * 16 * cost["num_params"]
+    assert "training 32 at a time" in polyvera("plan", "base", "--fleet", "32").output
+
+
+def test_methods_are_compared() -> None:
+    Path("methods.toml").write_text(
+        'methods = ["lora", "vera"]\nseeds = [0]\n[settings]\nmodel = "base"\nrank = 4\nmax_steps = 2\n'
+        'validation = 0.25\n[task.count]\ndata = "train/ann.jsonl"\ntest = "test/ann.jsonl"\nscore = "exact_match"\n'
+    )
+    done = polyvera("compare", "methods.toml", "--output", "out").output
+    assert "count vera seed 0" in done
+    assert "| vera |" in Path("out/report.md").read_text()
+    assert {path.name for path in Path("out").iterdir()} == {"report.md", "pareto.png", "runs.csv", "comparison.toml"}
+    assert "count" not in polyvera("compare", "methods.toml", "--output", "out").output.partition("report")[0]
