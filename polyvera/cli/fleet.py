@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,14 +102,20 @@ def score(
     several = list(adapters.values())
     base = load_base(base_name(several, model or written.get("model")), **task_of(several[:1]))
     with _progress(len(rows)) as shown:
-        scored = []
-        for one in standings(base, adapters, rows, batch_size=batch_size):
-            scored.append(one)
-            shown.update(shown.task_ids[0], completed=len(scored))
+        scored = list(_told(standings(base, adapters, rows, batch_size=batch_size), shown))
     if as_json:
         print(json.dumps({one.name: {"own": dict(one.scores), "base": dict(one.base)} for one in scored}, indent=2))
     else:
         show(scored, output, out)
+
+
+def _told(found: Iterable[Standing], shown: Progress) -> Iterator[Standing]:
+    """The same, with the bar moved on, or a line for each where the output is no terminal."""
+    for number, one in enumerate(found, 1):
+        shown.update(shown.task_ids[0], completed=number)
+        if shown.disable:
+            shown.console.print(f"{number}: {one.name} {one.main} {one.scores[one.main]:.3f}")
+        yield one
 
 
 def show(scored: Sequence[Standing], output: Path | None, out: Console) -> None:
@@ -150,7 +156,9 @@ def _score_after(
     folder = None if recipe.output is None else Path(recipe.output).expanduser()
     several = list(adapters.values())
     base = result.base or load_base(recipe.model, dtype=recipe.dtype, **task_of(several[:1]))
-    show(list(standings(base, adapters, rows)), folder, out)
+    with _progress(len(rows)) as shown:
+        scored = list(_told(standings(base, adapters, rows), shown))
+    show(scored, folder, out)
 
 
 def _report(result: FleetResult, publish: Publish, out: Console) -> None:
