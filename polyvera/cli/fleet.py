@@ -120,7 +120,7 @@ def _told(found: Iterable[Standing], shown: Progress) -> Iterator[Standing]:
 
 def show(scored: Sequence[Standing], output: Path | None, out: Console) -> None:
     """The table, and with an output the CSV and the picture too."""
-    from polyvera.train.standing import MAJORITY, draw, write
+    from polyvera.train.standing import MAJORITY, draw, page, write
 
     rows = [
         {
@@ -137,7 +137,8 @@ def show(scored: Sequence[Standing], output: Path | None, out: Console) -> None:
     if output is not None:
         path = write(sorted(scored, key=lambda one: one.name), output / "scores.csv")
         picture = draw(scored, output / "scores.png", f"{len(scored)} adapters, each on its own test rows")
-        out.print(f"table: {path}\npicture: {picture}")
+        table = page(scored, output / "scores.md")
+        out.print(f"table: {table}\nall scores: {path}\npicture: {picture}")
 
 
 def _score_after(

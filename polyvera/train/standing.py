@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.inject import eject, load
@@ -118,6 +119,22 @@ def write(found: Sequence[Standing], path: Path) -> Path:
             writer.writerow(
                 [one.name, one.num_rows, one.main, *own, *(_cell(one.base, name) for name in names if name != MAJORITY)]
             )
+    return path
+
+
+def page(found: Sequence[Standing], path: Path) -> Path:
+    """The main score of each tenant as a Markdown table, the best first, with the medians above it."""
+    ranked = sorted(found, key=lambda one: -one.scores[one.main])
+    own, bare = [one.scores[one.main] for one in ranked], [one.base.get(one.main) for one in ranked]
+    known = [score for score in bare if score is not None]
+    middle = f"median {median(own):.3f}" + (f", of the base model {median(known):.3f}" if known else "")
+    better = sum(score is not None and mine > score for mine, score in zip(own, bare, strict=True))
+    lines = [f"{len(ranked)} adapters: {middle}; {better} are better than the base model.", ""]
+    lines += ["| tenant | score | adapter | base model | majority answer | rows |", "|---|---|---:|---:|---:|---:|"]
+    for one in ranked:
+        cells = [_cell(one.scores, one.main), _cell(one.base, one.main), _cell(one.scores, MAJORITY)]
+        lines.append(f"| {one.name} | {one.main} | {' | '.join(cells)} | {one.num_rows} |")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 

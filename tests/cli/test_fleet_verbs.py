@@ -43,6 +43,7 @@ def test_a_fleet_is_trained_published_and_scored() -> None:
     assert {ref.name for ref in Registry("adapters").list()} == {"shop/ann", "shop/bob", "shop/cy"}
     shown = polyvera("eval", "shop", "--fleet", "--data", "test", "--output", "scores").output
     assert all(name in shown for name in ("ann", "bob", "cy", "majority"))
+    assert "median" in Path("scores/scores.md").read_text()
     assert Path("scores/scores.csv").read_text().count("\n") == 4
     assert Path("scores/scores.png").read_bytes()[:4] == b"\x89PNG"
     scores = json.loads(polyvera("eval", "shop", "--fleet", "--data", "test", "--json").stdout)

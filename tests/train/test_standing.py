@@ -12,7 +12,7 @@ from polyvera.train.evaluate import bleu, evaluate
 from polyvera.train.fleet import train_fleet
 from polyvera.train.model import Base
 from polyvera.train.recipe import Recipe
-from polyvera.train.standing import Standing, draw, standings, write
+from polyvera.train.standing import Standing, draw, page, standings, write
 
 ROWS = {"rank": 4, "batch_size": 4, "max_steps": 30, "lr": 0.1, "targets": "all-linear", "model": "tiny", "fleet": True}
 
@@ -71,6 +71,9 @@ def test_the_table_and_the_picture(tmp_path: Path) -> None:
         ("b", "rouge_l", "0.0000"),
     ]
     assert rows[0]["base_loss"] == "2.0000" and rows[1]["loss"] == ""
+    text = page(several, tmp_path / "scores.md").read_text()
+    assert "2 adapters: median 0.500, of the base model 0.050; 2 are better" in text
+    assert "| b | rouge_l | 0.5000 | 0.1000 | 0.0000 | 8 |" in text
     assert draw(several, tmp_path / "scores.png", "two").read_bytes()[:4] == b"\x89PNG"
 
 
