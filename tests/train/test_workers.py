@@ -64,7 +64,10 @@ def kill_one(output: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_two_workers_one_killed_train_what_one_process_trains(recipe: Recipe, tmp_path: Path) -> None:
+def test_two_workers_one_killed_train_what_one_process_trains(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # by default a worker gives way to all else on the machine
     ray.init(num_cpus=2, include_dashboard=False, logging_level="error")
     try:
         killed = kill_one(Path(str(recipe.output)))
