@@ -48,16 +48,22 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     save_tiny(Path("base"))
     rows = "".join(json.dumps(row) + "\n" for row in counting_rows(40))
-    for path, text in (("runs/demo/orders.jsonl", rows), ("examples/tickets.toml", recipe_text())):
+    for path, text in (("runs/demo/orders.jsonl", rows), *examples()):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(text)
     return tmp_path
 
 
-def recipe_text() -> str:
-    text = (ROOT / "examples" / "tickets.toml").read_text(encoding="utf-8")
-    assert MODEL in text
-    return re.sub(r"max_steps = \d+", "max_steps = 3", text.replace(MODEL, '"base"'))
+def examples() -> list[tuple[str, str]]:
+    """The example files, for the tiny model and a few steps."""
+    found = []
+    for path in sorted((ROOT / "examples").glob("*.toml")):
+        text = path.read_text(encoding="utf-8")
+        assert MODEL in text
+        found.append(
+            (f"examples/{path.name}", re.sub(r"max_steps = \d+", "max_steps = 3", text.replace(MODEL, '"base"')))
+        )
+    return found
 
 
 def test_the_tables_are_fresh(generator: ModuleType) -> None:
