@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from polyvera.train.fleet import Fleet, FleetResult
     from polyvera.train.standing import Standing
     from polyvera.train.tenant import Tenant
-
-SHOWN = 12
 
 
 def run(recipe: Recipe, publish: Publish, *, resume: bool, dry_run: bool, out: Console) -> None:
@@ -101,21 +99,23 @@ def score(
     adapters = {name: registry.get(prefix + name) for name in rows}
     several = list(adapters.values())
     base = load_base(base_name(several, model or written.get("model")), **task_of(several[:1]))
-    with _progress(len(rows)) as shown:
-        scored = list(_told(standings(base, adapters, rows, batch_size=batch_size), shown))
+    scored = _shown(standings(base, adapters, rows, batch_size=batch_size), len(rows))
     if as_json:
         print(json.dumps({one.name: {"own": dict(one.scores), "base": dict(one.base)} for one in scored}, indent=2))
     else:
         show(scored, output, out)
 
 
-def _told(found: Iterable[Standing], shown: Progress) -> Iterator[Standing]:
-    """The same, with the bar moved on, or a line for each where the output is no terminal."""
-    for number, one in enumerate(found, 1):
-        shown.update(shown.task_ids[0], completed=number)
-        if shown.disable:
-            shown.console.print(f"{number}: {one.name} {one.main} {one.scores[one.main]:.3f}")
-        yield one
+def _shown(found: Iterable[Standing], total: int) -> list[Standing]:
+    """All of them, with a bar that moves on, or a line for each where the output is no terminal."""
+    several = []
+    with _progress(total) as shown:
+        for one in found:
+            several.append(one)
+            shown.update(shown.task_ids[0], completed=len(several))
+            if shown.disable:
+                shown.console.print(f"{len(several)}: {one.name} {one.main} {one.scores[one.main]:.3f}")
+    return several
 
 
 def show(scored: Sequence[Standing], output: Path | None, out: Console) -> None:
@@ -157,9 +157,7 @@ def _score_after(
     folder = None if recipe.output is None else Path(recipe.output).expanduser()
     several = list(adapters.values())
     base = result.base or load_base(recipe.model, dtype=recipe.dtype, **task_of(several[:1]))
-    with _progress(len(rows)) as shown:
-        scored = list(_told(standings(base, adapters, rows), shown))
-    show(scored, folder, out)
+    show(_shown(standings(base, adapters, rows), len(rows)), folder, out)
 
 
 def _report(result: FleetResult, publish: Publish, out: Console) -> None:

@@ -193,9 +193,7 @@ class Fleet:
         started = time.monotonic()
         rows: Rows = []
         for member in self.members:
-            own = member.next_rows()
-            count = sum(map(num_items, own))
-            rows += [(member, row, 1 / count) for row in own]
+            rows += _weighted(member, member.next_rows())
         self.base.model.train()
         losses = self._losses(rows, torch.Tensor.backward, self.traffic)
         for member in list(self.members):
@@ -211,9 +209,7 @@ class Fleet:
         due = [member for member in self.members if member.is_due]
         rows: Rows = []
         for member in due:
-            held = list(member.held or ())
-            count = sum(map(num_items, held))
-            rows += [(member, row, 1 / count) for row in held]
+            rows += _weighted(member, list(member.held or ()))
         with evaluating(self.base.model):
             losses = self._losses(rows, lambda loss: None, Traffic())
         for member in due:
@@ -224,11 +220,9 @@ class Fleet:
     def settle(self) -> None:
         """Those who are done leave with their adapters."""
         for member in [member for member in self.members if member.is_done]:
-            outcome = Outcome(
-                member.name, FINISHED, "", "", len(member.rows), member.step, adapter=self._adapter(member)
-            )
-            known = outcome.adapter.scores if outcome.adapter else {}
-            self._leave(member, replace(outcome, train_loss=known.get("train_loss"), eval_loss=known.get("eval_loss")))
+            adapter = self._adapter(member)
+            losses = adapter.scores.get("train_loss"), adapter.scores.get("eval_loss")
+            self._leave(member, Outcome(member.name, FINISHED, "", "", len(member.rows), member.step, *losses, adapter))
 
     def _losses(self, rows: Rows, then: Callable[[torch.Tensor], None], traffic: Traffic) -> dict[int, float]:
         """Each slot's weighted sum of its rows' losses, in mixed batches; `then` gets the sum of each batch."""
@@ -290,6 +284,12 @@ class Fleet:
     def _leave(self, member: Member, outcome: Outcome) -> None:
         self.ledger.record(outcome)
         self.members.remove(member)
+
+
+def _weighted(member: Member, rows: Sequence[dict[str, Any]]) -> Rows:
+    """A member's rows with the weight that makes the sum of their losses its mean."""
+    count = sum(map(num_items, rows))
+    return [(member, row, 1 / count) for row in rows]
 
 
 def _folder(recipe: Recipe) -> Path | None:

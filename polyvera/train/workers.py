@@ -6,7 +6,6 @@ started again, and its share goes on from its last save.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,5 +98,4 @@ def _ray() -> Any:
         import ray
     except ImportError as error:
         raise RecipeError("workers need Ray: pip install 'polyvera[ray]'") from error
-    os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
     return ray
