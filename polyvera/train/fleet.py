@@ -118,6 +118,7 @@ def train_fleet(
     set_seed(recipe.run_seed)
     ledger = Ledger(_folder(recipe), registry, prefix, stored)
     ledger.open(recipe, resume=resume)
+    start = ledger.start(start)
     line = [tenant for tenant in everyone or tenants(recipe) if tenant.name not in ledger.outcomes]
     first = first_table(line, recipe)
     traffic = Traffic()

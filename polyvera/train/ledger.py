@@ -2,6 +2,7 @@
 
 outcomes.jsonl          a line for each tenant that has left the fleet, appended and synced
 training.safetensors    the tenants that were training at the last save
+start.safetensors       the adapter that all began from, which the store may no longer give
 leaving/                an adapter on its way into the store, so that it is published once, whenever the kill comes
 """
 
@@ -25,7 +26,7 @@ from polyvera.train import checkpoint
 from polyvera.train.member import Member
 from polyvera.train.recipe import Recipe
 
-OUTCOMES, TRAINING, LEAVING = "outcomes.jsonl", "training.safetensors", "leaving"
+OUTCOMES, TRAINING, START, LEAVING = "outcomes.jsonl", "training.safetensors", "start.safetensors", "leaving"
 FINISHED, SKIPPED, QUARANTINED = "finished", "skipped", "quarantined"
 
 
@@ -82,6 +83,15 @@ class Ledger:
         if self.folder is not None:
             self._append(replace(outcome, adapter=None))
             self._leaving(outcome.name).unlink(missing_ok=True)
+
+    def start(self, given: Adapter | None) -> Adapter | None:
+        """The adapter that all begin from: that of the run that is resumed, else the given one, which is kept."""
+        path = None if self.folder is None else self.folder / START
+        if path is not None and path.exists():
+            return decode(path.read_bytes())
+        if path is not None and given is not None:
+            checkpoint.replace_file(path, encode(given))
+        return given
 
     def save(self, members: Iterable[Member]) -> None:
         """Keeps the state of all that train, whole or not at all."""

@@ -13,6 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 from polyvera.errors import RecipeError
+from polyvera.store.codec import decode, encode
 from polyvera.store.registry import Registry
 from polyvera.train.checkpoint import RECIPE
 from polyvera.train.fleet import FleetResult, Traffic, train_fleet
@@ -53,7 +54,9 @@ def train_on_workers(
         gpus = ray.cluster_resources().get("GPU", 0.0) / len(shares)
         work = ray.remote(num_cpus=cpus, num_gpus=min(1.0, gpus), max_retries=RETRIES)(_share)
         again = None if resume else uuid4().hex
-        tasks = [work.remote(recipe, i, share, store, prefix, stored, again) for i, share in enumerate(shares)]
+        start = starting_point(recipe, Registry(store))  # once for all: the store grows while they train
+        given = None if start is None else encode(start)
+        tasks = [work.remote(recipe, i, share, store, prefix, stored, again, given) for i, share in enumerate(shares)]
         found: list[tuple[tuple[Outcome, ...], Traffic]] = ray.get(tasks)
     finally:
         if own:
@@ -63,7 +66,14 @@ def train_on_workers(
 
 
 def _share(
-    recipe: Recipe, number: int, everyone: list[Tenant], store: str, prefix: str, stored: str, run: str | None
+    recipe: Recipe,
+    number: int,
+    everyone: list[Tenant],
+    store: str,
+    prefix: str,
+    stored: str,
+    run: str | None,
+    start: bytes | None,
 ) -> tuple[tuple[Outcome, ...], Traffic]:
     """One worker's part. run: a new run's own name; None goes on with whatever run the folder holds."""
     assert recipe.output is not None
@@ -73,14 +83,13 @@ def _share(
         raise RecipeError(f"output={recipe.output!r} holds a run already: resume it, or choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     mine.touch()
-    registry = Registry(store)
     result = train_fleet(
         recipe.replaced(output=str(folder), workers=None),
         everyone=everyone,
-        registry=registry,
+        registry=Registry(store),
         prefix=prefix,
         stored=stored,
-        start=starting_point(recipe, registry),
+        start=None if start is None else decode(start),
         resume=True,
     )
     return result.outcomes, result.traffic

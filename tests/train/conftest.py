@@ -33,6 +33,17 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return make_tokenizer()
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Five tenants of unequal size, each with rows of its own."""
+    place = tmp_path / "tenants"
+    place.mkdir()
+    for k in range(5):
+        rows = counting_rows(9 + 3 * k)
+        (place / f"t{k}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[k:] + rows[:k]))
+    return place
+
+
 Rows = Sequence[Mapping[str, Any]]
 
 

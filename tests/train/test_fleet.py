@@ -1,64 +1,27 @@
 """A fleet member is what its tenant's rows alone would have given, whoever else is in the batch."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny_fleet import SETTINGS, apart, fleet, solo
 from tiny_models import counting_rows, make_classifier, make_model, make_tokenizer
 
 from polyvera.adapter.inject import inject, load
 from polyvera.adapter.method import METHODS
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.errors import LayoutError, RecipeError
+from polyvera.errors import LayoutError
 from polyvera.store.registry import Registry
-from polyvera.train.fleet import Fleet, FleetResult, train_fleet
-from polyvera.train.ledger import FINISHED, QUARANTINED, SKIPPED, Outcome
+from polyvera.train.fleet import Fleet, train_fleet
+from polyvera.train.ledger import FINISHED, QUARANTINED, SKIPPED
 from polyvera.train.member import SlotWeights
 from polyvera.train.model import Base
 from polyvera.train.recipe import Recipe
 from polyvera.train.tenant import Source, Tenant
-from polyvera.train.trainer import TrainResult, train
-
-SETTINGS: dict[str, Any] = {"model": "tiny", "rank": 4, "batch_size": 2, "max_steps": 12, "targets": "all-linear"}
-SHARED = next(name for name, row in METHODS.items() if row.shares_basis)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Five tenants of unequal size, each with rows of its own."""
-    place = tmp_path / "tenants"
-    place.mkdir()
-    for k in range(5):
-        rows = counting_rows(9 + 3 * k)
-        (place / f"t{k}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[k:] + rows[:k]))
-    return place
-
-
-def fleet(place: Path, watch: Any = lambda fleet: None, base: Base | None = None, **choices: Any) -> FleetResult:
-    own = {"registry", "prefix", "start", "resume"} & set(choices)
-    given = {name: choices.pop(name) for name in own}
-    settings = {**SETTINGS, "data": str(place), "fleet": True, "slots": 3, "batch_tokens": 60, **choices}
-    recipe = Recipe(**{name: value for name, value in settings.items() if value is not None})
-    return train_fleet(recipe, base=base or Base(make_model(), make_tokenizer()), watch=watch, **given)
-
-
-def solo(path: Path, base: Base | None = None, **choices: Any) -> TrainResult:
-    recipe = Recipe(**{**SETTINGS, "data": str(path), **choices})
-    return train(recipe, base=base or Base(make_model(), make_tokenizer()), progress=False)
-
-
-def apart(outcome: Outcome, alone: TrainResult) -> float:
-    """The relative difference of the trained numbers."""
-    assert outcome.adapter is not None and alone.adapter is not None
-    one, other = outcome.adapter.flat, alone.adapter.flat
-    return float((one - other).norm() / other.norm())
+from polyvera.train.trainer import train
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -216,77 +179,6 @@ def test_a_name_that_no_store_takes_is_reported(folder: Path, tmp_path: Path) ->
     (folder / "bad name.jsonl").write_text((folder / "t0.jsonl").read_text())
     result = fleet(folder, registry=Registry(tmp_path / "store"))
     assert "bad name" in next(o.problem for o in result.outcomes if o.status == SKIPPED)
-
-
-SCRIPT = """
-import os, signal, sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-import test_fleet
-from polyvera.store.registry import Registry
-def kill(now):
-    if now.traffic.rounds == {rounds}:
-        os.kill(os.getpid(), signal.SIGKILL)
-test_fleet.fleet(Path({data!r}), kill, registry=Registry({store!r}), output={output!r}, save_every=4, **{choices!r})
-"""
-
-
-@pytest.mark.parametrize("method", [SHARED, next(name for name in METHODS if name != SHARED)])
-def test_a_fleet_killed_in_the_middle_ends_as_if_it_had_not_been(folder: Path, tmp_path: Path, method: str) -> None:
-    choices = {"method": method, "validation": 0.3, "eval_every": 3, "max_steps": 10}
-    store, output = str(tmp_path / "store"), str(tmp_path / "run")
-    own = str(Path(__file__).parent)
-    script = SCRIPT.format(tests=own, rounds=15, data=str(folder), store=store, output=output, choices=choices)
-    done = subprocess.run([sys.executable, "-c", script], check=False, cwd=own, env={**os.environ})
-    assert done.returncode == -signal.SIGKILL
-    registry = Registry(store)
-    before = {str(ref) for ref in registry.list()}
-    assert before == {"t0@1", "t1@1", "t2@1"}
-    with pytest.raises(RecipeError, match="resume it"):
-        fleet(folder, registry=registry, output=output, save_every=4, **choices)
-    with pytest.raises(RecipeError, match="another recipe.*lr was"):
-        fleet(folder, registry=registry, output=output, save_every=4, resume=True, lr=0.5, **choices)
-    result = fleet(folder, registry=registry, output=output, save_every=4, resume=True, **choices)
-    assert {str(ref) for ref in registry.list()} == {f"t{k}@1" for k in range(5)}
-    assert len(result.of(FINISHED)) == 5
-    whole = fleet(folder, **choices)
-    for outcome in whole.outcomes:
-        assert outcome.adapter is not None
-        assert torch.equal(registry.get(outcome.name).flat, outcome.adapter.flat)
-
-
-def test_a_kill_between_publishing_and_the_record_publishes_once(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from polyvera.train.ledger import Ledger
-
-    registry, output = Registry(tmp_path / "store"), str(tmp_path / "run")
-
-    def cut(self: Ledger, outcome: Outcome) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Ledger, "_append", cut)
-        fleet(folder, registry=registry, output=output)
-    assert len(registry.list()) == 1
-    fleet(folder, registry=registry, output=output, resume=True)
-    assert {str(ref) for ref in registry.list()} == {f"t{k}@1" for k in range(5)}
-
-
-def test_rows_that_changed_are_not_resumed(folder: Path, tmp_path: Path) -> None:
-    output = str(tmp_path / "run")
-
-    def cut(now: Fleet) -> None:
-        if now.traffic.rounds == 5:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fleet(folder, cut, output=output, save_every=2)
-    (folder / "t0.jsonl").write_text((folder / "t4.jsonl").read_text())
-    result = fleet(folder, output=output, save_every=2, resume=True)
-    changed = next(outcome for outcome in result.outcomes if outcome.name == "t0")
-    assert changed.status == SKIPPED and "changed" in changed.problem
-    assert len(result.of(FINISHED)) == 4
 
 
 def test_every_member_starts_from_the_adapter_given(folder: Path) -> None:
