@@ -11,6 +11,11 @@ PolyveraError
 ├── StoreError         a store that cannot do what was asked
 │   ├── NameRefused    a name that is no valid adapter name
 │   └── NotFoundError  no such adapter, version or alias (also a LookupError)
+├── ServeError         a request that cannot be served
+│   ├── SamplingError  a sampling choice that cannot be, or a prompt that doesn't fit (also a ValueError)
+│   ├── BusyError      too many requests at the moment
+│   ├── ClosedError    the engine is stopping, or has stopped
+│   └── AccessError    a key that is missing, unknown, or not allowed to do this
 ├── DataError          training or evaluation data that cannot be used
 └── RecipeError        a recipe with an unknown key or an impossible value
 """
@@ -63,6 +68,34 @@ class NameRefused(StoreError, ValueError):
 
 class NotFoundError(StoreError, LookupError):
     """No such adapter, version or alias."""
+
+
+class ServeError(PolyveraError):
+    """A request that cannot be served."""
+
+
+class SamplingError(ServeError, ValueError):
+    """A sampling choice that cannot be, or a prompt that does not fit."""
+
+
+class BusyError(ServeError):
+    """Too many requests at the moment. retry_s: when it may be worth another try."""
+
+    def __init__(self, message: str, retry_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_s = retry_s
+
+
+class ClosedError(ServeError):
+    """The engine is stopping, or has stopped."""
+
+
+class AccessError(ServeError):
+    """A key that is missing, unknown, or not allowed to do this. is_known: whether the key itself is right."""
+
+    def __init__(self, message: str, is_known: bool = False) -> None:
+        super().__init__(message)
+        self.is_known = is_known
 
 
 class DataError(PolyveraError, ValueError):

@@ -1,0 +1,1 @@
+"""requests + adapters -> tokens: the engine, and the server in front of it."""
