@@ -15,6 +15,7 @@ from polyvera.adapter.layout import Entry, Layout, Site
 from polyvera.adapter.method import D_INIT, ROW_NORM
 from polyvera.adapter.route import SlotTable
 from polyvera.adapter.spec import AdapterSpec
+from polyvera.adapter.zeros import zeros
 from polyvera.errors import LayoutError, SlotError
 
 
@@ -41,8 +42,9 @@ class Bank:
             raise SlotError(f"num_slots={num_slots}: a bank has at least one slot")
         self.layout, self.basis = layout, basis
         self.table, self.dtype, self.dropout, self.trainable = table, dtype, dropout, trainable
-        self.flat = torch.zeros(num_slots, layout.num_params, device=device, dtype=dtype)
+        self.flat = zeros((num_slots, layout.num_params), device=device, dtype=dtype)
         self.version = 0
+        self._written: dict[int, int] = {}
         self.occupied: set[int] = set()
         self.layers: dict[str, LayerBank] = {}
         self.heads: dict[str, HeadBank] = {}
@@ -59,6 +61,10 @@ class Bank:
     def num_slots(self) -> int:
         """How many slots this bank has."""
         return len(self.flat)
+
+    def written(self, index: int) -> int:
+        """A number that changes whenever that slot is written."""
+        return self.version if self.trainable else self._written.get(index, 0)
 
     def free_slot(self) -> int:
         """An empty slot; where there is none, the bank grows to twice its size. A trainable bank does not grow."""
@@ -93,8 +99,11 @@ class Bank:
         known = self.basis is None or adapter.basis_sha256 in ("", self.basis.sha256)
         return known and self._is_alike(adapter.layout)
 
-    def put(self, slot: int, adapter: Adapter) -> None:
-        """Loads an adapter into a slot. Raises SlotError, LayoutError or BasisError, with nothing changed."""
+    def put(self, slot: int, adapter: Adapter, norms: Mapping[str, Tensor] | None = None) -> None:
+        """Loads an adapter into a slot; norms: of norms_of(), where they are known already.
+
+        Raises SlotError, LayoutError or BasisError, with nothing changed.
+        """
         index = self._index(slot)
         if not self._is_alike(adapter.layout):
             raise LayoutError(
@@ -105,6 +114,14 @@ class Bank:
             adapter.basis()  # raises with both digests where they disagree
         self._accepted = adapter.layout
         self._write(index, adapter.flat)
+        for name, norm in (norms or {}).items():
+            self.layers[name].keep_norm(index, norm)
+
+    def norms_of(self, adapter: Adapter) -> dict[str, Tensor]:
+        """‖W + ΔW‖ of each row of every layer by name, fp32; no slot is read or written."""
+        tensors, letters = adapter.tensors, self.layout.method.trained
+        own = {name: {k: tensors[f"{name}.{k}"].to(self.flat) for k in letters} for name in self.layers}
+        return {name: layer.norm_of(own[name]) for name, layer in self.layers.items()}
 
     def take(self, slot: int) -> Tensor:
         """The trained numbers of a slot, (num_params,) fp32 on the CPU, a copy. Raises SlotError for an empty slot."""
@@ -157,6 +174,7 @@ class Bank:
                     with torch.no_grad():
                         getattr(layer, letter)[index] = layer.row_norm(index)
         self.version += 1
+        self._written[index] = self.version
 
     def _frozen(self, site: Site) -> dict[str, Tensor]:
         """The factors of one layer that are drawn from the layout's seed and never stored."""
@@ -172,6 +190,7 @@ class Bank:
                     parameter[index].copy_(row[entry.offset : entry.offset + entry.size].view(entry.shape))
         self.occupied.add(index)
         self.version += 1
+        self._written[index] = self.version
 
     def _is_alike(self, layout: Layout) -> bool:
         return layout is self._accepted or layout.key() == self.layout.key()
@@ -182,7 +201,8 @@ class Bank:
                 f"all {self.num_slots} slots are taken, and a trainable bank does not grow: inject more slots"
             )
         rows = torch.stack([self.take(slot) for slot in self.slots]) if self.occupied else self.flat
-        self.flat = torch.zeros(self.num_slots + more, self.layout.num_params, device=self._device(), dtype=self.dtype)
+        shape = (self.num_slots + more, self.layout.num_params)
+        self.flat = zeros(shape, device=self._device(), dtype=self.dtype)
         self.flat[: len(rows)] = rows
         for entry, parameter in self._parameters():
             parameter.data = self._columns(entry)

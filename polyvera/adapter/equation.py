@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polyvera.adapter.method import ONE, Scale
+from polyvera.adapter.product import linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ def without_autocast(like: Tensor) -> AbstractContextManager[Any]:
 
 
 def _expand(u: Tensor, B: Tensor, d: Tensor | None) -> Tensor:
-    return F.linear(u if d is None else (d * u).to(B.dtype), B)
+    return linear(u if d is None else (d * u).to(B.dtype), B)
 
 
 def _scaled(w: Tensor, b: Tensor | None, scale: Scale) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from polyvera.adapter.equation import NormParts, Vectors, adapt, exact, factored_row_norm, without_autocast
 from polyvera.adapter.layout import Site
+from polyvera.adapter.product import linear
 from polyvera.adapter.route import Pick, SlotTable, current_route, distinct
 from polyvera.adapter.weight import bias_of, dense_weight
 
@@ -54,7 +55,7 @@ class SharedInput:
 def _project(x: Tensor, A: Tensor, dropout: float) -> Tensor:
     x = x.to(A.dtype)
     with without_autocast(x):
-        return F.linear(F.dropout(x, dropout) if dropout else x, A)
+        return linear(F.dropout(x, dropout) if dropout else x, A)
 
 
 class LayerBank(nn.Module):
@@ -125,7 +126,7 @@ class LayerBank(nn.Module):
         if key in pick.cache:
             return pick.cache[key]  # type: ignore[no-any-return]
         vectors = self._gather(x, pick)
-        if not self.bank.trainable:
+        if not (pick.is_once or self.bank.trainable):
             pick.cache[key] = vectors
         return vectors
 
@@ -164,13 +165,22 @@ class LayerBank(nn.Module):
 
     def row_norm(self, slot: int) -> Tensor:
         """‖W + ΔW‖ of each row in fp32; a constant until the slot changes."""
-        own = self.of_slot(slot)
-        state = (self.bank.version, *(getattr(self, k)._version for k in self.bank.layout.method.trained))
         known = self._norms.get(slot)
-        if known is None or known[0] != state:
-            with torch.no_grad(), without_autocast(next(iter(own.values()))):
-                known = self._norms[slot] = (state, self._exact_norm(own))
+        if known is None or known[0] != self._state(slot):
+            known = self._norms[slot] = (self._state(slot), self.norm_of(self.of_slot(slot)))
         return known[1]
+
+    def keep_norm(self, slot: int, norm: Tensor) -> None:
+        """Says what row_norm of the slot is, as it stands."""
+        self._norms[slot] = (self._state(slot), norm)
+
+    def norm_of(self, own: Mapping[str, Tensor]) -> Tensor:
+        """row_norm with the trained factors that are given."""
+        with torch.no_grad(), without_autocast(own["m"]):
+            return self._exact_norm(own)
+
+    def _state(self, slot: int) -> object:
+        return self.bank.written(slot), *(getattr(self, k)._version for k in self.bank.layout.method.trained)
 
     def _norm_to_use(self, slot: int, own: Mapping[str, Tensor]) -> Tensor:
         if not (torch.is_grad_enabled() and self.bank.trainable):

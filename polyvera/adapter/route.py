@@ -31,12 +31,14 @@ class Pick:
 
     slot: the bank's own index where all rows use the same one. rows: else the index of each row, 0 where mask is 0.
     mask: 1 for the rows that are this bank's, 0 for all others, None where all are. shape: of the slots named.
+    is_once: whether one forward is all that it is for.
     """
 
     slot: int | None
     rows: Tensor
     mask: Tensor | None
     shape: torch.Size | None
+    is_once: bool = False
     cache: dict[Any, Any] = field(default_factory=dict)
 
     def check(self, x: Tensor) -> None:
@@ -76,9 +78,14 @@ def distinct(rows: Tensor) -> list[int]:
 
 
 class Route:
-    """The slots of one batch, checked once for each model that it passes through."""
+    """The slots of one batch, checked once for each model that it passes through.
 
-    def __init__(self, slots: Slots) -> None:
+    held: the caller vouches that nobody writes these slots while the route lives, so that what was gathered for one
+    forward serves the next ones too, though other slots change between them. once: nothing gathered is kept.
+    """
+
+    def __init__(self, slots: Slots, held: bool = False, once: bool = False) -> None:
+        self.is_held, self.is_once = held, once
         self.shape: torch.Size | None = None
         self.slots: int | Tensor
         if isinstance(slots, int):
@@ -92,7 +99,7 @@ class Route:
     def pick(self, bank: Bank) -> Pick | None:
         """How this batch uses the bank, or None where no row does. Raises SlotError for a slot that isn't there."""
         known = self._picks.get(id(bank))
-        if known is None or known[0] != bank.version:
+        if known is None or not (self.is_held or known[0] == bank.version):
             bank.table.check(self.slots)
             known = self._picks[id(bank)] = (bank.version, self._pick(bank))
         return known[1]
@@ -100,12 +107,13 @@ class Route:
     def _pick(self, bank: Bank) -> Pick | None:
         if isinstance(self.slots, int):
             index = bank.table.index(self.slots, bank)
-            return None if index is None else Pick(index, torch.tensor([index]), None, self.shape)
+            return None if index is None else Pick(index, torch.tensor([index]), None, self.shape, self.is_once)
         rows = bank.table.lookup(bank)[self.slots]
         mine = rows >= 0
         if not bool(mine.any()):
             return None
-        return Pick(None, rows.clamp(min=0), None if bool(mine.all()) else mine.float(), self.shape)
+        mask = None if bool(mine.all()) else mine.float()
+        return Pick(None, rows.clamp(min=0), mask, self.shape, self.is_once)
 
 
 class SlotTable:

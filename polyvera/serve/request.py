@@ -23,8 +23,8 @@ class Sampling:
     max_tokens: at most so many, None for as many as the context holds. temperature: 0 is greedy. top_k: 0 is all.
     stop: texts that end the answer and are left out of it. stop_ids: tokens that do. repetition_penalty: divides the
     logits of tokens seen in prompt or answer (as in transformers); presence and frequency: subtracted from those seen
-    in the answer (as at OpenAI). bias: (token, added to its logit). logprobs: alternatives told with each token, 0 to 20,
-    None for none and no logprob. schema: a JSON schema that the answer follows, '{}' for any JSON object.
+    in the answer (as at OpenAI). bias: (token, added to its logit). logprobs: alternatives told with each token, 0 to
+    20, None for none and no logprob. schema: a JSON schema that the answer follows, '{}' for any JSON object.
     """
 
     max_tokens: int | None = None

@@ -1,0 +1,156 @@
+"""Attention over the packed tokens of one step: each span of neighbouring rows attends to its own part of the cache.
+
+The tokens of all requests lie side by side in one row (1, T). A model of transformers asks its configuration for an
+attention function and a mask function by name; these are ours while an engine holds the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from polyvera.errors import ServeError
+
+NAME = "polyvera"
+# What one more call costs, in cached tokens that a joined call may look at in vain.
+CALL_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens that attend in one call: num_rows neighbouring cache rows with equally many tokens each.
+
+    token, num_tokens: where they lie in the step. row, num_rows: of the cache. length: cached tokens looked at.
+    """
+
+    token: int
+    num_tokens: int
+    row: int
+    num_rows: int
+    length: int
+
+
+def spans_of(rows: Sequence[int], lengths: Sequence[int], first: int = 0) -> list[Span]:
+    """Spans of one token a row (decoding): rows ascending, each with its cached length, the new token included."""
+    spans: list[Span] = []
+    start = longest = 0
+    for i in range(1, len(rows) + 1):
+        longest = max(longest, lengths[i - 1])
+        if i < len(rows) and rows[i] == rows[i - 1] + 1:
+            joined = max(longest, lengths[i])
+            if (i - start) * (joined - longest) + joined - lengths[i] <= CALL_TOKENS:
+                continue
+        spans.append(Span(first + start, i - start, rows[start], i - start, longest))
+        start, longest = i, 0
+    return spans
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a forward's attention must know: its spans, and the position of every token, (T,)."""
+
+    spans: Sequence[Span]
+    positions: Tensor
+
+
+_STEP: ContextVar[Step | None] = ContextVar("polyvera_step", default=None)
+
+
+@contextmanager
+def attending(step: Step) -> Iterator[None]:
+    """Forwards inside are of that step."""
+    token = _STEP.set(step)
+    try:
+        yield
+    finally:
+        _STEP.reset(token)
+
+
+class Masks:
+    """Each span's additive mask (rows, 1, tokens of a row, length), None where all may be seen."""
+
+    def __init__(self, step: Step, sees: Callable[..., Tensor], dtype: torch.dtype) -> None:
+        self.spans = step.spans
+        self._masks = [_mask(span, step.positions, sees, dtype) for span in step.spans]
+        self._grouped: dict[int, list[Tensor | None]] = {}
+
+    def of(self, num_groups: int) -> list[Tensor | None]:
+        """The same for num_groups query heads that read one key head, (rows, 1, groups * tokens, length)."""
+        if num_groups not in self._grouped:
+            self._grouped[num_groups] = [None if m is None else _repeated(m, num_groups) for m in self._masks]
+        return self._grouped[num_groups]
+
+
+def _mask(span: Span, positions: Tensor, sees: Callable[..., Tensor], dtype: torch.dtype) -> Tensor | None:
+    mine = positions[span.token : span.token + span.num_tokens].view(span.num_rows, 1, -1, 1)
+    seen = sees(0, 0, mine, torch.arange(span.length, device=positions.device))
+    if bool(seen.all()):
+        return None
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+
+
+def _repeated(mask: Tensor, num_groups: int) -> Tensor:
+    rows, _, tokens, length = mask.shape
+    return mask.expand(rows, num_groups, tokens, length).reshape(rows, 1, num_groups * tokens, length)
+
+
+def mask(*, mask_function: Callable[..., Tensor], dtype: torch.dtype, use_vmap: bool = False, **_: Any) -> Masks:
+    """Stands in for transformers' masks. Raises ServeError for one that is no plain rule over positions."""
+    step = _STEP.get()
+    if step is None:
+        raise ServeError("this model is held by an engine: ask the engine, or stop it before the model is called")
+    if use_vmap:
+        raise ServeError("this model's attention mask is more than a rule over positions, so rows cannot be packed")
+    return Masks(step, mask_function, dtype)
+
+
+def attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    masks: Masks,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """query (1, heads, T, width); key and value: the cache's whole storage (rows, context, key heads, width).
+
+    Returns (1, T, heads, width). Raises ServeError for attention with a soft cap or with sinks.
+    """
+    if softcap is not None or s_aux is not None:
+        raise ServeError("this model's attention has a soft cap or sinks, which packed rows do not have: use another")
+    heads, tokens = query.shape[1:3]
+    groups = heads // key.shape[2]
+    out = query.new_empty(tokens, heads, value.shape[-1])
+    for span, seen in zip(masks.spans, masks.of(groups), strict=True):
+        at = slice(span.token, span.token + span.num_tokens)
+        rows, width = span.num_rows, query.shape[-1]
+        own = query[0, :, at].reshape(heads, rows, -1, width).transpose(0, 1)  # (rows, heads, tokens of a row, width)
+        stored = slice(span.row, span.row + rows)
+        answer = F.scaled_dot_product_attention(
+            own.reshape(rows, key.shape[2], -1, width),
+            key[stored, : span.length].transpose(1, 2),
+            value[stored, : span.length].transpose(1, 2),
+            attn_mask=seen,
+            scale=scaling,
+        )
+        out[at] = answer.reshape(rows, heads, -1, out.shape[-1]).transpose(1, 2).reshape(-1, heads, out.shape[-1])
+    return out[None], None
+
+
+def register() -> None:
+    """Makes both known to transformers, by NAME."""
+    from transformers.masking_utils import AttentionMaskInterface
+    from transformers.modeling_utils import AttentionInterface
+
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, mask)

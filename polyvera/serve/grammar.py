@@ -1,0 +1,79 @@
+"""Grammar: an answer that follows a JSON schema, token by token, by llguidance."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from polyvera.errors import SamplingError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MAX_SCHEMA_CHARS = 65_536
+# Small models else fill the context with spaces between two fields.
+COMPACT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+ANY_OBJECT = '{"type": "object"}'
+
+
+class Grammar:
+    """Where one answer stands in its grammar."""
+
+    def __init__(self, matcher: Any, num_tokens: int) -> None:
+        import llguidance.torch as bits
+
+        self._matcher, self._bits = matcher, bits
+        self._mask = bits.allocate_token_bitmask(1, num_tokens)
+
+    def restrict(self, logits: Tensor) -> None:
+        """Bars the tokens that the grammar does not allow next; logits (vocabulary,), in place."""
+        self._bits.fill_next_token_bitmask(self._matcher, self._mask)
+        self._bits.apply_token_bitmask_inplace(logits[None], self._mask.to(logits.device))
+
+    def accept(self, token: int) -> bool:
+        """Moves on by one token; whether nothing can follow it."""
+        self._matcher.consume_token(token)
+        return bool(self._matcher.is_stopped())
+
+
+class Grammars:
+    """The grammars of one tokenizer. Any number of threads."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, num_tokens: int, ends: frozenset[int]) -> None:
+        self._tokenizer, self._num_tokens, self._ends = tokenizer, num_tokens, ends
+        self._lock = Lock()
+
+    def of(self, schema: str) -> Grammar:
+        """A grammar at its beginning. Raises SamplingError for a schema that cannot be followed."""
+        import llguidance
+
+        if len(schema) > MAX_SCHEMA_CHARS:
+            raise SamplingError(f"the schema has {len(schema)} characters; at most {MAX_SCHEMA_CHARS} are read")
+        try:
+            parsed = json.loads(schema)
+            text = ANY_OBJECT if parsed == {} else json.dumps(parsed)
+            with self._lock:
+                known = self._known
+            grammar = llguidance.LLMatcher.grammar_from_json_schema(text, defaults=COMPACT)
+            matcher = llguidance.LLMatcher(known, grammar)
+        except (ValueError, RecursionError) as error:
+            raise SamplingError(f"the JSON schema cannot be followed: {error}") from error
+        if matcher.is_error():
+            raise SamplingError(f"the JSON schema cannot be followed: {matcher.get_error()}")
+        return Grammar(matcher, self._num_tokens)
+
+    @cached_property
+    def _known(self) -> Any:
+        import llguidance.hf
+
+        # No list of ends: llguidance takes one end token, and ours is the tokenizer's own where there is one.
+        end = getattr(self._tokenizer, "eos_token_id", None)
+        return llguidance.hf.from_tokenizer(
+            self._tokenizer,  # type: ignore[arg-type]
+            n_vocab=self._num_tokens,
+            eos_token=end if isinstance(end, int) else sorted(self._ends),
+        )
