@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from math import isfinite
 from time import monotonic
+from typing import Any
 
 from polyvera.errors import PolyveraError, SamplingError
 from polyvera.store.name import AdapterRef
@@ -102,6 +103,20 @@ class Output:
     problem: PolyveraError | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer."""
+
+    tokens: tuple[Token, ...]
+    text: str
+    finish: str
+
+    @property
+    def ids(self) -> list[int]:
+        """The token numbers."""
+        return [token.id for token in self.tokens]
+
+
 @dataclass(eq=False, slots=True)
 class Request:
     """One answer being made.
@@ -115,6 +130,7 @@ class Request:
     sampling: Sampling
     tell: Callable[[Output], None]
     tenant: str = ""
+    choice: Any = None
     number: int = field(default_factory=lambda: next(_numbers))
     answer: list[int] = field(default_factory=list)
     num_reused: int = 0

@@ -21,6 +21,7 @@ from polyvera.adapter.basis import Basis
 from polyvera.adapter.fingerprint import check_fingerprint, fingerprint
 from polyvera.adapter.inject import add_bank
 from polyvera.adapter.layout import Layout
+from polyvera.adapter.product import Packs
 from polyvera.adapter.route import BASE_SLOT
 from polyvera.errors import LayoutError, PolyveraError, StoreError
 from polyvera.store.name import AdapterRef
@@ -77,7 +78,8 @@ class Residents:
     """Which adapter is in which slot. All methods but the loaders' are called by the engine's thread.
 
     num_slots: resident adapters at most, of whatever layout. slot_bytes: memory of one layout's slots at most.
-    host_bytes: memory of loaded adapters outside the slots. wake: called when a load has ended.
+    host_bytes: memory of loaded adapters outside the slots. packs: gets the frozen matrices.
+    wake: called when a load has ended.
     """
 
     def __init__(
@@ -88,13 +90,14 @@ class Residents:
         num_slots: int,
         slot_bytes: int,
         host_bytes: int,
+        packs: Packs,
         observe: Observe,
         wake: Callable[[], None],
     ) -> None:
         self.num_slots, self.totals = num_slots, dict.fromkeys(("hits", "loads", "evictions", "failed_loads"), 0)
         self._model, self._registry = model, registry
         self._slot_bytes, self._host_bytes = slot_bytes, host_bytes
-        self._observe, self._wake = observe, wake
+        self._packs, self._observe, self._wake = packs, observe, wake
         self._base = fingerprint(model)
         self._dtype = next(model.parameters()).dtype
         self._seats: OrderedDict[Key, _Seat] = OrderedDict()  # the longest unused first
@@ -216,9 +219,16 @@ class Residents:
                 raise LayoutError(
                     f"one slot of this adapter takes {row_bytes:,} bytes, and slot_bytes is {self._slot_bytes:,}"
                 )
-            bank = add_bank(self._model, layout, num_slots, loaded.basis, dtype=self._dtype)
+            with torch.inference_mode(False):  # a slot's versions are counted
+                bank = add_bank(self._model, layout, num_slots, loaded.basis, dtype=self._dtype)
+            self._freeze(bank)
             self._banks[key], self._free[id(bank)] = bank, list(reversed(bank.slots))
         return self._banks[key]
+
+    def _freeze(self, bank: Bank) -> None:
+        if bank.basis is not None:
+            for matrix in bank.basis.to(bank.flat.device, bank.dtype):
+                self._packs.freeze(matrix)
 
     def _free_slot(self, bank: Bank) -> int | None:
         free = self._free[id(bank)]

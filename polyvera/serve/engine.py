@@ -1,0 +1,240 @@
+"""Engine: any mix of adapters of one model in one batch. Requests in, tokens out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import replace
+from threading import Event, Thread
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import torch
+
+from polyvera.adapter.product import PackedModel, Packs, packed
+from polyvera.errors import BusyError, ClosedError, PolyveraError, SamplingError, ServeError
+from polyvera.serve.grammar import Grammars
+from polyvera.serve.held import HeldModel, context_of, ends_of
+from polyvera.serve.inbox import Inbox
+from polyvera.serve.limits import Limits
+from polyvera.serve.loop import Loop
+from polyvera.serve.request import CANCELLED, FAILED, GREEDY, Answer, Output, Request, Sampling
+from polyvera.serve.resident import Observe, Residents
+from polyvera.serve.sampler import Choice
+from polyvera.serve.stats import Stats
+from polyvera.store.name import AdapterRef
+from polyvera.store.registry import Registry
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+DEFAULT_CONTEXT = 4096
+CPU_CHUNK, GPU_CHUNK = 256, 2048
+IDLE_S = 1.0
+
+
+class Engine:
+    """Serves any mix of adapters of one model in one batch.
+
+    The model is the engine's own from start() to stop(), which gives it back as it was. registry: where adapters are
+    loaded from, None for the base alone. observe: called with a name and a number of seconds ('load_s', 'queue_s',
+    'step_s'). failed: the error that ended the engine. Raises ServeError for a model that cannot be packed.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        registry: Registry | None = None,
+        limits: Limits | None = None,
+        observe: Observe = lambda name, seconds: None,
+    ) -> None:
+        given = limits or Limits()
+        self.max_context = context_of(model, given.max_context, DEFAULT_CONTEXT)
+        chunk = given.chunk or (CPU_CHUNK if model.device.type == "cpu" else GPU_CHUNK)
+        self.limits = replace(given, max_context=self.max_context, chunk=chunk)
+        self.model, self.tokenizer, self.registry = model, tokenizer, registry
+        self.num_tokens = min(len(tokenizer), int(model.config.get_text_config().vocab_size))
+        self.ends = ends_of(model, tokenizer)
+        self.failed: BaseException | None = None
+        self._grammars = Grammars(tokenizer, self.num_tokens, self.ends)
+        self._observe = observe
+        self._inbox = Inbox(self.limits.max_waiting)
+        self._is_stopping = False
+        self._thread: Thread | None = None
+
+    def start(self) -> Engine:
+        """Takes the model and begins to answer. Raises ServeError for a model that cannot be packed."""
+        if self._thread is not None:
+            raise ClosedError("this engine was started before: make a new one")
+        self._held = HeldModel(self.model)
+        self._packs = Packs()
+        self._packed = PackedModel(self.model, self._packs)
+        limits = self.limits
+        self._residents = Residents(
+            self.model,
+            self.registry,
+            num_slots=limits.num_slots,
+            slot_bytes=limits.slot_bytes,
+            host_bytes=limits.host_bytes,
+            packs=self._packs,
+            observe=self._observe,
+            wake=self._inbox.wake.set,
+        )
+        self._loop = Loop(
+            self.model, self.tokenizer, self._residents, self._inbox, limits, self.num_tokens, self._observe
+        )
+        self._inbox.is_open = True
+        self._thread = Thread(target=self._run, name="polyvera-engine", daemon=True)
+        self._thread.start()
+        return self
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        adapter: AdapterRef | None = None,
+        sampling: Sampling = GREEDY,
+        *,
+        tell: Callable[[Output], None],
+        tenant: str = "",
+    ) -> Request:
+        """Asks for one answer; tell is called with every Output, in the engine's thread, and must not block.
+
+        Raises SamplingError for a prompt that does not fit or a choice that cannot be, BusyError, ClosedError.
+        """
+        self._check(prompt, sampling)
+        grammar = None if sampling.schema is None else self._grammars.of(sampling.schema)
+        choice = Choice(sampling, prompt, self.ends, grammar)
+        request = Request(prompt, adapter, sampling, tell, tenant, choice=choice)
+        self._inbox.add(request)
+        return request
+
+    def answer(
+        self, prompt: Sequence[int], adapter: AdapterRef | None = None, sampling: Sampling = GREEDY
+    ) -> Future[Answer]:
+        """submit() for those who want the whole answer at once; raises what ended it otherwise."""
+        done: Future[Answer] = Future()
+        parts: list[Output] = []
+
+        def tell(output: Output) -> None:
+            parts.append(output)
+            if output.problem is not None:
+                done.set_exception(output.problem)
+            elif output.finish == CANCELLED:
+                done.set_exception(ClosedError("the request was cancelled"))
+            elif output.finish is not None:
+                tokens = tuple(token for part in parts for token in part.tokens)
+                done.set_result(Answer(tokens, "".join(part.text for part in parts), output.finish))
+
+        self.submit(prompt, adapter, sampling, tell=tell)
+        return done
+
+    def cancel(self, request: Request) -> None:
+        """Ends a request at the next step, if it has not ended; it is told so."""
+        self._inbox.cancel(request)
+
+    def preload(self, ref: AdapterRef, *, pin: bool = False, timeout_s: float = 60.0) -> None:
+        """Makes an adapter resident, and keeps it so where pin; returns when it is. Raises as its load does."""
+        done: Future[None] = Future()
+
+        def job() -> bool:
+            if done.cancelled():
+                return True
+            try:
+                slot = self._residents.acquire(ref)
+            except PolyveraError as error:
+                done.set_exception(error)
+                return True
+            if slot is None:
+                return False
+            if pin:
+                self._residents.pin(ref, True)
+            self._residents.release(slot)
+            done.set_result(None)
+            return True
+
+        self._inbox.do(job)
+        try:
+            done.result(timeout_s)
+        except TimeoutError:
+            done.cancel()
+            raise BusyError(f"{ref} is not resident after {timeout_s:g} s: every slot is in use or pinned") from None
+
+    def pin(self, ref: AdapterRef) -> None:
+        """Makes an adapter resident for good."""
+        self.preload(ref, pin=True)
+
+    def unpin(self, ref: AdapterRef) -> None:
+        """Lets a pinned adapter go when its slot is needed."""
+        self._inbox.do(lambda: self._residents.pin(ref, False))
+
+    def evict(self, ref: AdapterRef) -> None:
+        """Takes an adapter out; rows that use it finish with it."""
+        self._inbox.do(lambda: self._residents.dismiss(ref))
+
+    def stats(self) -> Stats:
+        """What runs, waits and is resident, as it was after the last step."""
+        return Stats(num_slots=self.limits.num_slots) if self._thread is None else self._loop.stats
+
+    def drain(self, timeout_s: float = 30.0) -> bool:
+        """Takes no new requests, and waits for those there; whether all of them ended in time."""
+        self._inbox.close()
+        end, pause = monotonic() + timeout_s, Event()
+        while self._thread is not None and monotonic() < end and self._loop.is_busy and self.failed is None:
+            pause.wait(0.01)
+        return self._thread is None or not self._loop.is_busy
+
+    def stop(self) -> None:
+        """Cancels what is left, and gives the model back as it was."""
+        self._inbox.close()
+        if self._thread is None or self._is_stopping:
+            return
+        self._is_stopping = True
+        self._inbox.wake.set()
+        self._thread.join()
+        self._residents.close()
+        self._packed.undo()
+        self._held.undo()
+
+    def __enter__(self) -> Engine:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _run(self) -> None:
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            stack.enter_context(packed(self._packs))
+            try:
+                while not self._is_stopping:
+                    if not self._loop.step():
+                        self._inbox.wake.wait(IDLE_S)
+                        self._inbox.wake.clear()
+                self._loop.end_all(CANCELLED)
+            except BaseException as error:
+                log.exception("the engine has stopped")
+                self.failed = error
+                self._inbox.close()
+                self._loop.end_all(FAILED, ServeError("the engine has stopped after an error of its own"))
+
+    def _check(self, prompt: Sequence[int], sampling: Sampling) -> None:
+        """Raises SamplingError for a request that no step could answer."""
+        if not prompt:
+            raise SamplingError("the prompt has no tokens: there is nothing to answer")
+        last = self.num_tokens - 1
+        if not 0 <= min(prompt) <= max(prompt) <= last:
+            raise SamplingError(f"the prompt has a token that is not from 0 to {last}")
+        asked = sampling.max_tokens or 1
+        if len(prompt) + asked > self.max_context:
+            raise SamplingError(
+                f"the prompt has {len(prompt)} tokens, and with max_tokens={asked} that is more than the "
+                f"{self.max_context} of this engine's context"
+            )
+        named = [*sampling.stop_ids, *(token for token, _ in sampling.bias)]
+        beyond = [token for token in named if not 0 <= token <= last]
+        if beyond:
+            raise SamplingError(f"logit_bias and stop_ids: {beyond[0]} is no token; they are from 0 to {last}")

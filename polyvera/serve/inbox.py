@@ -1,0 +1,78 @@
+"""Inbox: what other threads hand to the engine's thread between two steps."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from threading import Event, Lock
+
+from polyvera.errors import BusyError, ClosedError
+from polyvera.serve.request import Request
+
+Job = Callable[[], bool | None]
+
+
+class Inbox:
+    """Requests that came, requests to cancel, and jobs for the engine's thread. Any number of threads.
+
+    num_waiting: requests that came and neither run nor have ended, at most max_waiting. A job is called at every step
+    until it answers anything but False.
+    """
+
+    def __init__(self, max_waiting: int) -> None:
+        self.max_waiting, self.num_waiting = max_waiting, 0
+        self.is_open = False
+        self.wake = Event()
+        self._lock = Lock()
+        self._arrived: deque[Request] = deque()
+        self._cancelled: deque[Request] = deque()
+        self._jobs: deque[Job] = deque()
+
+    def add(self, request: Request) -> None:
+        """Raises BusyError where too many wait, ClosedError after close()."""
+        with self._lock:
+            if not self.is_open:
+                raise ClosedError("the engine is stopping, or has stopped: it takes no new requests")
+            if self.num_waiting >= self.max_waiting:
+                raise BusyError(f"{self.num_waiting} requests wait already, as many as may: try again later")
+            self.num_waiting += 1
+            self._arrived.append(request)
+        self.wake.set()
+
+    def cancel(self, request: Request) -> None:
+        """Asks for the end of a request."""
+        self._cancelled.append(request)
+        self.wake.set()
+
+    def do(self, job: Job) -> None:
+        """Asks for a job. Raises ClosedError before start and after close()."""
+        with self._lock:
+            if not self.is_open:
+                raise ClosedError("the engine does not run")
+            self._jobs.append(job)
+        self.wake.set()
+
+    def close(self) -> None:
+        """Takes no more requests and jobs."""
+        with self._lock:
+            self.is_open = False
+
+    def left(self) -> None:
+        """Says that a request waits no longer."""
+        with self._lock:
+            self.num_waiting -= 1
+
+    def arrived(self) -> list[Request]:
+        """The requests that came since the last call."""
+        return [self._arrived.popleft() for _ in range(len(self._arrived))]
+
+    def cancelled(self) -> list[Request]:
+        """The requests to cancel since the last call."""
+        return [self._cancelled.popleft() for _ in range(len(self._cancelled))]
+
+    def do_jobs(self) -> None:
+        """Calls every job once; those that answer False stay."""
+        for _ in range(len(self._jobs)):
+            job = self._jobs.popleft()
+            if job() is False:
+                self._jobs.append(job)
