@@ -85,7 +85,8 @@ def add_slots(
     """Gives a LoRA layer of vLLM's slots for vectors, in place. names: the sites that it packs, in its order."""
     rows = _rows(layer)
     members = [Member(n, *found, yes) for n, found, yes in zip(names, rows, is_served, strict=True)]
-    layer.__class__ = _with_vectors(type(layer))
+    kind: Any = type(layer)
+    layer.__class__ = _with_vectors(kind)
     layer.slots = LayerSlots(pair, _columns(layer), members, num_slots, gain)
     layer.added_bias = _added_bias(layer)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from polyvera.errors import SpecError
+from polyvera.shapes import meta_model
 from polyvera.vllm.settings import KINDS, Settings, check_version, installed_version
 
 MARK = "_polyvera"
@@ -122,14 +123,7 @@ def _loading(old: Callable[[Any, Any], Any], settings: Settings) -> Callable[[An
 
 def _skeleton(worker: Any) -> nn.Module:
     """The base as transformers has it, without weights, to read a folder of PEFT's against."""
-    from transformers import AutoModelForCausalLM
-
-    make: Any = AutoModelForCausalLM.from_config
-
-    config = worker._adapter_manager.model.config
-    with torch.device("meta"):
-        model: nn.Module = make(config, dtype=worker.lora_config.lora_dtype)
-    return model
+    return meta_model(worker._adapter_manager.model.config).to(worker.lora_config.lora_dtype)
 
 
 def _guard_base_rows() -> None:
