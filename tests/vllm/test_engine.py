@@ -118,12 +118,12 @@ def test_sixteen_prompts_with_sixteen_adapters(base, prompts, store, ask, bare):
     assert_equal(found, alone(base, adapters, prompts), bare)
 
 
-def test_base_rows_among_full_slots_are_the_base(base, prompts, store, ask, bare):
+@pytest.mark.parametrize("spec", [LORA, VERA], ids=lambda spec: spec.method)
+def test_base_rows_among_full_slots_are_the_base(spec, base, store, ask, bare):
     """Every slot holds an adapter; half the rows have none, and vLLM's index for those is -1, the last slot's too."""
-    spec = [VERA, LORA]
-    paths = [publish(store, f"full/a{i}", draw(base, spec[i % 2], 100 + i)) for i in range(16)]
+    paths = [publish(store, f"full-{spec.method}/a{i}", draw(base, spec, 100 + i)) for i in range(16)]
     ask(paths)
-    assert ask([path for i, path in enumerate(paths[:8]) for path in (None, path)])[::2] == bare[::2]
+    assert ask([path for path in paths[:8] for path in (None, path)])[::2] == bare[::2]
 
 
 def test_methods_side_by_side(base, prompts, store, ask, bare):
