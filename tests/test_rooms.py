@@ -23,6 +23,7 @@ ROOMS = {
     "store": 3,
     "train": 4,
     "serve": 4,
+    "vllm": 4,
     "search": 5,
     "cli": 6,
     "__main__": 7,

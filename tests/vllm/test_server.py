@@ -1,0 +1,196 @@
+"""`vllm serve` over HTTP, in processes of its own: adapters by name from a store, loaded and unloaded while it runs."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+import torch
+from strong_adapters import NUM_TOKENS, PROMPTS, answers, draw
+
+from polyvera.adapter.spec import AdapterSpec
+from polyvera.store.peft import export_peft
+from polyvera.store.registry import Registry
+
+pytest.importorskip("vllm.lora.request", reason="vLLM has an environment of its own: scripts/test-vllm")
+
+SPEC = AdapterSpec("vera", rank=64, targets=("q_proj", "v_proj"))
+START_S = 300
+
+
+@pytest.fixture(scope="module")
+def base():
+    from transformers import AutoModelForCausalLM
+
+    from polyvera.train.model import locate
+
+    model = AutoModelForCausalLM.from_pretrained(locate("smollm2"), dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None
+    return model
+
+
+@pytest.fixture(scope="module")
+def store(base, tmp_path_factory):
+    """acme@1 and acme@2, of which acme@prod is the first, and team/other@1."""
+    registry = Registry(tmp_path_factory.mktemp("store"))
+    registry.put("acme", draw(base, SPEC, 1), alias="prod")
+    registry.put("acme", draw(base, SPEC, 2))
+    registry.put("team/other", draw(base, SPEC, 3))
+    return registry
+
+
+def command(port: int, *more: str) -> list[str]:
+    from polyvera.train.model import locate
+
+    vllm = f"{os.path.dirname(sys.executable)}/vllm"  # noqa: PTH120 - pathlib would follow the link out of the venv
+    lora = ["--enable-lora", "--max-loras", "4", "--max-lora-rank", "8", "--max-cpu-loras", "16"]
+    sizes = ["--max-model-len", "128", "--max-num-seqs", "8", "--dtype", "float32", "--enforce-eager"]
+    return [vllm, "serve", locate("smollm2"), "--served-model-name", "base", "--port", str(port), *lora, *sizes, *more]
+
+
+def environment(**more: str) -> dict[str, str]:
+    cpu = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+    return {**os.environ, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", **cpu, **more}
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def client(store, tmp_path_factory):
+    port, log = free_port(), tmp_path_factory.mktemp("log") / "server.log"
+    env = environment(POLYVERA_STORE=store.url, POLYVERA_RANK="64")
+    with log.open("w") as out:
+        server = subprocess.Popen(command(port), env=env, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
+            wait_for(client, server, log)
+            yield client
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def wait_for(client, server, log) -> None:
+    end = time.monotonic() + START_S
+    while time.monotonic() < end:
+        assert server.poll() is None, log.read_text()[-4000:]
+        try:
+            if client.get("/health").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.5)
+    raise AssertionError(log.read_text()[-4000:])
+
+
+def ask(client, model: str) -> httpx.Response:
+    greedy = {"max_tokens": NUM_TOKENS, "temperature": 0, "ignore_eos": True}
+    return client.post("/v1/completions", json={"model": model, "prompt": PROMPTS[0], **greedy})
+
+
+def text(client, model: str) -> str:
+    answer = ask(client, model)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["choices"][0]["text"]
+
+
+@pytest.fixture(scope="module")
+def said(base):
+    """What transformers says with an adapter."""
+    from transformers import AutoTokenizer
+
+    from polyvera.train.model import locate
+
+    tokenizer = AutoTokenizer.from_pretrained(locate("smollm2"))
+    prompt = tokenizer(PROMPTS[0]).input_ids
+    return lambda adapter: tokenizer.decode(answers(base, adapter, [prompt])[0])
+
+
+def test_a_name_in_a_request_finds_the_adapter(client, store, said):
+    for name, version in (
+        ("acme@1", "acme@1"),
+        ("acme@prod", "acme@1"),
+        ("acme", "acme@2"),
+        ("team/other", "team/other@1"),
+    ):
+        assert text(client, name) == said(store.get(version)) != said(None), name
+    assert text(client, "base") == said(None)
+    listed = {card["id"]: card for card in client.get("/v1/models").json()["data"]}
+    assert {"base", "acme@1", "acme@prod", "acme", "team/other"} <= set(listed)
+    assert listed["acme@prod"]["parent"] == "base"
+    assert listed["acme@prod"]["root"] == "polyvera://acme@1"
+
+
+def test_what_is_published_later_answers_without_a_restart(client, store, base, said):
+    assert ask(client, "late").status_code == 404
+    adapter = draw(base, SPEC, 9)
+    store.put("late", adapter)
+    assert text(client, "late") == said(adapter)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../etc/passwd",
+        "acme@../1",
+        "acme@0",
+        "acme@99",
+        "acme@nobody",
+        "/etc",
+        "a\0b",
+        "CON",
+        "x" * 5000,
+        "polyvera://acme@1",
+    ],
+)
+def test_hostile_and_unknown_names_are_not_found(client, name):
+    assert ask(client, name).status_code == 404
+
+
+def test_load_and_unload_endpoints(client, base, said, tmp_path):
+    adapter = draw(base, SPEC, 11)
+    export_peft(adapter, tmp_path / "peft")
+    given = {"lora_name": "mine", "lora_path": str(tmp_path / "peft")}
+    answer = client.post("/v1/load_lora_adapter", json=given)
+    assert (answer.status_code, answer.text.strip('"')) == (200, "Success: LoRA adapter 'mine' added successfully.")
+    assert text(client, "mine") == said(adapter)
+    assert client.post("/v1/unload_lora_adapter", json={"lora_name": "mine"}).status_code == 200
+    assert ask(client, "mine").status_code == 404
+
+
+def test_an_adapter_of_another_pair_is_refused_and_the_server_goes_on(client, base, said, tmp_path):
+    other = AdapterSpec("vera", rank=64, targets=("q_proj", "v_proj"), seed=5)
+    export_peft(draw(base, other, 12), tmp_path / "other")
+    text(client, "acme@1")
+    answer = client.post("/v1/load_lora_adapter", json={"lora_name": "o", "lora_path": str(tmp_path / "other")})
+    assert answer.status_code == 500
+    assert "share" in answer.json()["error"]["message"]
+    assert text(client, "base") == said(None)
+
+
+@pytest.mark.parametrize(
+    ("env", "more", "why"),
+    [
+        ({"POLYVERA_METHODS": "verra"}, [], "did you mean 'vera'"),
+        ({}, ["--fully-sharded-loras"], "fully_sharded_loras is not served"),
+    ],
+)
+def test_what_cannot_be_stops_the_start(env, more, why):
+    started = subprocess.run(
+        command(free_port(), *more),
+        env=environment(**env),
+        capture_output=True,
+        text=True,
+        timeout=START_S,
+        check=False,
+    )
+    assert started.returncode != 0
+    assert why in started.stdout + started.stderr
