@@ -1,0 +1,193 @@
+"""The engine against generate(), against itself without adapters, and against itself with more of them.
+
+Ratios of one run on an idle machine:
+
+    python benchmarks/serve.py [--rounds 3] [--only generate rows resident load]
+
+generate   the engine without adapters against transformers' generate(), left-padded, 16 rows x 32 tokens (bar 2.0)
+rows       64 rows with 1, 8 and 64 distinct adapters against none, on q,v (bar 0.9) and on all layers (bar 0.68)
+resident   64 rows with 10, 1,000 and 10,000 resident adapters (bar: within 5 %)
+load       a request of an adapter that is not resident: time added to it (bar: p99 10 ms) and to others (2 ms)
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Sequence
+from statistics import median
+from time import monotonic
+
+import numpy as np
+import torch
+
+from polyvera.adapter.adapter import Adapter
+from polyvera.adapter.inject import eject, extract, inject
+from polyvera.adapter.spec import AdapterSpec
+from polyvera.serve.engine import Engine
+from polyvera.serve.limits import Limits
+from polyvera.serve.request import Sampling
+from polyvera.store.name import AdapterRef
+from polyvera.store.registry import Registry
+from polyvera.train.model import Base, load_base
+
+PROMPT, TOKENS = 16, 32
+QV, ALL = ("q_proj", "v_proj"), "all-linear"
+
+
+def main() -> None:
+    """Runs the parts that were asked for."""
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("--model", default="smollm2")
+    args.add_argument("--rounds", type=int, default=3)
+    args.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    given = args.parse_args()
+    base = load_base(given.model)
+    base.model.eval()
+    print(f"{torch.get_num_threads()} threads, {given.model}, medians of {given.rounds} rounds")
+    for part in given.only:
+        PARTS[part](base, given.rounds)
+
+
+def prompts(base: Base, num_rows: int) -> list[list[int]]:
+    """Random tokens, the same at every call."""
+    draw = np.random.RandomState(0)
+    return [draw.randint(100, base.model.config.vocab_size - 100, PROMPT).tolist() for _ in range(num_rows)]
+
+
+def published(base: Base, registry: Registry, targets: str | Sequence[str], num: int) -> list[AdapterRef]:
+    """So many adapters of rank 256 with small random numbers."""
+    spec = AdapterSpec(rank=256, targets=targets, seed=0)
+    bank = inject(base.model, spec)
+    fresh = extract(bank, bank.first, spec, base.model)
+    eject(base.model)
+    torch.manual_seed(0)
+    made = (Adapter(spec, fresh.layout, _near(fresh.flat), fresh.basis_sha256, None, fresh.base) for _ in range(num))
+    return [registry.put(f"bench/a{i}", adapter) for i, adapter in enumerate(made)]
+
+
+def _near(flat: torch.Tensor) -> torch.Tensor:
+    return flat + 0.01 * torch.randn_like(flat)
+
+
+def answer_all(engine: Engine, rows: Sequence[list[int]], refs: Sequence[AdapterRef | None]) -> float:
+    """Seconds until every row has its tokens."""
+    greedy = Sampling(max_tokens=TOKENS, ignore_eos=True)
+    started = monotonic()
+    asked = [engine.answer(row, ref, greedy) for row, ref in zip(rows, refs, strict=True)]
+    for one in asked:
+        one.result(600)
+    return monotonic() - started
+
+
+def interleaved(cases: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """The median seconds of each case, the cases in turn, after one turn that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    for turn in range(rounds + 1):
+        for name, case in cases.items():
+            seconds = case()
+            if turn:
+                times[name].append(seconds)
+    return {name: median(several) for name, several in times.items()}
+
+
+def part_generate(base: Base, rounds: int) -> None:
+    """The engine, which is started anew for its turns since it holds the model, against generate()."""
+    rows = prompts(base, 16)
+    ids = torch.tensor(rows)
+
+    def generate() -> float:
+        started = monotonic()
+        model = base.model
+        model.generate(  # type: ignore[operator]
+            ids, attention_mask=torch.ones_like(ids), min_new_tokens=TOKENS, max_new_tokens=TOKENS, do_sample=False
+        )
+        return monotonic() - started
+
+    def engine() -> float:
+        with Engine(base.model, base.tokenizer, limits=Limits(prefix_bytes=0)) as served:
+            answer_all(served, rows, [None] * len(rows))
+            return answer_all(served, rows, [None] * len(rows))
+
+    found = interleaved({"generate": generate, "engine": engine}, rounds)
+    speed = {name: len(rows) * TOKENS / seconds for name, seconds in found.items()}
+    print(
+        f"generate {speed['generate']:.0f} tokens/s, engine {speed['engine']:.0f}: {ratio(found, 'generate', 'engine')}"
+    )
+
+
+def ratio(found: dict[str, float], of: str, to: str) -> str:
+    """How many times as fast `to` is as `of`."""
+    return f"{found[of] / found[to]:.3f} x"
+
+
+def part_rows(base: Base, rounds: int) -> None:
+    """64 rows, with none, 1, 8 and 64 adapters."""
+    rows = prompts(base, 64)
+    for name, targets in (("q,v", QV), ("all-linear", ALL)):
+        with tempfile.TemporaryDirectory() as folder:
+            registry = Registry(folder)
+            refs = published(base, registry, targets, 64)
+            with Engine(base.model, base.tokenizer, registry, Limits(prefix_bytes=0)) as engine:
+                cases = {"none": _case(engine, rows, [None])}
+                for distinct in (1, 8, 64):
+                    cases[str(distinct)] = _case(engine, rows, refs[:distinct])
+                found = interleaved(cases, rounds)
+        print(f"{name}: none {64 * TOKENS / found['none']:.0f} tokens/s; " + _against(found, "none"))
+
+
+def _case(engine: Engine, rows: Sequence[list[int]], refs: Sequence[AdapterRef | None]) -> Callable[[], float]:
+    chosen = [refs[i % len(refs)] for i in range(len(rows))]
+    return lambda: answer_all(engine, rows, chosen)
+
+
+def _against(found: dict[str, float], first: str) -> str:
+    return ", ".join(f"{name}: {ratio(found, first, name)}" for name in found if name != first)
+
+
+def part_resident(base: Base, rounds: int) -> None:
+    """64 rows over as many resident adapters as there are."""
+    rows = prompts(base, 64)
+    with tempfile.TemporaryDirectory() as folder:
+        registry = Registry(folder)
+        refs = published(base, registry, QV, 10_000)
+        with Engine(base.model, base.tokenizer, registry, Limits(prefix_bytes=0, num_slots=10_000)) as engine:
+            found = {}
+            for num in (10, 1_000, 10_000):
+                for ref in refs[:num]:
+                    engine.preload(ref)
+                chosen = [refs[i * num // 64 % num] for i in range(64)]
+                found[str(num)] = interleaved({"": lambda c=chosen: answer_all(engine, rows, c)}, rounds)[""]  # type: ignore[misc]
+            held = len(engine.stats().resident)
+    print(f"{held} resident at the end; against 10: {_against(found, '10')}")
+
+
+def part_load(base: Base, rounds: int) -> None:
+    """First tokens of resident and of new adapters in turn, with nothing else running, and the steps of others."""
+    row = prompts(base, 1)[0]
+    one = Sampling(max_tokens=1)
+    with tempfile.TemporaryDirectory() as folder:
+        registry = Registry(folder)
+        refs = published(base, registry, QV, 200)
+        steps: list[float] = []
+        observe = lambda name, seconds: steps.append(seconds) if name == "step_s" else None  # noqa: E731
+        with Engine(base.model, base.tokenizer, registry, Limits(prefix_bytes=0), observe) as engine:
+            engine.answer(row, refs[0], one).result(60)
+            warm, cold = [], []
+            for ref in refs[1:]:
+                for times, which in ((warm, refs[0]), (cold, ref)):
+                    started = monotonic()
+                    engine.answer(row, which, one).result(60)
+                    times.append(monotonic() - started)
+    added = np.array(cold) - median(warm)
+    print(
+        f"first token {1000 * median(warm):.1f} ms; a load adds {1000 * median(added):.2f} ms, "
+        f"p99 {1000 * float(np.quantile(added, 0.99)):.2f} ms (p99 of the resident: "
+        f"{1000 * float(np.quantile(np.array(warm) - median(warm), 0.99)):.2f} ms)"
+    )
+
+
+PARTS = {"generate": part_generate, "rows": part_rows, "resident": part_resident, "load": part_load}
+
+if __name__ == "__main__":
+    main()
