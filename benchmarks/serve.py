@@ -24,12 +24,12 @@ import torch
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.inject import eject, extract, inject
 from polyvera.adapter.spec import AdapterSpec
+from polyvera.model import Base, load_base
 from polyvera.serve.engine import Engine
 from polyvera.serve.limits import Limits
 from polyvera.serve.request import Sampling
 from polyvera.store.name import AdapterRef
 from polyvera.store.registry import Registry
-from polyvera.train.model import Base, load_base
 
 PROMPT, TOKENS = 16, 32
 QV, ALL = ("q_proj", "v_proj"), "all-linear"

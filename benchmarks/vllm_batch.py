@@ -26,10 +26,10 @@ import torch
 
 from polyvera.adapter.adapter import adapter_from
 from polyvera.adapter.spec import AdapterSpec
+from polyvera.model import locate
 from polyvera.plan import cost
 from polyvera.shapes import model_shapes
 from polyvera.store.registry import Registry
-from polyvera.train.model import locate
 
 TARGETS = {
     "q, v": ("q_proj", "v_proj"),

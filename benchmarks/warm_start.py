@@ -17,10 +17,10 @@ from pathlib import Path
 
 from polyvera import Recipe, Registry, load_base
 from polyvera.adapter.adapter import Adapter
+from polyvera.model import Base
 from polyvera.train.data import read
 from polyvera.train.fleet import Fleet, train_fleet
 from polyvera.train.ledger import FINISHED
-from polyvera.train.model import Base
 from polyvera.train.standing import Standing, standings
 from polyvera.train.start import mean
 from polyvera.train.tenant import Source, Tenant

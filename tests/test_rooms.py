@@ -20,6 +20,7 @@ ROOMS = {
     "adapter": 1,
     "plan": 2,
     "shapes": 2,
+    "model": 2,
     "store": 3,
     "train": 4,
     "serve": 4,

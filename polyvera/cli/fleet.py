@@ -79,8 +79,8 @@ def score(
     out: Console,
 ) -> None:
     """Scores each tenant's adapter on its own rows, beside the base model and the majority answer."""
+    from polyvera.model import load_base
     from polyvera.store.registry import Registry
-    from polyvera.train.model import load_base
     from polyvera.train.standing import standings
     from polyvera.train.tenant import sources
 
@@ -144,8 +144,8 @@ def show(scored: Sequence[Standing], output: Path | None, out: Console) -> None:
 def _score_after(
     recipe: Recipe, everyone: Sequence[Tenant], result: FleetResult, registry: Registry, out: Console
 ) -> None:
+    from polyvera.model import load_base
     from polyvera.train.ledger import FINISHED
-    from polyvera.train.model import load_base
     from polyvera.train.standing import standings
 
     finished = {outcome.name: outcome for outcome in result.of(FINISHED)}

@@ -13,8 +13,8 @@ from polyvera.train.recipe import read_toml
 
 if TYPE_CHECKING:
     from polyvera.adapter.adapter import Adapter
+    from polyvera.model import Base
     from polyvera.store.registry import Registry
-    from polyvera.train.model import Base
 
 BASE = "base"
 
@@ -41,8 +41,8 @@ class Session:
     ) -> Session:
         """Loads the adapters, then the base that they were trained on. Raises RecipeError where they differ in it."""
         from polyvera.adapter.inject import load
+        from polyvera.model import load_base
         from polyvera.store.registry import Registry
-        from polyvera.train.model import load_base
 
         written = {} if recipe is None else read_toml(recipe)
         names = list(names or ([written["name"]] if "name" in written else []))
@@ -134,8 +134,8 @@ def task_of(adapters: Sequence[Adapter]) -> dict[str, Any]:
 
 def imported(folder: Path, model: str, basis_dtype: str | None) -> Adapter:
     """A PEFT folder as an adapter that knows its base by name and fingerprint."""
+    from polyvera.model import load_base
     from polyvera.store.peft import import_peft
-    from polyvera.train.model import load_base
 
     return replace(import_peft(folder, load_base(model).model, basis_dtype=basis_dtype), model=model)
 

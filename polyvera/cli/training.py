@@ -66,10 +66,10 @@ def _publish(adapter: object, publish: Publish, out: Console) -> None:
 def print_cost(recipe: Recipe, publish: Publish, out: Console, everyone: Sequence[Tenant] = ()) -> None:
     """What the run costs; with tenants, what a fleet of them does. Raises DataError, RecipeError or TargetError."""
     from polyvera.adapter.sites import find_head
+    from polyvera.model import config_source
     from polyvera.shapes import meta_model, model_shapes, read_config
     from polyvera.train.encoding import LABEL
     from polyvera.train.fleet import SLOTS, first_table
-    from polyvera.train.model import config_source
     from polyvera.train.trainer import read_tables
 
     data = first_table(everyone, recipe) if everyone else read_tables(recipe).training

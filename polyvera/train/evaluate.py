@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from polyvera.adapter.route import route
 from polyvera.errors import DataError
+from polyvera.model import pad_id
 from polyvera.train.batch import Collator
 from polyvera.train.data import Example, Table
 from polyvera.train.encoding import IGNORED, LABEL, Encoded, encode
 from polyvera.train.generate import RowSlots, by_length, evaluating, generate, positions, row_slots
-from polyvera.train.model import pad_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

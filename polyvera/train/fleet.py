@@ -26,6 +26,7 @@ from polyvera.adapter.inject import extract, head_tensors
 from polyvera.adapter.route import route
 from polyvera.adapter.sites import find_head
 from polyvera.errors import DataError, PolyveraError
+from polyvera.model import Base, load_base, pad_id
 from polyvera.store.registry import Registry
 from polyvera.train.batch import Collator, packed
 from polyvera.train.data import Table
@@ -34,7 +35,6 @@ from polyvera.train.generate import evaluating
 from polyvera.train.ledger import FINISHED, QUARANTINED, SKIPPED, Ledger, Outcome
 from polyvera.train.loss import row_losses
 from polyvera.train.member import Member, SlotWeights, num_items
-from polyvera.train.model import Base, load_base, pad_id
 from polyvera.train.recipe import Recipe
 from polyvera.train.tenant import Tables, Tenant, tenants
 from polyvera.train.token_rows import TokenRows

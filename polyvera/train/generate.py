@@ -11,10 +11,10 @@ import torch
 from polyvera.adapter.inject import slot_table
 from polyvera.adapter.route import route
 from polyvera.errors import DataError, SlotError
+from polyvera.model import pad_id
 from polyvera.train.batch import padded
 from polyvera.train.data import Prompt
 from polyvera.train.encoding import prompt_ids
-from polyvera.train.model import pad_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -11,10 +11,10 @@ from statistics import median
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.inject import eject, load
+from polyvera.model import Base
 from polyvera.train.data import Example, Table
 from polyvera.train.encoding import LABEL
 from polyvera.train.evaluate import evaluate
-from polyvera.train.model import Base
 
 AT_A_TIME = 16
 MAJORITY = "majority"

@@ -21,6 +21,7 @@ from polyvera.adapter.inject import banks_of, eject, extract, inject
 from polyvera.adapter.route import BASE_SLOT, checkpoint_context, route
 from polyvera.adapter.sites import find_head
 from polyvera.errors import RecipeError
+from polyvera.model import Base, load_base, pad_id
 from polyvera.train import checkpoint
 from polyvera.train.budget import Allocator, compacted, schedule
 from polyvera.train.callback import Best, Pruning, Shown
@@ -30,7 +31,6 @@ from polyvera.train.encoding import LABEL, Encoded, encode
 from polyvera.train.evaluate import evaluate, measured
 from polyvera.train.generate import positions
 from polyvera.train.loop import Loop, arguments, columns_of
-from polyvera.train.model import Base, load_base, pad_id
 from polyvera.train.recipe import Recipe
 from polyvera.train.tenant import Tables, only_tenant
 

@@ -14,11 +14,11 @@ from polyvera.adapter.inject import inject, load
 from polyvera.adapter.method import METHODS
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import LayoutError
+from polyvera.model import Base
 from polyvera.store.registry import Registry
 from polyvera.train.fleet import Fleet, train_fleet
 from polyvera.train.ledger import FINISHED, QUARANTINED, SKIPPED
 from polyvera.train.member import SlotWeights
-from polyvera.train.model import Base
 from polyvera.train.recipe import Recipe
 from polyvera.train.tenant import Source, Tenant
 from polyvera.train.trainer import train

@@ -7,10 +7,10 @@ import pytest
 from tiny_models import counting_rows, make_classifier, make_model, make_tokenizer
 
 from polyvera.adapter.inject import banks_of, load
+from polyvera.model import Base
 from polyvera.train.data import Table, read
 from polyvera.train.evaluate import bleu, evaluate
 from polyvera.train.fleet import train_fleet
-from polyvera.train.model import Base
 from polyvera.train.recipe import Recipe
 from polyvera.train.standing import Standing, draw, page, standings, write
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from tiny_models import make_model, make_tokenizer
 
+from polyvera.model import Base
 from polyvera.train.fleet import FleetResult, train_fleet
 from polyvera.train.ledger import Outcome
-from polyvera.train.model import Base
 from polyvera.train.recipe import Recipe
 from polyvera.train.trainer import TrainResult, train
 

@@ -26,7 +26,7 @@ OTHER_SEED = AdapterSpec("vera", rank=64, targets=("q_proj", "v_proj"), seed=1, 
 def base():
     from transformers import AutoModelForCausalLM
 
-    from polyvera.train.model import locate
+    from polyvera.model import locate
 
     model = AutoModelForCausalLM.from_pretrained(locate("smollm2"), dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None  # answers of one length
@@ -37,7 +37,7 @@ def base():
 def prompts():
     from transformers import AutoTokenizer
 
-    from polyvera.train.model import locate
+    from polyvera.model import locate
 
     tokenizer = AutoTokenizer.from_pretrained(locate("smollm2"))
     return [tokenizer(text).input_ids for text in PROMPTS]
@@ -67,7 +67,7 @@ def engine(store):
 def _engine():
     from vllm import LLM
 
-    from polyvera.train.model import locate
+    from polyvera.model import locate
 
     lora = {"enable_lora": True, "max_loras": 16, "max_lora_rank": 8, "max_cpu_loras": 64}
     sizes = {"max_model_len": 128, "max_num_seqs": 32, "max_num_batched_tokens": 1024}

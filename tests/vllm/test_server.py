@@ -27,7 +27,7 @@ START_S = 300
 def base():
     from transformers import AutoModelForCausalLM
 
-    from polyvera.train.model import locate
+    from polyvera.model import locate
 
     model = AutoModelForCausalLM.from_pretrained(locate("smollm2"), dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None
@@ -45,7 +45,7 @@ def store(base, tmp_path_factory):
 
 
 def command(port: int, *more: str) -> list[str]:
-    from polyvera.train.model import locate
+    from polyvera.model import locate
 
     vllm = f"{os.path.dirname(sys.executable)}/vllm"  # noqa: PTH120 - pathlib would follow the link out of the venv
     lora = ["--enable-lora", "--max-loras", "4", "--max-lora-rank", "8", "--max-cpu-loras", "16"]
@@ -107,7 +107,7 @@ def said(base):
     """What transformers says with an adapter."""
     from transformers import AutoTokenizer
 
-    from polyvera.train.model import locate
+    from polyvera.model import locate
 
     tokenizer = AutoTokenizer.from_pretrained(locate("smollm2"))
     prompt = tokenizer(PROMPTS[0]).input_ids

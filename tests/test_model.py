@@ -7,11 +7,11 @@ import pytest
 import torch
 from tiny_models import make_classifier, make_model, make_tokenizer
 
+from polyvera import model as models
 from polyvera.errors import RecipeError
-from polyvera.train import model as models
+from polyvera.model import WHEELS, load_base, locate
 from polyvera.train.data import read
 from polyvera.train.evaluate import evaluate
-from polyvera.train.model import WHEELS, load_base, locate
 
 
 def saved(folder: Path, model: Any) -> str:
