@@ -176,8 +176,10 @@ class Engine:
         self._inbox.do(lambda: self._residents.dismiss(ref))
 
     def stats(self) -> Stats:
-        """What runs, waits and is resident, as it was after the last step."""
-        return Stats(num_slots=self.limits.num_slots) if self._thread is None else self._loop.stats
+        """What runs and waits, as it was after the last step, and what is resident."""
+        if self._thread is None:
+            return Stats(num_slots=self.limits.num_slots)
+        return replace(self._loop.stats, resident=self._residents.told())  # thousands: not at every step
 
     def drain(self, timeout_s: float = 30.0) -> bool:
         """Takes no new requests, and waits for those there; whether all of them ended in time."""

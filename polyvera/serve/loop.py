@@ -234,7 +234,7 @@ class Loop:
             for row in list(self._scheduler.running)
         )
         totals = {**self._totals, **self._residents.totals}
-        return Stats(running, self._inbox.num_waiting, self._residents.told(), self._limits.num_slots, totals)
+        return Stats(running, self._inbox.num_waiting, (), self._limits.num_slots, totals)
 
 
 def _owner(request: Request) -> tuple[str, AdapterRef | None]:

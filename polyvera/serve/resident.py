@@ -174,8 +174,8 @@ class Residents:
             self._clear(seat)
 
     def told(self) -> tuple[Resident, ...]:
-        """The resident adapters, the latest used first."""
-        leaving = [seat for seat in self._taken.values() if seat.is_dismissed]
+        """The resident adapters, the latest used first. Any thread: the seats are copied in one step."""
+        leaving = [seat for seat in list(self._taken.values()) if seat.is_dismissed]
         return tuple(seat.told() for seat in (*leaving, *reversed(list(self._seats.values()))))
 
     @property
