@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 MAX_FAILURES = 3
 LOOK_AHEAD = 64
+NO_ROUTE: tuple[tuple[int, ...], Route] = ((), Route(0))
 
 
 class Loop:
@@ -55,7 +56,7 @@ class Loop:
         self._scheduler = Scheduler(limits.max_rows, limits.chunk or 1)
         self._cache = Cache(limits.max_rows, self._context)
         self._prefixes = Prefixes(limits.prefix_bytes)
-        self._route: tuple[tuple[int, ...], Route] = ((), Route(0))
+        self._route = NO_ROUTE
         self._totals = dict.fromkeys(("steps", "prompt_tokens", "answer_tokens", "reused_tokens"), 0)
         self._num_failures = 0
         self.stats = self._told()
@@ -90,9 +91,10 @@ class Loop:
     def _schedule(self) -> Batch | None:
         """Takes in what has come, gives free rows to who waits, and lays the next tokens side by side."""
         self._residents.settle()
+        cancelled = self._inbox.cancelled()  # first: whoever is cancelled has arrived by then
         for request in self._inbox.arrived():
             self._scheduler.add(request)
-        for request in self._inbox.cancelled():
+        for request in cancelled:
             self._cancel(request)
         self._inbox.do_jobs()
         for request, error in self._scheduler.admit(lambda r: self._residents.acquire(r.adapter), self._start):
@@ -181,6 +183,7 @@ class Loop:
         self._scheduler.finish(row)
         self._cache.clear(row.place, row.num_computed)
         self._residents.release(row.slot)
+        self._route = NO_ROUTE  # the slot may be another adapter's when its number comes again
         self._tell(row.request, output)
 
     def _keep_prefix(self, row: Row, tokens: Sequence[int]) -> None:
