@@ -14,6 +14,8 @@ PolyveraError
 ├── ServeError         a request that cannot be served
 │   ├── SamplingError  a sampling choice that cannot be, or a prompt that doesn't fit (also a ValueError)
 │   ├── BusyError      too many requests at the moment
+│   ├── SizeError      more bytes than are taken
+│   ├── SlowError      bytes that come too slowly
 │   ├── ClosedError    the engine is stopping, or has stopped
 │   └── AccessError    a key that is missing, unknown, or not allowed to do this
 ├── DataError          training or evaluation data that cannot be used
@@ -84,6 +86,14 @@ class BusyError(ServeError):
     def __init__(self, message: str, retry_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_s = retry_s
+
+
+class SizeError(ServeError):
+    """More bytes than are taken."""
+
+
+class SlowError(ServeError):
+    """Bytes that come too slowly."""
 
 
 class ClosedError(ServeError):
