@@ -141,27 +141,25 @@ class Engine:
         done: Future[None] = Future()
 
         def job() -> bool:
-            if done.cancelled():
-                return True
             try:
-                slot = self._residents.acquire(ref)
+                is_over = done.cancelled() or self._held_once(ref, pin)
             except PolyveraError as error:
-                done.set_exception(error)
+                if done.set_running_or_notify_cancel():
+                    done.set_exception(error)
                 return True
-            if slot is None:
-                return False
-            if pin:
-                self._residents.pin(ref, True)
-            self._residents.release(slot)
-            done.set_result(None)
-            return True
+            if is_over and done.set_running_or_notify_cancel():
+                done.set_result(None)
+            return is_over
 
         self._inbox.do(job)
         try:
             done.result(timeout_s)
         except TimeoutError:
-            done.cancel()
-            raise BusyError(f"{ref} is not resident after {timeout_s:g} s: every slot is in use or pinned") from None
+            if done.cancel():
+                raise BusyError(
+                    f"{ref} is not resident after {timeout_s:g} s: every slot is in use or pinned"
+                ) from None
+            done.result()
 
     def pin(self, ref: AdapterRef) -> None:
         """Makes an adapter resident for good."""
@@ -206,6 +204,18 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def _held_once(self, ref: AdapterRef, pin: bool) -> bool:
+        """In the engine's thread: whether an adapter is resident, and pinned where asked."""
+        if not self._inbox.is_open:
+            raise ClosedError("the engine is stopping: it loads no more adapters")
+        slot = self._residents.acquire(ref)
+        if slot is None:
+            return False
+        if pin:
+            self._residents.pin(ref, True)
+        self._residents.release(slot)
+        return True
 
     def _run(self) -> None:
         with ExitStack() as stack:

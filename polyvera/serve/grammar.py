@@ -7,9 +7,11 @@ from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from polyvera.errors import SamplingError
+from polyvera.errors import SamplingError, ServeError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,20 +26,30 @@ class Grammar:
     """Where one answer stands in its grammar."""
 
     def __init__(self, matcher: Any, num_tokens: int) -> None:
-        import llguidance.torch as bits
-
-        self._matcher, self._bits = matcher, bits
-        self._mask = bits.allocate_token_bitmask(1, num_tokens)
+        self._matcher, self._num_tokens = matcher, num_tokens
+        self._mask = np.zeros((num_tokens + 31) // 32, np.uint32)
 
     def restrict(self, logits: Tensor) -> None:
-        """Bars the tokens that the grammar does not allow next; logits (vocabulary,), in place."""
-        self._bits.fill_next_token_bitmask(self._matcher, self._mask)
-        self._bits.apply_token_bitmask_inplace(logits[None], self._mask.to(logits.device))
+        """Bars the tokens that the grammar does not allow next; logits (vocabulary,), in place.
+
+        Raises ServeError where the grammar allows none.
+        """
+        # llguidance's own product of mask and logits is compiled at the first request, which takes seconds.
+        self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        self._check()
+        bits = np.unpackbits(self._mask.view(np.uint8), bitorder="little")[: self._num_tokens]
+        logits.masked_fill_(torch.from_numpy(bits == 0).to(logits.device), -torch.inf)
 
     def accept(self, token: int) -> bool:
-        """Moves on by one token; whether nothing can follow it."""
+        """Moves on by one token; whether nothing can follow it. Raises ServeError for a token that is not allowed."""
         self._matcher.consume_token(token)
+        self._check()
         return bool(self._matcher.is_stopped())
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            why = self._matcher.get_error().partition("<state>")[0].strip()
+            raise ServeError(f"the answer cannot go on as its JSON schema says: {why}")
 
 
 class Grammars:
@@ -58,13 +70,18 @@ class Grammars:
             text = ANY_OBJECT if parsed == {} else json.dumps(parsed)
             with self._lock:
                 known = self._known
-            grammar = llguidance.LLMatcher.grammar_from_json_schema(text, defaults=COMPACT)
-            matcher = llguidance.LLMatcher(known, grammar)
+            rules = llguidance.LLMatcher.grammar_from_json_schema(text, defaults=COMPACT)
+            matcher = llguidance.LLMatcher(known, rules)
         except (ValueError, RecursionError) as error:
             raise SamplingError(f"the JSON schema cannot be followed: {error}") from error
         if matcher.is_error():
             raise SamplingError(f"the JSON schema cannot be followed: {matcher.get_error()}")
-        return Grammar(matcher, self._num_tokens)
+        grammar = Grammar(matcher, self._num_tokens)
+        try:
+            grammar.restrict(torch.zeros(self._num_tokens))  # one that allows no first token fails here
+        except ServeError as error:
+            raise SamplingError(f"the JSON schema cannot be followed: {error}") from error
+        return grammar
 
     @cached_property
     def _known(self) -> Any:

@@ -15,12 +15,12 @@ Job = Callable[[], bool | None]
 class Inbox:
     """Requests that came, requests to cancel, and jobs for the engine's thread. Any number of threads.
 
-    num_waiting: requests that came and neither run nor have ended, at most max_waiting. A job is called at every step
-    until it answers anything but False.
+    num_waiting: requests that came and neither run nor have ended, at most max_waiting. num_open: those that have not
+    ended. A job is called at every step until it answers anything but False, and once more at the engine's end.
     """
 
     def __init__(self, max_waiting: int) -> None:
-        self.max_waiting, self.num_waiting = max_waiting, 0
+        self.max_waiting, self.num_waiting, self.num_open = max_waiting, 0, 0
         self.is_open = False
         self.wake = Event()
         self._lock = Lock()
@@ -36,6 +36,7 @@ class Inbox:
             if self.num_waiting >= self.max_waiting:
                 raise BusyError(f"{self.num_waiting} requests wait already, as many as may: try again later")
             self.num_waiting += 1
+            self.num_open += 1
             self._arrived.append(request)
         self.wake.set()
 
@@ -61,6 +62,11 @@ class Inbox:
         """Says that a request waits no longer."""
         with self._lock:
             self.num_waiting -= 1
+
+    def ended(self) -> None:
+        """Says that a request has been told its end."""
+        with self._lock:
+            self.num_open -= 1
 
     def arrived(self) -> list[Request]:
         """The requests that came since the last call."""

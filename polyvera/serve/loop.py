@@ -19,7 +19,7 @@ from polyvera.serve.inbox import Inbox
 from polyvera.serve.limits import Limits
 from polyvera.serve.request import CANCELLED, FAILED, LENGTH, STOP, Output, Request, Token
 from polyvera.serve.resident import Observe, Residents
-from polyvera.serve.sampler import sample
+from polyvera.serve.sampler import Drawn, sample
 from polyvera.serve.scheduler import Row, Scheduler
 from polyvera.serve.stats import Running, Stats
 from polyvera.serve.text import Text
@@ -63,8 +63,8 @@ class Loop:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a request waits or runs."""
-        return bool(self._inbox.num_waiting or self._scheduler.running)
+        """Whether a request has come and has not been told its end."""
+        return self._inbox.num_open > 0
 
     def step(self) -> bool:
         """One step; whether there was anything to compute. Raises the last of several failures in a row."""
@@ -86,6 +86,7 @@ class Loop:
         for request in (*self._inbox.arrived(), *self._scheduler.waiting()):
             self._inbox.left()
             self._tell(request, Output(finish=finish, problem=problem))
+        self._inbox.do_jobs()
         self.stats = self._told()
 
     def _schedule(self) -> Batch | None:
@@ -125,20 +126,18 @@ class Loop:
         self._totals["steps"] += 1
         return out.logits[0, : len(batch.rows), : self._num_tokens]  # type: ignore[no-any-return]
 
-    def _sample(self, batch: Batch, logits: Tensor) -> list[Token | None]:
+    def _sample(self, batch: Batch, logits: Tensor) -> list[Drawn]:
         return sample(logits, [row.choice for row in batch.rows], [row.request.answer for row in batch.rows])
 
-    def _commit(self, batch: Batch, tokens: Sequence[Token | None]) -> None:
+    def _commit(self, batch: Batch, tokens: Sequence[Drawn]) -> None:
         """Adds each row's token to its answer, tells it, and ends what is complete."""
         for row, token in zip(batch.rows, tokens, strict=True):
             request = row.request
-            if not request.answer:
+            if not (request.answer or isinstance(token, ServeError)):
                 request.first_token = monotonic()
                 self._keep_prefix(row, request.prompt)
-            if token is None:
-                name = request.adapter or "the base model"
-                problem = ServeError(f"{name} gave numbers that are not finite for this prompt")
-                self._end(row, Output(finish=FAILED, problem=problem))
+            if isinstance(token, ServeError):
+                self._end(row, Output(finish=FAILED, problem=token))
                 continue
             self._totals["answer_tokens"] += 1
             request.answer.append(token.id)
@@ -230,6 +229,8 @@ class Loop:
             log.exception("a listener failed; its request is cancelled")
             if row is not None:
                 self._inbox.cancel(request)
+        if output.finish is not None:
+            self._inbox.ended()
 
     def _told(self) -> Stats:
         running = tuple(

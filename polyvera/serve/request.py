@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from math import isfinite
 from time import monotonic
 from typing import Any
 
@@ -14,6 +13,7 @@ from polyvera.store.name import AdapterRef
 
 STOP, LENGTH, CANCELLED, FAILED = "stop", "length", "cancelled", "error"
 MAX_LOGPROBS, MAX_STOPS, MAX_STOP_CHARS = 20, 16, 256
+MIN_TEMPERATURE = 1e-5  # logits over less are beyond fp32
 _numbers = count(1)
 
 
@@ -22,6 +22,7 @@ class Sampling:
     """How tokens are chosen. Raises SamplingError for a choice that cannot be.
 
     max_tokens: at most so many, None for as many as the context holds. temperature: 0 is greedy. top_k: 0 is all.
+    top_p: of the probability that top_k leaves. min_tokens: no end and none of stop_ids before so many.
     stop: texts that end the answer and are left out of it. stop_ids: tokens that do. repetition_penalty: divides the
     logits of tokens seen in prompt or answer (as in transformers); presence and frequency: subtracted from those seen
     in the answer (as at OpenAI). bias: (token, added to its logit). logprobs: alternatives told with each token, 0 to
@@ -48,20 +49,20 @@ class Sampling:
     def __post_init__(self) -> None:
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
-            if value is not None and not (isfinite(value) and low <= value <= high):
+            if value is not None and not low <= value <= high:  # no NaN is
                 raise SamplingError(f"{name}={value!r}: it is from {low:g} to {high:g}")
         if self.repetition_penalty == 0.0 or self.top_p == 0.0:
             name = "top_p" if self.top_p == 0.0 else "repetition_penalty"
             raise SamplingError(f"{name}=0: it is more than 0")
         if len(self.stop) > MAX_STOPS or not all(1 <= len(s) <= MAX_STOP_CHARS for s in self.stop):
             raise SamplingError(f"stop: at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARS} characters each")
-        if not all(isfinite(value) and -100.0 <= value <= 100.0 for _, value in self.bias):
+        if not all(-100.0 <= value <= 100.0 for _, value in self.bias):
             raise SamplingError("logit_bias: each value is from -100 to 100")
 
     @property
     def is_greedy(self) -> bool:
         """Whether the likeliest token is taken."""
-        return self.temperature == 0.0
+        return self.temperature < MIN_TEMPERATURE
 
 
 RANGES: dict[str, tuple[float, float]] = {

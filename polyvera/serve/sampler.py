@@ -8,10 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from polyvera.errors import ServeError
 from polyvera.serve.grammar import Grammar
 from polyvera.serve.request import Sampling, Token
 
 SEED_BITS = 63
+Drawn = Token | ServeError
 
 
 class Choice:
@@ -70,13 +72,14 @@ class Choice:
         return int(tokens[min(int(torch.searchsorted(total, at, right=True)), kept - 1)])
 
     def _num_kept(self, probs: Tensor) -> int:
-        """How many of the likeliest tokens stay, of those that are possible at all."""
+        """How many of the likeliest tokens stay, of those that are possible at all; top_p is of what top_k left."""
         s = self.sampling
         kept = int((probs > max(0.0, s.min_p * float(probs[0]) * (1 - 1e-6))).sum())
         if s.top_k:
             kept = min(kept, s.top_k)
         if s.top_p < 1.0:
-            kept = min(kept, int((probs.cumsum(0) < s.top_p).sum()) + 1)
+            total = probs[: s.top_k or len(probs)].cumsum(0)
+            kept = min(kept, int((total < s.top_p * float(total[-1])).sum()) + 1)
         return max(kept, 1)
 
     def _random(self) -> torch.Generator:
@@ -96,15 +99,22 @@ class Choice:
         return Token(chosen, float(logprobs[chosen]), top)
 
 
-def sample(logits: Tensor, choices: Sequence[Choice], answers: Sequence[Sequence[int]]) -> list[Token | None]:
-    """logits (rows, vocabulary) -> one token a row, None for a row whose numbers are not finite."""
+def sample(logits: Tensor, choices: Sequence[Choice], answers: Sequence[Sequence[int]]) -> list[Drawn]:
+    """logits (rows, vocabulary) -> one token a row, an error for a row that has none."""
     values, likeliest = (t.tolist() for t in logits.max(-1))
-    tokens: list[Token | None] = []
+    tokens: list[Drawn] = []
     for i, choice in enumerate(choices):
         if not abs(values[i]) < float("inf"):  # a NaN is the largest, and less than nothing
-            tokens.append(None)
+            tokens.append(ServeError("this model and adapter gave numbers that are not finite for this prompt"))
         elif choice.is_plain:
             tokens.append(Token(likeliest[i]))
         else:
-            tokens.append(choice.token(logits[i].float(), answers[i]))
+            tokens.append(_drawn(choice, logits[i].float(), answers[i]))
     return tokens
+
+
+def _drawn(choice: Choice, logits: Tensor, answer: Sequence[int]) -> Drawn:
+    try:
+        return choice.token(logits, answer)
+    except ServeError as error:
+        return error

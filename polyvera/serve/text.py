@@ -9,35 +9,47 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+BROKEN = "\ufffd"
+
+
 class Text:
     """One answer's text. What could still become a stop text, or a part of a character, is held back."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> None:
-        from tokenizers.decoders import DecodeStream
-
         self._tokenizer: Any = tokenizer.backend_tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
         self._stop, self._longest = tuple(stop), max(map(len, stop), default=0)
         self._tokens: list[int] = []
         self._held = ""
-        self._decoded = ""
+        self._before = ""  # the text of the tokens from _first to _last, which is decoded already
+        self._first = self._last = 0
         self.is_stopped = False
 
     def add(self, token: int) -> str:
         """The text that is certain with one more token; is_stopped afterwards where it reached a stop text."""
         self._tokens.append(token)
-        new = self._stream.step(self._tokenizer, token) or ""
-        self._decoded += new
-        return self._released(new, is_last=False)
+        return self._released(self._decoded(is_last=False), is_last=False)
 
     def finish(self) -> str:
         """What was held back, at the end of the answer."""
         if self.is_stopped:
             return ""
-        whole = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
-        rest = whole[len(self._decoded) :] if whole.startswith(self._decoded) else ""
-        self._decoded += rest
-        return self._released(rest, is_last=True)
+        return self._released(self._decoded(is_last=True), is_last=True)
+
+    def _decoded(self, is_last: bool) -> str:
+        """What the tokens since the last text add to it, '' where that may be a part of a character.
+
+        tokenizers' own DecodeStream raises where bytes that are no text change the text before them.
+        """
+        now = self._decode(self._first)
+        if len(now) <= len(self._before) or (now.endswith(BROKEN) and not is_last):
+            return ""
+        new = now[len(self._before) :]
+        self._first, self._last = self._last, len(self._tokens)
+        self._before = self._decode(self._first)
+        return new
+
+    def _decode(self, first: int) -> str:
+        return self._tokenizer.decode(self._tokens[first:], skip_special_tokens=True)  # type: ignore[no-any-return]
 
     def _released(self, new: str, is_last: bool) -> str:
         self._held += new
