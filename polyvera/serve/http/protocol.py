@@ -123,7 +123,7 @@ def several(given: Prompt) -> Prompts:
     """One text or list of tokens for each prompt."""
     if isinstance(given, str):
         return [given]
-    return [given] if given and isinstance(given[0], int) else given  # type: ignore[return-value, list-item]
+    return [given] if given and isinstance(given[0], int) else given  # type: ignore[return-value]
 
 
 class CompletionBody(Choices):

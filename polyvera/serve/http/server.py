@@ -58,18 +58,17 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 class Server:
-    """One app on one port. run() returns after SIGTERM or SIGINT, when the running answers are done.
+    """One app on one port, bound at once. run() returns after SIGTERM or SIGINT, when the running answers are done.
 
-    Raises ServeError for an address that other machines reach without a file of keys.
+    Raises ServeError for an address that is taken, or that other machines reach without a file of keys.
     """
 
     def __init__(self, app: FastAPI, engine: Any, settings: Settings, state: State, host: str, port: int) -> None:
         check_address(host, settings)
         self._engine, self._settings, self._state = engine, settings, state
+        self._socket = _bound(host, port)
         config = uvicorn.Config(
             app,
-            host,
-            port,
             http=partial(BoundedProtocol, head_s=settings.read_s, write_s=settings.write_s),  # type: ignore[arg-type]
             log_level="warning",
             access_log=False,
@@ -83,7 +82,7 @@ class Server:
 
     def run(self) -> None:
         """Serves until it is told to stop."""
-        self._server.run()
+        self._server.run(sockets=[self._socket])
 
     def stop(self) -> None:
         """Takes no new requests, lets the running answers end, and then returns from run(). Any thread."""
@@ -92,15 +91,10 @@ class Server:
             Thread(target=self._drain, name="polyvera-drain", daemon=True).start()
 
     @property
-    def is_up(self) -> bool:
-        """Whether it listens."""
-        return self._server.started
-
-    @property
-    def port(self) -> int:
-        """The port, also where 0 was asked for."""
-        found: int = self._server.servers[0].sockets[0].getsockname()[1]
-        return found
+    def url(self) -> str:
+        """Where it listens."""
+        host, port = self._socket.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if self._state.is_draining and number == signal.SIGINT:  # asked twice
@@ -112,6 +106,14 @@ class Server:
         if not self._engine.drain(self._settings.drain_s):
             log.warning("some answers were not done after %g s", self._settings.drain_s)
         self._server.should_exit = True
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        raise ServeError(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port") from None
 
 
 def check_address(host: str, settings: Settings) -> None:
