@@ -134,8 +134,8 @@ class LayerBank(nn.Module):
         _, B = self._pair(x)
         own = {k: pick.gather(getattr(self, k), x) for k in self.bank.layout.method.trained}
         mask = None if pick.mask is None else pick.gather_mask(x)
-        if mask is not None:
-            own["b"] = own["b"] * mask
+        if mask is not None:  # nothing of a slot reaches the rows of others, not even 0 times its infinity
+            own = {k: torch.where(mask > 0, v, 0.0) for k, v in own.items()}
         norm = None
         if "m" in own:
             every = torch.stack([self._norm_to_use(i, self.of_slot(i)) for i in self._used(pick)])

@@ -66,7 +66,8 @@ def find_sites(model: nn.Module, spec: AdapterSpec) -> dict[str, tuple[int, int]
 
 def _chosen(model: nn.Module, layers: dict[str, nn.Module], targets: str | tuple[str, ...]) -> set[str]:
     if targets == ALL_LINEAR:
-        return {n for n, m in layers.items() if not _is_output(model, n, m)}
+        output = output_of(model)
+        return {n for n in layers if n != output and n.split(".")[0] not in HEAD_NAMES}
     if targets == DEFAULT:
         return _default(model, layers)
     if isinstance(targets, str) and re.search(r"[^\w.\-]", targets):
@@ -112,9 +113,11 @@ def _last_names(layers: dict[str, nn.Module]) -> list[str]:
     return sorted({n.rpartition(".")[2] for n in layers})
 
 
-def _is_output(model: nn.Module, name: str, module: nn.Module) -> bool:
+def output_of(model: nn.Module) -> str | None:
+    """The name of the layer that gives a language model's logits, None where there is none."""
     find_outputs: Any = getattr(model, "get_output_embeddings", lambda: None)
-    return module is find_outputs() or name.split(".")[0] in HEAD_NAMES
+    output = find_outputs()
+    return next((name for name, module in model.named_modules() if module is output), None)
 
 
 def find_head(model: nn.Module) -> tuple[str, ...]:

@@ -81,6 +81,7 @@ class Engine:
             slot_bytes=limits.slot_bytes,
             host_bytes=limits.host_bytes,
             packs=self._packs,
+            layers=self._held.layers,
             observe=self._observe,
             wake=self._inbox.wake.set,
         )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from polyvera.adapter.inject import banks_of, eject
+from polyvera.adapter.sites import linear_layers
 from polyvera.errors import ServeError
 from polyvera.serve.attention import NAME, Span, Step, attending, register
 from polyvera.serve.cache import Cache
@@ -22,7 +27,10 @@ TRIAL_TOKENS = 5
 
 
 class HeldModel:
-    """Gives the model the packed attention until undo(). Raises ServeError for a model that it doesn't fit."""
+    """Gives the model the packed attention until undo(). Raises ServeError for a model that it doesn't fit.
+
+    layers: the linear layers that read packed tokens as they lie, (1, T, in), so that each token has its adapter there.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         _check(model)
@@ -32,6 +40,7 @@ class HeldModel:
         found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
         self._configs = [config for config in found if hasattr(config, "_attn_implementation")]
         self._before = [config._attn_implementation for config in self._configs]
+        self.layers: set[str] = set()
         model.train(False)
         try:
             self._try()
@@ -54,13 +63,31 @@ class HeldModel:
             expected = model(input_ids=ids, use_cache=False).logits
             for config in self._configs:
                 config._attn_implementation = NAME
-            found = _packed_trial(model, ids)
+            with _noting(model, self.layers):
+                found = _packed_trial(model, ids)
         far = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
         if not far <= TOLERANCE.get(expected.dtype, LOW_TOLERANCE):
             raise ServeError(
                 f"{type(model).__name__} answers otherwise when its rows are packed (relative difference {far:.2g}), "
                 "so this engine cannot serve it"
             )
+
+
+@contextmanager
+def _noting(model: nn.Module, layers: set[str]) -> Iterator[None]:
+    """Collects the linear layers that are called with packed tokens, and nothing else."""
+    inputs: dict[str, list[torch.Size]] = {}
+
+    def note(name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
+        inputs.setdefault(name, []).append(args[0].shape)
+
+    hooks = [layer.register_forward_pre_hook(partial(note, name)) for name, layer in linear_layers(model).items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    layers.update(name for name, shapes in inputs.items() if all(len(s) == 3 and s[0] == 1 for s in shapes))
 
 
 def _packed_trial(model: Any, ids: torch.Tensor) -> torch.Tensor:

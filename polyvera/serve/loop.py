@@ -114,6 +114,7 @@ class Loop:
         """(rows, vocabulary)"""
         self._cache.places = batch.places
         keep = batch.last if len(batch.last) else batch.last.new_zeros(1)
+        is_whole = self._residents.adapts_output  # that layer too then has its adapter for every token
         with route(self._routed(batch)), attending(batch.step):
             model: Any = self._model
             out = model(
@@ -121,10 +122,11 @@ class Loop:
                 position_ids=batch.positions,
                 past_key_values=self._cache,
                 use_cache=True,
-                logits_to_keep=keep,
+                logits_to_keep=0 if is_whole else keep,
             )
         self._totals["steps"] += 1
-        return out.logits[0, : len(batch.rows), : self._num_tokens]  # type: ignore[no-any-return]
+        logits = out.logits[0, keep] if is_whole else out.logits[0]
+        return logits[: len(batch.rows), : self._num_tokens]  # type: ignore[no-any-return]
 
     def _sample(self, batch: Batch, logits: Tensor) -> list[Drawn]:
         return sample(logits, [row.choice for row in batch.rows], [row.request.answer for row in batch.rows])

@@ -6,7 +6,7 @@ Files are read and checked by threads of their own; a slot is written by the eng
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -23,6 +23,7 @@ from polyvera.adapter.inject import add_bank
 from polyvera.adapter.layout import Layout
 from polyvera.adapter.product import Packs
 from polyvera.adapter.route import BASE_SLOT
+from polyvera.adapter.sites import output_of
 from polyvera.errors import LayoutError, PolyveraError, StoreError
 from polyvera.store.name import AdapterRef
 from polyvera.store.registry import Registry
@@ -78,8 +79,8 @@ class Residents:
     """Which adapter is in which slot. All methods but the loaders' are called by the engine's thread.
 
     num_slots: resident adapters at most, of whatever layout. slot_bytes: memory of one layout's slots at most.
-    host_bytes: memory of loaded adapters outside the slots. packs: gets the frozen matrices.
-    wake: called when a load has ended.
+    host_bytes: memory of loaded adapters outside the slots. packs: gets the frozen matrices. layers: those that may be
+    adapted. wake: called when a load has ended. adapts_output: whether a bank has a share of the output layer.
     """
 
     def __init__(
@@ -91,13 +92,16 @@ class Residents:
         slot_bytes: int,
         host_bytes: int,
         packs: Packs,
+        layers: Collection[str],
         observe: Observe,
         wake: Callable[[], None],
     ) -> None:
         self.num_slots, self.totals = num_slots, dict.fromkeys(("hits", "loads", "evictions", "failed_loads"), 0)
         self._model, self._registry = model, registry
         self._slot_bytes, self._host_bytes = slot_bytes, host_bytes
-        self._packs, self._observe, self._wake = packs, observe, wake
+        self._packs, self._layers, self._observe, self._wake = packs, layers, observe, wake
+        self._output = output_of(model)
+        self.adapts_output = False
         self._base = fingerprint(model)
         self._dtype = next(model.parameters()).dtype
         self._seats: OrderedDict[Key, _Seat] = OrderedDict()  # the longest unused first
@@ -222,6 +226,7 @@ class Residents:
             with torch.inference_mode(False):  # a slot's versions are counted
                 bank = add_bank(self._model, layout, num_slots, loaded.basis, dtype=self._dtype)
             self._freeze(bank)
+            self.adapts_output = self.adapts_output or self._output in layout.site_names
             self._banks[key], self._free[id(bank)] = bank, list(reversed(bank.slots))
         return self._banks[key]
 
@@ -288,7 +293,18 @@ class Residents:
             raise StoreError(f"{ref} cannot be loaded: this engine has no store")
         adapter = self._registry.get(ref)
         check_fingerprint(adapter.base, self._base)
+        self._check(ref, adapter.layout)
         return Loaded(adapter, adapter.basis())
+
+    def _check(self, ref: AdapterRef, layout: Layout) -> None:
+        """Raises LayoutError for an adapter that a batch of packed tokens cannot hold."""
+        if layout.head:
+            raise LayoutError(f"{ref} has a head of its own, {layout.head[0][0]}, which text is not generated with")
+        others = [name for name in layout.site_names if name not in self._layers]
+        if others:
+            raise LayoutError(
+                f"{ref} adapts {others[0]}, which this model lacks, or calls with tokens in another order"
+            )
 
 
 def _with_norms(loaded: Loaded, bank: Bank | None) -> Loaded:

@@ -1,10 +1,13 @@
 """Every answer is the one that the adapter gives alone, whatever else is in the batch."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_serve import (
+    LONGEST_WAIT,
     SMALL,
     Solo,
     all_of,
@@ -22,6 +25,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.method import METHODS
 from polyvera.adapter.spec import AdapterSpec
+from polyvera.errors import ServeError
 from polyvera.serve.engine import Engine
 from polyvera.serve.limits import Limits
 from polyvera.serve.request import LENGTH, STOP, Sampling
@@ -161,3 +165,41 @@ def test_a_model_that_ends_its_answers_stops(solo: Solo, tokenizer: PreTrainedTo
     assert {a.finish for a in answers} == {STOP}
     for answer in answers:  # the end itself is no text
         assert answer.text == make_tokenizer().decode(answer.ids[:-1], skip_special_tokens=True)
+
+
+def test_numbers_without_end_in_one_adapter_reach_no_other_row(
+    llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, solo: Solo, trained: list[Adapter], tmp_path: Path
+) -> None:
+    hostile = [replace(adapter, flat=torch.full_like(adapter.flat, 3e38)) for adapter in trained]
+    for beginning in range(0, len(trained), 6):  # a bank's first slot is the one that other rows are near to
+        some = slice(beginning, beginning + 6)
+        registry, bad = publish(tmp_path / str(beginning), hostile[some], "bad/a")
+        good = [registry.put(f"good/a{i}", adapter) for i, adapter in enumerate(trained[some])]
+        with Engine(llama, tokenizer, registry, Limits(max_rows=13, num_slots=100)) as engine:
+            for ref in bad:
+                engine.preload(ref)
+            refs = [ref for pair in zip(bad, good, strict=True) for ref in pair]
+            failing = [engine.answer(make_prompt(1, 9, 9), ref, sampling(8)) for ref in refs]
+            assert all_of([engine.answer(make_prompt(2, 9, 9), None, sampling(8))])[0].ids == solo.answers(
+                None, make_prompt(2, 9, 9), 8
+            )
+            for adapter, future in zip(trained[some], failing[1::2], strict=True):
+                assert future.result(LONGEST_WAIT).ids == solo.answers(adapter, make_prompt(1, 9, 9), 8)
+            for future in failing[::2]:
+                with pytest.raises(ServeError, match="not finite"):
+                    future.result(LONGEST_WAIT)
+            assert_nothing_is_left(engine)
+
+
+@every
+def test_the_output_layer_may_be_adapted(
+    llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, solo: Solo, tmp_path: Path, name: str
+) -> None:
+    specs = [AdapterSpec(name, rank=4, targets=("lm_head", "q_proj")), AdapterSpec(name, rank=4)]
+    adapters = [make_adapter(llama, spec, 3) for spec in specs]
+    registry, refs = publish(tmp_path, adapters)
+    with Engine(llama, tokenizer, registry, Limits(chunk=8)) as engine:
+        pairs = [(i, seed) for seed in range(2) for i in (0, None, 1)]
+        answers = all_of(engine.answer(make_prompt(s), None if i is None else refs[i], sampling(6)) for i, s in pairs)
+    for (i, seed), answer in zip(pairs, answers, strict=True):
+        assert answer.ids == solo.answers(None if i is None else adapters[i], make_prompt(seed), 6)
