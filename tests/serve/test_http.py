@@ -8,8 +8,8 @@ from pathlib import Path
 
 import openai
 import pytest
-from tiny_serve import Solo, assert_nothing_is_left, make_llama, until
-from tiny_server import GREEDY, Served, served
+from tiny_serve import Solo, assert_nothing_is_left, until
+from tiny_server import GREEDY, Served, make_base, served
 
 from polyvera.store.codec import encode
 from polyvera.store.peft import export_peft
@@ -32,7 +32,7 @@ def at(tmp_path_factory: pytest.TempPathFactory, loras: Path) -> Iterator[Served
 
 @pytest.fixture(scope="module")
 def solo() -> Solo:
-    return Solo(make_llama())
+    return Solo(make_base())
 
 
 def prompt_ids(at: Served, text: str) -> list[int]:

@@ -51,6 +51,13 @@ class Served:
         return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=LONGEST_WAIT)
 
 
+def make_base() -> LlamaForCausalLM:
+    """Ends its answers with </s> alone, not with characters that JSON needs."""
+    model = make_llama()
+    model.config.eos_token_id = model.generation_config.eos_token_id = 1
+    return model
+
+
 def some_adapters(model: LlamaForCausalLM) -> dict[str, Adapter]:
     """Two tenants' adapters."""
     names = ("acme/one", "acme/two", "globex/secret")
@@ -60,7 +67,7 @@ def some_adapters(model: LlamaForCausalLM) -> dict[str, Adapter]:
 @contextmanager
 def served(root: Path, limits: Limits | None = None, *, with_keys: bool = False, **settings: Any) -> Iterator[Served]:
     """Serves until the context is left; fails where the server does not end."""
-    model, tokenizer = make_llama(), make_tokenizer()
+    model, tokenizer = make_base(), make_tokenizer()
     tokenizer.chat_template = TEMPLATE
     registry, adapters = Registry(root / "store"), some_adapters(model)
     for name, adapter in adapters.items():
