@@ -1,0 +1,88 @@
+"""serve and keys, as processes."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from tiny_folder import save_tiny
+from typer.testing import CliRunner
+
+from polyvera.cli import app
+
+MINUTES = 120.0
+
+
+@contextmanager
+def serving(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A real `polyvera serve`, and its URL."""
+    command = [
+        str(Path(sys.executable).with_name("polyvera")),
+        "serve",
+        str(folder / "base"),
+        "--store",
+        str(folder / "store"),
+    ]
+    process = subprocess.Popen([*command, "--port", "0", *flags], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        url = next(found[0] for line in process.stdout if (found := re.search(r"http://\S+", line)))
+        yield process, url
+    finally:
+        process.kill()
+        process.wait(MINUTES)
+
+
+def test_a_served_process_ends_well_when_told(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "base")
+    long = {"model": "base", "prompt": "w1 w2", "max_tokens": 400, "ignore_eos": True, "stream": True}
+    with serving(tmp_path, "--max-rows", "4") as (process, url):
+        assert httpx.get(f"{url}/v1/models", timeout=MINUTES).json()["data"][0]["id"] == "base"
+        with httpx.stream("POST", f"{url}/v1/completions", json=long, timeout=MINUTES) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]" and json.loads(rest[-2][6:])["choices"][0]["finish_reason"] == "length"
+        assert process.wait(MINUTES) == 0
+
+
+def test_a_taken_port_and_a_public_address_are_refused(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "base")
+    base = ["serve", str(tmp_path / "base"), "--store", str(tmp_path / "store")]
+    with serving(tmp_path) as (_, url):
+        taken = CliRunner().invoke(app, [*base, "--port", url.rpartition(":")[2]])
+    public = CliRunner().invoke(app, [*base, "--host", "0.0.0.0"])
+    assert taken.exit_code == public.exit_code == 1
+    assert "cannot listen" in taken.output and "--keys FILE" in " ".join(public.output.split())
+    assert threading.active_count() < 50
+
+
+def test_keys_are_made_listed_used_and_removed(tmp_path: Path) -> None:
+    file = str(tmp_path / "keys.json")
+    made = CliRunner().invoke(app, ["keys", file, "--add", "acme", "--base"])
+    secret = made.stdout.strip()
+    assert made.exit_code == 0 and secret.startswith("pv-")
+    listed = CliRunner().invoke(app, ["keys", file])
+    assert "acme/*" in listed.output and secret not in listed.output
+    save_tiny(tmp_path / "base")
+    with serving(tmp_path, "--keys", file) as (_, url):
+        bearer = {"Authorization": f"Bearer {secret}"}
+        assert httpx.get(f"{url}/v1/models", timeout=MINUTES).status_code == 401
+        assert httpx.get(f"{url}/v1/models", headers=bearer, timeout=MINUTES).status_code == 200
+        id = json.loads(Path(file).read_text())["keys"][0]["sha256"][:12]
+        assert CliRunner().invoke(app, ["keys", file, "--remove", id]).exit_code == 0
+        assert httpx.get(f"{url}/v1/models", headers=bearer, timeout=MINUTES).status_code == 401
+
+
+@pytest.mark.parametrize("flags", [["--admin"], ["--base"], ["--adapters", "x/*"], ["--days", "3"]])
+def test_rights_without_a_new_key_are_refused(tmp_path: Path, flags: list[str]) -> None:
+    result = CliRunner().invoke(app, ["keys", str(tmp_path / "keys.json"), *flags])
+    assert result.exit_code == 1 and "--add TENANT" in result.output
