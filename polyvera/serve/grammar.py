@@ -23,10 +23,10 @@ ANY_OBJECT = '{"type": "object"}'
 
 
 class Grammar:
-    """Where one answer stands in its grammar."""
+    """Where one answer stands in its grammar. ends: the tokens that it allows at its end; to it all others are text."""
 
-    def __init__(self, matcher: Any, num_tokens: int) -> None:
-        self._matcher, self._num_tokens = matcher, num_tokens
+    def __init__(self, matcher: Any, num_tokens: int, ends: frozenset[int]) -> None:
+        self._matcher, self._num_tokens, self.ends = matcher, num_tokens, ends
         self._mask = np.zeros((num_tokens + 31) // 32, np.uint32)
 
     def restrict(self, logits: Tensor) -> None:
@@ -56,7 +56,10 @@ class Grammars:
     """The grammars of one tokenizer. Any number of threads."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, num_tokens: int, ends: frozenset[int]) -> None:
-        self._tokenizer, self._num_tokens, self._ends = tokenizer, num_tokens, ends
+        # llguidance takes one end token, and ours is the tokenizer's own where there is one.
+        end = getattr(tokenizer, "eos_token_id", None)
+        self._ends = frozenset((end,)) if isinstance(end, int) else ends
+        self._tokenizer, self._num_tokens = tokenizer, num_tokens
         self._lock = Lock()
 
     def of(self, schema: str) -> Grammar:
@@ -76,7 +79,7 @@ class Grammars:
             raise SamplingError(f"the JSON schema cannot be followed: {error}") from error
         if matcher.is_error():
             raise SamplingError(f"the JSON schema cannot be followed: {matcher.get_error()}")
-        grammar = Grammar(matcher, self._num_tokens)
+        grammar = Grammar(matcher, self._num_tokens, self._ends)
         try:
             grammar.restrict(torch.zeros(self._num_tokens))  # one that allows no first token fails here
         except ServeError as error:
@@ -87,10 +90,8 @@ class Grammars:
     def _known(self) -> Any:
         import llguidance.hf
 
-        # No list of ends: llguidance takes one end token, and ours is the tokenizer's own where there is one.
-        end = getattr(self._tokenizer, "eos_token_id", None)
         return llguidance.hf.from_tokenizer(
             self._tokenizer,  # type: ignore[arg-type]
             n_vocab=self._num_tokens,
-            eos_token=end if isinstance(end, int) else sorted(self._ends),
+            eos_token=sorted(self._ends),
         )

@@ -134,16 +134,19 @@ class Loop:
     def _commit(self, batch: Batch, tokens: Sequence[Drawn]) -> None:
         """Adds each row's token to its answer, tells it, and ends what is complete."""
         for row, token in zip(batch.rows, tokens, strict=True):
-            request = row.request
-            if not (request.answer or isinstance(token, ServeError)):
-                request.first_token = monotonic()
-                self._keep_prefix(row, request.prompt)
             if isinstance(token, ServeError):
                 self._end(row, Output(finish=FAILED, problem=token))
                 continue
+            request = row.request
+            if not request.answer:
+                request.first_token = monotonic()
+                self._keep_prefix(row, request.prompt)
             self._totals["answer_tokens"] += 1
             request.answer.append(token.id)
-            self._advance(row, token)
+            try:
+                self._advance(row, token)
+            except ServeError as problem:
+                self._end(row, Output(finish=FAILED, problem=problem))
 
     # --- the parts of a step ---
 

@@ -23,6 +23,7 @@ class Choice:
         self, sampling: Sampling, prompt: Sequence[int], ends: frozenset[int], grammar: Grammar | None = None
     ) -> None:
         self.sampling, self.grammar = sampling, grammar
+        ends = ends if grammar is None else grammar.ends
         self.ends = frozenset() if sampling.ignore_eos else ends
         self._prompt = prompt
         self._ignored = sorted(ends) if sampling.ignore_eos else []
@@ -42,7 +43,7 @@ class Choice:
         return self._told(raw, chosen)
 
     def accept(self, token: int) -> bool:
-        """Moves the grammar on; whether the answer is complete with this token."""
+        """Moves the grammar on; whether the answer is complete with this token. Raises ServeError."""
         return self.grammar is not None and self.grammar.accept(token)
 
     def _shaped(self, raw: Tensor, answer: Sequence[int]) -> Tensor:

@@ -82,16 +82,16 @@ class Solo:
         self.model = copy.deepcopy(model)
         self._known: dict[object, list[int]] = {}
 
-    def answers(self, adapter: Adapter | None, prompt: Sequence[int], num: int) -> list[int]:
-        """The greedy answer, at most num tokens."""
-        key = (id(adapter), tuple(prompt), num)
+    def answers(self, adapter: Adapter | None, prompt: Sequence[int], num: int, **given: object) -> list[int]:
+        """The greedy answer, at most num tokens; given: more of generate()."""
+        key = (id(adapter), tuple(prompt), num, repr(given))
         if key not in self._known:
-            self._known[key] = self._generated(adapter, prompt, num)
+            self._known[key] = self._generated(adapter, prompt, max_new_tokens=num, **given)
         return self._known[key]
 
     def logits(self, adapter: Adapter | None, tokens: Sequence[int]) -> torch.Tensor:
         """Of every position, (tokens, vocabulary)."""
-        with self._holding(adapter), torch.inference_mode():
+        with self._holding(adapter), torch.no_grad():
             return self.model(torch.tensor([list(tokens)])).logits[0]
 
     @contextmanager
@@ -103,10 +103,10 @@ class Solo:
         finally:
             eject(self.model)
 
-    def _generated(self, adapter: Adapter | None, prompt: Sequence[int], num: int) -> list[int]:
+    def _generated(self, adapter: Adapter | None, prompt: Sequence[int], **given: object) -> list[int]:
         with self._holding(adapter), torch.inference_mode():
             ids = torch.tensor([list(prompt)])
-            whole = self.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=num)
+            whole = self.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **given)
         return whole[0, len(prompt) :].tolist()
 
 
