@@ -44,9 +44,11 @@ class HeldModel:
         model.train(False)
         try:
             self._try()
-        except BaseException:
+        except BaseException as error:
             self.undo()
-            raise
+            if isinstance(error, ServeError) or not isinstance(error, Exception):
+                raise
+            raise ServeError(f"{type(model).__name__} cannot be called with packed rows: {error}") from error
 
     def undo(self) -> None:
         """The model as it was, without the banks that were put in."""
