@@ -77,6 +77,7 @@ def test_a_run_killed_in_the_middle_ends_as_if_it_had_not_been(counting: str, tm
     killed = subprocess.run(
         [sys.executable, "-c", code, choices.model_dump_json(exclude_unset=True)],
         cwd=Path(__file__).parent,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},  # sums depend on it
         stderr=subprocess.PIPE,
         check=False,
     )
