@@ -81,11 +81,13 @@ class Solo:
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = copy.deepcopy(model)
         self._known: dict[object, list[int]] = {}
+        self._kept: dict[int, Adapter | None] = {}  # so that no two adapters ever have one id
 
     def answers(self, adapter: Adapter | None, prompt: Sequence[int], num: int, **given: object) -> list[int]:
         """The greedy answer, at most num tokens; given: more of generate()."""
         key = (id(adapter), tuple(prompt), num, repr(given))
         if key not in self._known:
+            self._kept[id(adapter)] = adapter
             self._known[key] = self._generated(adapter, prompt, max_new_tokens=num, **given)
         return self._known[key]
 
