@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -32,7 +32,7 @@ class Comparison(BaseModel):
 
     methods: rows of the table, or 'full'. factors: multiples of each method's own learning rate that the sweep tries.
     settings: keys of a Recipe for all runs; method: more of them for one method; task: more of them for each task, and
-    `score`, the name of the result to compare by.
+    `score`, the name of the result to compare by, and `also`, names of further results to tell.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,8 +72,8 @@ class Comparison(BaseModel):
         for task, own in self.task.items():
             for method in self.methods:
                 choices = {**self.settings, **own, **self.method.get(method, {})}
-                score = str(choices.pop("score", "accuracy"))
-                yield Plan(task, method, factor, seed, score, choices)
+                score, also = str(choices.pop("score", "accuracy")), tuple(choices.pop("also", ()))
+                yield Plan(task, method, factor, seed, score, choices, also)
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ class Plan:
     seed: int
     score: str
     choices: Mapping[str, Any]
+    also: tuple[str, ...] = ()
 
     def recipe(self) -> Recipe:
         """The recipe of the run. Raises RecipeError."""
@@ -96,7 +97,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Run:
-    """What came of a run. bytes are of fp32 numbers; peak_bytes the most memory that the process held."""
+    """What came of a run. also: further results, 'name=value' with spaces between.
+
+    bytes are of fp32 numbers; peak_bytes the most memory that the process held.
+    """
 
     task: str
     method: str
@@ -112,6 +116,13 @@ class Run:
     steps: int
     seconds: float
     peak_bytes: int
+    also: str = ""
+
+    @property
+    def others(self) -> dict[str, float]:
+        """The further results by name."""
+        pairs = (one.split("=") for one in self.also.split())
+        return {name: float(value) for name, value in pairs}
 
     @property
     def stored_bytes(self) -> int:
@@ -157,12 +168,10 @@ def trained(plan: Plan, phase: str) -> Run:
     forget_peak()
     result = train(recipe, progress=False)
     head = 0 if result.adapter is None else result.adapter.layout.num_head_params
-    if phase == FINAL and plan.score not in result.scores:
-        known = ", ".join(result.scores)
-        raise RecipeError(
-            f"task {plan.task!r}: score={plan.score!r} is none of {known}{did_you_mean(plan.score, result.scores)}"
-        )
+    if phase == FINAL:
+        _check_scores(plan, result.scores)
     value, loss = (float(result.scores.get(name, float("nan"))) for name in (plan.score, "eval_loss"))
+    also = " ".join(f"{name}={result.scores[name]:.6g}" for name in plan.also if phase == FINAL)
     return Run(
         plan.task,
         plan.method,
@@ -178,7 +187,16 @@ def trained(plan: Plan, phase: str) -> Run:
         result.num_steps,
         round(result.seconds, 1),
         peak_bytes(),
+        also,
     )
+
+
+def _check_scores(plan: Plan, found: Mapping[str, float]) -> None:
+    for name in (plan.score, *plan.also):
+        if name not in found:
+            raise RecipeError(
+                f"task {plan.task!r}: score={name!r} is none of {', '.join(found)}{did_you_mean(name, found)}"
+            )
 
 
 def read(path: Path) -> list[Run]:
@@ -188,7 +206,7 @@ def read(path: Path) -> list[Run]:
     kinds = {f.name: {"str": str, "int": int, "float": float}[str(f.type)] for f in fields(Run)}
     with path.open(newline="", encoding="utf-8") as file:
         whole = [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
-    return [Run(**{name: kinds[name](row[name]) for name in kinds}) for row in whole]
+    return [Run(**{name: kinds[name](row[name]) for name in kinds if name in row}) for row in whole]
 
 
 def _append(path: Path, run: Run) -> None:
@@ -204,7 +222,7 @@ def _append(path: Path, run: Run) -> None:
 
 
 def _at(plan: Plan, factor: float, seed: int) -> Plan:
-    return Plan(plan.task, plan.method, factor, seed, plan.score, plan.choices)
+    return replace(plan, factor=factor, seed=seed)
 
 
 def _key(run: Run) -> tuple[str, str, str, float, int]:

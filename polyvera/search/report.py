@@ -31,7 +31,12 @@ class Line:
     @property
     def spread(self) -> float:
         """The standard deviation over the seeds, 0 for one."""
-        return stdev(self.values) if len(self.values) > 1 else 0.0
+        return _spread(self.values)[1]
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float]:
+    """(mean, standard deviation)"""
+    return fmean(values), stdev(values) if len(values) > 1 else 0.0
 
 
 def lines(runs: Sequence[Run]) -> list[Line]:
@@ -95,14 +100,18 @@ def _table(every: Sequence[Line]) -> list[str]:
 
 
 def _task_table(own: Sequence[Line]) -> list[str]:
+    also = list(own[0].runs[0].others)
     rows = [
-        f"| method | {own[0].score} | seeds | lr | trained | stored | without head | s a run | peak memory |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| method | " + " | ".join((own[0].score, *also)) + " | seeds | lr | trained | stored | without head | s a run "
+        "| peak memory |",
+        "|---|" + "---:|" * (8 + len(also)),
     ]
     for line in own:
         run = line.runs[0]
+        scores = [line.values, *([r.others[name] for r in line.runs] for name in also)]
+        told = " | ".join("{:.4f} ± {:.4f}".format(*_spread(values)) for values in scores)
         rows.append(
-            f"| {line.method} | {line.mean:.4f} ± {line.spread:.4f} | {len(line.runs)} | {run.lr:.3g} | "
+            f"| {line.method} | {told} | {len(line.runs)} | {run.lr:.3g} | "
             f"{run.num_params:,} | {bytes_text(run.stored_bytes)} | {bytes_text(run.adapter_bytes)} | "
             f"{fmean(r.seconds for r in line.runs):.0f} | {bytes_text(max(r.peak_bytes for r in line.runs))} |"
         )

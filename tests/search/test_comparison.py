@@ -31,6 +31,7 @@ def choices(tmp_path: Path) -> dict[str, Any]:
                 "data": str(tmp_path / "train.jsonl"),
                 "test": str(tmp_path / "test.jsonl"),
                 "score": "token_accuracy",
+                "also": ["perplexity"],
             }
         },
     }
@@ -49,6 +50,7 @@ def test_each_method_is_swept_and_then_run_for_every_seed(choices: dict[str, Any
         assert all(run.value != run.value for run in sweep)  # the test rows were not looked at
     assert all(0 <= run.value <= 1 and run.peak_bytes > 0 and run.steps == 2 for run in finals)
     assert finals == [run for run in every if run.phase == FINAL]
+    assert all(run.others["perplexity"] > 1 for run in finals)
 
 
 def test_a_comparison_cut_short_goes_on_where_it_was(choices: dict[str, Any], tmp_path: Path) -> None:
@@ -83,6 +85,7 @@ def test_the_report_has_every_method_and_a_picture(choices: dict[str, Any], tmp_
     assert (tmp_path / "out" / "pareto.png").read_bytes()[:4] == b"\x89PNG"
     for line in lines(finals):
         assert f"{line.mean:.4f} ± {line.spread:.4f}" in page
+    assert "| token_accuracy | perplexity |" in page
 
 
 def test_the_front_holds_what_nothing_beats_in_both() -> None:
@@ -115,7 +118,8 @@ def test_what_cannot_be_is_refused_before_anything_runs(
         Comparison(**{**choices, **change})
 
 
-def test_a_score_that_no_run_has_is_refused(choices: dict[str, Any], tmp_path: Path) -> None:
-    choices["task"]["count"]["score"] = "token_acuracy"
+@pytest.mark.parametrize("change", [{"score": "token_acuracy"}, {"also": ["token_acuracy"]}])
+def test_a_score_that_no_run_has_is_refused(choices: dict[str, Any], tmp_path: Path, change: dict[str, Any]) -> None:
+    choices["task"]["count"] |= change
     with pytest.raises(RecipeError, match="did you mean 'token_accuracy'"):
         compare(Comparison(**{**choices, "factors": [1.0]}), tmp_path / "out")
