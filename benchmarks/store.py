@@ -130,13 +130,14 @@ class Reading:
             hashlib.sha256(buffer[:num_bytes]).digest()
 
     def load(self, num_threads: int) -> None:
-        """Every adapter checked and in its slot."""
+        """Every adapter checked and in its slot, which was empty but whose memory was there."""
+        self.bank.occupied.clear()
         self.registry.files.num_threads = num_threads
         self.registry.load_into(self.bank, self.refs)
 
     def ways(self) -> dict[str, Callable[[], None]]:
         """All of them by name."""
-        loads = {f"load_into, {n} threads": lambda n=n: self.load(n) for n in (1, 2)}
+        loads = {f"load_into, {n} thread{'s' * (n > 1)}": lambda n=n: self.load(n) for n in (1, 2)}
         plain = {
             "raw, read_bytes()": self.as_bytes,
             "raw, one buffer": self.raw,

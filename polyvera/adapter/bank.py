@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from polyvera.adapter.adapter import Adapter, drawn_factors
@@ -94,10 +95,10 @@ class Bank:
         self.heads[name] = head
         return head
 
-    def takes(self, adapter: Adapter) -> bool:
-        """Whether an adapter is of this bank's layout and basis."""
-        known = self.basis is None or adapter.basis_sha256 in ("", self.basis.sha256)
-        return known and self._is_alike(adapter.layout)
+    def takes(self, layout: Layout, basis_sha256: str) -> bool:
+        """Whether an adapter of that layout and basis is of this bank's."""
+        known = self.basis is None or basis_sha256 in ("", self.basis.sha256)
+        return known and self._is_alike(layout)
 
     def put(self, slot: int, adapter: Adapter, norms: Mapping[str, Tensor] | None = None) -> None:
         """Loads an adapter into a slot; norms: of norms_of(), where they are known already.
@@ -112,10 +113,22 @@ class Bank:
             )
         if self.basis is not None and adapter.basis_sha256 != self.basis.sha256:
             adapter.basis()  # raises with both digests where they disagree
-        self._accepted = adapter.layout
         self._write(index, adapter.flat)
         for name, norm in (norms or {}).items():
             self.layers[name].keep_norm(index, norm)
+
+    def empty_row(self, slot: int) -> NDArray[np.float32] | None:
+        """The memory of an empty slot, to be filled before settle(); None where it is not one row of fp32 on the CPU.
+
+        Raises SlotError.
+        """
+        index = self._index(slot)
+        whole = self._is_whole() and self.flat.device.type == "cpu" and self.flat.dtype == torch.float32
+        return None if index in self.occupied or not whole else self.flat.detach().numpy()[index]
+
+    def settle(self, slot: int) -> None:
+        """Says that the row of an empty slot now holds an adapter of this bank's layout and basis."""
+        self._settle(self._index(slot))
 
     def norms_of(self, adapter: Adapter) -> dict[str, Tensor]:
         """‖W + ΔW‖ of each row of every layer by name, fp32; no slot is read or written."""
@@ -188,12 +201,19 @@ class Bank:
             else:  # on another device, or moved after inject(), so that each parameter is a storage of its own
                 for entry, parameter in self._parameters():
                     parameter[index].copy_(row[entry.offset : entry.offset + entry.size].view(entry.shape))
+        self._settle(index)
+
+    def _settle(self, index: int) -> None:
         self.occupied.add(index)
         self.version += 1
         self._written[index] = self.version
 
     def _is_alike(self, layout: Layout) -> bool:
-        return layout is self._accepted or layout.key() == self.layout.key()
+        if layout is self._accepted:
+            return True
+        is_alike = layout.key() == self.layout.key()
+        self._accepted = layout if is_alike else self._accepted
+        return is_alike
 
     def _grow(self, more: int) -> None:
         if self.trainable:

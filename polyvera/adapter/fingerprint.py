@@ -50,11 +50,16 @@ def _sampled(parameter: Tensor) -> bytes:
     return flat[::step][:SAMPLES].to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes()
 
 
+def agrees(adapter: str, model: str) -> bool:
+    """Whether no part is known on both sides and differs."""
+    parts = zip(adapter.split("-"), model.split("-"), strict=False)
+    return all(not given or not here or given == here for given, here in parts)
+
+
 def check_fingerprint(adapter: str, model: str) -> None:
-    """Raises FingerprintError where both parts are known on both sides and one differs."""
-    for given, here in zip(adapter.split("-"), model.split("-"), strict=False):
-        if given and here and given != here:
-            raise FingerprintError(
-                f"the adapter was trained on the base model {adapter}, and this is {model}: load that base, or pass "
-                "check_base=False to apply it all the same"
-            )
+    """Raises FingerprintError where they do not agree."""
+    if not agrees(adapter, model):
+        raise FingerprintError(
+            f"the adapter was trained on the base model {adapter}, and this is {model}: load that base, or pass "
+            "check_base=False to apply it all the same"
+        )

@@ -55,7 +55,7 @@ def load(model: nn.Module, adapters: Adapter | Sequence[Adapter], *, check_base:
 
 def _loaded(model: nn.Module, adapter: Adapter, basis: Basis | None) -> int:
     """Puts an adapter into a free slot of the bank of its layout, which grows where it must."""
-    alike = (b for b in banks_of(model) if not b.trainable and b.takes(adapter))
+    alike = (b for b in banks_of(model) if not b.trainable and b.takes(adapter.layout, adapter.basis_sha256))
     bank = next(alike, None) or add_bank(model, adapter.layout, 1, basis)
     slot = bank.free_slot()
     bank.put(slot, adapter)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import xxhash
+from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 
@@ -48,7 +49,6 @@ AGAIN = "copy or publish it again from a good source"
 LINE_END, OWN_END, NO_LINE = rb"}\n", b'}"', b"{}"
 
 Buffer = bytes | bytearray | memoryview
-Place = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,22 +104,28 @@ def read_header(data: Buffer, digest: str = "") -> Header:
     digest: the sha256 that the file must have, '' for any.
     """
     view = memoryview(data).cast("B")
-    text = _header_text(view)
+    text = header_text(view, len(view))
+    return check_parts(text, view[LENGTH_BYTES + len(text) :], digest)
+
+
+def check_parts(text: bytes, section: memoryview, digest: str = "") -> Header:
+    """read_header() of a file in two parts: the text of its header, and its data section. Raises FormatError."""
     around, line = _parted(text)
     if FIRST not in around[0]:
         _plan_around(*around)  # a newer format is refused before its second line is read
     own = read_own(line)
-    _check_sum("checksum", own.checksum, _sum(xxhash.xxh3_128, view, _place(text, "checksum", own.checksum)))
+    blank = _blanked(text, "checksum", own.checksum)
+    _check_sum("checksum", own.checksum, _sum(xxhash.xxh3_128, blank, section))
     if digest and own.digest != digest:
         raise FormatError(
             f"it is a whole adapter file, but of digest {own.digest[:12]}, not {digest[:12]} as asked for"
         )
     if digest:
-        _check_digest(view, text, own)
-    plan, data_at = _plan_around(*around), LENGTH_BYTES + len(text)
-    if len(view) - data_at != plan.data_bytes:
-        raise FormatError(f"it has {len(view) - data_at} bytes of data, its header describes {plan.data_bytes}")
-    return Header(plan, own, data_at)
+        _check_sum("digest", own.digest, _sum(hashlib.sha256, _blanked(blank, "digest", own.digest), section))
+    plan = _plan_around(*around)
+    if len(section) != plan.data_bytes:
+        raise FormatError(f"it has {len(section)} bytes of data, its header describes {plan.data_bytes}")
+    return Header(plan, own, LENGTH_BYTES + len(text))
 
 
 def check_digest(data: Buffer) -> None:
@@ -178,22 +184,28 @@ def _basis(plan: Plan, section: memoryview) -> Basis | None:
     return basis
 
 
+def is_finite(values: NDArray[np.float32]) -> bool:
+    """Whether no number is NaN or infinity."""
+    return bool(np.isfinite(values).all())
+
+
 def _check_finite(layout: Layout, flat: Tensor, advice: str) -> None:
-    if not np.isfinite(flat.numpy()).all():
+    if not is_finite(flat.numpy()):
         bad = next(k for k, e in layout.entries.items() if not flat[e.offset : e.offset + e.size].isfinite().all())
         raise FormatError(f"{bad} holds NaN or infinity; {advice}")
 
 
-def _header_text(view: memoryview) -> bytes:
-    if len(view) < LENGTH_BYTES + 2:
-        raise FormatError(f"{len(view)} bytes are too few for an adapter file: it was cut off; {AGAIN}")
-    length = int.from_bytes(view[:LENGTH_BYTES], "little")
-    if length > min(MAX_HEADER_BYTES, len(view) - LENGTH_BYTES) or length % LENGTH_BYTES:
+def header_text(head: memoryview | bytes, num_bytes: int) -> bytes:
+    """The header in the first bytes of a file of num_bytes; shorter where they do not hold it. Raises FormatError."""
+    if num_bytes < LENGTH_BYTES + 2:
+        raise FormatError(f"{num_bytes} bytes are too few for an adapter file: it was cut off; {AGAIN}")
+    length = int.from_bytes(head[:LENGTH_BYTES], "little")
+    if length > min(MAX_HEADER_BYTES, num_bytes - LENGTH_BYTES) or length % LENGTH_BYTES:
         raise FormatError(
-            f"it states a header of {length} bytes in a file of {len(view)} (polyvera writes multiples of "
+            f"it states a header of {length} bytes in a file of {num_bytes} (polyvera writes multiples of "
             f"{LENGTH_BYTES} up to {MAX_HEADER_BYTES}): it was cut off, or is no adapter file; {AGAIN}"
         )
-    return bytes(view[LENGTH_BYTES : LENGTH_BYTES + length])
+    return bytes(head[LENGTH_BYTES : LENGTH_BYTES + length])
 
 
 def _parted(text: bytes) -> tuple[tuple[bytes, bytes], str]:
@@ -204,7 +216,7 @@ def _parted(text: bytes) -> tuple[tuple[bytes, bytes], str]:
         _lines(parsed(text, "its header"))  # raises for all files but those of another writer
         raise FormatError(f"its metadata is not laid out as polyvera writes it: it is damaged; {AGAIN}")
     try:
-        line = json.loads((b'"' + escaped + OWN_END).decode())
+        line = json.loads(f'"{escaped.decode()}}}"')
     except ValueError as error:
         raise FormatError(f"its header is not JSON ({error}): it is damaged or no adapter file") from error
     return (before + between, quote[1:] + after.rstrip(b" ")), str(line)
@@ -237,20 +249,14 @@ def _lines(tree: dict[str, Any]) -> tuple[str, str]:
     return lines[0], lines[1]
 
 
-def _check_digest(view: memoryview, text: bytes, own: Own) -> None:
-    blanks = _place(text, "digest", own.digest), _place(text, "checksum", own.checksum)
-    _check_sum("digest", own.digest, _sum(hashlib.sha256, view, *blanks))
-
-
-def _place(text: bytes, name: str, digits: str) -> Place:
-    """Where in the file the digits of a sum are. Raises FormatError where they are not in the header just once."""
+def _blanked(text: bytes, name: str, digits: str) -> bytes:
+    """The header with zeros for the digits of a sum. Raises FormatError where they are not in it just once."""
     found = digits.encode()
     if text.count(found) != 1:
         raise FormatError(
             f"its header does not hold the {name} {digits[:12]} just once: it is damaged or no file of polyvera's"
         )
-    begin = LENGTH_BYTES + text.index(found)
-    return begin, begin + len(found)
+    return text.replace(found, b"0" * len(found))
 
 
 def _check_sum(name: str, stated: str, actual: str) -> None:
@@ -260,14 +266,10 @@ def _check_sum(name: str, stated: str, actual: str) -> None:
         )
 
 
-def _sum(new: Callable[[], Any], view: memoryview, *blanks: Place) -> str:
-    """The hash of all bytes, those of the blanks taken as the character 0."""
-    hasher, at = new(), 0
-    for begin, end in sorted(blanks):
-        hasher.update(view[at:begin])
-        hasher.update(b"0" * (end - begin))
-        at = end
-    hasher.update(view[at:])
+def _sum(new: Callable[[bytes], Any], text: bytes, section: memoryview) -> str:
+    """The hash of all bytes of a file."""
+    hasher = new(len(text).to_bytes(LENGTH_BYTES, "little") + text)
+    hasher.update(section)
     return str(hasher.hexdigest())
 
 

@@ -59,6 +59,11 @@ class Plan:
         return max(t.end for t in self.tensors.values())
 
     @cached_property
+    def is_flat(self) -> bool:
+        """Whether the data section is the flat vector and nothing else."""
+        return self.flat_at == 0 and self.data_bytes == 4 * self.layout.num_params
+
+    @cached_property
     def flat_at(self) -> int | None:
         """Where the flat vector lies in the data section as it is, or None where it has to be put together."""
         places = [self.tensors[s.key].begin - 4 * s.offset for s in self.layout.stacks]

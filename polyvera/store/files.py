@@ -46,6 +46,9 @@ class Files(Protocol):
     def read(self, path: str) -> Buffer | None:
         """All bytes of a file, or None where there is none."""
 
+    def descriptor(self, path: str) -> int | None:
+        """A file of this machine, open for reading, or None; the caller closes it."""
+
     def size(self, path: str) -> int | None:
         """The bytes of a file, or None where there is none."""
 
@@ -92,10 +95,20 @@ class LocalFiles:
 
     def read(self, path: str) -> memoryview | None:
         """All bytes of a file, or None where there is none. Symbolic links are refused."""
+        descriptor = self.descriptor(path)
+        if descriptor is None:
+            return None
+        try:
+            with io.FileIO(descriptor) as file:
+                return _whole(file)
+        except OSError as error:
+            raise self._failed("read", path, error) from error
+
+    def descriptor(self, path: str) -> int | None:
+        """A file open for reading, which the caller closes, or None where there is none. Symbolic links are refused."""
         self._refuse_links(path)
         try:
-            with io.FileIO(os.open(self._prefix + path, os.O_RDONLY | NO_FOLLOW)) as file:
-                return _whole(file)
+            return os.open(self._prefix + path, os.O_RDONLY | NO_FOLLOW)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:

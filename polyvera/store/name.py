@@ -83,6 +83,7 @@ def check_alias(alias: str) -> str:
     return alias
 
 
+@lru_cache(maxsize=2**12, typed=True)
 def check_version(given: str | int) -> int:
     """The version as a number. Raises NameRefused for all but 1, 2, 3, ... in plain digits."""
     if isinstance(given, bool) or not VERSION.fullmatch(str(given)):

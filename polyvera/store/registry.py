@@ -17,7 +17,7 @@ from threading import Event, Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from polyvera.adapter.adapter import Adapter
-from polyvera.adapter.fingerprint import check_fingerprint
+from polyvera.adapter.fingerprint import agrees, check_fingerprint
 from polyvera.errors import FormatError, NotFoundError, PolyveraError, SlotError, StoreError
 from polyvera.store.codec import check_digest, decode, encode, read_header
 from polyvera.store.files import open_files
@@ -31,6 +31,7 @@ from polyvera.store.name import (
     is_name,
     parse_reference,
 )
+from polyvera.store.row import fill
 
 if TYPE_CHECKING:
     from polyvera.adapter.bank import Bank
@@ -115,10 +116,11 @@ class Registry:
         lock = Lock()
 
         def load(i: int, one: Which) -> None:
-            adapter = self.get(one)
-            check_fingerprint(adapter.base, base)
+            ref = self._ref(one)
+            adapter = None if self._fills(bank, slots[i], ref, base) else self._read(ref)
+            check_fingerprint("" if adapter is None else adapter.base, base)
             with lock:
-                bank.put(slots[i], adapter)
+                bank.settle(slots[i]) if adapter is None else bank.put(slots[i], adapter)
 
         self._each(asked, load)
         return list(slots)
@@ -229,6 +231,22 @@ class Registry:
             return decode(data, ref.digest)
         except FormatError as error:
             raise FormatError(f"{self.files.location(path)}: {error}") from error
+
+    def _fills(self, bank: Bank, slot: int, ref: AdapterRef, base: str) -> bool:
+        """Whether an adapter's numbers are in the row of its empty slot; where not, the long way says why."""
+        row = bank.empty_row(slot)
+        descriptor = None if row is None else self.files.descriptor(_file(ref.name, ref.version))
+        if row is None or descriptor is None:
+            return False
+        try:
+            return fill(
+                row,
+                descriptor,
+                ref.digest,
+                lambda h: bank.takes(h.plan.layout, h.plan.basis_sha256) and agrees(h.own.base, base),
+            )
+        finally:
+            os.close(descriptor)
 
     def _published(self, name: str) -> dict[int, int]:
         """The bytes of every version ever published of a name, removed ones too."""

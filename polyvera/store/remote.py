@@ -41,6 +41,9 @@ class RemoteFiles:
             raise self._failed("read", path, error) from error
         return data
 
+    def descriptor(self, path: str) -> None:
+        """None: these are no files of this machine."""
+
     def size(self, path: str) -> int | None:
         """The bytes of a file, or None where there is none."""
         self.fs.invalidate_cache()  # another process may have published since

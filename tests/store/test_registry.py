@@ -295,7 +295,7 @@ def test_load_into_refuses_what_does_not_fit(registry, small_llama, scramble):
         registry.load_into(bank, refs[:1], base="0" * 16 + "-" + "0" * 16)
     with pytest.raises(NotFoundError):
         registry.load_into(bank, [AdapterRef("a", 9, "", 0)])
-    assert bank.occupied == set()
+    assert bank.occupied == set() and not bank.flat.any()
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------
