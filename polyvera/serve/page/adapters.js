@@ -87,9 +87,9 @@ function summary(hasMore, prefix) {
 
 function row(one) {
   const cells = [
-    cell("Method", one.method ?? "its file is damaged"),
-    cell("Rank", one.rank ?? "", "number"),
-    cell("Size", bytes(one.bytes), "number"),
+    cell("Method", [one.method ?? "its file is damaged"]),
+    cell("Rank", [one.rank ?? ""], "number"),
+    cell("Size", [bytes(one.bytes)], "number"),
     cell("Scores", pairs(one.scores ?? {}, score)),
     cell("Aliases", pairs(one.aliases, (version) => `@${version}`)),
     cell("Created", moment(one.created)),
@@ -104,14 +104,15 @@ function name(one) {
   return head;
 }
 
-function cell(title, text, className = "") {
-  const made = make("td", { className, textContent: String(text) });
+function cell(title, items, className = "") {
+  const shown = items.filter((text) => text !== "");
+  const made = make("td", { className }, ...shown.map((text) => make("span", { className: "item", textContent: text })));
   made.dataset.title = title;
   return made;
 }
 
 function pairs(values, word) {
-  return Object.entries(values).map(([key, value]) => `${key} ${word(value)}`).join(", ");
+  return Object.entries(values).map(([key, value]) => `${key} ${word(value)}`);
 }
 
 function chooser(side, name) {

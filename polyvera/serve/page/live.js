@@ -2,7 +2,7 @@
 
 import { byId, make, say } from "./element.js";
 import { get } from "./server.js";
-import { number, tag } from "./tag.js";
+import { inOrder, number, tag } from "./tag.js";
 import { bytes, count, counted } from "./words.js";
 
 const EVERY_MS = 1_000;
@@ -11,6 +11,7 @@ const MOST_RESIDENT = 24;
 const HIDDEN = "adapters that this key may not see";
 let isPaused = false;
 let timer;
+let asking = new AbortController();
 let before = null; // the last totals and when they came
 
 export function start() {
@@ -25,36 +26,52 @@ export function start() {
 // Asks at once, and again while the tab is seen and the reader has not paused it.
 export function restart() {
   clearTimeout(timer);
+  asking.abort();
   if (isPaused) say(byId("live-status"), "Paused.");
   else if (!document.hidden) ask();
 }
 
+// Nothing of what was seen with one key stays for the next.
+export function forget() {
+  before = null;
+  byId("totals-box").hidden = true;
+  for (const id of ["cells", "legend", "resident", "totals", "slots", "live-status"]) byId(id).replaceChildren();
+}
+
 async function ask() {
+  asking = new AbortController();
   try {
-    show(await get("v1/live"));
+    show(await get("v1/live", asking.signal));
   } catch (error) {
+    if (error.name === "AbortError") return;
     say(byId("live-status"), error.message);
     if (error.status === 401) return; // until there is a key
   }
-  clearTimeout(timer);
   if (!document.hidden && !isPaused) timer = setTimeout(ask, EVERY_MS);
 }
 
 function show(live) {
   const running = live.running.map((one) => one.adapter);
   number(running);
-  say(byId("live-status"), summary(live, new Set(running).size));
+  say(byId("live-status"), summary(live, new Set(running)));
   showCells(live, running);
-  renew(byId("legend"), groups(live.running).map(([name, tokens]) => runningLine(name, tokens)));
+  const groups = grouped(live.running);
+  renew(byId("legend"), inOrder(groups.keys()).map((name) => runningLine(name, groups.get(name))));
   showResident(live);
   byId("totals-box").hidden = !live.totals;
   if (live.totals) showTotals(live.totals);
 }
 
-function summary(live, numDistinct) {
+function summary(live, names) {
   const rows = `${live.running.length} of ${counted(live.max_rows, "row")} in use`;
-  const mixed = live.running.length ? `, ${counted(numDistinct, "adapter")} mixed` : "";
+  const mixed = names.size ? `, for ${mix(names)}` : "";
   return `${rows}${mixed}. ${live.waiting ? `${counted(live.waiting, "request")} waiting.` : "Nobody waits."}`;
+}
+
+function mix(names) {
+  const numSeen = [...names].filter((name) => name !== "base" && name !== null).length;
+  const parts = [numSeen ? counted(numSeen, "adapter") : "", names.has("base") ? "the base" : "", names.has(null) ? "others" : ""];
+  return parts.filter(Boolean).join(" and ");
 }
 
 function showCells(live, running) {
@@ -63,10 +80,10 @@ function showCells(live, running) {
   renew(byId("cells"), [...running.map(tag), ...empty]);
 }
 
-function groups(running) {
+function grouped(running) {
   const found = new Map();
   for (const { adapter, num_tokens: tokens } of running) found.set(adapter, [...(found.get(adapter) ?? []), tokens]);
-  return [...found];
+  return found;
 }
 
 function runningLine(name, tokens) {
@@ -94,7 +111,7 @@ function residentLine(one) {
 function line(mark, name, facts) {
   mark.ariaHidden = "true";
   const named = make("span", { className: "name", textContent: name });
-  return make("li", {}, mark, named, " ", make("span", { className: "muted", textContent: facts }));
+  return make("li", {}, mark, make("span", {}, named, " ", make("span", { className: "muted", textContent: facts })));
 }
 
 function showTotals(totals) {
@@ -112,6 +129,7 @@ function rate(totals, now) {
 
 // Nothing is touched where nothing has changed.
 function renew(element, children) {
-  const next = make(element.tagName, {}, ...children);
-  if (next.innerHTML !== element.innerHTML) element.replaceChildren(...next.childNodes);
+  const next = element.cloneNode(false);
+  next.append(...children);
+  if (!next.isEqualNode(element)) element.replaceChildren(...next.childNodes);
 }

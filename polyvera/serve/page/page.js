@@ -60,6 +60,7 @@ function useKey(text) {
   byId("notice").hidden = true;
   if (text) byId("key").open = false;
   chat.forget();
+  live.forget();
   load();
 }
 

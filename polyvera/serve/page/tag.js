@@ -15,6 +15,11 @@ export function number(names) {
   }
 }
 
+// In the order of their numbers, those without one first.
+export function inOrder(names) {
+  return [...names].sort((a, b) => (numbers.get(a) ?? 0) - (numbers.get(b) ?? 0));
+}
+
 // A cell for an adapter: "base", null for one out of this key's scope, or an id.
 export function tag(name) {
   const text = FIXED.get(name) ?? numbers.get(name) ?? "";

@@ -20,11 +20,11 @@ export function score(value) {
   return Number.isInteger(value) ? String(value) : value.toPrecision(3);
 }
 
-// ISO 8601 as the reader's own date and minute; "" where it is not known.
+// ISO 8601 as the reader's own date and minute; none where it is not known.
 export function moment(iso) {
   const at = new Date(iso);
-  if (!iso || Number.isNaN(at.getTime())) return "";
+  if (!iso || Number.isNaN(at.getTime())) return [];
   const two = (number) => String(number).padStart(2, "0");
   const day = [at.getFullYear(), two(at.getMonth() + 1), two(at.getDate())].join("-");
-  return `${day} ${two(at.getHours())}:${two(at.getMinutes())}`;
+  return [day, `${two(at.getHours())}:${two(at.getMinutes())}`];
 }
