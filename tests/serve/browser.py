@@ -58,12 +58,12 @@ class Browser:
         """The id of what has the focus, or its label, or its text."""
         return str(self.run("const e = document.activeElement; return e.id || e.ariaLabel || e.textContent.trim()"))
 
-    def tab_to(self, name: str, most: int = 60) -> None:
-        """By the Tab key alone."""
+    def tab_to(self, name: str, *keys: str, most: int = 60) -> None:
+        """By the Tab key alone; keys: held with it."""
         for _ in range(most):
             if self.focus() == name:
                 return
-            self.press(Keys.TAB)
+            self.press(*keys, Keys.TAB)
         raise AssertionError(f"{most} times Tab did not reach {name}")
 
     def until(self, condition: Callable[[], object]) -> None:

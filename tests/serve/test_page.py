@@ -214,10 +214,14 @@ def test_hostile_text_is_text(at: Served, page: Browser) -> None:
 
 
 def test_by_keyboard_alone(at: Served, page: Browser) -> None:
+    page.open(at.url)
+    page.until(lambda: page.texts("#rows th"))
     page.press(Keys.TAB)
     assert page.focus() == "Skip to the prompt"
     page.press(Keys.ENTER)
-    page.tab_to("prompt")
+    page.tab_to("max-tokens")
+    page.press(Keys.CONTROL, "a", Keys.NULL, str(GREEDY["max_tokens"]))
+    page.tab_to("prompt", Keys.SHIFT)
     page.press("the", Keys.SHIFT, Keys.ENTER, Keys.NULL, "true", Keys.CONTROL, Keys.ENTER)
     ended(page)
     assert answers(page)["acme/two"] == asked(at, "acme/two", [user("the\ntrue")])

@@ -67,8 +67,9 @@ def make_app(engine: Any, settings: Settings, metrics: Metrics | None = None, st
 def _add_page(app: FastAPI) -> None:
     for file in PAGE.iterdir():
         path = "/" if file.name == "index.html" else f"/page/{file.name}"
-        kind = PAGE_KINDS[PurePath(file.name).suffix]
-        app.add_api_route(path, _sender(file.read_bytes(), kind), methods=["GET"])
+        kind = PAGE_KINDS.get(PurePath(file.name).suffix)
+        if kind is not None:
+            app.add_api_route(path, _sender(file.read_bytes(), kind), methods=["GET"])
 
 
 def _sender(data: bytes, kind: str) -> Any:
