@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from pathlib import PurePath
 from typing import Any
 
 from fastapi import FastAPI
@@ -24,10 +25,12 @@ from polyvera.serve.http.metrics import Metrics
 from polyvera.serve.http.problem import Problem, problem_of
 from polyvera.serve.http.settings import Settings
 
-PAGE_FILES = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/page/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page/page.js": ("page.js", "text/javascript; charset=utf-8"),
+PAGE = files("polyvera.serve").joinpath("page")
+PAGE_KINDS = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
 }
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; frame-ancestors 'none'; form-action 'none'",
@@ -62,9 +65,10 @@ def make_app(engine: Any, settings: Settings, metrics: Metrics | None = None, st
 
 
 def _add_page(app: FastAPI) -> None:
-    for path, (name, kind) in PAGE_FILES.items():
-        file = files("polyvera.serve").joinpath("page", name)
-        if file.is_file():
+    for file in PAGE.iterdir():
+        path = "/" if file.name == "index.html" else f"/page/{file.name}"
+        kind = PAGE_KINDS.get(PurePath(file.name).suffix)
+        if kind is not None:
             app.add_api_route(path, _sender(file.read_bytes(), kind), methods=["GET"])
 
 
