@@ -22,7 +22,8 @@ class Sampling:
     """How tokens are chosen. Raises SamplingError for a choice that cannot be.
 
     max_tokens: at most so many, None for as many as the context holds. temperature: 0 is greedy. top_k: 0 is all.
-    top_p: of the probability that top_k leaves. min_tokens: no end and none of stop_ids before so many.
+    top_p: of the probability that top_k leaves. min_tokens: no end and none of stop_ids before so many. ignore_eos:
+    an end is a token like others, and the answer goes on (as in vLLM).
     stop: texts that end the answer and are left out of it. stop_ids: tokens that do. repetition_penalty: divides the
     logits of tokens seen in prompt or answer (as in transformers); presence and frequency: subtracted from those seen
     in the answer (as at OpenAI). bias: (token, added to its logit). logprobs: alternatives told with each token, 0 to

@@ -26,7 +26,6 @@ class Choice:
         ends = ends if grammar is None else grammar.ends
         self.ends = frozenset() if sampling.ignore_eos else ends
         self._prompt = prompt
-        self._ignored = sorted(ends) if sampling.ignore_eos else []
         self._stream: torch.Generator | None = None
 
     @property
@@ -34,7 +33,7 @@ class Choice:
         """Whether the largest logit decides, and nothing else is told."""
         s = self.sampling
         changed = s.bias or s.min_tokens or s.presence_penalty or s.frequency_penalty or s.repetition_penalty != 1.0
-        return s.is_greedy and not changed and s.logprobs is None and self.grammar is None and not self._ignored
+        return s.is_greedy and not changed and s.logprobs is None and self.grammar is None
 
     def token(self, raw: Tensor, answer: Sequence[int]) -> Token:
         """The next token. raw: logits (vocabulary,) in fp32; answer: the tokens so far."""
@@ -57,7 +56,7 @@ class Choice:
         if answer and (s.presence_penalty or s.frequency_penalty):
             counts = torch.bincount(torch.tensor(answer), minlength=len(logits)).to(logits)
             logits -= s.frequency_penalty * counts + s.presence_penalty * (counts > 0)
-        barred = [*self._ignored, *((*self.ends, *s.stop_ids) if len(answer) < s.min_tokens else ())]
+        barred = [*self.ends, *s.stop_ids] if len(answer) < s.min_tokens else []
         if barred:
             logits[torch.tensor(barred, device=raw.device)] = -torch.inf
         if self.grammar is not None:

@@ -55,7 +55,7 @@ def asked(engine: Engine, num: int = 12, **given: Any) -> Answer:
         ({"repetition_penalty": 0.6}, {"repetition_penalty": 0.6}),
         ({"bias": ((69, -20.0), (88, 9.0))}, {"sequence_bias": {(69,): -20.0, (88,): 9.0}}),
         ({"min_tokens": 12}, {"min_new_tokens": 12}),
-        ({"ignore_eos": True}, {"suppress_tokens": [1, 95, 127, 157]}),
+        ({"ignore_eos": True}, {"eos_token_id": 10_000}),
         (
             {"bias": ((157, 30.0),), "min_tokens": 4, "repetition_penalty": 1.2},
             {"sequence_bias": {(157,): 30.0}, "min_new_tokens": 4, "repetition_penalty": 1.2},

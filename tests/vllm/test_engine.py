@@ -118,6 +118,24 @@ def test_sixteen_prompts_with_sixteen_adapters(base, prompts, store, ask, bare):
     assert_equal(found, alone(base, adapters, prompts), bare)
 
 
+def test_the_embedded_engine_says_the_same(base, prompts, store, ask):
+    """One store, the same names: 16 adapters of several methods, and rows without one."""
+    from transformers import AutoTokenizer
+
+    from polyvera.model import locate
+    from polyvera.serve.engine import Engine
+    from polyvera.serve.request import Sampling
+
+    specs = [VERA, SOME, DVORA, LORA]
+    refs = [store.put(f"both/a{i}", draw(base, specs[i % 4], 500 + i)) for i in range(16)]
+    chosen = [*refs[:12], None, None, *refs[14:]]
+    greedy = Sampling(max_tokens=NUM_TOKENS, ignore_eos=True)
+    with Engine(base, AutoTokenizer.from_pretrained(locate("smollm2")), store) as engine:
+        futures = [engine.answer(prompt, ref, greedy) for prompt, ref in zip(prompts, chosen, strict=True)]
+        embedded = [future.result(600).ids for future in futures]
+    assert embedded == ask([ref and f"polyvera://{ref}" for ref in chosen])
+
+
 @pytest.mark.parametrize("spec", [LORA, VERA], ids=lambda spec: spec.method)
 def test_base_rows_among_full_slots_are_the_base(spec, base, store, ask, bare):
     """Every slot holds an adapter; half the rows have none, and vLLM's index for those is -1, the last slot's too."""
