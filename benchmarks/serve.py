@@ -16,7 +16,7 @@ import argparse
 import tempfile
 from collections.abc import Callable, Sequence
 from statistics import median
-from time import monotonic
+from time import monotonic, sleep
 
 import numpy as np
 import torch
@@ -27,11 +27,11 @@ from polyvera.adapter.spec import AdapterSpec
 from polyvera.model import Base, load_base
 from polyvera.serve.engine import Engine
 from polyvera.serve.limits import Limits
-from polyvera.serve.request import Sampling
+from polyvera.serve.request import Output, Sampling
 from polyvera.store.name import AdapterRef
 from polyvera.store.registry import Registry
 
-PROMPT, TOKENS = 16, 32
+PROMPT, TOKENS, NUM_LOADS = 16, 32, 200
 QV, ALL = ("q_proj", "v_proj"), "all-linear"
 
 
@@ -163,28 +163,43 @@ def part_resident(base: Base, rounds: int) -> None:
 
 
 def part_load(base: Base, rounds: int) -> None:
-    """First tokens of resident and of new adapters in turn, with nothing else running, and the steps of others."""
-    row = prompts(base, 1)[0]
-    one = Sampling(max_tokens=1)
+    """First tokens of resident and of new adapters in turn, alone and beside eight rows that go on, and their gaps."""
     with tempfile.TemporaryDirectory() as folder:
         registry = Registry(folder)
-        refs = published(base, registry, QV, 200)
-        steps: list[float] = []
-        observe = lambda name, seconds: steps.append(seconds) if name == "step_s" else None  # noqa: E731
-        with Engine(base.model, base.tokenizer, registry, Limits(prefix_bytes=0), observe) as engine:
-            engine.answer(row, refs[0], one).result(60)
-            warm, cold = [], []
-            for ref in refs[1:]:
-                for times, which in ((warm, refs[0]), (cold, ref)):
-                    started = monotonic()
-                    engine.answer(row, which, one).result(60)
-                    times.append(monotonic() - started)
-    added = np.array(cold) - median(warm)
-    print(
-        f"first token {1000 * median(warm):.1f} ms; a load adds {1000 * median(added):.2f} ms, "
-        f"p99 {1000 * float(np.quantile(added, 0.99)):.2f} ms (p99 of the resident: "
-        f"{1000 * float(np.quantile(np.array(warm) - median(warm), 0.99)):.2f} ms)"
-    )
+        refs = published(base, registry, QV, 2 * NUM_LOADS + 1)
+        with Engine(base.model, base.tokenizer, registry, Limits(prefix_bytes=0)) as engine:
+            engine.preload(refs[-1])
+            for num, cold in ((0, refs[:NUM_LOADS]), (8, refs[NUM_LOADS:-1])):
+                print(f"beside {num} rows: " + _loads(engine, prompts(base, num + 1), refs[-1], cold))
+
+
+def _loads(engine: Engine, rows: Sequence[list[int]], warm: AdapterRef, cold: Sequence[AdapterRef]) -> str:
+    ticks: list[float] = []
+    tell = lambda output: ticks.append(monotonic()) if output.tokens else None  # noqa: E731
+    endless = Sampling(max_tokens=engine.max_context - PROMPT, ignore_eos=True)
+    others = [engine.submit(row, None, endless, tell=tell if i == 0 else _ignore) for i, row in enumerate(rows[1:])]
+    draw, found = np.random.RandomState(0), {"resident": ([], []), "new": ([], [])}  # type: ignore[var-annotated]
+    for ref in cold:
+        for (firsts, gaps), which in zip(found.values(), (warm, ref), strict=True):
+            sleep(float(draw.uniform(0.0, 0.1)))
+            began, seen = monotonic(), max(len(ticks) - 1, 0)
+            engine.answer(rows[0], which, Sampling(max_tokens=1)).result(60)
+            firsts.append(monotonic() - began)
+            gaps.append(max(np.diff(ticks[seen:]), default=0.0))
+    for other in others:
+        engine.cancel(other)
+    parts = []
+    for i, name in enumerate(("first token", "largest gap of the others")):
+        at = {kind: 1000 * np.quantile(times[i], (0.5, 0.99)) for kind, times in found.items()}
+        parts.append(
+            f"{name} {at['resident'][0]:.1f} ms resident, p99 {at['resident'][1]:.1f}; "
+            f"a load adds {at['new'][0] - at['resident'][0]:.2f}, to the p99 {at['new'][1] - at['resident'][1]:.2f}"
+        )
+    return "; ".join(parts if others else parts[:1])
+
+
+def _ignore(output: Output) -> None:
+    pass
 
 
 PARTS = {"generate": part_generate, "rows": part_rows, "resident": part_resident, "load": part_load}

@@ -19,7 +19,7 @@ from polyvera.serve.grammar import Grammars
 from polyvera.serve.held import HeldModel, context_of, ends_of
 from polyvera.serve.inbox import Inbox
 from polyvera.serve.limits import Limits
-from polyvera.serve.loop import Loop
+from polyvera.serve.loop import LOOK_AHEAD, Loop
 from polyvera.serve.request import CANCELLED, FAILED, GREEDY, Answer, Output, Request, Sampling
 from polyvera.serve.resident import Observe, Residents
 from polyvera.serve.sampler import Choice
@@ -111,6 +111,8 @@ class Engine:
         choice = Choice(sampling, prompt, self.ends, grammar)
         request = Request(prompt, adapter, sampling, tell, tenant, choice=choice)
         self._inbox.add(request)
+        if self._inbox.num_waiting <= LOOK_AHEAD:  # not at the next step: it may be under way for long
+            self._residents.want(adapter)
         return request
 
     def answer(

@@ -98,9 +98,9 @@ class Loop:
         for request in cancelled:
             self._cancel(request)
         self._inbox.do_jobs()
-        for request, error in self._scheduler.admit(lambda r: self._residents.acquire(r.adapter), self._start):
-            self._inbox.left()
-            self._tell(request, Output(finish=FAILED, problem=error))
+        self._admit()
+        if self._scheduler.has_room and self._residents.linger():
+            self._admit()
         for _, request in zip(range(LOOK_AHEAD), self._scheduler.waiting(), strict=False):
             self._residents.want(request.adapter)
         decoding, reading = self._scheduler.work()
@@ -149,6 +149,11 @@ class Loop:
                 self._end(row, Output(finish=FAILED, problem=problem))
 
     # --- the parts of a step ---
+
+    def _admit(self) -> None:
+        for request, error in self._scheduler.admit(lambda r: self._residents.acquire(r.adapter), self._start):
+            self._inbox.left()
+            self._tell(request, Output(finish=FAILED, problem=error))
 
     def _advance(self, row: Row, token: Token) -> None:
         request, sampling = row.request, row.request.sampling

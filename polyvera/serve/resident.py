@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
+from threading import Lock
 from time import monotonic
 
 import torch
@@ -29,6 +30,8 @@ from polyvera.store.name import AdapterRef
 from polyvera.store.registry import Registry
 
 LOADERS = 2
+# How long a step waits for a load that has just begun: a file is read in less, and who runs loses no more.
+PATIENCE_S = 0.0015
 Key = tuple[str, int]
 Observe = Callable[[str, float], None]
 Norms = Mapping[str, Tensor]
@@ -110,7 +113,8 @@ class Residents:
         self._free: dict[int, list[int]] = {}
         self._host: OrderedDict[Key, Loaded] = OrderedDict()
         self._held_bytes = 0
-        self._loading: set[Key] = set()
+        self._loading: dict[Key, float] = {}  # since when
+        self._lock, self._is_open = Lock(), True
         self._failed: dict[Key, PolyveraError] = {}
         self._done: SimpleQueue[tuple[AdapterRef, Loaded | PolyveraError]] = SimpleQueue()
         self._pool = ThreadPoolExecutor(LOADERS, "polyvera-load")
@@ -143,24 +147,26 @@ class Residents:
             self._clear(seat)
 
     def want(self, ref: AdapterRef | None) -> None:
-        """Begins to load what will be acquired soon."""
+        """Begins to load what will be acquired soon. Any thread."""
         if ref is not None and _key(ref) not in self._seats and _key(ref) not in self._host:
             self._load(ref)
 
     def settle(self) -> None:
         """Takes in what was loaded since the last step; an error is raised to all that ask until the next."""
         self._failed.clear()
-        while True:
+        while not self._done.empty():
+            self._take_in(*self._done.get_nowait())
+
+    def linger(self) -> bool:
+        """Waits a moment for loads that have just begun; whether one has ended."""
+        has_ended = False
+        while (left := self._newest() + PATIENCE_S - monotonic()) > 0:
             try:
-                ref, found = self._done.get_nowait()
+                self._take_in(*self._done.get(timeout=left))
+                has_ended = True
             except Empty:
-                return
-            self._loading.discard(_key(ref))
-            if isinstance(found, PolyveraError):
-                self.totals["failed_loads"] += 1
-                self._failed[_key(ref)] = found
-            else:
-                self._take(ref, found)
+                break
+        return has_ended
 
     def pin(self, ref: AdapterRef, is_pinned: bool) -> None:
         """Keeps a resident adapter in its slot whatever comes, or no longer."""
@@ -189,6 +195,8 @@ class Residents:
 
     def close(self) -> None:
         """Ends the loaders."""
+        with self._lock:
+            self._is_open = False
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     # --- between the steps, in the engine's thread ---
@@ -257,6 +265,15 @@ class Residents:
         seat.bank.clear(seat.slot)
         self._free[id(seat.bank)].append(seat.slot)
 
+    def _take_in(self, ref: AdapterRef, found: Loaded | PolyveraError) -> None:
+        with self._lock:
+            self._loading.pop(_key(ref), None)
+        if isinstance(found, PolyveraError):
+            self.totals["failed_loads"] += 1
+            self._failed[_key(ref)] = found
+        else:
+            self._take(ref, found)
+
     def _take(self, ref: AdapterRef, loaded: Loaded) -> None:
         self.totals["loads"] += loaded.norms is not None or not _needs_norms(loaded.adapter.layout)
         self._forget(_key(ref))
@@ -272,9 +289,15 @@ class Residents:
     # --- beside the steps, in a loader's thread ---
 
     def _load(self, ref: AdapterRef, loaded: Loaded | None = None, bank: Bank | None = None) -> None:
-        if _key(ref) not in self._loading:
-            self._loading.add(_key(ref))
-            self._pool.submit(self._loaded, ref, loaded, bank)
+        with self._lock:
+            if self._is_open and _key(ref) not in self._loading:
+                self._loading[_key(ref)] = monotonic()
+                self._pool.submit(self._loaded, ref, loaded, bank)
+
+    def _newest(self) -> float:
+        """When the latest load began that is under way, 0 where none is."""
+        with self._lock:
+            return max(self._loading.values(), default=0.0)
 
     def _loaded(self, ref: AdapterRef, loaded: Loaded | None, bank: Bank | None) -> None:
         started = monotonic()

@@ -70,6 +70,11 @@ class Scheduler:
         self._free = list(range(max_rows))
 
     @property
+    def has_room(self) -> bool:
+        """Whether a request waits though there is a row for it: for its adapter, then."""
+        return bool(self._free and self._waiting)
+
+    @property
     def num_waiting(self) -> int:
         """Requests that wait."""
         return sum(map(len, self._waiting.values()))

@@ -211,3 +211,22 @@ def test_a_load_that_is_waited_for_ends_with_the_engine(
         until(lambda: engine._inbox._jobs)
     thread.join(LONGEST_WAIT / 2)
     assert not thread.is_alive() and len(raised) == 1
+
+
+def test_a_new_adapter_is_in_the_next_step_and_others_go_on(
+    llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, store: Store, solo: Solo
+) -> None:
+    """It is read from its submission on, beside the step under way, and never after the step that could have had it."""
+    registry, refs, adapters = store
+    steps: list[int] = []
+    with Engine(llama, tokenizer, registry, Limits(num_slots=8)) as engine:
+        answered(engine, refs[0])  # its pair is drawn, its bank made
+        _, heard = submit(engine, PROMPT, None, LONG)
+        for i in range(1, 5):
+            until(lambda i=i: len(heard.ids) > 20 * i)
+            before = len(heard.ids)
+            assert answered(engine, refs[i]) == solo.answers(adapters[i], PROMPT, 6)
+            steps.append(len(heard.ids) - before)
+        heard.wait()
+        assert heard.ids == solo.answers(None, PROMPT, 140, eos_token_id=NO_END)
+    assert max(steps) <= 10
