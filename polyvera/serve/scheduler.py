@@ -18,15 +18,23 @@ from polyvera.serve.text import Text
 class Waiting(Protocol):
     """A request, as the queues see it. number: counted up; requests of one number wait for the same adapter."""
 
-    tenant: str
-    number: int
     admitted: float
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is."""
+
+    @property
+    def number(self) -> int:
+        """Which it is."""
 
 
 class Running(Protocol):
     """A row, as the queues see it."""
 
-    place: int
+    @property
+    def place(self) -> int:
+        """Where it is in the batch."""
 
     @property
     def request(self) -> Waiting:
