@@ -15,6 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedMo
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.fingerprint import fingerprint
 from polyvera.adapter.inject import eject, extract, inject, load
+from polyvera.adapter.sites import find_head
 from polyvera.adapter.spec import AdapterSpec
 
 LIKE_BERT = {
@@ -51,10 +52,11 @@ def make_encoder_adapter(
 ) -> Adapter:
     """A trained adapter's stand-in; with labels it has a head for them, made on a model of so many classes."""
     model = with_classes(model, len(labels)) if labels else model
-    bank = inject(model, replace(spec, head=("classifier",)) if labels else spec)
+    spec = replace(spec, head=find_head(model)) if labels else spec
+    bank = inject(model, spec)
     noise = size * torch.randn(bank.flat.shape, generator=torch.Generator().manual_seed(seed))
     bank._write(0, bank.take(bank.first) + noise[0])
-    adapter = extract(bank, bank.first, replace(spec, head=("classifier",)) if labels else spec, model)
+    adapter = extract(bank, bank.first, spec, model)
     eject(model)
     return replace(adapter, labels=labels)
 
