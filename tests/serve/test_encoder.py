@@ -2,28 +2,32 @@
 
 import random
 from collections.abc import Iterator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import transformers
-from tiny_encoder import LIKE_BERT, Alone, make_bert, make_encoder_adapter
+from tiny_encoder import (
+    Alone,
+    assert_classes,
+    assert_nothing_is_left,
+    assert_vectors,
+    got,
+    make_bert,
+    make_encoder_adapter,
+    texts,
+)
 from tiny_serve import LONGEST_WAIT, make_prompt, make_tokenizer, publish, until
-from transformers import BertModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from polyvera.adapter.adapter import Adapter
-from polyvera.adapter.fingerprint import fingerprint
-from polyvera.adapter.inject import inject
 from polyvera.adapter.method import METHODS
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.errors import BusyError, ClosedError, LayoutError, NotFoundError, PolyveraError, SamplingError, ServeError
-from polyvera.model import Base
-from polyvera.serve.encoder import Encoder, engine_for
+from polyvera.errors import BusyError, ClosedError, NotFoundError, PolyveraError, SamplingError, ServeError
+from polyvera.serve.encoder import Encoder
 from polyvera.serve.limits import Limits
-from polyvera.serve.passage import Classes
 from polyvera.store.name import AdapterRef
 from polyvera.store.registry import Registry
 
@@ -59,33 +63,6 @@ def encoder(bert: PreTrainedModel, store: Store) -> Iterator[Encoder]:
         yield encoder
         assert_nothing_is_left(encoder)
         assert encoder.failed is None
-
-
-def assert_nothing_is_left(encoder: Encoder) -> None:
-    loop, residents = encoder._loop, encoder._residents
-    until(lambda: not loop.is_busy and not loop._scheduler.running)
-    assert not loop._calls and not list(loop._scheduler.waiting())
-    assert encoder._inbox.num_waiting == encoder._inbox.num_open == 0
-    assert all(seat.num_users == 0 for seat in residents._taken.values())
-
-
-def texts(seed: int, num: int = 3) -> list[list[int]]:
-    return [make_prompt(100 * seed + i, 1, 60) for i in range(num)]
-
-
-def got(future: Future[Any]) -> Any:
-    return future.result(LONGEST_WAIT)
-
-
-def assert_vectors(found: torch.Tensor, alone: Alone, adapter: Adapter | None, rows: list[list[int]]) -> None:
-    expected = torch.stack([alone.vector(adapter, row) for row in rows])
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-
-
-def assert_classes(found: Classes, alone: Alone, adapter: Adapter, rows: list[list[int]]) -> None:
-    expected = torch.stack([alone.probs(adapter, row) for row in rows])
-    assert found.labels == adapter.labels
-    torch.testing.assert_close(found.probs, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("num_slots", [3, 100])
@@ -144,20 +121,6 @@ def test_classes_need_a_head(bert: PreTrainedModel, encoder: Encoder, store: Sto
     with pytest.raises(ServeError, match=r"team/a0@1 has no head for classes, and the base model has none either"):
         got(encoder.classify(texts(1), refs[0]))
     assert_classes(got(good), alone, adapters[2], texts(1))
-
-
-def test_a_base_with_a_head_of_its_own_answers_with_it(store: Store, tmp_path: Path) -> None:
-    make_bert(5).save_pretrained(tmp_path / "own")
-    own = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "own")
-    alone = Alone(own)
-    with Encoder(own, TOKENIZER, store[0]) as encoder:
-        base, headless, three = (encoder.classify(texts(1), ref) for ref in (None, store[1][0], store[1][2]))
-        assert got(base).labels == got(headless).labels == tuple(f"LABEL_{i}" for i in range(5))
-        assert_classes(got(three), alone, store[2][2], texts(1))
-        found = [got(base).probs, got(headless).probs]
-    for probs, adapter in zip(found, (None, store[2][0]), strict=True):
-        expected = torch.stack([alone.probs(adapter, row) for row in texts(1)])  # type: ignore[arg-type]
-        torch.testing.assert_close(probs, expected, atol=1e-5, rtol=0)
 
 
 def test_texts_that_no_step_could_answer_are_refused(encoder: Encoder) -> None:
@@ -234,33 +197,6 @@ def test_failed_loads_are_told_and_others_are_unharmed(
             got(encoder.classify(texts(1), missing))
         assert encoder.stats().totals["failed_loads"] >= 3
         assert_nothing_is_left(encoder)
-
-
-def beheaded(adapter: Adapter, **changed: Any) -> Adapter:
-    """Another head in place of its own."""
-    head = tuple(sorted((dict(adapter.layout.head) | changed).items()))
-    layout = replace(adapter.layout, head=tuple((k, s) for k, s in head if s is not None))
-    return replace(adapter, layout=layout, flat=torch.zeros(layout.num_params))
-
-
-@pytest.mark.parametrize(
-    ("changed", "labels"),
-    [
-        ({"classifier.bias": (2,)}, MOODS),
-        ({"classifier.bias": None}, MOODS),
-        ({"classifier.weight": (3, 16)}, MOODS),
-        ({"classifier.weight": (1, 32), "classifier.bias": (1,)}, MOODS[:1]),
-        ({"pooler.weight": (3, 32)}, MOODS),
-        ({}, COLOURS),
-    ],
-)
-def test_a_head_that_does_not_fit_is_refused(
-    encoder: Encoder, store: Store, changed: dict[str, Any], labels: tuple[str, ...], tmp_path: Path
-) -> None:
-    forged = replace(beheaded(store[2][2], **changed), labels=labels)
-    with pytest.raises(LayoutError):
-        encoder._held.check(store[1][2], forged)
-        encoder._residents._bank(type("Loaded", (), {"adapter": forged, "basis": forged.basis()})())  # type: ignore[arg-type]
 
 
 def test_adapters_leave_and_stay(bert: PreTrainedModel, alone: Alone, store: Store) -> None:
@@ -344,58 +280,3 @@ def test_an_error_of_its_own_is_told_and_several_end_it(bert: PreTrainedModel, a
                 encoder.embed(texts(1))
         finally:
             hook.remove()
-
-
-LIKE_DISTILBERT = {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4, "initializer_range": 0.25}
-
-
-@pytest.mark.parametrize(
-    ("name", "given"),
-    [
-        ("RobertaConfig", {**LIKE_BERT, "max_position_embeddings": 67}),
-        ("DistilBertConfig", {**LIKE_DISTILBERT, "vocab_size": len(TOKENIZER), "max_position_embeddings": 64}),
-        ("ElectraConfig", {**LIKE_BERT, "embedding_size": 16}),
-        ("MPNetConfig", {**LIKE_BERT, "max_position_embeddings": 67}),
-        ("ModernBertConfig", {**LIKE_BERT, "cls_token_id": 0, "sep_token_id": 1, "bos_token_id": 0, "eos_token_id": 1}),
-        ("DebertaV2Config", {**LIKE_BERT, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]}),
-    ],
-)
-def test_encoders_of_many_families_answer_as_alone(name: str, given: dict[str, Any], tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    config = getattr(transformers, name)(**(given | {"pad_token_id": 2}))
-    model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
-    adapters = [make_encoder_adapter(model, AdapterSpec(rank=4), i, own) for i, own in enumerate([(), MOODS, SIZES])]
-    registry, refs = publish(tmp_path, adapters)
-    alone = Alone(model)
-    with Encoder(model, TOKENIZER, registry, Limits(max_context=64)) as encoder:
-        assert encoder.max_context == 64
-        vectors = [encoder.embed(texts(1), ref) for ref in (None, *refs)]
-        classes = [encoder.classify(texts(1), ref) for ref in refs[1:]]
-        for adapter, found in zip((None, *adapters), vectors, strict=True):
-            assert_vectors(got(found), alone, adapter, texts(1))
-        for adapter, each in zip(adapters[1:], classes, strict=True):
-            assert_classes(got(each), alone, adapter, texts(1))
-        got(encoder.embed([[5] * 64]))
-
-
-def test_a_bare_backbone_gives_vectors_alone(tmp_path: Path) -> None:
-    bare = make_bert(kind=BertModel)
-    adapter = make_encoder_adapter(bare, AdapterSpec(rank=4), 1)
-    registry, (ref,) = publish(tmp_path, [adapter])
-    alone = Alone(bare)
-    with Encoder(bare, TOKENIZER, registry) as encoder:
-        assert_vectors(got(encoder.embed(texts(1), ref)), alone, adapter, texts(1))
-        with pytest.raises(ServeError, match="no head for classes"):
-            got(encoder.classify(texts(1), ref))
-
-
-def test_the_engine_is_chosen_by_the_model(llama: Any, bert: PreTrainedModel) -> None:
-    assert type(engine_for(Base(bert, TOKENIZER))) is Encoder
-    assert type(engine_for(Base(llama, TOKENIZER))).__name__ == "Engine"
-    with pytest.raises(ServeError, match="writes text: an Engine serves it"):
-        Encoder(llama, TOKENIZER).start()
-    with pytest.raises(ServeError, match=r"eject\(model\) first"):
-        held = make_bert()
-        inject(held, AdapterSpec(rank=2))
-        Encoder(held, TOKENIZER).start()
-    assert fingerprint(bert) == fingerprint(make_bert(7))

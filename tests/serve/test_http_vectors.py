@@ -9,8 +9,7 @@ import numpy as np
 import openai
 import pytest
 import torch
-from test_encoder import assert_nothing_is_left
-from tiny_encoder import Alone, make_bert, make_encoder_adapter
+from tiny_encoder import Alone, assert_nothing_is_left, make_bert, make_encoder_adapter
 from tiny_serve import make_tokenizer, until
 from tiny_server import Served, fronted
 

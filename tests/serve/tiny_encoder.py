@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import replace
+from typing import Any
 
 import torch
-from tiny_serve import make_tokenizer
+from tiny_serve import LONGEST_WAIT, make_prompt, make_tokenizer, until
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
@@ -17,6 +19,8 @@ from polyvera.adapter.fingerprint import fingerprint
 from polyvera.adapter.inject import eject, extract, inject, load
 from polyvera.adapter.sites import find_head
 from polyvera.adapter.spec import AdapterSpec
+from polyvera.serve.encoder import Encoder
+from polyvera.serve.passage import Classes
 
 LIKE_BERT = {
     "vocab_size": len(make_tokenizer()),
@@ -87,3 +91,30 @@ class Alone:
                 model = with_classes(model, len(adapter.labels))
             load(model, adapter)
         return model
+
+
+def assert_nothing_is_left(encoder: Encoder) -> None:
+    loop, residents = encoder._loop, encoder._residents
+    until(lambda: not loop.is_busy and not loop._scheduler.running)
+    assert not loop._calls and not list(loop._scheduler.waiting())
+    assert encoder._inbox.num_waiting == encoder._inbox.num_open == 0
+    assert all(seat.num_users == 0 for seat in residents._taken.values())
+
+
+def texts(seed: int, num: int = 3) -> list[list[int]]:
+    return [make_prompt(100 * seed + i, 1, 60) for i in range(num)]
+
+
+def got(future: Future[Any]) -> Any:
+    return future.result(LONGEST_WAIT)
+
+
+def assert_vectors(found: torch.Tensor, alone: Alone, adapter: Adapter | None, rows: list[list[int]]) -> None:
+    expected = torch.stack([alone.vector(adapter, row) for row in rows])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def assert_classes(found: Classes, alone: Alone, adapter: Adapter, rows: list[list[int]]) -> None:
+    expected = torch.stack([alone.probs(adapter, row) for row in rows])
+    assert found.labels == adapter.labels
+    torch.testing.assert_close(found.probs, expected, atol=1e-5, rtol=0)
