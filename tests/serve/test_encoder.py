@@ -175,6 +175,18 @@ def test_numbers_that_are_not_finite_reach_no_other_text(
         assert encoder.failed is None
 
 
+def test_a_call_that_has_failed_is_not_computed_on(alone: Alone) -> None:
+    bert = make_bert()
+    with torch.no_grad():
+        bert.base_model.embeddings.word_embeddings.weight[9] = torch.nan
+    with Encoder(bert, TOKENIZER, limits=Limits(max_rows=4, chunk=60)) as encoder:
+        with pytest.raises(ServeError, match="not finite"):
+            got(encoder.embed([[9], [5] * 60, *[[5] * 50] * 100]))
+        assert_nothing_is_left(encoder)
+        assert encoder.stats().totals["steps"] == 1, "neither in the same step nor later"
+        assert_vectors(got(encoder.embed([[5] * 60])), alone, None, [[5] * 60])
+
+
 def test_failed_loads_are_told_and_others_are_unharmed(
     bert: PreTrainedModel, alone: Alone, store: Store, tmp_path: Path
 ) -> None:

@@ -19,7 +19,6 @@ from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import LayoutError, ServeError
 from polyvera.model import AUTO_TASK, Base, load_base
 from polyvera.serve.encoder import Encoder, engine_for
-from polyvera.serve.limits import Limits
 from polyvera.store.registry import Registry
 from polyvera.train.recipe import Recipe
 from polyvera.train.trainer import train
@@ -88,7 +87,7 @@ LIKE_DISTILBERT = {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4, "in
         ("RobertaConfig", {**LIKE_BERT, "max_position_embeddings": 67}),
         ("DistilBertConfig", {**LIKE_DISTILBERT, "vocab_size": len(TOKENIZER), "max_position_embeddings": 64}),
         ("ElectraConfig", {**LIKE_BERT, "embedding_size": 16}),
-        ("MPNetConfig", {**LIKE_BERT, "max_position_embeddings": 67}),
+        ("MPNetConfig", {**LIKE_BERT, "max_position_embeddings": 66}),
         ("ModernBertConfig", {**LIKE_BERT, "cls_token_id": 0, "sep_token_id": 1, "bos_token_id": 0, "eos_token_id": 1}),
         ("DebertaV2Config", {**LIKE_BERT, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]}),
     ],
@@ -100,7 +99,7 @@ def test_encoders_of_many_families_answer_as_alone(name: str, given: dict[str, A
     adapters = [make_encoder_adapter(model, AdapterSpec(rank=4), i, own) for i, own in enumerate([(), MOODS, SIZES])]
     registry, refs = publish(tmp_path, adapters)
     alone = Alone(model)
-    with Encoder(model, TOKENIZER, registry, Limits(max_context=64)) as encoder:
+    with Encoder(model, TOKENIZER, registry) as encoder:
         assert encoder.max_context == 64
         vectors = [encoder.embed(texts(1), ref) for ref in (None, *refs)]
         classes = [encoder.classify(texts(1), ref) for ref in refs[1:]]
