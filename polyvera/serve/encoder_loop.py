@@ -129,7 +129,9 @@ class EncoderLoop:
         if not batch:
             return
         try:
-            self._commit(batch, *self._forward(batch))
+            found = self._forward(batch)
+            self.stats = self._told()  # before anyone is told, who may ask for it
+            self._commit(batch, *found)
             self._num_failures = 0
         except Exception as error:
             log.error("a step failed", exc_info=error)
