@@ -19,12 +19,14 @@ import torch
 from polyvera.errors import RecipeError, did_you_mean
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PREFIX = "wheel:"
 HUB_ID = re.compile(r"[\w.\-]+(/[\w.\-]+)?")
 AUTO_DTYPE = "auto"
-TASKS = {"lm": "AutoModelForCausalLM", "label": "AutoModelForSequenceClassification"}
+LM, LABEL, AUTO_TASK = "lm", "label", "auto"
+TASKS = {LM: "AutoModelForCausalLM", LABEL: "AutoModelForSequenceClassification", AUTO_TASK: ""}
+WRITING = ("ForCausalLM", "LMHeadModel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,8 @@ def load_base(
     """The base model of that name, on the CPU.
 
     name: a folder, a hub id, `wheel:PACKAGE` or the alias of one. task: 'lm', or 'label' with a head of num_labels
-    outputs (or one output for each of `labels`, whose names go into the config). dtype: 'auto' is fp32 on a machine
+    outputs (or one output for each of `labels`, whose names go into the config), or 'auto': 'label' for an encoder, as
+    is_encoder() says, else 'lm'. dtype: 'auto' is fp32 on a machine
     without a GPU, else the checkpoint's own. Raises RecipeError where there is no such model.
     """
     import transformers
@@ -64,11 +67,13 @@ def load_base(
     if task not in TASKS:
         raise RecipeError(f"task={task!r} is none of {', '.join(TASKS)}{did_you_mean(task, TASKS)}")
     source = locate(name)
-    load = partial(getattr(transformers, TASKS[task]).from_pretrained, dtype=_dtype(dtype), use_safetensors=True)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         config = transformers.AutoConfig.from_pretrained(source)
-        if task == "label":  # a head for other classes is drawn anew
+        if task == AUTO_TASK:
+            task = LABEL if is_encoder(config) else LM
+        load = partial(getattr(transformers, TASKS[task]).from_pretrained, dtype=_dtype(dtype), use_safetensors=True)
+        if task == LABEL:  # a head for other classes is drawn anew
             load = partial(load, ignore_mismatched_sizes=True, **_label_config(config, labels, num_labels))
         model = load(source)
     except (OSError, ValueError) as error:
@@ -76,6 +81,16 @@ def load_base(
     if model.config.pad_token_id is None:
         model.config.pad_token_id = pad_id(tokenizer)
     return Base(model, tokenizer)
+
+
+def is_encoder(config: PretrainedConfig) -> bool:
+    """Whether a model reads texts and writes none: its family fills in masked words, and it is not set up to write."""
+    from transformers.models.auto import modeling_auto as known
+
+    families = known.MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys() & known.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    writes = config.is_encoder_decoder or getattr(config, "is_decoder", False)
+    named = any(name.endswith(WRITING) for name in config.architectures or ())
+    return config.model_type in families and not (writes or named)
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

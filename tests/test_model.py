@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import make_classifier, make_model, make_tokenizer
+from transformers import BertConfig
 
 from polyvera import model as models
 from polyvera.errors import RecipeError
-from polyvera.model import WHEELS, load_base, locate
+from polyvera.model import WHEELS, is_encoder, load_base, locate
 from polyvera.train.data import read
 from polyvera.train.evaluate import evaluate
 
@@ -32,6 +33,17 @@ def test_a_classifier_gets_its_label_names(tmp_path: Path) -> None:
     base = load_base(saved(tmp_path / "tiny", make_classifier()), task="label", labels=("a", "b", "c"))
     assert base.model.config.id2label == {0: "a", 1: "b", 2: "c"}
     assert base.model.num_labels == 3
+
+
+def test_an_encoder_is_known_by_its_configuration(tmp_path: Path) -> None:
+    for name, made, task in (("bert", make_classifier(3), "label"), ("llama", make_model(), "lm")):
+        base = load_base(saved(tmp_path / name, made), task="auto")
+        assert type(base.model) is type(made) is type(load_base(str(tmp_path / name), task=task).model)
+    assert load_base(str(tmp_path / "bert"), task="auto").model.num_labels == 3
+    bert = make_classifier().config
+    assert is_encoder(bert) and not is_encoder(make_model().config)
+    writing = {"is_decoder": True}, {"architectures": ["BertLMHeadModel"]}, {"is_encoder_decoder": True}
+    assert not any(is_encoder(BertConfig(**{**bert.to_dict(), **given})) for given in writing)
 
 
 def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

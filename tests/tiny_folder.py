@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from tiny_models import make_model, make_tokenizer
+from tiny_models import make_classifier, make_model, make_tokenizer
 
 
 def save_tiny(folder: Path, positions: int = 512) -> Path:
@@ -8,5 +8,12 @@ def save_tiny(folder: Path, positions: int = 512) -> Path:
     model = make_model()
     model.config.max_position_embeddings = positions
     model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def save_tiny_encoder(folder: Path) -> Path:
+    """A tiny random encoder without a head."""
+    make_classifier().base_model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
 import torch
@@ -71,9 +71,13 @@ def add_bank(
     dropout: float = 0.0,
     trainable: bool = False,
     dtype: torch.dtype = torch.float32,
+    any_classes: bool = False,
 ) -> Bank:
-    """An empty bank of that layout in the model, beside those there. Raises LayoutError where it doesn't fit."""
-    _check_fits(model, layout)
+    """An empty bank of that layout in the model, beside those there. Raises LayoutError where it doesn't fit.
+
+    any_classes: its head may have another number of classes than the model's.
+    """
+    _check_fits(model, layout, any_classes)
     layers = linear_layers(model)
     table = slot_table(model)
     device = next(layers[layout.sites[0].name].parameters()).device
@@ -127,7 +131,7 @@ def slot_table(model: nn.Module) -> SlotTable:
     return SlotTable()
 
 
-def head_tensors(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
+def head_tensors(model: nn.Module, head: Collection[str]) -> dict[str, Tensor]:
     """The tensors of the named head modules by full name. Raises TargetError for what is no module of the top level."""
     found: dict[str, Tensor] = {}
     for name in head:
@@ -155,7 +159,7 @@ def _check_bases(model: nn.Module, adapters: Sequence[Adapter]) -> None:
             check_fingerprint(adapter.base, here)
 
 
-def _check_fits(model: nn.Module, layout: Layout) -> None:
+def _check_fits(model: nn.Module, layout: Layout, any_classes: bool = False) -> None:
     layers = linear_layers(model)
     for site in layout.sites:
         if site.name not in layers:
@@ -168,14 +172,32 @@ def _check_fits(model: nn.Module, layout: Layout) -> None:
                 f"{site.name} is {widths(layers[site.name])} (in, out) wide here, "
                 f"the adapter was made for {(site.in_features, site.out_features)}"
             )
+    classes = num_classes(model, layout) if any_classes else None
     for key, shape in layout.head:
-        _check_head(model, key, shape)
+        _check_head(model, key, shape, classes)
 
 
-def _check_head(model: nn.Module, key: str, shape: Shape) -> None:
+def num_classes(model: nn.Module, layout: Layout) -> int | None:
+    """The classes of an adapter's head, None where it has none. Raises LayoutError where its tensors differ in that."""
+    there = head_tensors(model, {_head_name(model, key) for key, _ in layout.head})
+    counts = {shape[0] for key, shape in layout.head if key in there and shape and _is_of_classes(model, there[key])}
+    if len(counts) > 1:
+        raise LayoutError(f"the adapter's head has tensors for {' and for '.join(map(str, sorted(counts)))} classes")
+    return next(iter(counts), None)
+
+
+def _is_of_classes(model: nn.Module, tensor: Tensor) -> bool:
+    """Whether a head's tensor has a row for each class."""
+    return tensor.dim() > 0 and len(tensor) == getattr(getattr(model, "config", None), "num_labels", None)
+
+
+def _check_head(model: nn.Module, key: str, shape: Shape, classes: int | None) -> None:
     name = _head_name(model, key)
     there = head_tensors(model, (name,)).get(key)
-    if there is None or tuple(there.shape) != shape:
+    wanted = None if there is None else tuple(there.shape)
+    if there is not None and classes is not None and _is_of_classes(model, there):
+        wanted = (classes, *there.shape[1:])
+    if there is None or wanted != shape:
         found = "no such tensor" if there is None else f"shape {tuple(there.shape)}"
         raise LayoutError(f"the adapter's head has {key} of shape {shape}; {type(model).__name__} has {found}")
 

@@ -287,8 +287,18 @@ class AdaptedHead(nn.Module):
         for bank, pick in used:
             for slot, mine in pick.groups:
                 mine = mine.to(x.device)
-                y = y.index_copy(0, mine, bank.of_slot(slot, self.base, x[mine]).to(y.dtype))
+                y = _placed(y, mine, bank.of_slot(slot, self.base, x[mine]).to(y.dtype))
         return y
+
+
+def _placed(y: Tensor, rows: Tensor, own: Tensor) -> Tensor:
+    """y with those rows put in; outputs of fewer classes than others are filled up with -inf."""
+    width = max(y.shape[-1], own.shape[-1])
+    return _widened(y, width).index_copy(0, rows, _widened(own, width))
+
+
+def _widened(y: Tensor, width: int) -> Tensor:
+    return y if y.shape[-1] == width else F.pad(y, (0, width - y.shape[-1]), value=-torch.inf)
 
 
 class HeadBank(nn.Module):

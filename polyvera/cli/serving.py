@@ -83,8 +83,8 @@ def _run(
     pinned: list[str],
     address: tuple[str, int] | None,
 ) -> None:
-    from polyvera.model import load_base
-    from polyvera.serve.engine import Engine
+    from polyvera.model import AUTO_TASK, load_base
+    from polyvera.serve.encoder import engine_for
     from polyvera.serve.http.app import make_app
     from polyvera.serve.http.door import State
     from polyvera.serve.http.metrics import Metrics
@@ -92,12 +92,12 @@ def _run(
 
     if address is not None:
         check_address(address[0], settings)
-    base, metrics, state = load_base(model), Metrics(), State()
-    with Engine(base.model, base.tokenizer, registry, limits, metrics.observe) as engine:
+    base, metrics, state = load_base(model, task=AUTO_TASK), Metrics(), State()
+    with engine_for(base, registry, limits, metrics.observe) as engine:
         for one in pinned:
             engine.pin(registry.resolve(one))
         app = make_app(engine, settings, metrics, state)
-        typer.echo(_costs(engine))
+        typer.echo(_vectors(engine) if hasattr(engine, "pooling") else _costs(engine))
         if address is None:
             return
         server = Server(app, engine, settings, state, *address)
@@ -106,6 +106,15 @@ def _run(
         )
         server.run()
     typer.echo("stopped")
+
+
+def _vectors(encoder: Any) -> str:
+    limits = encoder.limits
+    return (
+        f"an encoder for /v1/embeddings ({encoder.pooling}) and /v1/classify: {limits.max_rows} texts of up to "
+        f"{encoder.max_context} tokens in a step; {limits.num_slots} slots for adapters. It generates nothing and "
+        "keeps no prefixes, so --prefix-mib has no effect"
+    )
 
 
 def _costs(engine: Any) -> str:

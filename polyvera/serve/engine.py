@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
 from dataclasses import replace
-from threading import Event, Thread
-from time import monotonic
+from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
-
 from polyvera.adapter.product import PackedModel, Packs, packed
-from polyvera.errors import BusyError, ClosedError, PolyveraError, SamplingError, ServeError
+from polyvera.errors import ClosedError, SamplingError
 from polyvera.serve.grammar import Grammars
 from polyvera.serve.held import HeldModel, context_of, ends_of
 from polyvera.serve.inbox import Inbox
 from polyvera.serve.limits import Limits
 from polyvera.serve.loop import LOOK_AHEAD, Loop
-from polyvera.serve.request import CANCELLED, FAILED, GREEDY, Answer, Output, Request, Sampling
+from polyvera.serve.request import CANCELLED, GREEDY, Answer, Output, Request, Sampling
 from polyvera.serve.resident import Observe, Residents
+from polyvera.serve.runner import Runner
 from polyvera.serve.sampler import Choice
 from polyvera.serve.stats import Stats
 from polyvera.store.name import AdapterRef
@@ -30,10 +26,8 @@ from polyvera.store.registry import Registry
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-log = logging.getLogger(__name__)
 DEFAULT_CONTEXT = 4096
 CPU_CHUNK, GPU_CHUNK = 256, 2048
-IDLE_S = 1.0
 
 
 class Engine:
@@ -41,7 +35,7 @@ class Engine:
 
     The model is the engine's own from start() to stop(), which gives it back as it was. registry: where adapters are
     loaded from, None for the base alone. observe: called with a name and a number of seconds ('load_s', 'queue_s',
-    'step_s'). failed: the error that ended the engine. Raises ServeError for a model that cannot be packed.
+    'step_s'). Raises ServeError for a model that cannot be packed.
     """
 
     def __init__(
@@ -59,16 +53,14 @@ class Engine:
         self.model, self.tokenizer, self.registry = model, tokenizer, registry
         self.num_tokens = min(len(tokenizer), int(model.config.get_text_config().vocab_size))
         self.ends = ends_of(model, tokenizer)
-        self.failed: BaseException | None = None
         self._grammars = Grammars(tokenizer, self.num_tokens, self.ends)
         self._observe = observe
-        self._inbox = Inbox(self.limits.max_waiting)
-        self._is_stopping = False
-        self._thread: Thread | None = None
+        self._inbox: Inbox[Request] = Inbox(self.limits.max_waiting)
+        self._runner = Runner(self._inbox)
 
     def start(self) -> Engine:
         """Takes the model and begins to answer. Raises ServeError for a model that cannot be packed."""
-        if self._thread is not None:
+        if self._runner.is_started:
             raise ClosedError("this engine was started before: make a new one")
         self._held = HeldModel(self.model)
         self._packs = Packs()
@@ -81,16 +73,14 @@ class Engine:
             slot_bytes=limits.slot_bytes,
             host_bytes=limits.host_bytes,
             packs=self._packs,
-            layers=self._held.layers,
+            check=self._held.check,
             observe=self._observe,
             wake=self._inbox.wake.set,
         )
         self._loop = Loop(
             self.model, self.tokenizer, self._residents, self._inbox, limits, self.num_tokens, self._observe
         )
-        self._inbox.is_open = True
-        self._thread = Thread(target=self._run, name="polyvera-engine", daemon=True)
-        self._thread.start()
+        self._runner.start(self._loop, self._residents, partial(packed, self._packs))
         return self
 
     def submit(
@@ -141,28 +131,7 @@ class Engine:
 
     def preload(self, ref: AdapterRef, *, pin: bool = False, timeout_s: float = 60.0) -> None:
         """Makes an adapter resident, and keeps it so where pin; returns when it is. Raises as its load does."""
-        done: Future[None] = Future()
-
-        def job() -> bool:
-            try:
-                is_over = done.cancelled() or self._held_once(ref, pin)
-            except PolyveraError as error:
-                if done.set_running_or_notify_cancel():
-                    done.set_exception(error)
-                return True
-            if is_over and done.set_running_or_notify_cancel():
-                done.set_result(None)
-            return is_over
-
-        self._inbox.do(job)
-        try:
-            done.result(timeout_s)
-        except TimeoutError:
-            if done.cancel():
-                raise BusyError(
-                    f"{ref} is not resident after {timeout_s:g} s: every slot is in use or pinned"
-                ) from None
-            done.result()
+        self._runner.preload(ref, pin=pin, timeout_s=timeout_s)
 
     def pin(self, ref: AdapterRef) -> None:
         """Makes an adapter resident for good."""
@@ -170,71 +139,36 @@ class Engine:
 
     def unpin(self, ref: AdapterRef) -> None:
         """Lets a pinned adapter go when its slot is needed."""
-        self._inbox.do(lambda: self._residents.pin(ref, False))
+        self._runner.unpin(ref)
 
     def evict(self, ref: AdapterRef) -> None:
         """Takes an adapter out; rows that use it finish with it."""
-        self._inbox.do(lambda: self._residents.dismiss(ref))
+        self._runner.evict(ref)
+
+    @property
+    def failed(self) -> BaseException | None:
+        """The error that ended the engine."""
+        return self._runner.failed
 
     def stats(self) -> Stats:
         """What runs and waits, as it was after the last step, and what is resident."""
-        if self._thread is None:
-            return Stats(num_slots=self.limits.num_slots)
-        return replace(self._loop.stats, resident=self._residents.told())  # thousands: not at every step
+        return self._runner.stats() if self._runner.is_started else Stats(num_slots=self.limits.num_slots)
 
     def drain(self, timeout_s: float = 30.0) -> bool:
         """Takes no new requests, and waits for those there; whether all of them ended in time."""
-        self._inbox.close()
-        end, pause = monotonic() + timeout_s, Event()
-        while self._thread is not None and monotonic() < end and self._loop.is_busy and self.failed is None:
-            pause.wait(0.01)
-        return self._thread is None or not self._loop.is_busy
+        return self._runner.drain(timeout_s)
 
     def stop(self) -> None:
         """Cancels what is left, and gives the model back as it was."""
-        self._inbox.close()
-        if self._thread is None or self._is_stopping:
-            return
-        self._is_stopping = True
-        self._inbox.wake.set()
-        self._thread.join()
-        self._residents.close()
-        self._packed.undo()
-        self._held.undo()
+        if self._runner.stop():
+            self._packed.undo()
+            self._held.undo()
 
     def __enter__(self) -> Engine:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-    def _held_once(self, ref: AdapterRef, pin: bool) -> bool:
-        """In the engine's thread: whether an adapter is resident, and pinned where asked."""
-        if not self._inbox.is_open:
-            raise ClosedError("the engine is stopping: it loads no more adapters")
-        slot = self._residents.acquire(ref)
-        if slot is None:
-            return False
-        if pin:
-            self._residents.pin(ref, True)
-        self._residents.release(slot)
-        return True
-
-    def _run(self) -> None:
-        with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode())
-            stack.enter_context(packed(self._packs))
-            try:
-                while not self._is_stopping:
-                    if not self._loop.step():
-                        self._inbox.wake.wait(IDLE_S)
-                        self._inbox.wake.clear()
-                self._loop.end_all(CANCELLED)
-            except BaseException as error:
-                log.exception("the engine has stopped")
-                self.failed = error
-                self._inbox.close()
-                self._loop.end_all(FAILED, ServeError("the engine has stopped after an error of its own"))
 
     def _check(self, prompt: Sequence[int], sampling: Sampling) -> None:
         """Raises SamplingError for a request that no step could answer."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.inject import banks_of, eject
 from polyvera.adapter.sites import linear_layers
-from polyvera.errors import ServeError
+from polyvera.errors import LayoutError, ServeError
 from polyvera.serve.attention import NAME, Span, Step, attending, register
 from polyvera.serve.cache import Cache
+from polyvera.store.name import AdapterRef
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,6 +52,14 @@ class HeldModel:
                 raise
             raise ServeError(f"{type(model).__name__} cannot be called with packed rows: {error}") from error
 
+    def check(self, ref: AdapterRef, adapter: Adapter) -> tuple[str, ...]:
+        """No classes. Raises LayoutError for an adapter that a batch of packed tokens cannot hold."""
+        head = adapter.layout.head
+        if head:
+            raise LayoutError(f"{ref} has a head of its own, {head[0][0]}, which text is not generated with")
+        check_sites(ref, adapter, self.layers)
+        return ()
+
     def undo(self) -> None:
         """The model as it was, without the banks that were put in."""
         for config, before in zip(self._configs, self._before, strict=True):
@@ -65,7 +75,7 @@ class HeldModel:
             expected = model(input_ids=ids, use_cache=False).logits
             for config in self._configs:
                 config._attn_implementation = NAME
-            with _noting(model, self.layers):
+            with noting(model, self.layers, lambda shape: len(shape) == 3 and shape[0] == 1):
                 found = _packed_trial(model, ids)
         far = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
         if not far <= TOLERANCE.get(expected.dtype, LOW_TOLERANCE):
@@ -75,9 +85,16 @@ class HeldModel:
             )
 
 
+def check_sites(ref: AdapterRef, adapter: Adapter, layers: Collection[str]) -> None:
+    """Raises LayoutError for an adapter of other layers."""
+    others = [name for name in adapter.layout.site_names if name not in layers]
+    if others:
+        raise LayoutError(f"{ref} adapts {others[0]}, which this model lacks, or calls with tokens in another order")
+
+
 @contextmanager
-def _noting(model: nn.Module, layers: set[str]) -> Iterator[None]:
-    """Collects the linear layers that are called with packed tokens, and nothing else."""
+def noting(model: nn.Module, layers: set[str], fits: Callable[[torch.Size], bool]) -> Iterator[None]:
+    """Collects the linear layers that are called with inputs of fitting shapes, and nothing else."""
     inputs: dict[str, list[torch.Size]] = {}
 
     def note(name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
@@ -89,7 +106,7 @@ def _noting(model: nn.Module, layers: set[str]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-    layers.update(name for name, shapes in inputs.items() if all(len(s) == 3 and s[0] == 1 for s in shapes))
+    layers.update(name for name, shapes in inputs.items() if all(map(fits, shapes)))
 
 
 def _packed_trial(model: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -128,10 +145,20 @@ def _check(model: PreTrainedModel) -> None:
 
 def context_of(model: PreTrainedModel, asked: int | None, default: int) -> int:
     """Tokens of a request at most. Raises ServeError where more are asked for than the model reads."""
-    known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    known = positions_of(model)
     if asked is not None and known is not None and asked > known:
         raise ServeError(f"max_context={asked}: {type(model).__name__} reads at most {known} tokens")
     return asked or min(default, known or default)
+
+
+def positions_of(model: PreTrainedModel) -> int | None:
+    """Tokens that the model reads at most, None where its config does not say."""
+    known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(known, int) or known < 1:
+        return None
+    tables = (m for name, m in model.named_modules() if name.endswith("position_embeddings"))
+    padded = [m.padding_idx for m in tables if isinstance(m, nn.Embedding) and m.padding_idx is not None]
+    return known - max(padded) - 1 if padded else known  # RoBERTa's positions begin after the padding's
 
 
 def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from threading import Event, Lock
+from typing import Generic, TypeVar
 
 from polyvera.errors import BusyError, ClosedError
-from polyvera.serve.request import Request
 
+R = TypeVar("R")
 Job = Callable[[], bool | None]
 
 
-class Inbox:
+class Inbox(Generic[R]):
     """Requests that came, requests to cancel, and jobs for the engine's thread. Any number of threads.
 
     num_waiting: requests that came and neither run nor have ended, at most max_waiting. num_open: those that have not
@@ -24,11 +25,11 @@ class Inbox:
         self.is_open = False
         self.wake = Event()
         self._lock = Lock()
-        self._arrived: deque[Request] = deque()
-        self._cancelled: deque[Request] = deque()
+        self._arrived: deque[R] = deque()
+        self._cancelled: deque[R] = deque()
         self._jobs: deque[Job] = deque()
 
-    def add(self, request: Request) -> None:
+    def add(self, request: R) -> None:
         """Raises BusyError where too many wait, ClosedError after close()."""
         with self._lock:
             if not self.is_open:
@@ -40,7 +41,7 @@ class Inbox:
             self._arrived.append(request)
         self.wake.set()
 
-    def cancel(self, request: Request) -> None:
+    def cancel(self, request: R) -> None:
         """Asks for the end of a request."""
         self._cancelled.append(request)
         self.wake.set()
@@ -68,11 +69,11 @@ class Inbox:
         with self._lock:
             self.num_open -= 1
 
-    def arrived(self) -> list[Request]:
+    def arrived(self) -> list[R]:
         """The requests that came since the last call."""
         return [self._arrived.popleft() for _ in range(len(self._arrived))]
 
-    def cancelled(self) -> list[Request]:
+    def cancelled(self) -> list[R]:
         """The requests to cancel since the last call."""
         return [self._cancelled.popleft() for _ in range(len(self._cancelled))]
 

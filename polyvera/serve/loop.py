@@ -45,7 +45,7 @@ class Loop:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         residents: Residents,
-        inbox: Inbox,
+        inbox: Inbox[Request],
         limits: Limits,
         num_tokens: int,
         observe: Observe,
@@ -53,7 +53,7 @@ class Loop:
         self._model, self._tokenizer, self._residents, self._inbox = model, tokenizer, residents, inbox
         self._limits, self._num_tokens, self._observe = limits, num_tokens, observe
         self._context = limits.max_context or 1
-        self._scheduler = Scheduler(limits.max_rows, limits.chunk or 1)
+        self._scheduler: Scheduler[Request, Row] = Scheduler(limits.max_rows, limits.chunk or 1)
         self._cache = Cache(limits.max_rows, self._context)
         self._prefixes = Prefixes(limits.prefix_bytes)
         self._route = NO_ROUTE

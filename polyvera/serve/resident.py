@@ -6,9 +6,9 @@ Files are read and checked by threads of their own; a slot is written by the eng
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from threading import Lock
 from time import monotonic
@@ -35,14 +35,19 @@ PATIENCE_S = 0.0015
 Key = tuple[str, int]
 Observe = Callable[[str, float], None]
 Norms = Mapping[str, Tensor]
+Check = Callable[[AdapterRef, Adapter], tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """An adapter in host memory: checked, its basis drawn; norms: of its rows by layer, where it has magnitudes."""
+    """An adapter in host memory: checked, its basis drawn.
+
+    labels: of its classes, none where it has no head. norms: of its rows by layer, where it has magnitudes.
+    """
 
     adapter: Adapter
     basis: Basis | None
+    labels: tuple[str, ...] = ()
     norms: Norms | None = None
 
     @property
@@ -69,6 +74,7 @@ class _Seat:
     ref: AdapterRef
     slot: int
     bank: Bank
+    labels: tuple[str, ...] = ()
     num_users: int = 0
     is_pinned: bool = False
     is_dismissed: bool = False
@@ -82,8 +88,9 @@ class Residents:
     """Which adapter is in which slot. All methods but the loaders' are called by the engine's thread.
 
     num_slots: resident adapters at most, of whatever layout. slot_bytes: memory of one layout's slots at most.
-    host_bytes: memory of loaded adapters outside the slots. packs: gets the frozen matrices. layers: those that may be
-    adapted. wake: called when a load has ended. adapts_output: whether a bank has a share of the output layer.
+    host_bytes: memory of loaded adapters outside the slots. packs: gets the frozen matrices. check: the labels of an
+    adapter's classes; raises LayoutError for one that the batches cannot hold. wake: called when a load has ended.
+    adapts_output: whether a bank has a share of the output layer.
     """
 
     def __init__(
@@ -95,14 +102,14 @@ class Residents:
         slot_bytes: int,
         host_bytes: int,
         packs: Packs,
-        layers: Collection[str],
+        check: Check,
         observe: Observe,
         wake: Callable[[], None],
     ) -> None:
         self.num_slots, self.totals = num_slots, dict.fromkeys(("hits", "loads", "evictions", "failed_loads"), 0)
         self._model, self._registry = model, registry
         self._slot_bytes, self._host_bytes = slot_bytes, host_bytes
-        self._packs, self._layers, self._observe, self._wake = packs, layers, observe, wake
+        self._packs, self._check, self._observe, self._wake = packs, check, observe, wake
         self._output = output_of(model)
         self.adapts_output = False
         self._base = fingerprint(model)
@@ -145,6 +152,10 @@ class Residents:
         seat.num_users -= 1
         if seat.is_dismissed and not seat.num_users:
             self._clear(seat)
+
+    def labels(self, slot: int) -> tuple[str, ...]:
+        """The classes of an adapter that is held, none where it has no head."""
+        return self._taken[slot].labels
 
     def want(self, ref: AdapterRef | None) -> None:
         """Begins to load what will be acquired soon. Any thread."""
@@ -218,7 +229,7 @@ class Residents:
         if slot is None:
             return None
         bank.put(slot, loaded.adapter, loaded.norms)
-        seat = self._seats[key] = self._taken[slot] = _Seat(ref, slot, bank)
+        seat = self._seats[key] = self._taken[slot] = _Seat(ref, slot, bank, loaded.labels)
         return seat
 
     def _bank(self, loaded: Loaded) -> Bank:
@@ -232,7 +243,7 @@ class Residents:
                     f"one slot of this adapter takes {row_bytes:,} bytes, and slot_bytes is {self._slot_bytes:,}"
                 )
             with torch.inference_mode(False):  # a slot's versions are counted
-                bank = add_bank(self._model, layout, num_slots, loaded.basis, dtype=self._dtype)
+                bank = add_bank(self._model, layout, num_slots, loaded.basis, dtype=self._dtype, any_classes=True)
             self._freeze(bank)
             self.adapts_output = self.adapts_output or self._output in layout.site_names
             self._banks[key], self._free[id(bank)] = bank, list(reversed(bank.slots))
@@ -316,24 +327,14 @@ class Residents:
             raise StoreError(f"{ref} cannot be loaded: this engine has no store")
         adapter = self._registry.get(ref)
         check_fingerprint(adapter.base, self._base)
-        self._check(ref, adapter.layout)
-        return Loaded(adapter, adapter.basis())
-
-    def _check(self, ref: AdapterRef, layout: Layout) -> None:
-        """Raises LayoutError for an adapter that a batch of packed tokens cannot hold."""
-        if layout.head:
-            raise LayoutError(f"{ref} has a head of its own, {layout.head[0][0]}, which text is not generated with")
-        others = [name for name in layout.site_names if name not in self._layers]
-        if others:
-            raise LayoutError(
-                f"{ref} adapts {others[0]}, which this model lacks, or calls with tokens in another order"
-            )
+        labels = self._check(ref, adapter)
+        return Loaded(adapter, adapter.basis(), labels)
 
 
 def _with_norms(loaded: Loaded, bank: Bank | None) -> Loaded:
     assert bank is not None
     with torch.inference_mode():
-        return Loaded(loaded.adapter, loaded.basis, bank.norms_of(loaded.adapter))
+        return replace(loaded, norms=bank.norms_of(loaded.adapter))
 
 
 def _needs_norms(layout: Layout) -> bool:

@@ -4,16 +4,45 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from time import monotonic
+from typing import Generic, Protocol, TypeVar
 
 from polyvera.errors import PolyveraError
 from polyvera.serve.request import Request
 from polyvera.serve.sampler import Choice
 from polyvera.serve.text import Text
 
-Acquire = Callable[[Request], int | None]
+
+class Waiting(Protocol):
+    """A request, as the queues see it. number: counted up; requests of one number wait for the same adapter."""
+
+    admitted: float
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is."""
+
+    @property
+    def number(self) -> int:
+        """Which it is."""
+
+
+class Running(Protocol):
+    """A row, as the queues see it."""
+
+    @property
+    def place(self) -> int:
+        """Where it is in the batch."""
+
+    @property
+    def request(self) -> Waiting:
+        """Whose row it is."""
+
+
+Q = TypeVar("Q", bound=Waiting)
+R = TypeVar("R", bound=Running)
 
 
 @dataclass(eq=False, slots=True)
@@ -56,7 +85,7 @@ class Work:
         return self.stop == self.row.request.num_tokens
 
 
-class Scheduler:
+class Scheduler(Generic[Q, R]):
     """Waiting requests in one queue a tenant, running ones in rows of the cache.
 
     The tenant with the fewest running rows is next; among equals, the one that has waited longest. A request whose
@@ -65,8 +94,8 @@ class Scheduler:
 
     def __init__(self, max_rows: int, chunk: int) -> None:
         self.max_rows, self.chunk = max_rows, chunk
-        self.running: list[Row] = []  # by place
-        self._waiting: dict[str, deque[Request]] = {}
+        self.running: list[R] = []  # by place
+        self._waiting: dict[str, deque[Q]] = {}
         self._free = list(range(max_rows))
 
     @property
@@ -79,7 +108,7 @@ class Scheduler:
         """Requests that wait."""
         return sum(map(len, self._waiting.values()))
 
-    def waiting(self) -> Iterator[Request]:
+    def waiting(self) -> Iterator[Q]:
         """The requests that wait, each tenant's in turn, in the order of their arrival."""
         queues = [iter(queue) for queue in self._waiting.values()]
         while queues:
@@ -90,23 +119,25 @@ class Scheduler:
                 else:
                     yield request
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Q) -> None:
         """Puts a request at the end of its tenant's queue."""
         self._waiting.setdefault(request.tenant, deque()).append(request)
 
-    def drop(self, request: Request) -> None:
+    def drop(self, request: Q) -> None:
         """Takes a waiting request out."""
         queue = self._waiting[request.tenant]
         queue.remove(request)
         if not queue:
             del self._waiting[request.tenant]
 
-    def admit(self, acquire: Acquire, start: Callable[[Request, int, int], Row]) -> list[tuple[Request, PolyveraError]]:
+    def admit(
+        self, acquire: Callable[[Q], int | None], start: Callable[[Q, int, int], R]
+    ) -> list[tuple[Q, PolyveraError]]:
         """Gives rows to waiting requests while there are any; returns those that failed, and why.
 
         acquire: the slot of a request's adapter, None where it must wait longer. start: makes the row.
         """
-        failed: list[tuple[Request, PolyveraError]] = []
+        failed: list[tuple[Q, PolyveraError]] = []
         stuck: set[int] = set()
         while self._free and (request := self._next(stuck)) is not None:
             try:
@@ -125,7 +156,7 @@ class Scheduler:
             self.running.sort(key=lambda row: row.place)
         return failed
 
-    def work(self) -> tuple[list[Work], list[Work]]:
+    def work(self: Scheduler[Request, Row]) -> tuple[list[Work], list[Work]]:
         """What the next step computes: rows that decode, by place, then pieces of prompts, the oldest first."""
         decoding = [Work(row, row.num_computed, row.num_computed + 1) for row in self.running if row.num_left == 1]
         reading, left = [], self.chunk
@@ -136,12 +167,12 @@ class Scheduler:
                 left -= size
         return decoding, reading
 
-    def finish(self, row: Row) -> None:
+    def finish(self, row: R) -> None:
         """Takes a row out of the running."""
         self.running.remove(row)
         heapq.heappush(self._free, row.place)
 
-    def _next(self, stuck: set[int]) -> Request | None:
+    def _next(self, stuck: set[int]) -> Q | None:
         """The first request in turn that is not stuck."""
         counts = dict.fromkeys(self._waiting, 0)
         for row in self.running:
@@ -152,5 +183,5 @@ class Scheduler:
         return min(open_, key=lambda request: (counts[request.tenant], request.number), default=None)
 
 
-def _first(queue: Sequence[Request] | deque[Request], stuck: set[int]) -> Request | None:
+def _first(queue: Iterable[Q], stuck: set[int]) -> Q | None:
     return next((request for request in queue if request.number not in stuck), None)

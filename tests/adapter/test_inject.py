@@ -5,8 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from polyvera.adapter.fingerprint import fingerprint
-from polyvera.adapter.inject import banks_of, eject, extract, inject, load
+from polyvera.adapter.inject import add_bank, banks_of, eject, extract, inject, load
 from polyvera.adapter.method import METHODS
+from polyvera.adapter.route import route
 from polyvera.adapter.sites import find_sites
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import FingerprintError, LayoutError, TargetError
@@ -154,3 +155,29 @@ def test_a_head_inside_another_module_is_refused(small_bert: nn.Module) -> None:
     with pytest.raises(TargetError, match=r"head='bert.pooler' is inside .*: bert, dropout, classifier"):
         inject(small_bert, AdapterSpec(head=("bert.pooler",)))
     assert not banks_of(small_bert)
+
+
+def test_heads_of_other_classes_stand_side_by_side_where_that_is_asked_for(small_bert: nn.Module, scramble) -> None:
+    ids, spec = torch.arange(24).view(4, 6), AdapterSpec(rank=2, head=("classifier",))
+    alone, slots, layouts = {}, {}, {}
+    for classes in (2, 3, 5):
+        other = copy.deepcopy(small_bert)
+        other.classifier, other.config.num_labels = nn.Linear(32, classes), classes
+        bank = inject(other, spec)
+        scramble(bank, seed=classes)
+        with torch.no_grad():
+            alone[classes] = other(ids).logits
+        layouts[classes] = extract(bank, bank.first, spec)
+    with pytest.raises(LayoutError, match=r"has classifier.bias of shape \(2,\); .* has shape \(3,\)"):
+        load(small_bert, layouts[2])
+    for classes, adapter in layouts.items():
+        bank = add_bank(small_bert, adapter.layout, 1, adapter.basis(), any_classes=True)
+        slots[classes] = bank.first
+        bank.put(bank.first, adapter)
+    with route([slots[2], 0, slots[5], slots[3]]), torch.no_grad():
+        mixed = small_bert(ids).logits
+    for row, classes in ((0, 2), (2, 5), (3, 3)):
+        torch.testing.assert_close(mixed[row, :classes], alone[classes][row])
+        assert torch.equal(mixed[row, classes:], torch.full((5 - classes,), -torch.inf))
+    with route(0), torch.no_grad():
+        torch.testing.assert_close(mixed[1, :3], small_bert(ids).logits[1])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tiny_folder import save_tiny
+from tiny_folder import save_tiny, save_tiny_encoder
 from typer.testing import CliRunner
 
 from polyvera.cli import app
@@ -80,6 +80,22 @@ def test_keys_are_made_listed_used_and_removed(tmp_path: Path) -> None:
         id = json.loads(Path(file).read_text())["keys"][0]["sha256"][:12]
         assert CliRunner().invoke(app, ["keys", file, "--remove", id]).exit_code == 0
         assert httpx.get(f"{url}/v1/models", headers=bearer, timeout=MINUTES).status_code == 401
+
+
+def test_an_encoder_is_served_as_one_and_says_what_has_no_effect(tmp_path: Path) -> None:
+    save_tiny_encoder(tmp_path / "base")
+    dry = ["serve", str(tmp_path / "base"), "--store", str(tmp_path / "store"), "--dry-run", "--max-context", "60"]
+    told = " ".join(CliRunner().invoke(app, dry).output.split())
+    assert "an encoder for /v1/embeddings (mean of the last hidden states, normalised) and /v1/classify" in told
+    assert "64 texts of up to 60 tokens" in told and "--prefix-mib has no effect" in told
+    too_long = CliRunner().invoke(app, [*dry, "--max-context", "65"])
+    assert too_long.exit_code == 1 and "reads at most 64 tokens" in " ".join(too_long.output.split())
+    with serving(tmp_path) as (process, url):
+        asked = {"model": "base", "input": ["w1 w2", "w3"]}
+        found = httpx.post(f"{url}/v1/embeddings", json=asked, timeout=MINUTES).json()
+        assert [len(one["embedding"]) for one in found["data"]] == [32, 32]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(MINUTES) == 0
 
 
 @pytest.mark.parametrize("flags", [["--admin"], ["--base"], ["--adapters", "x/*"], ["--days", "3"]])

@@ -16,7 +16,8 @@ from transformers import LlamaForCausalLM
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.serve.engine import Engine
+from polyvera.model import Base
+from polyvera.serve.encoder import engine_for
 from polyvera.serve.http.app import make_app
 from polyvera.serve.http.door import State
 from polyvera.serve.http.keys import KeyFile
@@ -35,7 +36,7 @@ class Served:
     """A running server and what stands behind it."""
 
     url: str
-    engine: Engine
+    engine: Any
     registry: Registry
     adapters: dict[str, Adapter]
     server: Server
@@ -66,10 +67,26 @@ def some_adapters(model: LlamaForCausalLM) -> dict[str, Adapter]:
 
 @contextmanager
 def served(root: Path, limits: Limits | None = None, *, with_keys: bool = False, **settings: Any) -> Iterator[Served]:
-    """Serves until the context is left; fails where the server does not end."""
-    model, tokenizer = make_base(), make_tokenizer()
+    """Serves text until the context is left; fails where the server does not end."""
+    tokenizer = make_tokenizer()
     tokenizer.chat_template = TEMPLATE
-    registry, adapters = Registry(root / "store"), some_adapters(model)
+    model = make_base()
+    with fronted(root, Base(model, tokenizer), some_adapters(model), limits, with_keys=with_keys, **settings) as found:
+        yield found
+
+
+@contextmanager
+def fronted(
+    root: Path,
+    base: Base,
+    adapters: dict[str, Adapter],
+    limits: Limits | None = None,
+    *,
+    with_keys: bool = False,
+    **settings: Any,
+) -> Iterator[Served]:
+    """The same for any base and adapters."""
+    registry = Registry(root / "store")
     for name, adapter in adapters.items():
         registry.put(name, adapter)
     keys = None
@@ -78,7 +95,7 @@ def served(root: Path, limits: Limits | None = None, *, with_keys: bool = False,
         keys = KeyFile(settings["keys"])
         keys.add("nobody", ["nobody/*"])
     chosen, metrics, state = Settings(base="tiny", **settings), Metrics(), State()
-    with Engine(model, tokenizer, registry, limits or Limits(max_rows=8), metrics.observe) as engine:
+    with engine_for(base, registry, limits or Limits(max_rows=8), metrics.observe) as engine:
         server = Server(make_app(engine, chosen, metrics, state), engine, chosen, state, "127.0.0.1", 0)
         thread = Thread(target=server.run, daemon=True)
         thread.start()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from fastapi import APIRouter
@@ -15,9 +15,8 @@ from polyvera.errors import SamplingError, ServeError
 from polyvera.serve.http.front import Front, body_of, caller_of
 from polyvera.serve.http.prompt import text_ids
 from polyvera.serve.http.protocol import ClassifyBody, EmbeddingBody
+from polyvera.serve.http.work import while_there
 from polyvera.store.name import AdapterRef
-
-T = TypeVar("T")
 
 
 def routes(front: Front) -> APIRouter:
@@ -71,8 +70,8 @@ async def _asked(front: Front, request: HttpRequest, body: EmbeddingBody) -> tup
 async def _done(front: Front, request: HttpRequest, rows: list[list[int]], ask: Any) -> Any:
     tenant = caller_of(request).tenant
     with front.quotas.taken(tenant, 1):
-        future: Future[Any] = ask(tenant)
-        found = await asyncio.wrap_future(future)
+        future: Future[Any] = await asyncio.to_thread(ask, tenant)
+        found = await while_there(request, asyncio.wrap_future(future))
     front.metrics.tokens.labels(tenant, "prompt").inc(sum(map(len, rows)))
     return found
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from time import monotonic
+from typing import TypeVar
 
 from starlette.requests import Request as HttpRequest
 
@@ -16,6 +17,7 @@ from polyvera.serve.request import CANCELLED, Output, Request, Sampling, Token
 from polyvera.store.name import AdapterRef
 
 Part = tuple[int, Output]
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -69,16 +71,7 @@ class Work:
 
     async def whole(self, request: HttpRequest) -> list[Told]:
         """All answers; cancelled where the client goes."""
-        gathering = asyncio.create_task(self._gathered())
-        gone = asyncio.create_task(_gone(request))
-        try:
-            await asyncio.wait((gathering, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not gathering.done():
-                raise ClosedError("the client has gone")
-            return gathering.result()
-        finally:
-            for task in (gathering, gone):
-                task.cancel()
+        return await while_there(request, self._gathered())
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -144,6 +137,20 @@ class Work:
             self._last[i] = now
         if output.finish is not None:
             metrics.answers.labels(self._tenant, output.finish).inc()
+
+
+async def while_there(request: HttpRequest, asked: Awaitable[T]) -> T:
+    """What was asked for; cancelled, and ClosedError, where the client goes."""
+    asking = asyncio.ensure_future(asked)
+    gone = asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait((asking, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not asking.done():
+            raise ClosedError("the client has gone")
+        return asking.result()
+    finally:
+        for task in (asking, gone):
+            task.cancel()
 
 
 async def _gone(request: HttpRequest) -> None:
