@@ -117,14 +117,15 @@ class Bank:
         for name, norm in (norms or {}).items():
             self.layers[name].keep_norm(index, norm)
 
-    def empty_row(self, slot: int) -> NDArray[np.float32] | None:
-        """The memory of an empty slot, to be filled before settle(); None where it is not one row of fp32 on the CPU.
+    def memory(self) -> NDArray[np.float32] | None:
+        """All rows, (num_slots, num_params), to be filled before settle(); None where they aren't fp32 on the CPU."""
+        is_plain = self._is_whole() and self.flat.device.type == "cpu" and self.flat.dtype == torch.float32
+        return self.flat.detach().numpy() if is_plain else None
 
-        Raises SlotError.
-        """
+    def empty_row(self, slot: int, memory: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+        """An empty slot's row of memory(), None where there is none, or an adapter in it. Raises SlotError."""
         index = self._index(slot)
-        whole = self._is_whole() and self.flat.device.type == "cpu" and self.flat.dtype == torch.float32
-        return None if index in self.occupied or not whole else self.flat.detach().numpy()[index]
+        return None if memory is None or index in self.occupied else memory[index]
 
     def settle(self, slot: int) -> None:
         """Says that the row of an empty slot now holds an adapter of this bank's layout and basis."""

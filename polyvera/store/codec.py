@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -185,8 +186,9 @@ def _basis(plan: Plan, section: memoryview) -> Basis | None:
 
 
 def is_finite(values: NDArray[np.float32]) -> bool:
-    """Whether no number is NaN or infinity."""
-    return bool(np.isfinite(values).all())
+    """Whether no number is NaN or infinity: the sum of squares is neither then, unless it is too large."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return isfinite(np.dot(values, values)) or bool(np.isfinite(values).all())
 
 
 def _check_finite(layout: Layout, flat: Tensor, advice: str) -> None:

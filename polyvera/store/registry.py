@@ -31,7 +31,7 @@ from polyvera.store.name import (
     is_name,
     parse_reference,
 )
-from polyvera.store.row import fill
+from polyvera.store.row import Row, fill
 
 if TYPE_CHECKING:
     from polyvera.adapter.bank import Bank
@@ -113,11 +113,12 @@ class Registry:
         slots = list(bank.slots)[: len(asked)] if slots is None else slots
         if len(slots) != len(asked):
             raise SlotError(f"{len(asked)} adapters for {len(slots)} slots; give as many slots, or make a larger bank")
-        lock = Lock()
+        lock, rows = Lock(), bank.memory()
 
         def load(i: int, one: Which) -> None:
             ref = self._ref(one)
-            adapter = None if self._fills(bank, slots[i], ref, base) else self._read(ref)
+            row = bank.empty_row(slots[i], rows)
+            adapter = None if row is not None and self._fills(row, bank, ref, base) else self._read(ref)
             check_fingerprint("" if adapter is None else adapter.base, base)
             with lock:
                 bank.settle(slots[i]) if adapter is None else bank.put(slots[i], adapter)
@@ -232,11 +233,10 @@ class Registry:
         except FormatError as error:
             raise FormatError(f"{self.files.location(path)}: {error}") from error
 
-    def _fills(self, bank: Bank, slot: int, ref: AdapterRef, base: str) -> bool:
-        """Whether an adapter's numbers are in the row of its empty slot; where not, the long way says why."""
-        row = bank.empty_row(slot)
-        descriptor = None if row is None else self.files.descriptor(_file(ref.name, ref.version))
-        if row is None or descriptor is None:
+    def _fills(self, row: Row, bank: Bank, ref: AdapterRef, base: str) -> bool:
+        """Whether an adapter's numbers are in the row of an empty slot; where not, the long way says why."""
+        descriptor = self.files.descriptor(_file(ref.name, ref.version))
+        if descriptor is None:
             return False
         try:
             return fill(

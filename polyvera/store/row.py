@@ -12,11 +12,10 @@ from polyvera.errors import FormatError
 from polyvera.store.codec import LENGTH_BYTES, Header, check_parts, header_text, is_finite
 
 HEAD_BYTES = 4096
+Row = NDArray[np.float32]
 
 
-def fill(
-    row: NDArray[np.float32], descriptor: int, digest: str = "", takes: Callable[[Header], bool] = lambda header: True
-) -> bool:
+def fill(row: Row, descriptor: int, digest: str = "", takes: Callable[[Header], bool] = lambda header: True) -> bool:
     """Whether a file that is open for reading was the flat vector of an adapter, every byte checked, and is in `row`.
 
     Else `row` is zeros, and the file is for decode(), which says why or unpacks it. digest: as for decode(). takes:
@@ -29,7 +28,7 @@ def fill(
     return False
 
 
-def _read(descriptor: int, row: NDArray[np.float32], digest: str) -> Header | None:
+def _read(descriptor: int, row: Row, digest: str) -> Header | None:
     if not hasattr(os, "preadv"):
         return None
     section = row.data.cast("B")
