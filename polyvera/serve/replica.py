@@ -40,6 +40,7 @@ from polyvera.serve.wire import Wire
 log = logging.getLogger(__name__)
 WORKERS = 8
 WATCH_S = 0.5
+SWITCH_S = 0.0005  # what the front says is heard beside the engine's thread, ten times sooner than by Python's own
 
 
 class Replica:
@@ -171,6 +172,7 @@ def _live(replica: Replica, wire: Wire, given: Start) -> NoReturn:
 
 def main() -> NoReturn:
     """The process: its one argument is the number of the inherited socket."""
+    sys.setswitchinterval(SWITCH_S)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     run(socket.socket(fileno=int(sys.argv[1])))
