@@ -16,7 +16,10 @@ from typing import NoReturn
 
 import torch
 
+from polyvera.adapter.fingerprint import fingerprint
 from polyvera.errors import FormatError, PolyveraError, ServeError
+from polyvera.model import load_base
+from polyvera.serve.engine import Engine
 from polyvera.serve.message import (
     TO_REPLICA,
     Ask,
@@ -35,7 +38,9 @@ from polyvera.serve.message import (
     fault_of,
 )
 from polyvera.serve.request import Output, Request
+from polyvera.serve.resident import Observe
 from polyvera.serve.wire import Wire
+from polyvera.store.registry import Registry
 
 log = logging.getLogger(__name__)
 WORKERS = 8
@@ -56,19 +61,10 @@ class Replica:
 
     def start(self, given: Start) -> None:
         """Loads the model, starts the engine, and says Ready."""
-        from polyvera.adapter.fingerprint import fingerprint
-        from polyvera.model import load_base
-        from polyvera.serve.engine import Engine
-        from polyvera.store.registry import Registry
-
         torch.set_num_threads(given.threads)
-        base = load_base(given.model)
-        if given.device != "cpu":
-            base.model.to(given.device)  # type: ignore[arg-type]
-        registry = None if given.store is None else Registry(given.store)
-        self._engine = Engine(base.model, base.tokenizer, registry, given.limits, self._observe).start()
-        dtype = str(base.model.dtype).removeprefix("torch.")
-        self._wire.send(Ready(fingerprint(base.model), dtype, self._engine.num_tokens, self._engine.limits))
+        self._engine = engine = engine_of(given, self._observe).start()
+        dtype = str(engine.model.dtype).removeprefix("torch.")
+        self._wire.send(Ready(fingerprint(engine.model), dtype, engine.num_tokens, engine.limits))
 
     def watch(self) -> None:
         """Returns when the engine has failed."""
@@ -140,6 +136,15 @@ class Replica:
 
     def _observe(self, name: str, seconds: float) -> None:
         self._wire.send(Observed(name, seconds))
+
+
+def engine_of(given: Start, observe: Observe) -> Engine:
+    """An engine that is not started yet, its model loaded and on its device. Raises as load_base and Engine."""
+    base = load_base(given.model)
+    if given.device != "cpu" and not getattr(base.model, "is_quantized", False):
+        base.model.to(given.device)  # type: ignore[arg-type]
+    registry = None if given.store is None else Registry(given.store)
+    return Engine(base.model, base.tokenizer, registry, given.limits, observe)
 
 
 def run(end: socket.socket) -> NoReturn:
