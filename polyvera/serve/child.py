@@ -95,9 +95,8 @@ class Child:
 
     def ask(self, request: Request) -> None:
         """Asks for the answer of a request that it holds. Raises as Engine.submit, and ClosedError where it ends."""
-        prompt = tuple(map(int, request.prompt))
-        asked = Ask(request.number, prompt, request.adapter, request.sampling, request.tenant)
         try:
+            asked = Ask(request.number, tuple(request.prompt), request.adapter, request.sampling, request.tenant)
             self._call(Taken, asked).result(ASK_S)
         except TimeoutError:
             self._wire.send(Cancel(request.number))

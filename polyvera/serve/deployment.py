@@ -6,11 +6,9 @@ come, never by adapter. The store is all that the replicas share.
 
 # Annotations are values here: Ray reads that of app() to make its argument of a YAML file's.
 
-import logging
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from ray import serve
 from ray.serve import Application
@@ -23,7 +21,6 @@ from polyvera.serve.limits import Limits
 from polyvera.serve.message import Start
 from polyvera.serve.replica import engine_of
 
-log = logging.getLogger(__name__)
 MIB = 1 << 20
 SLACK_S = 10.0  # from the last answer to the end of the process
 
@@ -71,7 +68,8 @@ class Deployment(BaseModel):
             host_bytes=self.host_mib * MIB,
             prefix_bytes=self.prefix_mib * MIB,
         )
-        return Start(self.model, self.store, limits, device="cuda" if self.num_gpus else "cpu")
+        device = "cuda" if self.num_gpus else "cpu"
+        return Start(self.model, self.store, limits, threads=max(1, int(self.num_cpus)), device=device)
 
     @property
     def settings(self) -> Settings:
@@ -104,7 +102,6 @@ class Deployed:
     def __init__(self, given: Deployment) -> None:
         self._settings, self._metrics = given.settings, Metrics()
         self._engine = engine_of(given.start, self._metrics.observe).start()
-        log.info("%s on %s, %d threads", given.model, self._engine.model.device, torch.get_num_threads())
         for one in given.pin:
             assert self._engine.registry is not None
             self._engine.pin(self._engine.registry.resolve(one))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from polyvera import errors
 from polyvera.errors import BusyError, FormatError, PolyveraError, SamplingError, ServeError
@@ -167,6 +167,9 @@ FromReplica = Ready | Broken | Taken | Told | Done | Seen | Observed
 Message = ToReplica | FromReplica
 TO_REPLICA: TypeAdapter[ToReplica] = TypeAdapter(Annotated[ToReplica, Field(discriminator="kind")])
 FROM_REPLICA: TypeAdapter[FromReplica] = TypeAdapter(Annotated[FromReplica, Field(discriminator="kind")])
+ANY: TypeAdapter[Message] = TypeAdapter(
+    Annotated[Message, Field(discriminator="kind")], config=ConfigDict(ser_json_inf_nan="constants")
+)
 
 
 def fault_of(error: BaseException) -> Fault:
@@ -175,11 +178,11 @@ def fault_of(error: BaseException) -> Fault:
 
 
 def written(message: Message) -> bytes:
-    """A message as JSON. Raises SamplingError for a text that is none, such as half a character."""
+    """A message as JSON. Raises SamplingError for what the other end would not read, such as half a character."""
     try:
-        return json.dumps(asdict(message), ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise SamplingError(f"a text of the request has characters that are none: {error.reason}") from None
+        return ANY.dump_json(message, warnings="error")
+    except PydanticSerializationError as error:
+        raise SamplingError(f"the request has a value that cannot be sent to a replica: {error}") from None
 
 
 def read(data: bytes, known: TypeAdapter[Any]) -> Any:

@@ -49,10 +49,7 @@ SWITCH_S = 0.0005  # what the front says is heard beside the engine's thread, te
 
 
 class Replica:
-    """An engine at the other end of a wire. start() loads it; hear() is given every message after Start.
-
-    Raises what load_base and Engine raise.
-    """
+    """An engine at the other end of a wire. start() loads it; hear() is given every message after Ready."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
@@ -60,8 +57,7 @@ class Replica:
         self._pool = ThreadPoolExecutor(WORKERS, "polyvera-replica")
 
     def start(self, given: Start) -> None:
-        """Loads the model, starts the engine, and says Ready."""
-        torch.set_num_threads(given.threads)
+        """Loads the model, starts the engine, and says Ready. Raises what load_base and Engine raise."""
         self._engine = engine = engine_of(given, self._observe).start()
         dtype = str(engine.model.dtype).removeprefix("torch.")
         self._wire.send(Ready(fingerprint(engine.model), dtype, engine.num_tokens, engine.limits))
@@ -139,7 +135,11 @@ class Replica:
 
 
 def engine_of(given: Start, observe: Observe) -> Engine:
-    """An engine that is not started yet, its model loaded and on its device. Raises as load_base and Engine."""
+    """An engine that is not started yet, its model loaded and on its device; sets the process's threads.
+
+    Raises what load_base and Engine raise.
+    """
+    torch.set_num_threads(given.threads)
     base = load_base(given.model)
     if given.device != "cpu" and not getattr(base.model, "is_quantized", False):
         base.model.to(given.device)  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """Ray Serve on a local Ray: two replicas of the engine behind Ray's proxy, one of them killed."""
 
+import inspect
 import os
 import signal
 import socket
@@ -18,6 +19,8 @@ from tiny_server import GREEDY, make_base, some_adapters
 
 from polyvera.errors import ServeError
 from polyvera.serve.http.keys import KeyFile
+from polyvera.serve.limits import Limits
+from polyvera.serve.message import Start
 from polyvera.store.registry import Registry
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'polyvera[ray]'")
@@ -141,7 +144,7 @@ def test_the_batch_can_fill() -> None:
     scaled = Deployment(**PLACES, max_rows=32, autoscaling={"max_replicas": 4}).options
     assert scaled["autoscaling_config"] == {"target_ongoing_requests": 32, "max_replicas": 4}
     assert "num_replicas" not in scaled
-    assert Deployment(**PLACES, num_gpus=1).start.device == "cuda"
+    assert Deployment(**PLACES, num_gpus=1, num_cpus=3).start == Start("/m", "/s", Limits(), 3, "cuda")
 
 
 @pytest.mark.parametrize(
@@ -157,6 +160,7 @@ def test_what_cannot_be_is_refused(given: dict[str, Any], said: str) -> None:
         app(Deployment(**PLACES | given))
 
 
-def test_an_unknown_argument_is_refused() -> None:
+def test_arguments_of_a_file_are_checked() -> None:
+    assert inspect.signature(app).parameters["given"].annotation is Deployment, "Ray then makes it of them"
     with pytest.raises(ValidationError, match="max_row\n"):
         Deployment(**PLACES, max_row=3)

@@ -99,8 +99,9 @@ def test_a_mix_over_both_equals_each_adapter_alone(at: Served, solo: Solo) -> No
     for (request, one), answer in zip(heard, expected, strict=True):
         assert one.wait().problem is None and one.ids == request.answer == answer
         assert request.finished >= request.first_token >= request.submitted
-    before = [child.seen.totals["answer_tokens"] for child in _looked(at)]
-    assert len(before) == 2 and min(before) > 0 and sum(before) == at.engine.stats().totals["answer_tokens"]
+    num = sum(map(len, expected))
+    until(lambda: at.engine.stats().totals["answer_tokens"] == sum(_each(at, "answer_tokens")) == num)
+    assert len(_each(at, "answer_tokens")) == 2 and min(_each(at, "answer_tokens")) > 0
 
 
 def _looked(at: Served) -> list:
@@ -108,20 +109,22 @@ def _looked(at: Served) -> list:
     return at.engine._all()
 
 
+def _each(at: Served, total: str) -> list[int]:
+    return [child.seen.totals[total] for child in _looked(at)]
+
+
 def test_the_like_goes_to_the_like_and_the_idle_help(at: Served) -> None:
     ref = at.registry.resolve("acme/one")
     until(lambda: not at.engine._num_open)
 
-    def steps() -> list[int]:
-        return [child.seen.totals["steps"] for child in _looked(at)]
-
-    def moved(num: int, tenant: str) -> list[bool]:
-        before = steps()
+    def home(num: int, tenant: str) -> list[bool]:
+        before = _each(at, "prompt_tokens")
         for _ in range(num):
             submit(at.engine, [7] * 40, ref, tenant=tenant, sampling=Sampling(max_tokens=2))[1].wait()
-        return [now > then for now, then in zip(steps(), before, strict=True)]
+        until(lambda: sum(_each(at, "prompt_tokens")) == sum(before) + 40 * num)
+        return [now > then for now, then in zip(_each(at, "prompt_tokens"), before, strict=True)]
 
-    homes = {tenant: moved(3, tenant) for tenant in "abcdefgh"}
+    homes = {tenant: home(3, tenant) for tenant in "abcdefgh"}
     assert all(sum(home) == 1 for home in homes.values()), "one after the other, each tenant has its replica"
     assert len({tuple(home) for home in homes.values()}) == 2, "and not all have the same"
     running = [submit(at.engine, [7], ref, LONG, tenant="a") for _ in range(4)]
@@ -144,7 +147,9 @@ def test_errors_keep_their_class(at: Served, folder: Path) -> None:
         ([5] * (CONTEXT + 1), Sampling(), "context"),
         ([5], Sampling(stop_ids=(10**6,)), "no token"),
         ([5], Sampling(schema="{"), "schema"),
-        ([5], Sampling(stop=("\ud800",)), "characters"),
+        ([5], Sampling(stop=("\ud800",)), "cannot be sent"),
+        ([5], Sampling(max_tokens=3.5), "cannot be sent"),
+        ([5.5], Sampling(), "cannot be sent"),
     ):
         with pytest.raises(SamplingError, match=said):
             submit(engine, prompt, None, sampling)
@@ -235,6 +240,9 @@ def test_a_schema_and_siblings(at: Served) -> None:
         messages=[{"role": "user", "content": "the"}],
         response_format={"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}},
         n=3,
+        stop=["zz"],
+        seed=2**63,
+        logit_bias={"5": 1},
         max_tokens=60,
         logprobs=True,
         top_logprobs=2,
@@ -245,19 +253,17 @@ def test_a_schema_and_siblings(at: Served) -> None:
 
 def test_the_figures_are_of_all(at: Served) -> None:
     until(lambda: not at.engine._num_open)
-    totals, text = at.engine.stats().totals, at.http().get("/metrics").text
-    lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     for name in ("steps", "answer_tokens"):
-        assert float(lines[f"polyvera_engine_{name}_total"]) == totals[name]
-    until(lambda: _count(at, "step") >= totals["steps"])
-    assert _count(at, "load") > 0 and _count(at, "queue") > 0
+        until(lambda name=name: _value(at, f"engine_{name}_total") == sum(_each(at, name)) > 0)
+    until(lambda: _value(at, "step_seconds_count") >= sum(_each(at, "steps")))
+    assert _value(at, "load_seconds_count") > 0 and _value(at, "queue_seconds_count") > 0
     live = at.http().get("/v1/live").json()
     assert live["max_rows"] == 8 and live["num_slots"] == 6
 
 
-def _count(at: Served, name: str) -> float:
+def _value(at: Served, name: str) -> float:
     text = at.http().get("/metrics").text
-    return float(next(line for line in text.splitlines() if f"polyvera_{name}_seconds_count" in line).split()[1])
+    return float(next(line for line in text.splitlines() if line.startswith(f"polyvera_{name} ")).split()[1])
 
 
 def test_a_client_that_goes_is_cancelled(at: Served) -> None:
