@@ -59,8 +59,8 @@ def load_base(
 
     name: a folder, a hub id, `wheel:PACKAGE` or the alias of one. task: 'lm', or 'label' with a head of num_labels
     outputs (or one output for each of `labels`, whose names go into the config), or 'auto': 'label' for an encoder, as
-    is_encoder() says, else 'lm'. dtype: 'auto' is fp32 on a machine
-    without a GPU, else the checkpoint's own. Raises RecipeError where there is no such model.
+    is_encoder() says, else 'lm'. dtype: 'auto' is fp32 on a machine without a GPU, else the checkpoint's own. Raises
+    RecipeError where there is no such model.
     """
     import transformers
 
@@ -81,6 +81,13 @@ def load_base(
     if model.config.pad_token_id is None:
         model.config.pad_token_id = pad_id(tokenizer)
     return Base(model, tokenizer)
+
+
+def place(base: Base, device: str) -> Base:
+    """Moves a base to a device; a quantized one stays where its loader put it."""
+    if device != "cpu" and not getattr(base.model, "is_quantized", False):
+        base.model.to(device)  # type: ignore[arg-type]
+    return base
 
 
 def is_encoder(config: PretrainedConfig) -> bool:

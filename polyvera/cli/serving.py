@@ -15,6 +15,7 @@ from polyvera.plan import bytes_text
 if TYPE_CHECKING:
     from polyvera.serve.http.settings import Settings
     from polyvera.serve.limits import Limits
+    from polyvera.serve.resident import Observe
     from polyvera.store.registry import Registry
 
 MIB = 1 << 20
@@ -28,9 +29,17 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65_535, help="0 takes a free one.")] = 8000,
     keys: Annotated[Path | None, typer.Option(help="The file of API keys, which `polyvera keys` writes.")] = None,
     name: Annotated[str | None, typer.Option(help="What clients call the base; default: MODEL's last part.")] = None,
-    max_rows: Annotated[int, typer.Option(min=1, help="Requests in one batch.")] = 64,
+    replicas: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Engines, each a process with a copy of the base and --max-rows, --slots and memory of its own; the "
+            "processor's threads, and the GPUs, are divided among them.",
+        ),
+    ] = 1,
+    max_rows: Annotated[int, typer.Option(min=1, help="Requests in one batch, of each replica.")] = 64,
     max_context: Annotated[int | None, typer.Option(min=1, help="Tokens of prompt and answer.")] = None,
-    max_waiting: Annotated[int, typer.Option(min=1, help="Requests that wait; more are refused with 429.")] = 1024,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Requests that wait, of all replicas; beyond: 429.")] = 1024,
     max_per_tenant: Annotated[int, typer.Option(min=1, help="Answers of one tenant at a time.")] = 256,
     slots: Annotated[int, typer.Option(min=1, help="Resident adapters.")] = 1024,
     host_mib: Annotated[int, typer.Option(min=1, help="Memory of loaded adapters outside the slots.")] = 1024,
@@ -72,7 +81,7 @@ def serve(
         host_bytes=host_mib * MIB,
         prefix_bytes=prefix_mib * MIB,
     )
-    _run(model, Registry(store), settings, limits, pin or [], None if dry_run else (host, port))
+    _run(model, Registry(store), settings, limits, pin or [], None if dry_run else (host, port), replicas)
 
 
 def _run(
@@ -82,9 +91,8 @@ def _run(
     limits: Limits,
     pinned: list[str],
     address: tuple[str, int] | None,
+    num_replicas: int,
 ) -> None:
-    from polyvera.model import AUTO_TASK, load_base
-    from polyvera.serve.encoder import engine_for
     from polyvera.serve.http.app import make_app
     from polyvera.serve.http.door import State
     from polyvera.serve.http.metrics import Metrics
@@ -92,8 +100,8 @@ def _run(
 
     if address is not None:
         check_address(address[0], settings)
-    base, metrics, state = load_base(model, task=AUTO_TASK), Metrics(), State()
-    with engine_for(base, registry, limits, metrics.observe) as engine:
+    metrics, state = Metrics(), State()
+    with _engine(model, registry, limits, metrics.observe, num_replicas) as engine:
         for one in pinned:
             engine.pin(registry.resolve(one))
         app = make_app(engine, settings, metrics, state)
@@ -115,6 +123,20 @@ def _vectors(encoder: Any) -> str:
         f"{encoder.max_context} tokens in a step; {limits.num_slots} slots for adapters. It generates nothing and "
         "keeps no prefixes, so --prefix-mib has no effect"
     )
+
+
+def _engine(model: str, registry: Registry, limits: Limits, observe: Observe, num_replicas: int) -> Any:
+    """What answers: an engine in this process, or several in processes of their own."""
+    import torch
+
+    from polyvera.model import AUTO_TASK, load_base, place
+    from polyvera.serve.encoder import engine_for
+    from polyvera.serve.replicas import Replicas
+
+    if num_replicas > 1:
+        return Replicas(model, registry, limits, observe, num=num_replicas)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return engine_for(place(load_base(model, task=AUTO_TASK), device), registry, limits, observe)
 
 
 def _costs(engine: Any) -> str:

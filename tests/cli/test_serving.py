@@ -40,10 +40,11 @@ def serving(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], 
         process.wait(MINUTES)
 
 
-def test_a_served_process_ends_well_when_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("replicas", ["1", "2"])
+def test_a_served_process_ends_well_when_told(tmp_path: Path, replicas: str) -> None:
     save_tiny(tmp_path / "base")
     long = {"model": "base", "prompt": "w1 w2", "max_tokens": 400, "ignore_eos": True, "stream": True}
-    with serving(tmp_path, "--max-rows", "4") as (process, url):
+    with serving(tmp_path, "--max-rows", "4", "--replicas", replicas) as (process, url):
         assert httpx.get(f"{url}/v1/models", timeout=MINUTES).json()["data"][0]["id"] == "base"
         with httpx.stream("POST", f"{url}/v1/completions", json=long, timeout=MINUTES) as answer:
             lines = answer.iter_lines()

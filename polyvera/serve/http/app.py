@@ -41,7 +41,7 @@ PAGE_HEADERS = {
 
 
 def make_app(engine: Any, settings: Settings, metrics: Metrics | None = None, state: State | None = None) -> FastAPI:
-    """The app of a started engine (an Engine, an Encoder, or what has the methods of one).
+    """The app of a started engine (an Engine, an Encoder, or Replicas, which has the methods of one).
 
     metrics: whose observe() the engine was given, for the times that it tells. state: to say that the server stops.
     Raises ServeError for a file of keys that cannot be read.
@@ -58,7 +58,9 @@ def make_app(engine: Any, settings: Settings, metrics: Metrics | None = None, st
     app = FastAPI(title="polyvera", docs_url=None, redoc_url=None, openapi_url=None, middleware=[door])
     for router in (completions, models, operations, vectors):
         app.include_router(router.routes(front))
-    app.include_router(adapters.routes(front, fingerprint(engine.model)))
+    # Replicas hold the weights in other processes, and were told what they are.
+    base = engine.fingerprint if hasattr(engine, "fingerprint") else fingerprint(engine.model)
+    app.include_router(adapters.routes(front, base))
     _add_page(app)
     _add_errors(app, metrics)
     return app

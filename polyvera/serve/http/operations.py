@@ -32,7 +32,7 @@ def routes(front: Front) -> APIRouter:
 
     @router.get("/v1/live")
     async def live(request: HttpRequest) -> dict[str, Any]:
-        return _live(front, caller_of(request))
+        return await asyncio.to_thread(_live, front, caller_of(request))
 
     return router
 
