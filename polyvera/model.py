@@ -83,8 +83,11 @@ def load_base(
     return Base(model, tokenizer)
 
 
-def place(base: Base, device: str) -> Base:
-    """Moves a base to a device; a quantized one stays where its loader put it."""
+def place(base: Base, device: str | None = None) -> Base:
+    """Moves a base to a device, by default to the GPU where there is one; a quantized one stays where it was loaded."""
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device != "cpu" and not getattr(base.model, "is_quantized", False):
         base.model.to(device)  # type: ignore[arg-type]
     return base

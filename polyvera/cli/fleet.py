@@ -79,26 +79,26 @@ def score(
     out: Console,
 ) -> None:
     """Scores each tenant's adapter on its own rows, beside the base model and the majority answer."""
-    from polyvera.model import load_base
+    from polyvera.model import load_base, place
     from polyvera.store.registry import Registry
     from polyvera.train.standing import standings
     from polyvera.train.tenant import sources
 
     written = {} if recipe is None else read_toml(recipe)
-    place = data or written.get("test")
-    if place is None:
+    rows_at = data or written.get("test")
+    if rows_at is None:
         raise RecipeError("there are no rows to answer: give --data, a folder or a file with a row for each tenant")
     if len(names) > 1:
         raise RecipeError(f"--fleet takes one prefix, and {', '.join(names)} were given")
     prefix = f"{names[0]}/" if names else ""
     mapped = dict(one.split("=", 1) for one in columns if "=" in one) or written.get("columns", {})
-    asked = Recipe(model=model or "", data=place, columns=mapped, chat=chat or bool(written.get("chat")))
+    asked = Recipe(model=model or "", data=rows_at, columns=mapped, chat=chat or bool(written.get("chat")))
     registry = Registry(store)
-    found = {n: s.read(asked) for n, s in sources(place, written.get("adapter_column")).items()}
+    found = {n: s.read(asked) for n, s in sources(rows_at, written.get("adapter_column")).items()}
     rows = {name: replace(table, examples=table.examples[:limit]) for name, table in found.items()}
     adapters = {name: registry.get(prefix + name) for name in rows}
     several = list(adapters.values())
-    base = load_base(base_name(several, model or written.get("model")), **task_of(several[:1]))
+    base = place(load_base(base_name(several, model or written.get("model")), **task_of(several[:1])))
     scored = _shown(standings(base, adapters, rows, batch_size=batch_size), len(rows))
     if as_json:
         print(json.dumps({one.name: {"own": dict(one.scores), "base": dict(one.base)} for one in scored}, indent=2))

@@ -127,16 +127,13 @@ def _vectors(encoder: Any) -> str:
 
 def _engine(model: str, registry: Registry, limits: Limits, observe: Observe, num_replicas: int) -> Any:
     """What answers: an engine in this process, or several in processes of their own."""
-    import torch
-
     from polyvera.model import AUTO_TASK, load_base, place
     from polyvera.serve.encoder import engine_for
     from polyvera.serve.replicas import Replicas
 
     if num_replicas > 1:
         return Replicas(model, registry, limits, observe, num=num_replicas)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return engine_for(place(load_base(model, task=AUTO_TASK), device), registry, limits, observe)
+    return engine_for(place(load_base(model, task=AUTO_TASK)), registry, limits, observe)
 
 
 def _costs(engine: Any) -> str:

@@ -41,14 +41,14 @@ class Session:
     ) -> Session:
         """Loads the adapters, then the base that they were trained on. Raises RecipeError where they differ in it."""
         from polyvera.adapter.inject import load
-        from polyvera.model import load_base
+        from polyvera.model import load_base, place
         from polyvera.store.registry import Registry
 
         written = {} if recipe is None else read_toml(recipe)
         names = list(names or ([written["name"]] if "name" in written else []))
         registry = Registry(written.get("store", store) if store == "adapters" else store)
         adapters = [registry.get(name) for name in names]
-        base = load_base(base_name(adapters, model or written.get("model")), **task_of(adapters), dtype=dtype)
+        base = place(load_base(base_name(adapters, model or written.get("model")), **task_of(adapters), dtype=dtype))
         slots = load(base.model, adapters, check_base=not any_base) if adapters else []
         return cls(base, tuple(names), tuple(slots), written)
 

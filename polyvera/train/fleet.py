@@ -26,7 +26,7 @@ from polyvera.adapter.inject import extract, head_tensors
 from polyvera.adapter.route import route
 from polyvera.adapter.sites import find_head
 from polyvera.errors import DataError, PolyveraError
-from polyvera.model import Base, load_base, pad_id
+from polyvera.model import Base, load_base, pad_id, place
 from polyvera.store.registry import Registry
 from polyvera.train.batch import Collator, packed
 from polyvera.train.data import Table
@@ -127,8 +127,7 @@ def train_fleet(
     else:
         kind = LABEL if first.kind == LABEL else "lm"
         base = base or load_base(recipe.model, task=kind, dtype=recipe.dtype, labels=first.labels)
-        if torch.cuda.is_available() and not getattr(base.model, "is_quantized", False):
-            base.model.to("cuda")  # type: ignore[arg-type]
+        place(base)
         slots = min(recipe.slots or SLOTS, len(line))
         with adapted(recipe, base, slots) as bank:
             assert bank is not None
