@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,34 +17,81 @@ from polyvera.vllm.settings import RANK
 FEW = 64
 
 
+class Product(Protocol):
+    """x (rows, in) -> x Wᵀ (rows, out) for one frozen W (out, in)."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The product."""
+
+    def refill(self) -> None:
+        """Says that W holds other numbers now."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plain:
+    """The product in torch's own operations."""
+
+    weight: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The product."""
+        if self.weight.device.type == "cpu" and x.shape[0] <= FEW:
+            return (self.weight @ x.t()).t()
+        return x @ self.weight.t()
+
+    def refill(self) -> None:
+        """Nothing is kept of W."""
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Lines of A or B that layers multiply with: `weight` (out, in), zeros until the pair is known."""
+
+    index: Tensor
+    weight: Tensor
+    product: Product
+
+    def fill(self, whole: Tensor, axis: int) -> None:
+        """Copies whole's lines `index` of an axis into the first corner; lines that whole lacks stay zero."""
+        there, weight = self.index < whole.shape[axis], self.weight
+        lines = whole.index_select(axis, self.index[there]).to(weight.device, weight.dtype)
+        at = there.nonzero()[:, 0].to(weight.device)
+        if axis == 1:
+            weight[: lines.shape[0], at] = lines
+        else:
+            weight[at, : lines.shape[1]] = lines
+        self.product.refill()
+
+
 @dataclass(eq=False)
 class SharedPair:
     """Pieces of A and B for layers to hold before the first adapter says which pair it is; zeros until then.
 
-    rank: the most that a pair may have; a pair of fewer leaves zeros. The tensors stay the same ones when they are
-    filled, so a captured CUDA graph sees the numbers.
+    rank: the most that a pair may have; a pair of fewer leaves zeros. multiply: how a piece is multiplied with. The
+    tensors stay the same ones when they are filled, so a captured CUDA graph sees the numbers.
     """
 
     rank: int
     dtype: torch.dtype
     device: torch.device
     basis: Basis | None = None
-    _columns: dict[bytes, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
-    _rows: dict[bytes, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    multiply: Callable[[Tensor], Product] = Plain
+    _columns: dict[bytes, Piece] = field(default_factory=dict, repr=False)
+    _rows: dict[bytes, Piece] = field(default_factory=dict, repr=False)
 
-    def columns(self, index: Tensor) -> Tensor:
-        """A[:, index], (rank, len(index)); one tensor for all layers that ask for the same."""
+    def columns(self, index: Tensor) -> Piece:
+        """A[:, index], (rank, len(index)); one piece for all layers that ask for the same."""
         return self._piece(self._columns, index, (self.rank, len(index)))
 
-    def rows(self, index: Tensor) -> Tensor:
-        """B[index], (len(index), rank); one tensor for all layers that ask for the same."""
+    def rows(self, index: Tensor) -> Piece:
+        """B[index], (len(index), rank); one piece for all layers that ask for the same."""
         return self._piece(self._rows, index, (len(index), self.rank))
 
     @property
     def num_bytes(self) -> int:
         """What the pieces take."""
         pieces = (*self._columns.values(), *self._rows.values())
-        return sum(piece.numel() * piece.element_size() for _, piece in pieces)
+        return sum(piece.weight.nbytes for piece in pieces)
 
     def bind(self, basis: Basis) -> None:
         """Makes this the pair of the process. Raises BasisError where another one is, or where the rank is too high."""
@@ -53,10 +102,10 @@ class SharedPair:
                 f"the adapter has rank {basis.key.rank} and this engine serves up to {self.rank}: start it with "
                 f"{RANK}={basis.key.rank}"
             )
-        for index, piece in self._columns.values():
-            _fill(piece, basis.A, index, 1)
-        for index, piece in self._rows.values():
-            _fill(piece, basis.B, index, 0)
+        for piece in self._columns.values():
+            piece.fill(basis.A, 1)
+        for piece in self._rows.values():
+            piece.fill(basis.B, 0)
         self.basis = basis
         return None
 
@@ -68,26 +117,9 @@ class SharedPair:
                 "train it on the same pair (in_max and out_max of the spec set the widths)"
             )
 
-    def _piece(self, pieces: dict[bytes, tuple[Tensor, Tensor]], index: Tensor, shape: tuple[int, int]) -> Tensor:
+    def _piece(self, pieces: dict[bytes, Piece], index: Tensor, shape: tuple[int, int]) -> Piece:
         key = index.cpu().numpy().tobytes()
         if key not in pieces:
-            pieces[key] = (index.cpu(), torch.zeros(shape, dtype=self.dtype, device=self.device))
-        return pieces[key][1]
-
-
-def _fill(piece: Tensor, whole: Tensor, index: Tensor, axis: int) -> None:
-    """Copies whole's lines `index` of an axis into the first corner of a piece; lines that whole lacks stay zero."""
-    there = index < whole.shape[axis]
-    lines = whole.index_select(axis, index[there]).to(piece.device, piece.dtype)
-    at = there.nonzero()[:, 0].to(piece.device)
-    if axis == 1:
-        piece[: lines.shape[0], at] = lines
-    else:
-        piece[at, : lines.shape[1]] = lines
-
-
-def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x (rows, in), weight (out, in) -> (rows, out)."""
-    if weight.device.type == "cpu" and x.shape[0] <= FEW:
-        return (weight @ x.t()).t()
-    return x @ weight.t()
+            weight = torch.zeros(shape, dtype=self.dtype, device=self.device)
+            pieces[key] = Piece(index.cpu(), weight, self.multiply(weight))
+        return pieces[key]

@@ -75,10 +75,11 @@ def _add_slots(manager: Any, settings: Settings) -> None:
     """Gives every linear layer that vLLM adapts its slots, and notes which site is where."""
     from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 
+    from polyvera.vllm.onednn import multiply
     from polyvera.vllm.pair import SharedPair
 
-    config = manager.lora_config
-    manager.polyvera_pair = SharedPair(settings.rank, config.lora_dtype, torch.device(manager.device))
+    config, device = manager.lora_config, torch.device(manager.device)
+    manager.polyvera_pair = SharedPair(settings.rank, config.lora_dtype, device, multiply=multiply)
     manager.polyvera_sites = {}
     for name, layer in manager.modules.items():
         if isinstance(layer, BaseLinearLayerWithLoRA):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
 
 from polyvera.adapter.equation import NormParts, Vectors, factored_row_norm
-from polyvera.vllm.pair import SharedPair, product
+from polyvera.vllm.pair import Piece, SharedPair
 
 # The constants of a row norm, asked for when the first magnitude comes: (A piece) -> (‖W‖², W Aᵀ, A Aᵀ).
 Constants = Callable[[Tensor], NormParts]
@@ -40,14 +40,37 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """A member's B and where its output and its vectors lie: output, then d, b and g in a row of the table."""
+    """Where a member's output and its vectors lie: output, then d, b and g in a row of the table."""
 
     member: Member
-    B: Tensor
     output: slice
     d: slice
     b: slice
     g: slice
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Neighbours that multiply with the same rows of B, in one product; output, d, b and g of all lie side by side."""
+
+    B: Piece
+    parts: tuple[_Part, ...]
+    output: slice
+    d: slice
+    b: slice
+    g: slice
+
+    @classmethod
+    def of(cls, B: Piece, parts: Sequence[_Part]) -> _Group:
+        """The group of some parts."""
+        first, last = parts[0], parts[-1]
+        sides = [(first.output, last.output), (first.d, last.d), (first.b, last.b), (first.g, last.g)]
+        return cls(B, tuple(parts), *(slice(one.start, other.stop) for one, other in sides))
+
+    def scaled(self, u: Tensor, d: Tensor) -> Tensor:
+        """d ⊙ u of each part: u (tokens, rank), d (tokens, parts * rank) -> (tokens * parts, rank)."""
+        num = len(self.parts)
+        return u * d if num == 1 else (u[:, None] * d.view(len(u), num, -1)).view(len(u) * num, -1)
 
 
 class LayerSlots:
@@ -61,25 +84,31 @@ class LayerSlots:
     ) -> None:
         self.pair, self.members, self.has_gain = pair, tuple(members), has_gain
         self.A = pair.columns(columns)
-        self.parts = tuple(self._parts())
-        width = max((part.g.stop for part in self.parts), default=0)
+        self.groups = tuple(self._groups())
+        width = max((group.g.stop for group in self.groups), default=0)
         self.table = torch.zeros(num_slots + 1, width, dtype=pair.dtype, device=pair.device)
         self._constants: NormParts | None = None
         for slot in range(num_slots + 1):
             self.clear(slot)
 
-    def _parts(self) -> list[_Part]:
-        at, parts = 0, []
+    def _groups(self) -> Iterator[_Group]:
+        at = 0
         starts = accumulate((len(m.rows) for m in self.members), initial=0)
-        for member, start in zip(self.members, starts):
-            if not member.is_served:
-                continue
-            size = len(member.rows)
-            ends = list(accumulate((self.pair.rank, size, size if self.has_gain else 0), initial=at))
-            d, b, g = (slice(first, last) for first, last in pairwise(ends))
-            parts.append(_Part(member, self.pair.rows(member.rows), slice(start, start + size), d, b, g))
-            at = ends[-1]
-        return parts
+        placed = [(self.pair.rows(m.rows) if m.is_served else None, m, start) for m, start in zip(self.members, starts)]
+        for B, several in groupby(placed, key=lambda one: one[0]):
+            if B is not None:
+                group = _Group.of(B, list(self._parts(at, [(m, start) for _, m, start in several])))
+                yield group
+                at = group.g.stop
+
+    def _parts(self, at: int, members: Sequence[tuple[Member, int]]) -> Iterator[_Part]:
+        """Members of equally many rows, whose numbers begin at a place of the table's rows."""
+        num, size, rank = len(members), len(members[0][0].rows), self.pair.rank
+        gains = at + num * (rank + size)
+        for i, (member, start) in enumerate(members):
+            d, b, g = at + i * rank, at + num * rank + i * size, gains + i * size * self.has_gain
+            g_end = g + size * self.has_gain
+            yield _Part(member, slice(start, start + size), slice(d, d + rank), slice(b, b + size), slice(g, g_end))
 
     @property
     def slot_bytes(self) -> int:
@@ -89,48 +118,48 @@ class LayerSlots:
     def clear(self, slot: int) -> None:
         """Makes a slot the bare base."""
         self.table[slot] = 0
-        for part in self.parts:
-            self.table[slot, part.g] = 1
+        for group in self.groups:
+            self.table[slot, group.g] = 1
 
     def put(self, slot: int, given: Sequence[SiteVectors | None], constants: Constants) -> None:
         """Puts an adapter's vectors, one entry for each member, into a slot; a member without any is the bare base."""
         self.clear(slot)
         vectors = {m.name: v for m, v in zip(self.members, given, strict=True)}
-        for part in self.parts:
-            v = vectors[part.member.name]
-            if v is not None:
-                self._put(slot, part, v, constants)
+        for group in self.groups:
+            for part in group.parts:
+                v = vectors[part.member.name]
+                if v is not None:
+                    self._put(self.table[slot], group.B, part, v, constants)
 
-    def _put(self, slot: int, part: _Part, v: SiteVectors, constants: Constants) -> None:
-        row = self.table[slot]
+    def _put(self, row: Tensor, B: Piece, part: _Part, v: SiteVectors, constants: Constants) -> None:
         row[part.d][: len(v.d)] = v.d.to(row)
         row[part.b] = v.b[part.member.rows].to(row)
         if v.m is not None:
-            row[part.g] = (v.m[part.member.rows].to(row.device) / self._norm(part, v, constants)).to(row)
+            row[part.g] = (v.m[part.member.rows].to(row.device) / self._norm(B, part, v, constants)).to(row)
 
-    def _norm(self, part: _Part, v: SiteVectors, constants: Constants) -> Tensor:
+    def _norm(self, B: Piece, part: _Part, v: SiteVectors, constants: Constants) -> Tensor:
         """‖W + ΔW‖ of the rows computed here, in fp32."""
         if self._constants is None:
-            self._constants = constants(self.A)
+            self._constants = constants(self.A.weight)
         all_parts, rank = self._constants, len(v.d)
         here = NormParts(all_parts.square[part.output], all_parts.WA[part.output, :rank], all_parts.AA[:rank, :rank])
-        device = part.B.device
+        device = B.weight.device
         b = v.b[part.member.rows].to(device)
-        return factored_row_norm(here, Vectors(part.B[:, :rank].float(), v.d.to(device), b))
+        return factored_row_norm(here, Vectors(B.weight[:, :rank].float(), v.d.to(device), b))
 
     def add(self, output: Tensor, x: Tensor, slots: Tensor, bias: Tensor | None) -> None:
         """Adds every token's delta to output (tokens, out), in place, and multiplies by its gain.
 
         x (tokens, in), slots (tokens,) with -1 for the base. bias: what the output holds of it, None without.
         """
-        if not self.parts:
+        if not self.groups:
             return
-        u, rows = product(x, self.A), self.table[slots]
-        for part in self.parts:
-            y = output[:, part.output]
-            y.addcmul_(product(u * rows[:, part.d], part.B), rows[:, part.b])
+        u, rows = self.A.product(x), self.table[slots]
+        for group in self.groups:
+            y, z = output[:, group.output], group.scaled(u, rows[:, group.d])
+            y.addcmul_(group.B.product(z).reshape(y.shape), rows[:, group.b])
             if self.has_gain:
-                g = rows[:, part.g]
+                g = rows[:, group.g]
                 y.mul_(g)
                 if bias is not None:
-                    y.addcmul_(1 - g, bias[part.output])
+                    y.addcmul_(1 - g, bias[group.output])

@@ -7,7 +7,7 @@ from polyvera.adapter.basis import draw_basis
 from polyvera.adapter.equation import NormParts, delta, delta_weight
 from polyvera.adapter.spec import BasisKey
 from polyvera.errors import BasisError
-from polyvera.vllm.pair import FEW, SharedPair, product
+from polyvera.vllm.pair import FEW, Plain, SharedPair
 from polyvera.vllm.slots import LayerSlots, Member, SiteVectors
 
 RANK, IN, OUTS = 6, 10, (8, 4, 4)
@@ -140,8 +140,9 @@ def test_a_narrower_pair_of_lower_rank_leaves_zeros():
     wide = LayerSlots(shared, torch.arange(14), [Member("m", 20, torch.arange(20))], 1, False)
     slots = layer(shared)
     shared.bind(draw_basis(KEY))
-    assert bool((wide.A[:, 12:] == 0).all()) and bool((wide.A[RANK:] == 0).all())
-    assert bool((wide.parts[0].B[9:] == 0).all()) and bool((wide.parts[0].B[:, RANK:] == 0).all())
+    A, B = wide.A.weight, wide.groups[0].B.weight
+    assert bool((A[:, 12:] == 0).all()) and bool((A[RANK:] == 0).all())
+    assert bool((B[9:] == 0).all()) and bool((B[:, RANK:] == 0).all())
     x, given = torch.randn(1, IN), vectors(0)
     slots.put(0, given, never)
     torch.testing.assert_close(added(slots, x, [0]), plain(x, given))
@@ -151,7 +152,8 @@ def test_layers_of_like_width_share_their_pieces():
     shared = pair()
     first, second = layer(shared), layer(shared)
     assert first.A is second.A
-    assert first.parts[1].B is first.parts[2].B is second.parts[1].B
+    assert [len(group.parts) for group in first.groups] == [1, 2]  # the second and third are one product
+    assert first.groups[1].B is second.groups[1].B
     assert shared.num_bytes == 4 * RANK * (IN + 8 + 4)
 
 
@@ -168,4 +170,4 @@ def test_another_pair_or_too_high_a_rank_is_refused():
 @pytest.mark.parametrize("rows", [1, FEW, FEW + 1])
 def test_a_product_of_few_rows_is_the_same_product(rows):
     x, W = torch.randn(rows, IN), torch.randn(7, IN)
-    torch.testing.assert_close(product(x, W), x @ W.T)
+    torch.testing.assert_close(Plain(W)(x), x @ W.T)
