@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polyvera.adapter.method import ONE, Scale
-from polyvera.adapter.product import linear
+from polyvera.adapter.product import is_packed, linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +82,13 @@ def adapt(y: Tensor, u: Tensor, v: Vectors, bias: Tensor | None = None) -> Tenso
 
     y (..., out) in the base's dtype, u (..., rank) in the adapter's; returns the dtype of y.
     """
-    grows = any(t is not None and t.requires_grad for t in (y, u, v.B, v.d, v.b, v.m))
-    if torch.is_grad_enabled() and grows:
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (y, u, v.B, v.d, v.b, v.m)):
         out: Tensor = _Adapt.apply(y, u, v.B, v.d, v.b, v.m, v.norm, bias, v.scale)  # type: ignore[no-untyped-call]
         return out
+    if v.m is None and v.b is not None and v.scale == ONE and is_packed():
+        w = _expand(u, v.B, v.d)
+        if w.dtype == y.dtype:
+            return torch.addcmul(y, w, v.b, out=w)  # one pass over memory and one rounding less
     return adapt_naive(y, u, v, bias)
 
 

@@ -83,21 +83,29 @@ class LayerBank(nn.Module):
     def forward(self, x: Tensor, y: Tensor, pick: Pick) -> Tensor:
         """The base's output y (..., out) with this bank's delta added to the rows that are its own."""
         pick.check(x)
-        if pick.slot is not None:
-            return self._one(x, y, pick.slot)
-        if {"A", "B"} & set(self.bank.layout.method.trained):
+        if pick.slot is None and {"A", "B"} & set(self.bank.layout.method.trained):
             return self._by_groups(x, y, pick)
-        A, _ = self._pair(x)
-        return adapt(y, self._input(x, A), self._gathered(x, pick), self._bias())
+        A, vectors = self._ready(x, pick)
+        return adapt(y, self._input(x, A), vectors, self._bias())
 
-    def _one(self, x: Tensor, y: Tensor, slot: int, own: Mapping[str, Tensor] | None = None) -> Tensor:
-        own = self.of_slot(slot) if own is None else own
+    def _ready(self, x: Tensor, pick: Pick) -> tuple[Tensor, Vectors]:
+        """A, and what stands behind A x for each row; kept for the life of the route where nothing trains."""
+        modes = torch.is_inference_mode_enabled(), torch.is_autocast_enabled(x.device.type)
+        key = (id(self), x.dim(), x.device, x.dtype, *modes)
+        if key in pick.cache:
+            return pick.cache[key]  # type: ignore[no-any-return]
+        found = self._gather(x, pick) if pick.slot is None else self._of_one(x, pick.slot, self.of_slot(pick.slot))
+        if not (pick.is_once or self.bank.trainable):
+            pick.cache[key] = found
+        return found
+
+    def _of_one(self, x: Tensor, slot: int, own: Mapping[str, Tensor]) -> tuple[Tensor, Vectors]:
         A, B = self._pair(x, own)
         d = own.get("d")
         if d is not None and "A" in own:  # PEFT's AdaLoRA scales A itself
             A, d = (A * d[:, None]).to(A.dtype), None
         norm = None if "m" not in own else self._norm_to_use(slot, own)
-        return adapt(y, self._input(x, A), self._vectors(B, d, own, norm), self._bias())
+        return A, self._vectors(B, d, own, norm)
 
     def _by_groups(self, x: Tensor, y: Tensor, pick: Pick) -> Tensor:
         axis = pick.rows.dim()
@@ -106,8 +114,9 @@ class LayerBank(nn.Module):
         parts, order = [], []
         for slot, mine in pick.groups:
             mine = mine.to(x.device)
-            own = None if slots is None else {letter: views[slot] for letter, views in slots.items()}
-            parts.append(self._one(flat_x[mine], flat_y[mine], slot, own))
+            own = self.of_slot(slot) if slots is None else {letter: views[slot] for letter, views in slots.items()}
+            A, vectors = self._of_one(flat_x, slot, own)
+            parts.append(adapt(flat_y[mine], self._input(flat_x[mine], A), vectors, self._bias()))
             order.append(mine)
         others = pick.others.to(x.device)
         places = torch.cat([*order, others]).argsort()
@@ -120,18 +129,9 @@ class LayerBank(nn.Module):
     def _vectors(self, B: Tensor, d: Tensor | None, own: Mapping[str, Tensor], norm: Tensor | None) -> Vectors:
         return Vectors(B, d, own.get("b"), self.site.scale, own.get("m"), norm)
 
-    def _gathered(self, x: Tensor, pick: Pick) -> Vectors:
-        """Each row's own d, b and m over the norm; kept for the life of the route where nothing trains."""
-        key = (id(self), x.dim(), x.device, x.dtype, torch.is_autocast_enabled(x.device.type))
-        if key in pick.cache:
-            return pick.cache[key]  # type: ignore[no-any-return]
-        vectors = self._gather(x, pick)
-        if not (pick.is_once or self.bank.trainable):
-            pick.cache[key] = vectors
-        return vectors
-
-    def _gather(self, x: Tensor, pick: Pick) -> Vectors:
-        _, B = self._pair(x)
+    def _gather(self, x: Tensor, pick: Pick) -> tuple[Tensor, Vectors]:
+        """Each row's own d, b and m over the norm."""
+        A, B = self._pair(x)
         own = {k: pick.gather(getattr(self, k), x) for k in self.bank.layout.method.trained}
         mask = None if pick.mask is None else pick.gather_mask(x)
         if mask is not None:  # nothing of a slot reaches the rows of others, not even 0 times its infinity
@@ -142,7 +142,7 @@ class LayerBank(nn.Module):
             norm = pick.gather(every[self._positions(pick)], x)
             if mask is not None:  # g = 1 on the rows of others
                 own["m"], norm = torch.where(mask > 0, own["m"], 1.0), torch.where(mask > 0, norm, 1.0)
-        return self._vectors(B, own.get("d"), own, norm)
+        return A, self._vectors(B, own.get("d"), own, norm)
 
     def _used(self, pick: Pick) -> list[int]:
         return distinct(pick.rows)

@@ -67,6 +67,11 @@ def packed(packs: Packs) -> Iterator[None]:
         _PACKS.reset(token)
 
 
+def is_packed() -> bool:
+    """Whether results may be rounded otherwise here, for speed."""
+    return _PACKS.get() is not None
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., in), weight (out, in) -> (..., out)."""
     packs = _PACKS.get()
