@@ -29,6 +29,7 @@ from polyvera.serve.request import Output, Sampling
 from polyvera.store.registry import Registry
 
 SLO_S = 6.0
+WARM_UP = 30
 QV = ("q_proj", "v_proj")
 
 
@@ -58,9 +59,11 @@ def trace(args: argparse.Namespace, num_adapters: int, vocabulary: int) -> list[
     ]
 
 
-def run_engine(base: Base, args: argparse.Namespace, num_adapters: int) -> tuple[list[Asked], float]:
-    """The trace in real time; all requests and the seconds to the last answer."""
-    asked = trace(args, num_adapters, base.model.config.vocab_size)
+def run_engine(
+    base: Base, args: argparse.Namespace, num_adapters: int, most: int | None = None
+) -> tuple[list[Asked], float]:
+    """The trace in real time; all requests (the first `most`) and the seconds to the last answer."""
+    asked = trace(args, num_adapters, base.model.config.vocab_size)[:most]
     with tempfile.TemporaryDirectory() as folder:
         registry = Registry(folder)
         refs = published(base, registry, QV, num_adapters)
@@ -165,6 +168,7 @@ def main() -> None:
     base = load_base(args.model)
     base.model.eval()
     found, rows = {}, []
+    run_engine(base, args, args.adapters[0], WARM_UP)  # the first products of each shape take longer
     for num in args.adapters:
         found[num], seconds = run_engine(base, args, num)
         rows.append({"system": f"polyvera, {num:,}", **summary(found[num], seconds)})
