@@ -130,6 +130,12 @@ def _how(comparison: Comparison) -> list[str]:
     ]
 
 
+def _neighbours(points: Sequence[tuple[str, int, float]]) -> set[str]:
+    """Those whose name would lie on another's: of nearly the same bytes, and the lower one of the two."""
+    pairs = [(one, other) for one in points for other in points if one[0] != other[0]]
+    return {one[0] for one, other in pairs if max(one[1], other[1]) < 1.3 * min(one[1], other[1]) and one[2] < other[2]}
+
+
 def draw(every: Sequence[Line], path: Path, title: str) -> Path:
     """Mean score over all tasks against the bytes without the head, with the front; returns the path."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -140,12 +146,13 @@ def draw(every: Sequence[Line], path: Path, title: str) -> Path:
     figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     axes.step([p[1] for p in best], [p[2] for p in best], where="post", color="#b8cbe4", zorder=1, label="front")
+    below = _neighbours(points)
     for name, size, score in points:
         own = [line for line in every if line.method == name]
         error = fmean(line.spread for line in own)
         on = any(name == p[0] for p in best)
         axes.errorbar(size, score, yerr=error, fmt="o", color="#1f4e9c" if on else "#999999", capsize=3, zorder=2)
-        axes.annotate(name, (size, score), xytext=(7, 5), textcoords="offset points")
+        axes.annotate(name, (size, score), xytext=(7, -13 if name in below else 5), textcoords="offset points")
     axes.set_xscale("log")
     axes.margins(x=0.15, y=0.15)
     axes.set(xlabel="bytes of one adapter, without the head", ylabel="mean score over the tasks", title=title)
