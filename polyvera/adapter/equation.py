@@ -85,10 +85,9 @@ def adapt(y: Tensor, u: Tensor, v: Vectors, bias: Tensor | None = None) -> Tenso
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (y, u, v.B, v.d, v.b, v.m)):
         out: Tensor = _Adapt.apply(y, u, v.B, v.d, v.b, v.m, v.norm, bias, v.scale)  # type: ignore[no-untyped-call]
         return out
-    if v.m is None and v.b is not None and v.scale == ONE and is_packed():
+    if v.m is None and v.b is not None and v.scale == ONE and v.B.dtype == y.dtype and is_packed():
         w = _expand(u, v.B, v.d)
-        if w.dtype == y.dtype:
-            return torch.addcmul(y, w, v.b, out=w)  # one pass over memory and one rounding less
+        return torch.addcmul(y, w, v.b, out=w)  # one pass over memory and one rounding less
     return adapt_naive(y, u, v, bias)
 
 

@@ -32,8 +32,8 @@ def _read(descriptor: int, row: Row, digest: str) -> Header | None:
     if not hasattr(os, "preadv"):
         return None
     section = row.data.cast("B")
-    head = os.pread(descriptor, HEAD_BYTES, 0)
     try:
+        head = os.pread(descriptor, HEAD_BYTES, 0)
         text = header_text(head, LENGTH_BYTES + len(head) + len(section))
         data_at = LENGTH_BYTES + len(text)
         beyond = bytearray(1)

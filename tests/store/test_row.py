@@ -12,8 +12,9 @@ from forged_files import forged
 from polyvera.adapter.inject import add_bank, extract, inject
 from polyvera.adapter.method import METHODS
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.errors import FormatError
+from polyvera.errors import FormatError, StoreError
 from polyvera.store.codec import Header, decode, encode
+from polyvera.store.name import AdapterRef
 from polyvera.store.registry import Registry
 from polyvera.store.row import fill
 
@@ -96,3 +97,13 @@ def test_load_into_leaves_a_slot_as_it_was_where_a_file_is_damaged(tmp_path, sma
     assert not bank.flat[1:].any()
     registry.load_into(bank, ["a@3"], slots=[bank.slots[1]])
     assert torch.equal(bank.take(bank.slots[1]), adapters[2].flat)
+
+
+def test_a_folder_in_a_files_place_is_told_as_the_long_way_tells_it(tmp_path, small_llama):
+    registry, spec = Registry(tmp_path), AdapterSpec(method=SHARED, rank=4)
+    source = inject(small_llama, spec)
+    adapter = extract(source, source.first, spec)
+    (tmp_path / "adapters/a/1.safetensors").mkdir(parents=True)
+    bank = add_bank(small_llama, adapter.layout, 1, adapter.basis())
+    with pytest.raises(StoreError, match="cannot read"):
+        registry.load_into(bank, [AdapterRef("a", 1, "", 0)])
