@@ -74,7 +74,7 @@ class Cache:
 
     def _storage(self, like: Tensor) -> Tensor:
         shape = (self.num_rows, self.context, like.shape[1], like.shape[3])
-        return zeros(shape, device=like.device, dtype=like.dtype)
+        return zeros(shape, device=like.device, dtype=like.dtype, sparse=True)
 
 
 @dataclass(eq=False, slots=True)

@@ -26,6 +26,7 @@ from polyvera.adapter.product import Packs
 from polyvera.adapter.route import BASE_SLOT
 from polyvera.adapter.sites import output_of
 from polyvera.errors import LayoutError, PolyveraError, StoreError
+from polyvera.serve.openmp import guest
 from polyvera.store.name import AdapterRef
 from polyvera.store.registry import Registry
 
@@ -310,6 +311,7 @@ class Residents:
         with self._lock:
             return max(self._loading.values(), default=0.0)
 
+    @guest()
     def _loaded(self, ref: AdapterRef, loaded: Loaded | None, bank: Bank | None) -> None:
         started = monotonic()
         try:

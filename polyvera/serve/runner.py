@@ -15,6 +15,7 @@ import torch
 
 from polyvera.errors import BusyError, ClosedError, PolyveraError, ServeError
 from polyvera.serve.inbox import Inbox
+from polyvera.serve.openmp import release
 from polyvera.serve.request import CANCELLED, FAILED
 from polyvera.serve.resident import Residents
 from polyvera.serve.stats import Stats
@@ -61,6 +62,7 @@ class Runner:
         """Begins to step, inside the context that `within` makes in the thread."""
         self._loop, self._residents, self._within = loop, residents, within
         self._inbox.is_open = True
+        release()  # of the caller, who has just tried the model
         self._thread = Thread(target=self._run, name="polyvera-engine", daemon=True)
         self._thread.start()
 

@@ -18,6 +18,7 @@ from polyvera.errors import AccessError, NameRefused, NotFoundError, PolyveraErr
 from polyvera.serve.http.front import Front, body_of, caller_of
 from polyvera.serve.http.keys import Caller
 from polyvera.serve.http.protocol import AliasBody, LoadBody, UnloadBody
+from polyvera.serve.openmp import guest
 from polyvera.store.codec import decode
 from polyvera.store.name import AdapterRef, check_name, parse_reference
 from polyvera.store.registry import Registry
@@ -105,6 +106,7 @@ def _publisher(front: Front, caller: Caller, name: str) -> Registry:
     return front.catalog.registry
 
 
+@guest()
 def _published(front: Front, registry: Registry, name: str, data: bytes, alias: str | None, base: str) -> AdapterRef:
     return _put(front, registry, name, decode(data), alias, base)
 
@@ -136,6 +138,7 @@ def _aliased(front: Front, caller: Caller, body: AliasBody) -> dict[str, Any]:
     return {"id": f"{ref.name}@{body.alias}", "root": str(ref)}
 
 
+@guest()
 def _loaded(front: Front, caller: Caller, body: LoadBody, base: str) -> None:
     registry = _publisher(front, caller, body.lora_name)
     if not body.lora_path:
