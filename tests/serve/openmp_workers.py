@@ -1,4 +1,4 @@
-"""Prints how many threads that are not Python's a process has, before and while an engine of it answers."""
+"""Prints how many threads that are not Python's a process has, before an engine answers and beside it."""
 
 import tempfile
 import threading
@@ -27,7 +27,7 @@ def workers() -> int:
 
 
 def main() -> None:
-    """Four counts: before any product, after one, while the engine runs, after a guest's product beside it."""
+    """Four counts: after a product, while the engine runs, after a guest's product beside it, after another's."""
     torch.set_num_threads(THREADS)
     tokenizer, model = make_tokenizer(), make_llama(width=256)
     with tempfile.TemporaryDirectory() as folder:
