@@ -1,22 +1,74 @@
-"""linear: x Wᵀ, where W is frozen through a form that oneDNN likes better at few rows.
+"""linear: x Wᵀ, where W is frozen through a form of it that a library has packed for few rows.
 
-torch's own product of a few rows takes two to three times as long on a CPU. A packed matrix is a second copy of the
-weight, and rounds otherwise, so it is used only `with packed(packs)`, which serving does and training does not.
+torch's own product of a few rows takes up to three times as long on a CPU. Which library is faster depends on the
+processor and on the shape, so each shape is tried once. A packed matrix is a second copy of the weight, and rounds
+otherwise, so it is used only `with packed(packs)`, which serving does and training does not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from time import perf_counter
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# oneDNN packs for a number of rows; what it packs for 16 is good from 1 to 256.
-ROWS = 16
+Product = Callable[[Tensor, Tensor | None], Tensor]
 Key = tuple[int, torch.Size, tuple[int, ...]]
+
+# oneDNN and MKL pack for a number of rows; what they pack for these is good for others, too.
+ONEDNN_ROWS, MKL_ROWS = 16, 64
+# The numbers of rows that a form is tried with, and how often.
+TRIAL_ROWS, TRIALS = (16, 64), 5
+TOLERANCE = 1e-4
+
+
+def onednn(weight: Tensor) -> Product:
+    """Products with a copy that oneDNN packs: the faster form on AMD."""
+    copy = torch.ops.mkldnn._reorder_linear_weight(weight, ONEDNN_ROWS)
+    multiply = torch.ops.mkldnn._linear_pointwise.default
+    return lambda x, bias: multiply(x, copy, bias, "none", [], "")
+
+
+def mkl(weight: Tensor) -> Product:
+    """Products with a copy that MKL packs: the faster form on Intel, save for a few rows of a wide matrix."""
+    copy = torch.ops.mkl._mkl_reorder_linear_weight(weight, MKL_ROWS)
+    multiply = torch.ops.mkl._mkl_linear.default
+    return lambda x, bias: multiply(x, copy, weight, bias, x.numel() // x.shape[-1])
+
+
+def forms() -> list[Callable[[Tensor], Product]]:
+    """The packed forms that this build of torch has."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return []
+    known = [(onednn, torch.ops.mkldnn, "_linear_pointwise"), (mkl, torch.ops.mkl, "_mkl_linear")]
+    return [form for form, library, name in known if hasattr(library, name)]
+
+
+def fastest(weight: Tensor) -> Callable[[Tensor], Product] | None:
+    """The form that multiplies a few rows with such a matrix in the least time; None where none is right."""
+    times = {form: _seconds(form(weight), weight) for form in forms()}
+    best = min(times, key=times.__getitem__, default=None)
+    return None if best is None or times[best] == float("inf") else best
+
+
+def _seconds(product: Product, weight: Tensor) -> float:
+    """The least time of several, infinite for a product that is wrong."""
+    draw = torch.Generator().manual_seed(0)
+    return sum(_of_rows(product, torch.randn(rows, weight.shape[1], generator=draw), weight) for rows in TRIAL_ROWS)
+
+
+def _of_rows(product: Product, x: Tensor, weight: Tensor) -> float:
+    expected, times = F.linear(x, weight), []
+    for _ in range(TRIALS):
+        started = perf_counter()
+        found = product(x, None)
+        times.append(perf_counter() - started)
+    is_right = torch.allclose(found, expected, rtol=0, atol=TOLERANCE * float(expected.abs().max()))
+    return min(times) if is_right else float("inf")
 
 
 class Packs:
@@ -24,34 +76,35 @@ class Packs:
 
     def __init__(self) -> None:
         self._frozen: set[int] = set()
-        self._packed: dict[Key, tuple[Tensor, Tensor]] = {}
+        self._packed: dict[Key, tuple[Tensor, Product]] = {}
+        self._forms: dict[torch.Size, Callable[[Tensor], Product] | None] = {}
 
     @staticmethod
     def can(weight: Tensor) -> bool:
         """Whether this machine packs such a weight."""
-        has = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        has = has and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        return bool(has and weight.device.type == "cpu" and weight.dtype == torch.float32)
-
-    @property
-    def num_bytes(self) -> int:
-        """What the copies take."""
-        return sum(weight.numel() * weight.element_size() for weight, _ in self._packed.values())
+        return bool(forms()) and weight.device.type == "cpu" and weight.dtype == torch.float32
 
     def freeze(self, weight: Tensor) -> None:
         """Vouches that a matrix, and every slice of it, keeps its values."""
         if self.can(weight):
             self._frozen.add(weight.untyped_storage().data_ptr())
 
-    def of(self, weight: Tensor) -> Tensor | None:
-        """The packed form, None for a matrix that may change."""
+    def of(self, weight: Tensor) -> Product | None:
+        """The product with the packed form, None for a matrix that may change."""
         key = (weight.data_ptr(), weight.shape, weight.stride())
         known = self._packed.get(key)
         if known is None:
             if weight.untyped_storage().data_ptr() not in self._frozen:
                 return None
-            known = self._packed[key] = (weight, torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS))
+            # Kept beside its copy, so that its place in memory stays its own.
+            known = self._packed[key] = weight, self._pack(weight.contiguous())
         return known[1]
+
+    def _pack(self, weight: Tensor) -> Product:
+        if weight.shape not in self._forms:
+            self._forms[weight.shape] = fastest(weight)
+        form = self._forms[weight.shape]
+        return (lambda x, bias: F.linear(x, weight, bias)) if form is None else form(weight)
 
 
 _PACKS: ContextVar[Packs | None] = ContextVar("polyvera_packs", default=None)
@@ -75,10 +128,8 @@ def is_packed() -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., in), weight (out, in) -> (..., out)."""
     packs = _PACKS.get()
-    form = None if packs is None or not x.numel() else packs.of(weight)
-    if form is None:
-        return F.linear(x, weight, bias)
-    return torch.ops.mkldnn._linear_pointwise(x, form, bias, "none", [], "")  # type: ignore[no-any-return]
+    product = None if packs is None or not x.numel() else packs.of(weight)
+    return F.linear(x, weight, bias) if product is None else product(x, bias)
 
 
 class PackedModel:
