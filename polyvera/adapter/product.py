@@ -7,7 +7,7 @@ otherwise, so it is used only `with packed(packs)`, which serving does and train
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from time import perf_counter
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Product = Callable[[Tensor, Tensor | None], Tensor]
+Form = Callable[[Tensor], Product]
 Key = tuple[int, torch.Size, tuple[int, ...]]
 
 # oneDNN and MKL pack for a number of rows; what they pack for these is good for others, too.
@@ -40,7 +41,7 @@ def mkl(weight: Tensor) -> Product:
     return lambda x, bias: multiply(x, copy, weight, bias, x.numel() // x.shape[-1])
 
 
-def forms() -> list[Callable[[Tensor], Product]]:
+def forms() -> list[Form]:
     """The packed forms that this build of torch has."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return []
@@ -48,9 +49,9 @@ def forms() -> list[Callable[[Tensor], Product]]:
     return [form for form, library, name in known if hasattr(library, name)]
 
 
-def fastest(weight: Tensor) -> Callable[[Tensor], Product] | None:
+def fastest(weight: Tensor, among: Sequence[Form]) -> Form | None:
     """The form that multiplies a few rows with such a matrix in the least time; None where none is right."""
-    times = {form: _seconds(form(weight), weight) for form in forms()}
+    times = {form: _seconds(form(weight), weight) for form in among}
     best = min(times, key=times.__getitem__, default=None)
     return None if best is None or times[best] == float("inf") else best
 
@@ -77,7 +78,7 @@ class Packs:
     def __init__(self) -> None:
         self._frozen: set[int] = set()
         self._packed: dict[Key, tuple[Tensor, Product]] = {}
-        self._forms: dict[torch.Size, Callable[[Tensor], Product] | None] = {}
+        self._forms: dict[torch.Size, Form | None] = {}
 
     @staticmethod
     def can(weight: Tensor) -> bool:
@@ -102,7 +103,7 @@ class Packs:
 
     def _pack(self, weight: Tensor) -> Product:
         if weight.shape not in self._forms:
-            self._forms[weight.shape] = fastest(weight)
+            self._forms[weight.shape] = fastest(weight, forms())
         form = self._forms[weight.shape]
         return (lambda x, bias: F.linear(x, weight, bias)) if form is None else form(weight)
 

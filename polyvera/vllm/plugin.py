@@ -75,7 +75,7 @@ def _add_slots(manager: Any, settings: Settings) -> None:
     """Gives every linear layer that vLLM adapts its slots, and notes which site is where."""
     from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 
-    from polyvera.vllm.onednn import multiply
+    from polyvera.vllm.packed import multiply
     from polyvera.vllm.pair import SharedPair
 
     config, device = manager.lora_config, torch.device(manager.device)

@@ -15,6 +15,9 @@ from polyvera.vllm.pair import Piece, SharedPair
 # The constants of a row norm, asked for when the first magnitude comes: (A piece) -> (‖W‖², W Aᵀ, A Aᵀ).
 Constants = Callable[[Tensor], NormParts]
 
+# The slot of a token without adapter.
+BASE = -1
+
 
 @dataclass(frozen=True, slots=True)
 class SiteVectors:
@@ -67,6 +70,10 @@ class _Group:
         sides = [(first.output, last.output), (first.d, last.d), (first.b, last.b), (first.g, last.g)]
         return cls(B, tuple(parts), *(slice(one.start, other.stop) for one, other in sides))
 
+    def is_whole(self, output: Tensor) -> bool:
+        """Whether these are all columns of a layer's output."""
+        return self.output.stop - self.output.start == output.shape[1]
+
     def scaled(self, u: Tensor, d: Tensor) -> Tensor:
         """d ⊙ u of each part: u (tokens, rank), d (tokens, parts * rank) -> (tokens * parts, rank)."""
         num = len(self.parts)
@@ -74,9 +81,9 @@ class _Group:
 
 
 class LayerSlots:
-    """A table (slots + 1, numbers): d and b of every served member, and the gain g where magnitudes are served.
+    """A table (1 + slots, numbers): d and b of every served member, and the gain g where magnitudes are served.
 
-    The last row is the bare base, d = b = 0 and g = 1, and vLLM's index of a token without adapter is -1.
+    The first row is the bare base, d = b = 0 and g = 1, since vLLM's index of a token without adapter is -1.
     """
 
     def __init__(
@@ -87,8 +94,10 @@ class LayerSlots:
         self.groups = tuple(self._groups())
         width = max((group.g.stop for group in self.groups), default=0)
         self.table = torch.zeros(num_slots + 1, width, dtype=pair.dtype, device=pair.device)
+        cuts = [part for group in self.groups for part in (group.d, group.b, group.g)]
+        self._widths = [part.stop - part.start for part in cuts]
         self._constants: NormParts | None = None
-        for slot in range(num_slots + 1):
+        for slot in range(BASE, num_slots):
             self.clear(slot)
 
     def _groups(self) -> Iterator[_Group]:
@@ -117,9 +126,10 @@ class LayerSlots:
 
     def clear(self, slot: int) -> None:
         """Makes a slot the bare base."""
-        self.table[slot] = 0
+        row = self.table[slot - BASE]
+        row.zero_()
         for group in self.groups:
-            self.table[slot, group.g] = 1
+            row[group.g] = 1
 
     def put(self, slot: int, given: Sequence[SiteVectors | None], constants: Constants) -> None:
         """Puts an adapter's vectors, one entry for each member, into a slot; a member without any is the bare base."""
@@ -129,7 +139,7 @@ class LayerSlots:
             for part in group.parts:
                 v = vectors[part.member.name]
                 if v is not None:
-                    self._put(self.table[slot], group.B, part, v, constants)
+                    self._put(self.table[slot - BASE], group.B, part, v, constants)
 
     def _put(self, row: Tensor, B: Piece, part: _Part, v: SiteVectors, constants: Constants) -> None:
         row[part.d][: len(v.d)] = v.d.to(row)
@@ -154,12 +164,13 @@ class LayerSlots:
         """
         if not self.groups:
             return
-        u, rows = self.A.product(x), self.table[slots]
-        for group in self.groups:
-            y, z = output[:, group.output], group.scaled(u, rows[:, group.d])
-            y.addcmul_(group.B.product(z).reshape(y.shape), rows[:, group.b])
+        u = self.A.product(x)
+        rows = self.table.index_select(0, slots - BASE)  # half the time of table[slots]
+        vectors = iter(rows.split_with_sizes(self._widths, 1))
+        for group, d, b, g in zip(self.groups, vectors, vectors, vectors, strict=True):
+            y = output if group.is_whole(output) else output[:, group.output]
+            y.addcmul_(group.B.product(group.scaled(u, d)).reshape(y.shape), b)
             if self.has_gain:
-                g = rows[:, group.g]
                 y.mul_(g)
                 if bias is not None:
                     y.addcmul_(1 - g, bias[group.output])

@@ -63,7 +63,7 @@ def test_no_rows_make_no_rows() -> None:
 @needs_forms
 def test_the_choice_of_a_form_draws_no_random_numbers_and_is_made_once_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     state, seen = torch.get_rng_state(), []
-    monkeypatch.setattr(product, "fastest", lambda weight: seen.append(weight.shape) or fastest(weight))
+    monkeypatch.setattr(product, "fastest", lambda weight, among: seen.append(weight.shape) or fastest(weight, among))
     packs = Packs()
     for weight in (first := torch.ones(6, 4), second := torch.ones(6, 4), third := torch.ones(4, 6)):
         packs.freeze(weight)
@@ -79,10 +79,9 @@ def test_a_form_that_is_wrong_is_never_chosen(monkeypatch: pytest.MonkeyPatch) -
         return lambda x, bias: zeros.expand(*x.shape[:-1], -1)
 
     right, weight, x = forms()[0], torch.randn(64, 64), torch.randn(9, 64)
-    monkeypatch.setattr(product, "forms", lambda: [wrong, right])
-    assert fastest(weight) is right
+    assert fastest(weight, [wrong, right]) is right
+    assert fastest(weight, [wrong]) is None
     monkeypatch.setattr(product, "forms", lambda: [wrong])
-    assert fastest(weight) is None
     packs = Packs()
     packs.freeze(weight)
     with packed(packs):
