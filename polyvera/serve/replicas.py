@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 # A replica that ends so often, each time less than so many seconds after it was ready, is given up.
 MAX_DEATHS, QUICK_S = 3, 60.0
 BACKOFF_S, MAX_BACKOFF_S = 0.5, 30.0
+# A replica is looked at so often, and is killed when nothing has come of it for so many seconds.
+WATCH_S, STUCK_S = 5.0, 120.0
 ANSWER_S = 10.0
 Word = Literal["preload", "pin", "unpin", "evict"]
 
@@ -40,7 +42,8 @@ class Replicas:
 
     A request goes to the replica with the fewest open answers; among equals the same adapter and tenant go to the same
     one, which has the adapter resident and the beginnings of its prompts kept. A replica that dies is begun anew while
-    the others go on; one that dies MAX_DEATHS times in quick succession is given up, and `failed` says so.
+    the others go on, and so is one that is stuck; one that dies MAX_DEATHS times in quick succession is given up, and
+    `failed` says so.
 
     model: as load_base takes it; `model` here has shapes and no numbers. registry: its URL alone is handed on. limits:
     max_waiting is of all together; all else is of each, and `limits` tells the rows of all. observe: as of an Engine.
@@ -268,8 +271,28 @@ class Replicas:
             since = monotonic()
             if not first.done():
                 first.set_exception(error)
-        child.ended.wait()
+        _watch(child)
         return since
+
+
+def _watch(child: Child) -> None:
+    """Returns when a child has ended; kills one that is silent for STUCK_S, or has rows and makes no step."""
+    steps, moved = -1, monotonic()
+    while not child.ended.wait(WATCH_S):
+        seen = _seen(child)
+        if seen is not None and (not seen.running or seen.totals["steps"] != steps):
+            steps, moved = seen.totals["steps"], monotonic()
+        elif monotonic() - moved > STUCK_S:
+            log.error("replica %d has been stuck for %.0f s: it is killed", child.number, monotonic() - moved)
+            child.kill()
+
+
+def _seen(child: Child) -> Seen | None:
+    """What a child holds, None where it does not say."""
+    try:
+        return child.look().result(LOOK_S)
+    except (TimeoutError, PolyveraError):
+        return None
 
 
 def _given(start: Start, num: int) -> list[Start]:

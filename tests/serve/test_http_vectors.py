@@ -115,6 +115,7 @@ def test_what_is_served_is_told(at: Served) -> None:
         live, metrics = http.get("/v1/live").json(), http.get("/metrics").text
         assert http.get("/health").status_code == http.get("/ready").status_code == 200
     assert [one["id"] for one in models] == ["tiny", *sorted(LABELS)] and models[0]["max_model_len"] == 64
+    assert models[0]["answers"] == ["/v1/embeddings", "/v1/classify"]
     assert "acme/moods@1" in [one["adapter"] for one in live["resident"]] and live["totals"]["steps"] > 0
     assert "polyvera_engine_prompt_tokens_total" in metrics and "polyvera_step_seconds_count" in metrics
 

@@ -265,12 +265,14 @@ def test_a_model_without_a_template_is_asked_in_plain_text(
     assert all("400" in entry["message"] for entry in page.log())
 
 
-def test_an_encoder_has_no_chat(page: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encoder_has_no_chat(at: Served, page: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert page.sees("#ask") and not page.sees("#chat-closed")
     monkeypatch.delattr(Engine, "submit")
-    send(page)
+    page.open(at.url)
     page.until(lambda: page.sees("#chat-closed"))
-    assert "an encoder" in page.text("#chat-closed") and not page.sees("#ask") and page.sees("#table")
-    assert all("400" in entry["message"] for entry in page.log())
+    assert "is an encoder, which answers /v1/embeddings and /v1/classify" in page.text("#chat-closed")
+    assert not page.sees("#ask") and page.sees("#table")
+    assert not page.log()
 
 
 def test_a_key_is_asked_for_and_shows_its_own_adapters(guarded: Served, browser: Browser) -> None:

@@ -61,11 +61,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def at(folder: Path) -> Iterator[Served]:
-    settings, metrics, state = (
-        Settings(base="tiny", lora_root=folder / "loras", drain_s=LONGEST_WAIT),
-        Metrics(),
-        State(),
-    )
+    settings = Settings(base="tiny", lora_root=folder / "loras", drain_s=LONGEST_WAIT)
+    metrics, state = Metrics(), State()
     registry = Registry(folder / "store")
     with Replicas(str(folder / "tiny"), registry, LIMITS, metrics.observe, num=2) as engine:
         server = Server(make_app(engine, settings, metrics, state), engine, settings, state, "127.0.0.1", 0)
@@ -293,6 +290,18 @@ def test_a_killed_replica_is_begun_anew_and_the_others_go_on(at: Served, solo: S
     assert all(one.wait() and one.ids == expected for one in heard)
     assert engine.stats().totals["steps"] >= steps and engine.failed is None
     engine.unpin(pinned)
+
+
+def test_one_that_is_stuck_is_killed_and_begun_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("WATCH_S", 0.1), ("STUCK_S", 1.0), ("LOOK_S", 0.3), ("BACKOFF_S", 0.01)):
+        monkeypatch.setattr(module, name, seconds)
+    with Replicas(str(folder / "tiny"), None, LIMITS, num=2) as engine:
+        pids = engine.pids
+        asked = [submit(engine, [5 + i], None, SHORTER)[1] for i in range(2)]
+        os.kill(pids[0], signal.SIGSTOP)
+        assert {one.wait().finish for one in asked} == {FAILED, LENGTH}, "the other's goes on"
+        until(lambda: all(child.is_taking for child in engine._all()))
+        assert engine.pids[0] != pids[0] and engine.pids[1] == pids[1]
 
 
 def test_one_that_dies_again_and_again_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,7 @@ def routes(front: Front) -> APIRouter:
 async def _answered(
     front: Front, request: HttpRequest, wording: Wording, body: Choices, samplings: Sequence[Sampling]
 ) -> Response:
-    if not hasattr(front.engine, "submit"):
+    if not front.writes:
         raise ServeError(f"this server runs {front.catalog.base}, an encoder: ask /v1/embeddings or /v1/classify")
     caller = caller_of(request)
     adapter = await asyncio.to_thread(front.catalog.resolve, caller, body.model)

@@ -59,6 +59,11 @@ class Front:
     quotas: Quotas
     started: int = field(default_factory=lambda: int(time()))
 
+    @property
+    def writes(self) -> bool:
+        """Whether the engine writes text, where an encoder only reads it."""
+        return hasattr(self.engine, "submit")
+
 
 def caller_of(request: HttpRequest) -> Caller:
     """Who calls."""

@@ -13,6 +13,9 @@ from polyvera.serve.http.front import Front, caller_of
 from polyvera.serve.http.keys import Caller
 from polyvera.store.name import AdapterRef
 
+WRITING = ["/v1/chat/completions", "/v1/completions"]
+READING = ["/v1/embeddings", "/v1/classify"]
+
 
 def routes(front: Front) -> APIRouter:
     """The list, and one of it."""
@@ -43,10 +46,10 @@ def _one(front: Front, caller: Caller, model: str) -> dict[str, Any]:
 
 
 def _base(front: Front) -> dict[str, Any]:
-    most = front.engine.max_context
     name = front.catalog.base
     return {"id": name, "object": "model", "created": front.started, "owned_by": "polyvera", "root": name} | {
-        "max_model_len": most
+        "max_model_len": front.engine.max_context,
+        "answers": WRITING if front.writes else READING,
     }
 
 

@@ -54,7 +54,7 @@ def routes(front: Front) -> APIRouter:
 
 
 async def _asked(front: Front, request: HttpRequest, body: EmbeddingBody) -> tuple[AdapterRef | None, list[list[int]]]:
-    if not hasattr(front.engine, "embed"):
+    if front.writes:
         raise ServeError(
             f"this server runs {front.catalog.base}, which answers /v1/completions and /v1/chat/completions; "
             "embeddings and classes come of an encoder"

@@ -1,7 +1,7 @@
 // The chat: one prompt, the base and two adapters side by side.
 
 import { named } from "./adapters.js";
-import { Column, ENCODER } from "./column.js";
+import { Column } from "./column.js";
 import { byId, make, say } from "./element.js";
 
 const TYPING_MS = 200;
@@ -47,8 +47,13 @@ export function forget() {
   say(byId("chat-status"), "");
 }
 
-export function nameBase(name) {
-  say(byId("base-name"), name);
+// The base's name, and whether it is one to chat with.
+export function showBase({ id, answers }) {
+  const chats = answers.includes("/v1/chat/completions");
+  say(byId("base-name"), id);
+  byId("chat-open").hidden = !chats;
+  byId("chat-closed").hidden = chats;
+  say(byId("chat-closed"), chats ? "" : `There is nothing to chat with: ${id} is an encoder, which answers ${answers.join(" and ")}.`);
 }
 
 function picker(side) {
@@ -108,18 +113,10 @@ function usePlain() {
 }
 
 function tell(problems) {
-  const encoder = problems.find((error) => ENCODER.test(error.message));
-  if (encoder) return close(encoder.message);
   const isStopped = problems.some((error) => error.name === "AbortError");
   const failed = problems.filter((error) => error.name !== "AbortError").length;
   const ending = failed ? `${failed} of 3 did not answer; the columns say why.` : "All three have answered.";
   say(byId("chat-status"), isStopped ? "Stopped." : ending);
-}
-
-function close(message) {
-  byId("chat-open").hidden = true;
-  byId("chat-closed").hidden = false;
-  say(byId("chat-closed"), `There is nothing to chat with: ${message}.`);
 }
 
 function stop() {

@@ -6,7 +6,6 @@ import { tag } from "./tag.js";
 import { counted } from "./words.js";
 
 const NO_TEMPLATE = /has no chat template/;
-export const ENCODER = /, an encoder:/;
 const CUT = { length: "cut at max tokens" };
 
 export class Column {

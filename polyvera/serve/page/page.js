@@ -32,7 +32,7 @@ async function load() {
 async function showModel() {
   try {
     const base = await get("v1/models/base");
-    chat.nameBase(base.id);
+    chat.showBase(base);
     say(byId("served"), `${base.id}, ${count(base.max_model_len)} tokens of context`);
   } catch (error) {
     say(byId("served"), error.status === 401 ? "" : error.message);
