@@ -29,7 +29,7 @@ class WithVectors(BaseLinearLayerWithLoRA):
     slots: LayerSlots
     has_matrices: bool
     added_bias: Tensor | None
-    token_slots: Tensor
+    token_lines: Tensor
 
     def set_lora(self, index: int, lora_a: Any, lora_b: Any) -> None:
         """Puts vectors, or vLLM's own matrices, into a slot, which loses what it held."""
@@ -48,8 +48,8 @@ class WithVectors(BaseLinearLayerWithLoRA):
     def _apply_lora_to_output(self, x: Tensor, output: Tensor) -> Tensor:
         if self.has_matrices:
             output = super()._apply_lora_to_output(x, output)
-        flat, tokens = output.view(-1, output.shape[-1]), x.reshape(-1, x.shape[-1])
-        self.slots.add(flat, tokens, self.token_slots[: tokens.shape[0]], self.added_bias)
+        flat, tokens = (output, x) if x.dim() == 2 else (output.view(-1, output.shape[-1]), x.reshape(-1, x.shape[-1]))
+        self.slots.add(flat, tokens, self.token_lines[: tokens.shape[0]], self.added_bias)
         return output
 
     def constants(self, A: Tensor) -> NormParts:

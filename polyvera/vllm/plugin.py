@@ -98,9 +98,25 @@ def _widen(manager: Any, name: str, layer: Any, settings: Settings) -> None:
     layer.has_matrices = settings.matrices
     if not settings.matrices:
         only_vectors(layer, manager.lora_config.max_lora_rank)
-    layer.token_slots = layer.punica_wrapper._token_lora_indices.fill_(-1)
+    layer.token_lines = _lines_of(layer.punica_wrapper)
     reached = served if settings.vectors else [True] * len(names)
     manager.polyvera_sites.update({site: (name, i) for i, site in enumerate(names) if reached[i]})
+
+
+def _lines_of(punica: Any) -> Any:
+    """Every token's line in the layers' tables: one tensor for all, written when vLLM writes which slots it runs."""
+    from polyvera.vllm.slots import BASE
+
+    if not hasattr(punica, "polyvera_lines"):
+        slots, old = punica._token_lora_indices.fill_(BASE), punica._update_base_metadata
+        punica.polyvera_lines = slots - BASE
+
+        def update(*args: Any, **kwargs: Any) -> None:
+            old(*args, **kwargs)
+            torch.sub(slots, BASE, out=punica.polyvera_lines)
+
+        punica._update_base_metadata = update
+    return punica.polyvera_lines
 
 
 def _loading(old: Callable[[Any, Any], Any], settings: Settings) -> Callable[[Any, Any], Any]:

@@ -70,10 +70,6 @@ class _Group:
         sides = [(first.output, last.output), (first.d, last.d), (first.b, last.b), (first.g, last.g)]
         return cls(B, tuple(parts), *(slice(one.start, other.stop) for one, other in sides))
 
-    def is_whole(self, output: Tensor) -> bool:
-        """Whether these are all columns of a layer's output."""
-        return self.output.stop - self.output.start == output.shape[1]
-
     def scaled(self, u: Tensor, d: Tensor) -> Tensor:
         """d ⊙ u of each part: u (tokens, rank), d (tokens, parts * rank) -> (tokens * parts, rank)."""
         num = len(self.parts)
@@ -96,6 +92,7 @@ class LayerSlots:
         self.table = torch.zeros(num_slots + 1, width, dtype=pair.dtype, device=pair.device)
         cuts = [part for group in self.groups for part in (group.d, group.b, group.g)]
         self._widths = [part.stop - part.start for part in cuts]
+        self._is_one = len(self.groups) == 1 and all(member.is_served for member in self.members)
         self._constants: NormParts | None = None
         for slot in range(BASE, num_slots):
             self.clear(slot)
@@ -157,19 +154,20 @@ class LayerSlots:
         b = v.b[part.member.rows].to(device)
         return factored_row_norm(here, Vectors(B.weight[:, :rank].float(), v.d.to(device), b))
 
-    def add(self, output: Tensor, x: Tensor, slots: Tensor, bias: Tensor | None) -> None:
+    def add(self, output: Tensor, x: Tensor, lines: Tensor, bias: Tensor | None) -> None:
         """Adds every token's delta to output (tokens, out), in place, and multiplies by its gain.
 
-        x (tokens, in), slots (tokens,) with -1 for the base. bias: what the output holds of it, None without.
+        x (tokens, in), lines (tokens,) of the table, which are slot - BASE. bias: what the output holds of it.
         """
         if not self.groups:
             return
         u = self.A.product(x)
-        rows = self.table.index_select(0, slots - BASE)  # half the time of table[slots]
+        rows = self.table.index_select(0, lines)  # half the time of table[lines]
         vectors = iter(rows.split_with_sizes(self._widths, 1))
         for group, d, b, g in zip(self.groups, vectors, vectors, vectors, strict=True):
-            y = output if group.is_whole(output) else output[:, group.output]
-            y.addcmul_(group.B.product(group.scaled(u, d)).reshape(y.shape), b)
+            y = output if self._is_one else output[:, group.output]
+            w = group.B.product(group.scaled(u, d))
+            y.addcmul_(w if len(group.parts) == 1 else w.reshape(y.shape), b)
             if self.has_gain:
                 y.mul_(g)
                 if bias is not None:

@@ -8,7 +8,7 @@ from polyvera.adapter.equation import NormParts, delta, delta_weight
 from polyvera.adapter.spec import BasisKey
 from polyvera.errors import BasisError
 from polyvera.vllm.pair import FEW, Plain, SharedPair
-from polyvera.vllm.slots import LayerSlots, Member, SiteVectors
+from polyvera.vllm.slots import BASE, LayerSlots, Member, SiteVectors
 
 RANK, IN, OUTS = 6, 10, (8, 4, 4)
 KEY = BasisKey("kaiming_uniform", 0, RANK, 12, 9)
@@ -49,7 +49,7 @@ def plain(x, given):
 
 def added(slots, x, index, bias=None, y=None):
     y = torch.zeros(len(x), sum(len(m.rows) for m in slots.members)) if y is None else y
-    slots.add(y, x, torch.tensor(index), bias)
+    slots.add(y, x, torch.tensor(index) - BASE, bias)
     return y
 
 
