@@ -279,20 +279,12 @@ def _watch(child: Child) -> None:
     """Returns when a child has ended; kills one that is silent for STUCK_S, or has rows and makes no step."""
     steps, moved = -1, monotonic()
     while not child.ended.wait(WATCH_S):
-        seen = _seen(child)
+        seen = None if _error(child.look(), LOOK_S) else child.seen
         if seen is not None and (not seen.running or seen.totals["steps"] != steps):
             steps, moved = seen.totals["steps"], monotonic()
         elif monotonic() - moved > STUCK_S:
             log.error("replica %d has been stuck for %.0f s: it is killed", child.number, monotonic() - moved)
             child.kill()
-
-
-def _seen(child: Child) -> Seen | None:
-    """What a child holds, None where it does not say."""
-    try:
-        return child.look().result(LOOK_S)
-    except (TimeoutError, PolyveraError):
-        return None
 
 
 def _given(start: Start, num: int) -> list[Start]:

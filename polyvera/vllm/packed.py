@@ -40,7 +40,7 @@ class Packed:
         old = ours.clone()
         ours.copy_(theirs)
         theirs.copy_(old)
-        others = [form for form in forms() if form is mkl and Packs.can(self._weight)]
+        others = [mkl] if mkl in forms() and Packs.can(self._weight) else []
         form = fastest(self._weight, [lambda _: self._handled, *others])
         self._eager = self._handled if form is None else form(self._weight)
 

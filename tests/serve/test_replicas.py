@@ -270,7 +270,7 @@ def test_a_killed_replica_is_begun_anew_and_the_others_go_on(at: Served, solo: S
     engine, pinned = at.engine, at.registry.resolve("globex/secret")
     engine.pin(pinned)
     pids, steps = engine.pids, engine.stats().totals["steps"]
-    asked = [submit(engine, [9 + i], None, SHORTER)[1] for i in range(8)]
+    asked = [submit(engine, [9 + i], None, LONG)[1] for i in range(8)]
     until(lambda: all(one.outputs for one in asked))
     of_it = {id(request.tell) for request in engine._all()[0]._open.values()}
     os.kill(pids[0], signal.SIGKILL)
@@ -297,7 +297,7 @@ def test_one_that_is_stuck_is_killed_and_begun_anew(folder: Path, monkeypatch: p
         monkeypatch.setattr(module, name, seconds)
     with Replicas(str(folder / "tiny"), None, LIMITS, num=2) as engine:
         pids = engine.pids
-        asked = [submit(engine, [5 + i], None, SHORTER)[1] for i in range(2)]
+        asked = [submit(engine, [5 + i], None, LONG)[1] for i in range(2)]
         os.kill(pids[0], signal.SIGSTOP)
         assert {one.wait().finish for one in asked} == {FAILED, LENGTH}, "the other's goes on"
         until(lambda: all(child.is_taking for child in engine._all()))
