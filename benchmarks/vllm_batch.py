@@ -1,12 +1,13 @@
 """vLLM with polyvera's plugin: throughput by the number of different adapters in a batch, and memory for each slot.
 
     scripts/test-vllm --setup
-    .venv-vllm/bin/python benchmarks/vllm_batch.py [--rows 16] [--tokens 32] [--repeats 5] [--rank 256]
+    .venv-vllm/bin/python benchmarks/vllm_batch.py [--rows 16] [--tokens 32] [--repeats 5] [--rank 256] [--eager]
 
 Engines, each in a process of its own, all alive at the same time and asked in turns, so that other load meets all
 alike: without LoRA, and with the plugin for VeRA on the query and value projections and on all linear layers. Each is
 asked with 0, 1, 8 and 16 different adapters among the rows. The figures are tokens a second, the median of the
-repeats, and ratios to the engine without adapters of the same round.
+repeats, and ratios to the engine without adapters of the same round. The engines compile the model, which is what vLLM
+does unless told otherwise and takes minutes at each start on a CPU; with --eager none does.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def arguments() -> argparse.Namespace:
     for name, value in (("rows", 16), ("tokens", 32), ("repeats", 5), ("rank", 256), ("slots", 16)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--eager", action="store_true")
     return parser.parse_args()
 
 
@@ -64,9 +66,8 @@ def serve(pipe: Connection, model: str, targets: list[str], store: str, options:
 
     lora = {"enable_lora": True, "max_loras": options["slots"], "lora_target_modules": targets} if targets else {}
     sizes = {"max_model_len": 256, "max_num_seqs": options["rows"]}
-    engine = LLM(
-        model, dtype="float32", enforce_eager=True, disable_log_stats=True, enable_prefix_caching=False, **sizes, **lora
-    )
+    kind = {"dtype": "float32", "enforce_eager": bool(options["eager"])}
+    engine = LLM(model, **kind, disable_log_stats=True, enable_prefix_caching=False, **sizes, **lora)
     pipe.send(slot_bytes(engine) if targets else 0)
     while (distinct := pipe.recv()) is not None:
         pipe.send(speed(engine, distinct, options))
@@ -109,7 +110,7 @@ def ask(pipe: Connection, distinct: int) -> float:
 def main() -> None:
     args = arguments()
     model = locate(args.model)
-    options = {k: getattr(args, k) for k in ("rows", "tokens", "rank", "slots")}
+    options = {k: getattr(args, k) for k in ("rows", "tokens", "rank", "slots", "eager")}
     with tempfile.TemporaryDirectory() as folder:
         engines, planned = {WITHOUT: start(model, (), Path(folder), options)}, {}
         for name, targets in TARGETS.items():

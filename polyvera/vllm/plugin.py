@@ -1,4 +1,4 @@
-"""register(), which vLLM calls in each of its processes at start: three places of its LoRA machinery are widened."""
+"""register(), which vLLM calls in each of its processes at start: some places of its LoRA machinery are widened."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from polyvera.errors import SpecError
 from polyvera.shapes import meta_model
+from polyvera.vllm.compilation import configuring, hashing, silence
 from polyvera.vllm.settings import KINDS, Settings, check_version, installed_version
 
 MARK = "_polyvera"
@@ -23,10 +24,15 @@ def register() -> None:
     if not (settings.vectors or settings.matrices):
         return
     check_version(installed_version())
+    from vllm.config import VllmConfig
     from vllm.lora.model_manager import LoRAModelManager
     from vllm.lora.resolver import LoRAResolverRegistry
     from vllm.lora.worker_manager import WorkerLoRAManager
+    from vllm.platforms import current_platform
 
+    if current_platform.is_cpu():
+        _replace(current_platform, "check_and_update_config", lambda old: configuring(old, settings))
+    _replace(VllmConfig, "compute_hash", lambda old: hashing(old, settings))
     _replace(LoRAModelManager, "_create_lora_modules", lambda old: _creating(old, settings))
     _replace(WorkerLoRAManager, "_load_adapter", lambda old: _loading(old, settings))
     _guard_base_rows()
@@ -40,7 +46,8 @@ def _replace(owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
     """Puts wrap(old) in the place of a function, once."""
     old = getattr(owner, name, None)
     if old is None:
-        raise SpecError(f"this vLLM has no {owner.__name__}.{name}, which the plugin widens: install a tested release")
+        whose = getattr(owner, "__name__", owner)
+        raise SpecError(f"this vLLM has no {whose}.{name}, which the plugin widens: install a tested release")
     if not hasattr(old, MARK):
         new = wraps(old)(wrap(old))
         setattr(new, MARK, True)
@@ -82,6 +89,8 @@ def _add_slots(manager: Any, settings: Settings) -> None:
     manager.polyvera_pair = SharedPair(settings.rank, config.lora_dtype, device, multiply=multiply)
     manager.polyvera_sites = {}
     for name, layer in manager.modules.items():
+        if not settings.matrices:
+            silence(layer.punica_wrapper)
         if isinstance(layer, BaseLinearLayerWithLoRA):
             _widen(manager, name, layer, settings)
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
-import sys
-import time
 
-import httpx
 import pytest
 import torch
-from strong_adapters import NUM_TOKENS, PROMPTS, answers, draw
+from strong_adapters import PROMPTS, answers, draw
+from vllm_server import START_S, ask, command, environment, free_port, serving, text
 
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.store.peft import export_peft
@@ -20,7 +16,6 @@ from polyvera.store.registry import Registry
 pytest.importorskip("vllm.lora.request", reason="vLLM has an environment of its own: scripts/test-vllm")
 
 SPEC = AdapterSpec("vera", rank=64, targets=("q_proj", "v_proj"))
-START_S = 300
 
 
 @pytest.fixture(scope="module")
@@ -44,62 +39,11 @@ def store(base, tmp_path_factory):
     return registry
 
 
-def command(port: int, *more: str) -> list[str]:
-    from polyvera.model import locate
-
-    vllm = f"{os.path.dirname(sys.executable)}/vllm"  # noqa: PTH120 - pathlib would follow the link out of the venv
-    lora = ["--enable-lora", "--max-loras", "4", "--max-lora-rank", "8", "--max-cpu-loras", "16"]
-    sizes = ["--max-model-len", "128", "--max-num-seqs", "8", "--dtype", "float32", "--enforce-eager"]
-    return [vllm, "serve", locate("smollm2"), "--served-model-name", "base", "--port", str(port), *lora, *sizes, *more]
-
-
-def environment(**more: str) -> dict[str, str]:
-    cpu = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
-    return {**os.environ, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", **cpu, **more}
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def client(store, tmp_path_factory):
-    port, log = free_port(), tmp_path_factory.mktemp("log") / "server.log"
     env = environment(POLYVERA_STORE=store.url, POLYVERA_RANK="64")
-    with log.open("w") as out:
-        server = subprocess.Popen(command(port), env=env, stdout=out, stderr=subprocess.STDOUT)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
-            wait_for(client, server, log)
-            yield client
-    finally:
-        server.terminate()
-        server.wait(60)
-
-
-def wait_for(client, server, log) -> None:
-    end = time.monotonic() + START_S
-    while time.monotonic() < end:
-        assert server.poll() is None, log.read_text()[-4000:]
-        try:
-            if client.get("/health").status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.5)
-    raise AssertionError(log.read_text()[-4000:])
-
-
-def ask(client, model: str) -> httpx.Response:
-    greedy = {"max_tokens": NUM_TOKENS, "temperature": 0, "ignore_eos": True}
-    return client.post("/v1/completions", json={"model": model, "prompt": PROMPTS[0], **greedy})
-
-
-def text(client, model: str) -> str:
-    answer = ask(client, model)
-    assert answer.status_code == 200, answer.text
-    return answer.json()["choices"][0]["text"]
+    with serving(tmp_path_factory.mktemp("log") / "server.log", env, "--enforce-eager") as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +129,7 @@ def test_an_adapter_of_another_pair_is_refused_and_the_server_goes_on(client, ba
 )
 def test_what_cannot_be_stops_the_start(env, more, why):
     started = subprocess.run(
-        command(free_port(), *more),
+        command(free_port(), "--enforce-eager", *more),
         env=environment(**env),
         capture_output=True,
         text=True,
