@@ -25,11 +25,11 @@ from transformers import TrainerCallback
 
 from polyvera import Recipe, load_base
 from polyvera.adapter.method import METHODS
-from polyvera.model import Base, pad_id
-from polyvera.train.batch import Collator
-from polyvera.train.encoding import encode
-from polyvera.train.fleet import train_fleet
-from polyvera.train.tenant import Source, Tenant
+from polyvera.data.batching import Collator
+from polyvera.data.encoding import encode
+from polyvera.model.load import Base, pad_id
+from polyvera.train.fleet.fleet import train_fleet
+from polyvera.train.tenants import Source, Tenant
 from polyvera.train.trainer import train
 
 WORDS = [

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from polyvera import Recipe, eject, evaluate, load, load_base
 from polyvera.adapter.method import METHODS
-from polyvera.train.data import read
+from polyvera.data.tables import read
 from polyvera.train.trainer import train
 
 COLUMNS = {"prompt": "input", "completion": "output"}

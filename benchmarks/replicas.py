@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from polyvera.model import load_base
-from polyvera.serve.engine import Engine
-from polyvera.serve.limits import Limits
-from polyvera.serve.replicas import Replicas
-from polyvera.serve.request import Output, Sampling
+from polyvera.engine.generation.generator import Engine
+from polyvera.engine.generation.request import Output, Sampling
+from polyvera.engine.limits import Limits
+from polyvera.model.load import load_base
+from polyvera.replicas.replica_pool import Replicas
 
 PROMPT_TOKENS = 32
 

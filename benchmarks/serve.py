@@ -24,11 +24,11 @@ import torch
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.inject import eject, extract, inject
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.model import Base, load_base
-from polyvera.serve.engine import Engine
-from polyvera.serve.limits import Limits
-from polyvera.serve.request import Output, Sampling
-from polyvera.store.name import AdapterRef
+from polyvera.engine.generation.generator import Engine
+from polyvera.engine.generation.request import Output, Sampling
+from polyvera.engine.limits import Limits
+from polyvera.model.load import Base, load_base
+from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
 PROMPT, TOKENS, NUM_LOADS = 16, 32, 200

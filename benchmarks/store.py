@@ -26,11 +26,11 @@ from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
 from polyvera.adapter.inject import add_bank
 from polyvera.adapter.layout import layout_of
-from polyvera.adapter.sites import find_sites
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.store.codec import encode, read_header
-from polyvera.store.name import AdapterRef
-from polyvera.store.packing import PACKINGS
+from polyvera.adapter.targets import find_sites
+from polyvera.store.file.codec import encode, read_header
+from polyvera.store.file.stored_dtype import PACKINGS
+from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
 SPEC = AdapterSpec(rank=256)

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from serve import published
 
-from polyvera.model import Base, load_base
-from polyvera.serve.engine import Engine
-from polyvera.serve.limits import Limits
-from polyvera.serve.request import Output, Sampling
+from polyvera.engine.generation.generator import Engine
+from polyvera.engine.generation.request import Output, Sampling
+from polyvera.engine.limits import Limits
+from polyvera.model.load import Base, load_base
 from polyvera.store.registry import Registry
 
 SLO_S = 6.0

@@ -27,9 +27,9 @@ import torch
 
 from polyvera.adapter.adapter import adapter_from
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.model import locate
+from polyvera.model.load import locate
+from polyvera.model.shapes import model_shapes
 from polyvera.plan import cost
-from polyvera.shapes import model_shapes
 from polyvera.store.registry import Registry
 
 TARGETS = {

@@ -17,13 +17,13 @@ from pathlib import Path
 
 from polyvera import Recipe, Registry, load_base
 from polyvera.adapter.adapter import Adapter
-from polyvera.model import Base
-from polyvera.train.data import read
-from polyvera.train.fleet import Fleet, train_fleet
-from polyvera.train.ledger import FINISHED
-from polyvera.train.standing import Standing, standings
-from polyvera.train.start import mean
-from polyvera.train.tenant import Source, Tenant
+from polyvera.data.tables import read
+from polyvera.evaluate.fleet_scores import Standing, standings
+from polyvera.model.load import Base
+from polyvera.train.fleet.fleet import Fleet, train_fleet
+from polyvera.train.fleet.journal import FINISHED
+from polyvera.train.tenants import Source, Tenant
+from polyvera.train.warm_start import mean
 
 TASKS = (
     "task1195_disflqa_disfluent_to_fluent_conversion",

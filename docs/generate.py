@@ -28,8 +28,8 @@ from polyvera.adapter.method import (
     Method,
 )
 from polyvera.adapter.spec import AdapterSpec
+from polyvera.model.shapes import ModelShapes, model_shapes
 from polyvera.plan import bytes_text, compare, plan_rows
-from polyvera.shapes import ModelShapes, model_shapes
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCK = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

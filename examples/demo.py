@@ -26,9 +26,9 @@ from rich.table import Table
 
 from polyvera import Recipe, Registry, cost, generate, load, load_base
 from polyvera.adapter.route import BASE_SLOT
-from polyvera.model import locate
+from polyvera.model.load import locate
+from polyvera.model.shapes import model_shapes
 from polyvera.plan import GIB, bytes_text
-from polyvera.shapes import model_shapes
 
 NAME = "cafe/tickets"
 STORE = "store"

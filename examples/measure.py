@@ -15,8 +15,8 @@ import torch
 import transformers
 
 from polyvera import Recipe, Registry
-from polyvera.model import locate
-from polyvera.store.codec import encode
+from polyvera.model.load import locate
+from polyvera.store.file.codec import encode
 from polyvera.train.trainer import TrainResult, train
 
 

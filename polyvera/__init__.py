@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from polyvera.adapter.method import METHODS
     from polyvera.adapter.route import route
     from polyvera.adapter.spec import AdapterSpec
-    from polyvera.model import load_base
+    from polyvera.evaluate.evaluate import evaluate
+    from polyvera.evaluate.generate import generate
+    from polyvera.model.load import load_base
     from polyvera.plan import cost
     from polyvera.store.peft import export_peft, import_peft
     from polyvera.store.registry import Registry
-    from polyvera.train.evaluate import evaluate
-    from polyvera.train.generate import generate
     from polyvera.train.recipe import Recipe
 
 __version__ = "0.1.0"
@@ -33,14 +33,14 @@ _HOMES = {
     "Switch": "adapter.merge",
     "cost": "plan",
     "eject": "adapter.inject",
-    "evaluate": "train.evaluate",
+    "evaluate": "evaluate.evaluate",
     "export_peft": "store.peft",
     "extract": "adapter.inject",
-    "generate": "train.generate",
+    "generate": "evaluate.generate",
     "import_peft": "store.peft",
     "inject": "adapter.inject",
     "load": "adapter.inject",
-    "load_base": "model",
+    "load_base": "model.load",
     "merge": "adapter.merge",
     "route": "adapter.route",
 }

@@ -15,11 +15,11 @@ from polyvera.adapter.basis import draw_basis, given_basis
 from polyvera.adapter.inject import extract, head_tensors, inject
 from polyvera.adapter.layout import layout_of
 from polyvera.adapter.method import METHODS
-from polyvera.adapter.sites import find_head, find_sites
 from polyvera.adapter.spec import GIVEN, AdapterSpec
+from polyvera.adapter.targets import find_head, find_sites
 from polyvera.plan import ADAM_BYTES, STORED, Cost, cost
-from polyvera.store.codec import encode
-from polyvera.store.packing import PACKINGS, SCALE
+from polyvera.store.file.codec import encode
+from polyvera.store.file.stored_dtype import PACKINGS, SCALE
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,19 @@ ROOMS = {
     "errors": 0,
     "adapter": 1,
     "plan": 2,
-    "shapes": 2,
     "model": 2,
     "store": 3,
-    "train": 4,
-    "serve": 4,
+    "data": 3,
+    "evaluate": 4,
+    "engine": 4,
     "vllm": 4,
-    "search": 5,
-    "cli": 6,
-    "__main__": 7,
-    "__init__": 7,
+    "replicas": 5,
+    "train": 5,
+    "server": 6,
+    "compare": 6,
+    "cli": 7,
+    "__main__": 8,
+    "__init__": 8,
 }
 WITHOUT_TORCH = [
     f"polyvera{x}" for x in ("", ".errors", ".adapter.method", ".adapter.spec", ".adapter.layout", ".plan")
@@ -96,15 +99,15 @@ def test_rooms_import_one_way(file):
 @pytest.mark.parametrize(
     ("file", "source", "wrong"),
     [
-        ("train/loop.py", "from polyvera.serve.engine import Engine", ["serve"]),
-        ("serve/engine.py", "def f():\n    import polyvera.train.loop", ["train"]),
+        ("data/tables.py", "from polyvera.engine.generation.generator import Engine", ["engine"]),
+        ("engine/lifecycle.py", "def f():\n    import polyvera.train.hf_trainer", ["train"]),
         ("adapter/bank.py", "from ..store import registry", ["store"]),
         ("adapter/bank.py", "from .layout import Layout", []),
         ("store/codec.py", "from polyvera import plan, errors", []),
         ("store/codec.py", "from polyvera import inject", ["__init__"]),
         ("plan.py", "from polyvera import cli", ["cli"]),
-        ("plan.py", "from .shapes import model_shapes", ["shapes"]),
-        ("cli.py", "import polyvera.search, polyvera.train.loop, os", []),
+        ("plan.py", "from .model.shapes import model_shapes", ["model"]),
+        ("cli.py", "import polyvera.compare, polyvera.train.hf_trainer, os", []),
     ],
 )
 def test_a_wrong_import_is_seen(file, source, wrong):

@@ -13,10 +13,10 @@ from polyvera.adapter.adapter import Adapter, drawn_factors
 from polyvera.adapter.basis import DRAWS, Basis, draw_factor
 from polyvera.adapter.layer import HeadBank, LayerBank, SharedInput
 from polyvera.adapter.layout import Entry, Layout, Site
+from polyvera.adapter.lazy_zeros import zeros
 from polyvera.adapter.method import D_INIT, ROW_NORM
 from polyvera.adapter.route import SlotTable
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.adapter.zeros import zeros
 from polyvera.errors import LayoutError, SlotError
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polyvera.adapter.method import ONE, Scale
-from polyvera.adapter.product import is_packed, linear
+from polyvera.adapter.packed_linear import is_packed, linear
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
+from polyvera.adapter.base_layer import is_linear, is_quantized
 from polyvera.adapter.layer import AdaptedHead, AdaptedLinear, HeadBank, LayerBank
-from polyvera.adapter.sites import HEAD_NAMES
-from polyvera.adapter.weight import is_linear, is_quantized
+from polyvera.adapter.targets import HEAD_NAMES
 from polyvera.errors import FingerprintError
 
 SAMPLES = 64

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from polyvera.adapter.adapter import NOTHING, Adapter
 from polyvera.adapter.bank import Bank
+from polyvera.adapter.base_layer import widths
 from polyvera.adapter.basis import Basis, draw_basis
 from polyvera.adapter.fingerprint import check_fingerprint, fingerprint
 from polyvera.adapter.layer import AdaptedHead, AdaptedLinear
 from polyvera.adapter.layout import Layout, Shape, layout_of
 from polyvera.adapter.route import SlotTable
-from polyvera.adapter.sites import find_sites, linear_layers
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.adapter.weight import widths
+from polyvera.adapter.targets import find_sites, linear_layers
 from polyvera.errors import LayoutError, TargetError, did_you_mean
 
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polyvera.adapter.base_layer import bias_of, dense_weight
 from polyvera.adapter.equation import NormParts, Vectors, adapt, exact, factored_row_norm, without_autocast
 from polyvera.adapter.layout import Site
-from polyvera.adapter.product import linear
+from polyvera.adapter.packed_linear import linear
 from polyvera.adapter.route import Pick, SlotTable, current_route, distinct
-from polyvera.adapter.weight import bias_of, dense_weight
 
 if TYPE_CHECKING:
     from polyvera.adapter.bank import Bank

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
+from polyvera.adapter.base_layer import as_stored, dense_weight, is_quantized, plain_linear
 from polyvera.adapter.equation import delta_weight
 from polyvera.adapter.inject import eject, load, slot_table
 from polyvera.adapter.layer import AdaptedHead, AdaptedLinear, LayerBank
-from polyvera.adapter.weight import as_stored, dense_weight, is_quantized, plain_linear
 from polyvera.errors import LayoutError, SlotError
 
 

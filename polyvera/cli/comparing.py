@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from polyvera.search.comparison import Run
+    from polyvera.compare.comparison import Run
 
 
 def run(recipe: Path, output: Path, *, out: Console) -> None:
     """Makes the runs that are not there yet, a line for each as it ends, then the report."""
-    from polyvera.search.comparison import RUNS, Comparison, compare
-    from polyvera.search.report import write
+    from polyvera.compare.comparison import RUNS, Comparison, compare
+    from polyvera.compare.report import write
 
     comparison = Comparison.from_toml(recipe)
 

@@ -22,17 +22,17 @@ from polyvera.train.memory import peak_bytes
 from polyvera.train.recipe import Recipe, read_toml
 
 if TYPE_CHECKING:
+    from polyvera.evaluate.fleet_scores import Standing
     from polyvera.store.registry import Registry
-    from polyvera.train.fleet import Fleet, FleetResult
-    from polyvera.train.standing import Standing
-    from polyvera.train.tenant import Tenant
+    from polyvera.train.fleet.fleet import Fleet, FleetResult
+    from polyvera.train.tenants import Tenant
 
 
 def run(recipe: Recipe, publish: Publish, *, resume: bool, dry_run: bool, out: Console) -> None:
     """Prints the plan, trains every tenant, publishes each as it is finished, and says what became of all."""
-    from polyvera.store.name import check_name
+    from polyvera.store.reference import check_name
     from polyvera.store.registry import Registry
-    from polyvera.train.tenant import tenants
+    from polyvera.train.tenants import tenants
 
     if publish.alias is not None:
         raise RecipeError(f"alias={publish.alias!r} is for one adapter, and fleet=true publishes many: leave it out")
@@ -51,9 +51,9 @@ def run(recipe: Recipe, publish: Publish, *, resume: bool, dry_run: bool, out: C
 def _trained(
     recipe: Recipe, publish: Publish, everyone: Sequence[Tenant], prefix: str, registry: Registry, resume: bool
 ) -> FleetResult:
-    from polyvera.train.fleet import train_fleet
-    from polyvera.train.start import starting_point
-    from polyvera.train.workers import train_on_workers
+    from polyvera.train.fleet.fleet import train_fleet
+    from polyvera.train.fleet.ray_workers import train_on_workers
+    from polyvera.train.warm_start import starting_point
 
     asked: dict[str, Any] = {"everyone": everyone, "prefix": prefix, "stored": publish.stored, "resume": resume}
     if recipe.workers is not None:
@@ -79,10 +79,10 @@ def score(
     out: Console,
 ) -> None:
     """Scores each tenant's adapter on its own rows, beside the base model and the majority answer."""
-    from polyvera.model import load_base, place
+    from polyvera.evaluate.fleet_scores import standings
+    from polyvera.model.load import load_base, place
     from polyvera.store.registry import Registry
-    from polyvera.train.standing import standings
-    from polyvera.train.tenant import sources
+    from polyvera.train.tenants import sources
 
     written = {} if recipe is None else read_toml(recipe)
     rows_at = data or written.get("test")
@@ -120,7 +120,7 @@ def _shown(found: Iterable[Standing], total: int) -> list[Standing]:
 
 def show(scored: Sequence[Standing], output: Path | None, out: Console) -> None:
     """The table, and with an output the CSV and the picture too."""
-    from polyvera.train.standing import MAJORITY, draw, page, write
+    from polyvera.evaluate.fleet_scores import MAJORITY, draw, page, write
 
     rows = [
         {
@@ -144,9 +144,9 @@ def show(scored: Sequence[Standing], output: Path | None, out: Console) -> None:
 def _score_after(
     recipe: Recipe, everyone: Sequence[Tenant], result: FleetResult, registry: Registry, out: Console
 ) -> None:
-    from polyvera.model import load_base
-    from polyvera.train.ledger import FINISHED
-    from polyvera.train.standing import standings
+    from polyvera.evaluate.fleet_scores import standings
+    from polyvera.model.load import load_base
+    from polyvera.train.fleet.journal import FINISHED
 
     finished = {outcome.name: outcome for outcome in result.of(FINISHED)}
     if not finished:
@@ -161,7 +161,7 @@ def _score_after(
 
 
 def _report(result: FleetResult, publish: Publish, out: Console) -> None:
-    from polyvera.train.ledger import FINISHED
+    from polyvera.train.fleet.journal import FINISHED
 
     finished, traffic = result.of(FINISHED), result.traffic
     out.print(

@@ -13,9 +13,9 @@ from polyvera.errors import RecipeError
 from polyvera.plan import bytes_text
 
 if TYPE_CHECKING:
-    from polyvera.serve.http.settings import Settings
-    from polyvera.serve.limits import Limits
-    from polyvera.serve.resident import Observe
+    from polyvera.engine.adapter_cache import Observe
+    from polyvera.engine.limits import Limits
+    from polyvera.server.config import Settings
     from polyvera.store.registry import Registry
 
 MIB = 1 << 20
@@ -56,8 +56,8 @@ def serve(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Load and check everything, but do not listen.")] = False,
 ) -> None:
     """Serve any mix of a store's adapters in one batch, behind OpenAI's HTTP API."""
-    from polyvera.serve.http.settings import Settings
-    from polyvera.serve.limits import Limits
+    from polyvera.engine.limits import Limits
+    from polyvera.server.config import Settings
     from polyvera.store.registry import Registry
 
     settings = Settings(
@@ -93,10 +93,10 @@ def _run(
     address: tuple[str, int] | None,
     num_replicas: int,
 ) -> None:
-    from polyvera.serve.http.app import make_app
-    from polyvera.serve.http.door import State
-    from polyvera.serve.http.metrics import Metrics
-    from polyvera.serve.http.server import Server, check_address
+    from polyvera.server.app import make_app
+    from polyvera.server.metrics import Metrics
+    from polyvera.server.middleware import State
+    from polyvera.server.server import Server, check_address
 
     if address is not None:
         check_address(address[0], settings)
@@ -127,9 +127,9 @@ def _vectors(encoder: Any) -> str:
 
 def _engine(model: str, registry: Registry, limits: Limits, observe: Observe, num_replicas: int) -> Any:
     """What answers: an engine in this process, or several in processes of their own."""
-    from polyvera.model import AUTO_TASK, load_base, place
-    from polyvera.serve.encoder import engine_for
-    from polyvera.serve.replicas import Replicas
+    from polyvera.engine.embedding.embedder import engine_for
+    from polyvera.model.load import AUTO_TASK, load_base, place
+    from polyvera.replicas.replica_pool import Replicas
 
     if num_replicas > 1:
         return Replicas(model, registry, limits, observe, num=num_replicas)
@@ -161,7 +161,7 @@ def keys_(
     remove: Annotated[str | None, typer.Option("--remove", metavar="ID", help="Remove the key of that id.")] = None,
 ) -> None:
     """List, make and remove the API keys of a server; the file holds only their sha256."""
-    from polyvera.serve.http.keys import KeyFile, read_keys
+    from polyvera.server.api_keys import KeyFile, read_keys
 
     kept = KeyFile(file)
     if add is None and (adapters or base or admin or days is not None):

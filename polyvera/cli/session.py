@@ -13,7 +13,7 @@ from polyvera.train.recipe import read_toml
 
 if TYPE_CHECKING:
     from polyvera.adapter.adapter import Adapter
-    from polyvera.model import Base
+    from polyvera.model.load import Base
     from polyvera.store.registry import Registry
 
 BASE = "base"
@@ -41,7 +41,7 @@ class Session:
     ) -> Session:
         """Loads the adapters, then the base that they were trained on. Raises RecipeError where they differ in it."""
         from polyvera.adapter.inject import load
-        from polyvera.model import load_base, place
+        from polyvera.model.load import load_base, place
         from polyvera.store.registry import Registry
 
         written = {} if recipe is None else read_toml(recipe)
@@ -56,8 +56,8 @@ class Session:
         self, data: str | None, columns: Sequence[str], *, chat: bool, batch_size: int, limit: int | None
     ) -> dict[str, dict[str, float]]:
         """The scores of the base and of each adapter, rows of all in the same batches."""
-        from polyvera.train.data import read
-        from polyvera.train.evaluate import evaluate
+        from polyvera.data.tables import read
+        from polyvera.evaluate.evaluate import evaluate
 
         source = data or self.written.get("test") or self.written.get("data")
         if source is None:
@@ -80,8 +80,8 @@ class Session:
         """One row a prompt: its text, the base's answer and each adapter's, all generated in the same batches."""
         from transformers import set_seed
 
-        from polyvera.train.data import Message
-        from polyvera.train.generate import generate
+        from polyvera.data.tables import Message
+        from polyvera.evaluate.generate import generate
 
         set_seed(seed)
         everyone = ([(BASE, 0)] if base else []) + [*zip(self.names, self.slots, strict=True)]
@@ -134,7 +134,7 @@ def task_of(adapters: Sequence[Adapter]) -> dict[str, Any]:
 
 def imported(folder: Path, model: str, basis_dtype: str | None) -> Adapter:
     """A PEFT folder as an adapter that knows its base by name and fingerprint."""
-    from polyvera.model import load_base
+    from polyvera.model.load import load_base
     from polyvera.store.peft import import_peft
 
     return replace(import_peft(folder, load_base(model).model, basis_dtype=basis_dtype), model=model)

@@ -15,15 +15,15 @@ from polyvera.train.memory import peak_bytes
 from polyvera.train.recipe import Recipe
 
 if TYPE_CHECKING:
-    from polyvera.train.tenant import Tenant
+    from polyvera.train.tenants import Tenant
 
 
 def run(recipe: Recipe, publish: Publish, *, resume: bool, dry_run: bool, out: Console) -> None:
     """Prints the cost, trains, prints the result and publishes it. Raises before the first step where it can."""
-    from polyvera.store.name import check_alias, check_name
+    from polyvera.store.reference import check_alias, check_name
     from polyvera.store.registry import Registry
-    from polyvera.train.start import starting_point
     from polyvera.train.trainer import train
+    from polyvera.train.warm_start import starting_point
 
     if publish.name is None and publish.alias is not None:
         raise RecipeError(f"alias={publish.alias!r} needs name: what the adapter is published under")
@@ -65,11 +65,11 @@ def _publish(adapter: object, publish: Publish, out: Console) -> None:
 
 def print_cost(recipe: Recipe, publish: Publish, out: Console, everyone: Sequence[Tenant] = ()) -> None:
     """What the run costs; with tenants, what a fleet of them does. Raises DataError, RecipeError or TargetError."""
-    from polyvera.adapter.sites import find_head
-    from polyvera.model import config_source
-    from polyvera.shapes import meta_model, model_shapes, read_config
-    from polyvera.train.encoding import LABEL
-    from polyvera.train.fleet import SLOTS, first_table
+    from polyvera.adapter.targets import find_head
+    from polyvera.data.encoding import LABEL
+    from polyvera.model.load import config_source
+    from polyvera.model.shapes import meta_model, model_shapes, read_config
+    from polyvera.train.fleet.fleet import SLOTS, first_table
     from polyvera.train.trainer import read_tables
 
     data = first_table(everyone, recipe) if everyone else read_tables(recipe).training

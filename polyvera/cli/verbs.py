@@ -81,9 +81,9 @@ def plan(
 ) -> None:
     """What every method costs on a model, before a byte of it is downloaded."""
     from polyvera.adapter.spec import AdapterSpec
-    from polyvera.model import config_source
+    from polyvera.model.load import config_source
+    from polyvera.model.shapes import model_shapes
     from polyvera.plan import compare, to_dict
-    from polyvera.shapes import model_shapes
 
     spec = AdapterSpec(targets=_targets(targets), head=tuple(head or ()))
     shapes = model_shapes(config_source(model), spec, num_labels=num_labels)

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.fingerprint import agrees, check_fingerprint
 from polyvera.errors import FormatError, NotFoundError, PolyveraError, SlotError, StoreError
-from polyvera.store.codec import check_digest, decode, encode, read_header
-from polyvera.store.files import open_files
-from polyvera.store.name import (
+from polyvera.store.file.codec import check_digest, decode, encode, read_header
+from polyvera.store.file.read_into import Row, fill
+from polyvera.store.local_files import open_files
+from polyvera.store.reference import (
     SUFFIX,
     VERSION,
     AdapterRef,
@@ -31,7 +32,6 @@ from polyvera.store.name import (
     is_name,
     parse_reference,
 )
-from polyvera.store.row import Row, fill
 
 if TYPE_CHECKING:
     from polyvera.adapter.bank import Bank

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from polyvera.data.encoding import Encoded
 from polyvera.errors import RecipeError
-from polyvera.train.encoding import Encoded
 from polyvera.train.recipe import Recipe
 
 RECIPE = "recipe.json"

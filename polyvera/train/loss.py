@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from polyvera.adapter.layer import AdaptedLinear
-from polyvera.train.encoding import IGNORED
+from polyvera.data.encoding import IGNORED
 
 
 def row_losses(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:

@@ -19,20 +19,20 @@ from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
 from polyvera.adapter.inject import banks_of, eject, extract, inject
 from polyvera.adapter.route import BASE_SLOT, checkpoint_context, route
-from polyvera.adapter.sites import find_head
+from polyvera.adapter.targets import find_head
+from polyvera.data.encoding import LABEL, Encoded, encode
+from polyvera.data.tables import Table
 from polyvera.errors import RecipeError
-from polyvera.model import Base, load_base, pad_id
+from polyvera.evaluate.evaluate import evaluate, measured
+from polyvera.evaluate.generate import positions
+from polyvera.model.load import Base, load_base, pad_id
 from polyvera.train import checkpoint
 from polyvera.train.budget import Allocator, compacted, schedule
-from polyvera.train.callback import Best, Pruning, Shown
-from polyvera.train.curve import History, draw
-from polyvera.train.data import Table
-from polyvera.train.encoding import LABEL, Encoded, encode
-from polyvera.train.evaluate import evaluate, measured
-from polyvera.train.generate import positions
-from polyvera.train.loop import Loop, arguments, columns_of
+from polyvera.train.callbacks import Best, Pruning, Shown
+from polyvera.train.hf_trainer import Loop, arguments, columns_of
+from polyvera.train.loss_curve import History, draw
 from polyvera.train.recipe import Recipe
-from polyvera.train.tenant import Tables, only_tenant
+from polyvera.train.tenants import Tables, only_tenant
 
 MAX_LENGTH = 512
 BEST = "best.safetensors"

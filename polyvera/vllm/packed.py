@@ -9,7 +9,7 @@ from torch import Tensor
 from vllm import _custom_ops as ops
 from vllm.platforms import CpuArchEnum, current_platform
 
-from polyvera.adapter.product import Packs, fastest, forms, mkl
+from polyvera.adapter.packed_linear import Packs, fastest, forms, mkl
 from polyvera.vllm.pair import Plain, Product
 
 # vLLM's own number for its linear layers: shapes whose kernels are kept.

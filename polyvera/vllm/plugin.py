@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from polyvera.errors import SpecError
-from polyvera.shapes import meta_model
+from polyvera.model.shapes import meta_model
 from polyvera.vllm.compilation import configuring, hashing, silence
 from polyvera.vllm.settings import KINDS, Settings, check_version, installed_version
 

@@ -8,8 +8,8 @@ from polyvera.adapter.fingerprint import fingerprint
 from polyvera.adapter.inject import add_bank, banks_of, eject, extract, inject, load
 from polyvera.adapter.method import METHODS
 from polyvera.adapter.route import route
-from polyvera.adapter.sites import find_sites
 from polyvera.adapter.spec import AdapterSpec
+from polyvera.adapter.targets import find_sites
 from polyvera.errors import FingerprintError, LayoutError, TargetError
 
 

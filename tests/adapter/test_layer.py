@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from polyvera.adapter.base_layer import dense_weight
 from polyvera.adapter.equation import delta_weight
 from polyvera.adapter.inject import banks_of, inject, load
 from polyvera.adapter.layer import LayerBank
 from polyvera.adapter.method import METHODS
 from polyvera.adapter.route import checkpoint_context, route
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.adapter.weight import dense_weight
 
 SPECS = {
     f"{n}{'+m' if m else ''}": AdapterSpec(n, rank=4, targets="all-linear", magnitude=m)

@@ -15,9 +15,9 @@ from polyvera.adapter.method import METHODS
 from polyvera.adapter.route import route
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import FingerprintError, FormatError, NameRefused, NotFoundError, SlotError, StoreError
-from polyvera.store.codec import read_header
-from polyvera.store.name import AdapterRef
-from polyvera.store.packing import PACKINGS
+from polyvera.store.file.codec import read_header
+from polyvera.store.file.stored_dtype import PACKINGS
+from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
 FIRST, *_ = METHODS

@@ -8,7 +8,7 @@ import pytest
 from tiny_models import counting_rows, make_classifier, make_model, make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from polyvera.model import Base
+from polyvera.model.load import Base
 
 
 @pytest.fixture(scope="session", autouse=True)

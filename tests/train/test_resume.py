@@ -13,7 +13,7 @@ from tiny_models import make_classifier, make_model, make_tokenizer
 from transformers import TrainerCallback
 
 from polyvera.adapter.method import METHODS
-from polyvera.model import Base
+from polyvera.model.load import Base
 from polyvera.train import checkpoint
 from polyvera.train.recipe import Recipe
 from polyvera.train.trainer import TrainResult, train

@@ -12,7 +12,7 @@ from polyvera.adapter.inject import banks_of, inject, load
 from polyvera.adapter.method import METHODS
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import DataError, RecipeError
-from polyvera.model import Base
+from polyvera.model.load import Base
 from polyvera.train import checkpoint
 from polyvera.train.recipe import Recipe
 from polyvera.train.trainer import TrainResult, train

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from polyvera.adapter.adapter import Adapter, adapter_from
+from polyvera.adapter.base_layer import dense_weight
 from polyvera.adapter.inject import eject, load
 from polyvera.adapter.method import factor_shape
 from polyvera.adapter.route import route
-from polyvera.adapter.sites import find_sites
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.adapter.weight import dense_weight
+from polyvera.adapter.targets import find_sites
 
 SIZES = {"A": 0.05, "B": 0.05, "d": 0.4, "b": 0.3}
 NUM_TOKENS = 12

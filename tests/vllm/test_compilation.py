@@ -29,7 +29,7 @@ def test_a_compiled_engine_says_what_transformers_says(tmp_path):
     pytest.importorskip("vllm.lora.request", reason="vLLM has an environment of its own: scripts/test-vllm")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from polyvera.model import locate
+    from polyvera.model.load import locate
 
     tokenizer = AutoTokenizer.from_pretrained(locate("smollm2"))
     base = AutoModelForCausalLM.from_pretrained(locate("smollm2"), dtype=torch.float32).eval()

@@ -26,7 +26,7 @@ OTHER_SEED = AdapterSpec("vera", rank=64, targets=("q_proj", "v_proj"), seed=1, 
 def base():
     from transformers import AutoModelForCausalLM
 
-    from polyvera.model import locate
+    from polyvera.model.load import locate
 
     model = AutoModelForCausalLM.from_pretrained(locate("smollm2"), dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None  # answers of one length
@@ -37,7 +37,7 @@ def base():
 def prompts():
     from transformers import AutoTokenizer
 
-    from polyvera.model import locate
+    from polyvera.model.load import locate
 
     tokenizer = AutoTokenizer.from_pretrained(locate("smollm2"))
     return [tokenizer(text).input_ids for text in PROMPTS]
@@ -67,7 +67,7 @@ def engine(store):
 def _engine():
     from vllm import LLM
 
-    from polyvera.model import locate
+    from polyvera.model.load import locate
 
     lora = {"enable_lora": True, "max_loras": 16, "max_lora_rank": 8, "max_cpu_loras": 64}
     sizes = {"max_model_len": 128, "max_num_seqs": 32, "max_num_batched_tokens": 1024}
@@ -122,9 +122,9 @@ def test_the_embedded_engine_says_the_same(base, prompts, store, ask):
     """One store, the same names: 16 adapters of several methods, and rows without one."""
     from transformers import AutoTokenizer
 
-    from polyvera.model import locate
-    from polyvera.serve.engine import Engine
-    from polyvera.serve.request import Sampling
+    from polyvera.engine.generation.generator import Engine
+    from polyvera.engine.generation.request import Sampling
+    from polyvera.model.load import locate
 
     specs = [VERA, SOME, DVORA, LORA]
     refs = [store.put(f"both/a{i}", draw(base, specs[i % 4], 500 + i)) for i in range(16)]
@@ -188,7 +188,7 @@ def test_what_cannot_be_served_is_refused(base, store, engine):
 
 def test_a_slot_takes_what_the_plan_says(base, engine):
     from polyvera.adapter.layout import layout_of
-    from polyvera.adapter.sites import find_sites
+    from polyvera.adapter.targets import find_sites
     from polyvera.vllm.layers import WithVectors
 
     manager = engine.llm_engine.model_executor.driver_worker.worker.model_runner.lora_manager._adapter_manager

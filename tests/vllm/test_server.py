@@ -22,7 +22,7 @@ SPEC = AdapterSpec("vera", rank=64, targets=("q_proj", "v_proj"))
 def base():
     from transformers import AutoModelForCausalLM
 
-    from polyvera.model import locate
+    from polyvera.model.load import locate
 
     model = AutoModelForCausalLM.from_pretrained(locate("smollm2"), dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None
@@ -51,7 +51,7 @@ def said(base):
     """What transformers says with an adapter."""
     from transformers import AutoTokenizer
 
-    from polyvera.model import locate
+    from polyvera.model.load import locate
 
     tokenizer = AutoTokenizer.from_pretrained(locate("smollm2"))
     prompt = tokenizer(PROMPTS[0]).input_ids

@@ -18,7 +18,7 @@ START_S = 600
 
 
 def command(port: int, *more: str) -> list[str]:
-    from polyvera.model import locate
+    from polyvera.model.load import locate
 
     vllm = f"{os.path.dirname(sys.executable)}/vllm"  # noqa: PTH120 - pathlib would follow the link out of the venv
     lora = ["--enable-lora", "--max-loras", "4", "--max-lora-rank", "8", "--max-cpu-loras", "16"]

@@ -1,0 +1,1 @@
+"""Requests to tokens or vectors, in one process, without HTTP."""

@@ -1,0 +1,120 @@
+"""HeldEncoder: an encoder of transformers while it is served, and what must be known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from polyvera.adapter.adapter import Adapter
+from polyvera.adapter.inject import banks_of, eject, head_tensors, num_classes
+from polyvera.adapter.targets import find_head
+from polyvera.engine.generation.model_runner import LOW_TOLERANCE, TOLERANCE, check_sites, noting
+from polyvera.errors import LayoutError, ServeError
+from polyvera.store.reference import AdapterRef
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TRIAL_LENGTHS = (5, 3)
+ONE_CLASS_EACH = (None, "single_label_classification")
+
+
+class HeldEncoder:
+    """Calls the model with padded rows until undo(). Raises ServeError for a model that it doesn't fit.
+
+    labels: the classes of the checkpoint's own head, none where its head was drawn anew. layers: the linear layers that
+    see one input a row, so that each row has its adapter there.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        _check(model)
+        self._model: Any = model
+        self._pad = model.config.pad_token_id or 0
+        self._was_training = model.training
+        self._hidden: Tensor | None = None
+        self._hook = model.base_model.register_forward_hook(self._keep)
+        self.labels = own_labels(model)
+        self.layers: set[str] = set()
+        model.train(False)
+        try:
+            self._try()
+        except BaseException as error:
+            self.undo()
+            if isinstance(error, ServeError) or not isinstance(error, Exception):
+                raise
+            raise ServeError(f"{type(model).__name__} cannot be called with padded rows: {error}") from error
+
+    def __call__(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Token rows to the last hidden states (rows, tokens, width), their mask, and the head's logits, if any."""
+        ids, mask = self._padded(rows)
+        out = self._model(input_ids=ids, attention_mask=mask)
+        hidden, self._hidden = self._hidden, None
+        assert hidden is not None
+        return hidden, mask, getattr(out, "logits", None)
+
+    def check(self, ref: AdapterRef, adapter: Adapter) -> tuple[str, ...]:
+        """The labels of an adapter's classes. Raises LayoutError for one that padded rows cannot have."""
+        check_sites(ref, adapter, self.layers)
+        if not adapter.layout.head:
+            return ()
+        own = {key for key, _ in adapter.layout.head}
+        missing = sorted(set(head_tensors(self._model, find_head(self._model))) - own)
+        if missing and not self.labels:
+            raise LayoutError(f"{ref} has a part of a head only: {missing[0]} is missing, which this base lacks, too")
+        num = num_classes(self._model, adapter.layout) or len(self.labels)
+        if num < 2 or len(adapter.labels) not in (0, num):
+            raise LayoutError(f"{ref} has a head of {num} classes and {len(adapter.labels)} labels for them")
+        return adapter.labels or tuple(f"LABEL_{i}" for i in range(num))
+
+    def undo(self) -> None:
+        """The model as it was, without the banks that were put in."""
+        self._hook.remove()
+        eject(self._model)
+        self._model.train(self._was_training)
+
+    def _keep(self, module: nn.Module, given: Any, out: Any) -> None:
+        self._hidden = out[0]
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        ids = torch.full((len(rows), max(map(len, rows))), self._pad)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), 1
+        return ids.to(self._model.device), mask.to(self._model.device)
+
+    def _try(self) -> None:
+        """Compares rows side by side with each alone."""
+        size = self._model.config.get_text_config().vocab_size
+        rows = [[i % size for i in range(1, length + 1)] for length in TRIAL_LENGTHS]
+        with torch.inference_mode():
+            expected = [self([row])[0][0] for row in rows]
+            with noting(self._model, self.layers, lambda shape: shape[0] == len(rows)):
+                found = self(rows)[0]
+        for own, alone in zip(found, expected, strict=True):
+            far = float((own[: len(alone)] - alone).abs().max() / alone.abs().max().clamp(min=1e-6))
+            if not far <= TOLERANCE.get(alone.dtype, LOW_TOLERANCE):
+                raise ServeError(
+                    f"{type(self._model).__name__} answers otherwise when rows are padded (relative difference "
+                    f"{far:.2g}), so it cannot be served"
+                )
+
+
+def own_labels(model: PreTrainedModel) -> tuple[str, ...]:
+    """The classes of a model whose head came with its checkpoint and chooses one of several."""
+    config: Any = model.config
+    is_own = type(model).__name__ in (config.architectures or ()) and bool(find_head(model))
+    is_choice = config.num_labels > 1 and getattr(config, "problem_type", None) in ONE_CLASS_EACH
+    return tuple(config.id2label[i] for i in range(config.num_labels)) if is_own and is_choice else ()
+
+
+def _check(model: PreTrainedModel) -> None:
+    name = type(model).__name__
+    if model.config.is_encoder_decoder or model.can_generate():
+        raise ServeError(f"{name} writes text: an Engine serves it; an Encoder takes BERT and its kin")
+    if model.base_model._forward_hooks:
+        raise ServeError(f"this {name} is held by an encoder already, or has hooks of its own: take them out first")
+    if banks_of(model):
+        raise ServeError(f"this {name} has adapters in it: eject(model) first, an encoder loads its own from a store")

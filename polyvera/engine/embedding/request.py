@@ -1,0 +1,99 @@
+"""Call and Passage: several texts that one caller asks about, and each of them on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from itertools import count
+from time import monotonic
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polyvera.errors import PolyveraError
+from polyvera.store.reference import AdapterRef
+
+_numbers = count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Classes:
+    """What a head says of several texts. labels: of the columns. probs: (texts, classes), each row's sum is 1."""
+
+    labels: tuple[str, ...]
+    probs: Tensor
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """Texts and one adapter, None for the base.
+
+    is_classes: whether their classes are asked for, else their vectors. done: gets a tensor (texts, width), or Classes.
+    slot: its adapter's, held from its first text's turn to its end, so that all are of one version. labels: known
+    with the slot. found: each text's vector or probabilities, as they come.
+    """
+
+    rows: Sequence[Sequence[int]]
+    adapter: AdapterRef | None
+    tenant: str
+    is_classes: bool
+    number: int = field(default_factory=lambda: next(_numbers))
+    submitted: float = field(default_factory=monotonic)
+    slot: int | None = None
+    is_over: bool = False
+    labels: tuple[str, ...] = ()
+    done: Future[Any] = field(default_factory=Future)
+    found: dict[int, Tensor] = field(default_factory=dict)
+
+    def passages(self) -> list[Passage]:
+        """Each text on its own."""
+        return [Passage(self, i) for i in range(len(self.rows))]
+
+    def result(self) -> Tensor | Classes:
+        """All that was found, in the order of the texts."""
+        whole = torch.stack([self.found[i] for i in range(len(self.rows))])
+        return Classes(self.labels, whole) if self.is_classes else whole
+
+    def end(self, problem: PolyveraError | None = None) -> None:
+        """Tells the caller, unless it has gone."""
+        self.is_over = True
+        if not self.done.set_running_or_notify_cancel():
+            return
+        if problem is None:
+            self.done.set_result(self.result())
+        else:
+            self.done.set_exception(problem)
+
+
+@dataclass(eq=False, slots=True)
+class Passage:
+    """One text of a call."""
+
+    call: Call
+    index: int
+    admitted: float = 0.0
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """Its token numbers."""
+        return self.call.rows[self.index]
+
+    @property
+    def tenant(self) -> str:
+        """Who asks."""
+        return self.call.tenant
+
+    @property
+    def number(self) -> int:
+        """The call's: its texts wait for one adapter."""
+        return self.call.number
+
+
+@dataclass(eq=False, slots=True)
+class Seated:
+    """A passage that runs, and its place in the step."""
+
+    request: Passage
+    place: int

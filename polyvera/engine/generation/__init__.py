@@ -1,0 +1,1 @@
+"""Tokens, step by step."""

@@ -1,0 +1,148 @@
+"""Request: what one caller asks for, and what it is told back, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from time import monotonic
+from typing import Any
+
+from polyvera.errors import PolyveraError, SamplingError
+from polyvera.store.reference import AdapterRef
+
+STOP, LENGTH, CANCELLED, FAILED = "stop", "length", "cancelled", "error"
+MAX_LOGPROBS, MAX_STOPS, MAX_STOP_CHARS = 20, 16, 256
+MIN_TEMPERATURE = 1e-5  # logits over less are beyond fp32
+_numbers = count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen. Raises SamplingError for a choice that cannot be.
+
+    max_tokens: at most so many, None for as many as the context holds. temperature: 0 is greedy. top_k: 0 is all.
+    top_p: of the probability that top_k leaves. min_tokens: no end and none of stop_ids before so many. ignore_eos:
+    an end is a token like others, and the answer goes on (as in vLLM).
+    stop: texts that end the answer and are left out of it. stop_ids: tokens that do. repetition_penalty: divides the
+    logits of tokens seen in prompt or answer (as in transformers); presence and frequency: subtracted from those seen
+    in the answer (as at OpenAI). bias: (token, added to its logit). logprobs: alternatives told with each token, 0 to
+    20, None for none and no logprob. schema: a JSON schema that the answer follows, '{}' for any JSON object.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
+    schema: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:  # no NaN is
+                raise SamplingError(f"{name}={value!r}: it is from {low:g} to {high:g}")
+        if self.repetition_penalty == 0.0 or self.top_p == 0.0:
+            name = "top_p" if self.top_p == 0.0 else "repetition_penalty"
+            raise SamplingError(f"{name}=0: it is more than 0")
+        if len(self.stop) > MAX_STOPS or not all(1 <= len(s) <= MAX_STOP_CHARS for s in self.stop):
+            raise SamplingError(f"stop: at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARS} characters each")
+        if not all(-100.0 <= value <= 100.0 for _, value in self.bias):
+            raise SamplingError("logit_bias: each value is from -100 to 100")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is taken."""
+        return self.temperature < MIN_TEMPERATURE
+
+
+RANGES: dict[str, tuple[float, float]] = {
+    "max_tokens": (1, 2**31),
+    "temperature": (0.0, 100.0),
+    "top_p": (0.0, 1.0),
+    "top_k": (0, 2**31),
+    "min_p": (0.0, 1.0),
+    "seed": (-(2**63), 2**64 - 1),
+    "min_tokens": (0, 2**31),
+    "repetition_penalty": (0.0, 100.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "logprobs": (0, MAX_LOGPROBS),
+}
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of an answer. logprob: under the model's own distribution; top: (token, logprob), likeliest first."""
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a request is told at one step: new tokens, new text, and at the end why it ended.
+
+    text may lag behind the tokens, where it could be the beginning of a stop text or of a character. finish: None while
+    it runs, else 'stop', 'length', 'cancelled' or 'error', with the problem.
+    """
+
+    tokens: tuple[Token, ...] = ()
+    text: str = ""
+    finish: str | None = None
+    problem: PolyveraError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer."""
+
+    tokens: tuple[Token, ...]
+    text: str
+    finish: str
+
+    @property
+    def ids(self) -> list[int]:
+        """The token numbers."""
+        return [token.id for token in self.tokens]
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """One answer being made.
+
+    prompt: token numbers. adapter: None is the base. tell: called for every Output in the engine's thread, must not
+    block. The times are of time.monotonic(), 0 until they come.
+    """
+
+    prompt: Sequence[int]
+    adapter: AdapterRef | None
+    sampling: Sampling
+    tell: Callable[[Output], None]
+    tenant: str = ""
+    choice: Any = None
+    number: int = field(default_factory=lambda: next(_numbers))
+    answer: list[int] = field(default_factory=list)
+    num_reused: int = 0
+    submitted: float = field(default_factory=monotonic)
+    admitted: float = 0.0
+    first_token: float = 0.0
+    finished: float = 0.0
+    is_cancelled: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the prompt and of the answer so far."""
+        return len(self.prompt) + len(self.answer)

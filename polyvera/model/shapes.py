@@ -1,0 +1,174 @@
+"""model_shapes: how large a model is and which of its layers a spec adapts, from its configuration alone.
+
+The model is built on the meta device, which holds shapes and no numbers: nothing but the configuration is read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+from polyvera.adapter.inject import head_tensors
+from polyvera.adapter.layout import Shape
+from polyvera.adapter.spec import AdapterSpec
+from polyvera.adapter.targets import find_sites
+from polyvera.errors import SpecError, did_you_mean
+
+Source = str | os.PathLike[str] | PreTrainedConfig
+CONFIG = "config.json"
+MAX_CONFIG_BYTES = 2**24
+CAUSAL_LM, CLASSIFICATION, ENCODER = "causal-lm", "classification", "encoder"
+KINDS: Mapping[str, Any] = MappingProxyType(
+    {CAUSAL_LM: AutoModelForCausalLM, CLASSIFICATION: AutoModelForSequenceClassification, ENCODER: AutoModel}
+)
+# How a class named in a configuration's `architectures` ends, and the kind that it is.
+ENDINGS = (("ForSequenceClassification", CLASSIFICATION), ("ForCausalLM", CAUSAL_LM), ("LMHeadModel", CAUSAL_LM))
+
+
+@dataclass(frozen=True)
+class ModelShapes:
+    """What cost() asks of a model.
+
+    name: its class. num_params: tied weights once. sites: (in_features, out_features) of each adapted layer.
+    head: the shapes of the spec's head by full name. dtype: the configuration's, None where it names none.
+    """
+
+    name: str
+    num_params: int
+    sites: Mapping[str, tuple[int, int]]
+    head: Mapping[str, Shape]
+    dtype: str | None
+
+
+def model_shapes(
+    source: Source, spec: AdapterSpec | None = None, *, kind: str | None = None, num_labels: int | None = None
+) -> ModelShapes:
+    """The size of a model and the layers that the spec adapts in it, without its weights.
+
+    source, kind, num_labels: as meta_model() takes them; a head asked of an encoder makes it a classifier.
+    Raises SpecError as meta_model(), TargetError as find_sites().
+    """
+    spec = spec or AdapterSpec()
+    config = read_config(source)
+    if kind is None and spec.head and kind_of(config) == ENCODER:
+        kind = CLASSIFICATION
+    model = meta_model(config, kind=kind, num_labels=num_labels)
+    return ModelShapes(
+        name=type(model).__name__,
+        num_params=sum(p.numel() for p in model.parameters()),
+        sites=find_sites(model, spec),
+        head={key: tuple(t.shape) for key, t in head_tensors(model, spec.head).items()},
+        dtype=_dtype(config),
+    )
+
+
+def meta_model(source: Source, *, kind: str | None = None, num_labels: int | None = None) -> nn.Module:
+    """The model of a configuration on the meta device.
+
+    source: a folder with a config.json, such a file, a hub id, or a configuration. kind: one of KINDS; None takes what
+    the configuration says it is, and a classifier where num_labels is given. num_labels: the classes of a classifier.
+    Raises SpecError where there is no such model.
+    """
+    config = read_config(source)
+    kind = kind or (CLASSIFICATION if num_labels is not None else kind_of(config))
+    if kind not in KINDS:
+        raise SpecError(f"kind={kind!r} is none of {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
+    if num_labels is not None:
+        if kind != CLASSIFICATION or num_labels < 1:
+            raise SpecError(f"num_labels={num_labels} has no meaning for kind={kind!r}; a classifier has 1 or more")
+        config.num_labels = num_labels
+    try:
+        with torch.device("meta"):
+            model: nn.Module = KINDS[kind].from_config(config, attn_implementation="eager", trust_remote_code=False)
+    except Exception as error:  # a configuration comes from outside and can break a model class in any way
+        raise SpecError(f"no {kind} model can be built from {type(config).__name__}: {_said(error)}") from error
+    return model
+
+
+def kind_of(config: PreTrainedConfig) -> str:
+    """What a configuration says its model is: by its `architectures`, else by its model type."""
+    for name in config.architectures or ():
+        for ending, kind in ENDINGS:
+            if name.endswith(ending):
+                return kind
+    generates = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
+    return CAUSAL_LM if generates else ENCODER
+
+
+def read_config(source: Source) -> PreTrainedConfig:
+    """The configuration itself, a copy where one was given. Raises SpecError where there is none or it is unknown."""
+    if isinstance(source, PreTrainedConfig):
+        return deepcopy(source)
+    path = Path(source).expanduser()
+    local = _local_config(path) if path.exists() else None
+    if local is None and (not isinstance(source, str) or _looks_local(source, path)):
+        raise SpecError(f"no folder or file {str(source)!r} here{_near(path)}")
+    try:
+        config = AutoConfig.from_pretrained(local or source, trust_remote_code=False)
+    except Exception as error:  # as above: bytes from outside
+        whence = "" if local else f" here, and none came from the hub{_near(path)}"
+        raise SpecError(f"no configuration of a known model in {str(source)!r}{whence}: {_said(error)}") from error
+    assert isinstance(config, PreTrainedConfig)
+    return config
+
+
+def _local_config(path: Path) -> Path:
+    """The configuration file at a path that exists, checked for a known model type."""
+    file = path / CONFIG if path.is_dir() else path
+    if not file.is_file():
+        raise SpecError(f"the folder {str(path)!r} has no {CONFIG}; it holds {_listed(path)}{_near(file)}")
+    if file.stat().st_size > MAX_CONFIG_BYTES:
+        raise SpecError(f"{str(file)!r} is no configuration of a model: it has more than {MAX_CONFIG_BYTES} bytes")
+    try:
+        model_type = json.loads(file.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise SpecError(f"{str(file)!r} is no configuration of a model: {_said(error)}") from error
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        near = did_you_mean(str(model_type), CONFIG_MAPPING.keys())
+        raise SpecError(f"{str(file)!r} has model_type={model_type!r}, which transformers does not know{near}")
+    return file
+
+
+def _looks_local(source: str, path: Path) -> bool:
+    inside = path.parent != Path() and path.parent.is_dir()
+    return inside or source.startswith((".", "/", "~")) or source.endswith(".json") or source.count("/") > 1
+
+
+def _near(path: Path) -> str:
+    return did_you_mean(path.name, _names(path.parent))
+
+
+def _listed(folder: Path) -> str:
+    names = _names(folder)
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+
+
+def _dtype(config: PreTrainedConfig) -> str | None:
+    dtype = getattr(config, "dtype", None)
+    return None if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,67 @@
+"""Wire: one end of a socket between two processes, for messages. Each is 4 bytes of length, then so many of JSON."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from polyvera.errors import FormatError, SamplingError
+from polyvera.replicas.messages import Message, read, written
+
+MAX_BYTES = 64 << 20
+HEAD = 4
+FLUSH_S = 5.0
+
+
+class Wire:
+    """Sends from any thread, without waiting for the other end; reads in one. known: the messages that are read."""
+
+    def __init__(self, end: socket.socket, known: TypeAdapter[Any]) -> None:
+        self._end, self._known = end, known
+        self._queue: SimpleQueue[bytes | None] = SimpleQueue()
+        self._writer = Thread(target=self._write, name="polyvera-wire", daemon=True)
+        self._writer.start()
+
+    def send(self, message: Message) -> None:
+        """Sends a message, or loses it where the other end has gone. Raises SamplingError for one that cannot be."""
+        data = written(message)
+        if len(data) > MAX_BYTES:
+            raise SamplingError(f"the request takes {len(data):,} bytes between two processes; at most {MAX_BYTES:,}")
+        self._queue.put(data)
+
+    def messages(self) -> Iterator[Any]:
+        """What the other end sends, until it has gone. Raises FormatError for what is no message."""
+        with suppress(OSError), self._end.makefile("rb") as file:
+            while len(head := file.read(HEAD)) == HEAD:
+                size = int.from_bytes(head)
+                if size > MAX_BYTES:
+                    raise FormatError(f"a message between two processes has {size:,} bytes: that is none")
+                data = file.read(size)
+                if len(data) < size:
+                    return
+                yield read(data, self._known)
+
+    def close(self) -> None:
+        """Sends what waits, and hangs up."""
+        self._queue.put(None)
+        self._writer.join(FLUSH_S)
+        with suppress(OSError):  # the other end may be the first
+            self._end.shutdown(socket.SHUT_RDWR)
+        self._end.close()
+
+    def _write(self) -> None:
+        is_open = True
+        while is_open:
+            several = [self._queue.get(), *(self._queue.get_nowait() for _ in range(self._queue.qsize()))]
+            is_open = None not in several
+            data = b"".join(len(one).to_bytes(HEAD) + one for one in several if one is not None)
+            try:
+                self._end.sendall(data)
+            except OSError:
+                return

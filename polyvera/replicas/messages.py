@@ -1,0 +1,195 @@
+"""Message: what a front and its replicas say to each other, as JSON. What is not as it must be is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
+
+from polyvera import errors
+from polyvera.engine.adapter_cache import Resident
+from polyvera.engine.generation.request import Sampling, Token
+from polyvera.engine.limits import Limits
+from polyvera.engine.stats import Running
+from polyvera.errors import BusyError, FormatError, PolyveraError, SamplingError, ServeError
+from polyvera.store.reference import AdapterRef
+
+# --- to a replica ---
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The first word. store: the URL of a registry. threads: of the CPU. device: such as 'cpu' or 'cuda:1'."""
+
+    model: str
+    store: str | None
+    limits: Limits
+    threads: int = 1
+    device: str = "cpu"
+    kind: Literal["start"] = "start"
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Asks for an answer; Taken says whether it is made, and Told what it is."""
+
+    number: int
+    prompt: tuple[int, ...]
+    adapter: AdapterRef | None
+    sampling: Sampling
+    tenant: str
+    kind: Literal["ask"] = "ask"
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Ends an answer."""
+
+    number: int
+    kind: Literal["cancel"] = "cancel"
+
+
+@dataclass(frozen=True, slots=True)
+class Do:
+    """A word about one adapter; Done says how it went."""
+
+    number: int
+    word: Literal["preload", "pin", "unpin", "evict"]
+    adapter: AdapterRef
+    timeout_s: float
+    kind: Literal["do"] = "do"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Asks what runs and is resident; Seen says it."""
+
+    number: int
+    kind: Literal["look"] = "look"
+
+
+# --- from a replica ---
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """An error: the name of its class, its words, and when it may be worth another try."""
+
+    name: str
+    message: str
+    retry_s: float | None = None
+
+    def error(self) -> PolyveraError:
+        """The error itself: a ServeError where the class is none of polyvera's own."""
+        known = getattr(errors, self.name, None)
+        if known is BusyError:
+            return BusyError(self.message, self.retry_s or 1.0)
+        is_own = isinstance(known, type) and issubclass(known, PolyveraError)
+        return known(self.message) if is_own else ServeError(f"{self.name}: {self.message}")  # type: ignore[misc]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The engine runs. limits: with all of its numbers. fingerprint, dtype: of the model."""
+
+    fingerprint: str
+    dtype: str
+    num_tokens: int
+    limits: Limits
+    kind: Literal["ready"] = "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The replica cannot start, or cannot go on."""
+
+    fault: Fault
+    kind: Literal["broken"] = "broken"
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """An answer is being made, or the request is refused."""
+
+    number: int
+    fault: Fault | None = None
+    kind: Literal["taken"] = "taken"
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An Output of an answer. num_reused: tokens of the prompt that were not computed again."""
+
+    number: int
+    tokens: tuple[Token, ...]
+    text: str
+    finish: str | None
+    fault: Fault | None
+    num_reused: int
+    kind: Literal["told"] = "told"
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a Do went."""
+
+    number: int
+    fault: Fault | None = None
+    kind: Literal["done"] = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The fields of Stats."""
+
+    number: int
+    running: tuple[Running, ...]
+    waiting: int
+    resident: tuple[Resident, ...]
+    num_slots: int
+    totals: dict[str, int]
+    kind: Literal["seen"] = "seen"
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """A time that the engine tells."""
+
+    name: str
+    seconds: float
+    kind: Literal["observed"] = "observed"
+
+
+ToReplica = Start | Ask | Cancel | Do | Look
+FromReplica = Ready | Broken | Taken | Told | Done | Seen | Observed
+Message = ToReplica | FromReplica
+TO_REPLICA: TypeAdapter[ToReplica] = TypeAdapter(Annotated[ToReplica, Field(discriminator="kind")])
+FROM_REPLICA: TypeAdapter[FromReplica] = TypeAdapter(Annotated[FromReplica, Field(discriminator="kind")])
+ANY: TypeAdapter[Message] = TypeAdapter(
+    Annotated[Message, Field(discriminator="kind")], config=ConfigDict(ser_json_inf_nan="constants")
+)
+
+
+def fault_of(error: BaseException) -> Fault:
+    """An error on its way to another process."""
+    return Fault(type(error).__name__, str(error), getattr(error, "retry_s", None))
+
+
+def written(message: Message) -> bytes:
+    """A message as JSON. Raises SamplingError for what the other end would not read, such as half a character."""
+    try:
+        return ANY.dump_json(message, warnings="error")
+    except PydanticSerializationError as error:
+        raise SamplingError(f"the request has a value that cannot be sent to a replica: {error}") from None
+
+
+def read(data: bytes, known: TypeAdapter[Any]) -> Any:
+    """The message. Raises FormatError for what is none."""
+    try:
+        return known.validate_json(data, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise FormatError(f"a message between two processes is damaged: {where}: {first['msg']}") from None

@@ -1,0 +1,186 @@
+"""A replica: a process with one engine, which its front speaks with over a socket.
+
+Started as `python -m polyvera.replicas.replica_main FD`. It ends when its front does, and by nothing else: SIGINT and
+SIGTERM are the front's to answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event, Thread
+from typing import NoReturn
+
+import torch
+
+from polyvera.adapter.fingerprint import fingerprint
+from polyvera.engine.adapter_cache import Observe
+from polyvera.engine.generation.generator import Engine
+from polyvera.engine.generation.request import Output, Request
+from polyvera.errors import FormatError, PolyveraError, ServeError
+from polyvera.model.load import load_base, place
+from polyvera.replicas.connection import Wire
+from polyvera.replicas.messages import (
+    TO_REPLICA,
+    Ask,
+    Broken,
+    Cancel,
+    Do,
+    Done,
+    Look,
+    Observed,
+    Ready,
+    Seen,
+    Start,
+    Taken,
+    Told,
+    ToReplica,
+    fault_of,
+)
+from polyvera.store.registry import Registry
+
+log = logging.getLogger(__name__)
+WORKERS = 8
+WATCH_S = 0.5
+SWITCH_S = 0.0005  # what the front says is heard beside the engine's thread, ten times sooner than by Python's own
+
+
+class Replica:
+    """An engine at the other end of a wire. start() loads it; hear() is given every message after Ready."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._open: dict[int, Request] = {}
+        self._pool = ThreadPoolExecutor(WORKERS, "polyvera-replica")
+
+    def start(self, given: Start) -> None:
+        """Loads the model, starts the engine, and says Ready. Raises what load_base and Engine raise."""
+        self._engine = engine = engine_of(given, self._observe).start()
+        dtype = str(engine.model.dtype).removeprefix("torch.")
+        self._wire.send(Ready(fingerprint(engine.model), dtype, engine.num_tokens, engine.limits))
+
+    def watch(self) -> None:
+        """Returns when the engine has failed."""
+        pause = Event()
+        while self._engine.failed is None:
+            pause.wait(WATCH_S)
+
+    def hear(self, message: ToReplica) -> None:
+        """Does what the front says; what may take its time is done beside the next messages."""
+        match message:
+            case Cancel():
+                request = self._open.get(message.number)
+                if request is not None:
+                    self._engine.cancel(request)
+            case Ask() if message.sampling.schema is None:
+                self._ask(message)
+            case Ask():
+                self._pool.submit(self._ask, message)  # a schema is compiled first
+            case Do():
+                self._pool.submit(self._do, message)
+            case Look():
+                self._look(message)
+            case Start():
+                raise FormatError("a replica is started once")
+
+    def _ask(self, message: Ask) -> None:
+        number, asked = message.number, Future[Request]()
+
+        def tell(output: Output) -> None:
+            self._tell(number, asked.result(), output)  # Taken comes first
+
+        try:
+            request = self._engine.submit(
+                message.prompt, message.adapter, message.sampling, tell=tell, tenant=message.tenant
+            )
+        except PolyveraError as error:
+            self._wire.send(Taken(number, fault_of(error)))
+            return
+        self._open[number] = request
+        self._wire.send(Taken(number))
+        asked.set_result(request)
+
+    def _tell(self, number: int, request: Request, output: Output) -> None:
+        """In the engine's thread."""
+        if output.finish is not None:
+            del self._open[number]
+        fault = None if output.problem is None else fault_of(output.problem)
+        self._wire.send(Told(number, output.tokens, output.text, output.finish, fault, request.num_reused))
+
+    def _do(self, message: Do) -> None:
+        adapter, engine = message.adapter, self._engine
+        words = {
+            "preload": lambda: engine.preload(adapter, timeout_s=message.timeout_s),
+            "pin": lambda: engine.preload(adapter, pin=True, timeout_s=message.timeout_s),
+            "unpin": lambda: engine.unpin(adapter),
+            "evict": lambda: engine.evict(adapter),
+        }
+        try:
+            words[message.word]()
+            self._wire.send(Done(message.number))
+        except PolyveraError as error:
+            self._wire.send(Done(message.number, fault_of(error)))
+
+    def _look(self, message: Look) -> None:
+        stats = self._engine.stats()
+        self._wire.send(
+            Seen(message.number, stats.running, stats.waiting, stats.resident, stats.num_slots, dict(stats.totals))
+        )
+
+    def _observe(self, name: str, seconds: float) -> None:
+        self._wire.send(Observed(name, seconds))
+
+
+def engine_of(given: Start, observe: Observe) -> Engine:
+    """An engine that is not started yet, its model loaded and on its device; sets the process's threads.
+
+    Raises what load_base and Engine raise.
+    """
+    torch.set_num_threads(given.threads)
+    base = place(load_base(given.model), given.device)
+    registry = None if given.store is None else Registry(given.store)
+    return Engine(base.model, base.tokenizer, registry, given.limits, observe)
+
+
+def run(end: socket.socket) -> NoReturn:
+    """Serves the front at the other end until it has gone, or the engine has failed."""
+    wire = Wire(end, TO_REPLICA)
+    messages = wire.messages()
+    given = next(messages, None)
+    if isinstance(given, Start):
+        replica = Replica(wire)
+        Thread(target=_live, args=(replica, wire, given), name="polyvera-replica", daemon=True).start()
+        for message in messages:
+            replica.hear(message)
+    os._exit(0)  # nobody hears what is left, and a model that is being loaded cannot be asked to stop
+
+
+def _live(replica: Replica, wire: Wire, given: Start) -> NoReturn:
+    """From the loading of the model to the engine's failure."""
+    try:
+        replica.start(given)
+        replica.watch()
+        fault = fault_of(ServeError("the engine of a replica has stopped after an error of its own"))
+    except BaseException as error:
+        if not isinstance(error, PolyveraError):
+            log.exception("a replica could not be started")
+        fault = fault_of(error)
+    wire.send(Broken(fault))
+    wire.close()
+    os._exit(1)
+
+
+def main() -> NoReturn:
+    """The process: its one argument is the number of the inherited socket."""
+    sys.setswitchinterval(SWITCH_S)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    run(socket.socket(fileno=int(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,332 @@
+"""Replicas: several engines of one model, each a process of its own on this machine, with the methods of one engine."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from contextlib import suppress
+from dataclasses import replace
+from threading import Event, Lock, Thread
+from time import monotonic
+from typing import Any, Literal
+
+import torch
+from xxhash import xxh64_intdigest
+
+from polyvera.engine.adapter_cache import Observe, Resident
+from polyvera.engine.generation.request import GREEDY, Output, Request, Sampling
+from polyvera.engine.limits import Limits
+from polyvera.engine.stats import Stats
+from polyvera.errors import BusyError, ClosedError, PolyveraError, ServeError
+from polyvera.model.load import locate
+from polyvera.model.shapes import CAUSAL_LM, kind_of, meta_model, read_config
+from polyvera.replicas.messages import Ready, Seen, Start
+from polyvera.replicas.replica_process import LOOK_S, Child
+from polyvera.store.reference import AdapterRef
+from polyvera.store.registry import Registry
+
+log = logging.getLogger(__name__)
+# A replica that ends so often, each time less than so many seconds after it was ready, is given up.
+MAX_DEATHS, QUICK_S = 3, 60.0
+BACKOFF_S, MAX_BACKOFF_S = 0.5, 30.0
+# A replica is looked at so often, and is killed when nothing has come of it for so many seconds.
+WATCH_S, STUCK_S = 5.0, 120.0
+ANSWER_S = 10.0
+Word = Literal["preload", "pin", "unpin", "evict"]
+
+
+class Replicas:
+    """So many engines of one model, as one. Each serves every adapter, in batches of its own.
+
+    A request goes to the replica with the fewest open answers; among equals the same adapter and tenant go to the same
+    one, which has the adapter resident and the beginnings of its prompts kept. A replica that dies is begun anew while
+    the others go on, and so is one that is stuck; one that dies MAX_DEATHS times in quick succession is given up, and
+    `failed` says so.
+
+    model: as load_base takes it; `model` here has shapes and no numbers. registry: its URL alone is handed on. limits:
+    max_waiting is of all together; all else is of each, and `limits` tells the rows of all. observe: as of an Engine.
+    Raises ServeError for a model that writes no text, RecipeError and SpecError where there is none.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        registry: Registry | None = None,
+        limits: Limits | None = None,
+        observe: Observe = lambda name, seconds: None,
+        *,
+        num: int,
+    ) -> None:
+        from transformers import AutoTokenizer
+
+        source = locate(model)
+        config = read_config(source)
+        if kind_of(config) != CAUSAL_LM:
+            raise ServeError(f"model={model!r} writes no text: replicas are of causal language models; serve it as one")
+        if num < 1:
+            raise ServeError(f"num={num}: at least 1 replica")
+        self.model: Any = meta_model(config, kind=CAUSAL_LM)
+        self.tokenizer = AutoTokenizer.from_pretrained(source)
+        self.registry, self.limits, self.num = registry, limits or Limits(), num
+        self.failed: BaseException | None = None
+        self.fingerprint, self.max_context, self.num_tokens = "", 0, 0
+        self._given = Start(model, None if registry is None else registry.url, self.limits)
+        self._observe = observe
+        self._lock, self._stopping = Lock(), Event()
+        self._children: dict[int, Child] = {}
+        self._keepers: list[Thread] = []
+        self._pinned: set[AdapterRef] = set()
+        self._past: Counter[str] = Counter()
+        self._is_open = False
+
+    def start(self) -> Replicas:
+        """Starts every process; returns when all are ready. Raises what the first that fails raises."""
+        if self._keepers:
+            raise ClosedError("these replicas were started before: make new ones")
+        firsts = [Future[Ready]() for _ in range(self.num)]
+        for number, (given, first) in enumerate(zip(_given(self._given, self.num), firsts, strict=True)):
+            keeper = Thread(target=self._keep, args=(number, given, first), name="polyvera-keeper", daemon=True)
+            self._keepers.append(keeper)
+            keeper.start()
+        try:
+            for first in wait(firsts, return_when=FIRST_EXCEPTION).done:
+                told = first.result()
+        except BaseException:
+            self.stop()
+            raise
+        self.limits = replace(told.limits, max_rows=self.num * told.limits.max_rows)
+        self.max_context = told.limits.max_context or 0
+        self.fingerprint, self.num_tokens = told.fingerprint, told.num_tokens
+        self.model.to(getattr(torch, told.dtype))
+        self._is_open = True
+        return self
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        adapter: AdapterRef | None = None,
+        sampling: Sampling = GREEDY,
+        *,
+        tell: Callable[[Output], None],
+        tenant: str = "",
+    ) -> Request:
+        """As Engine.submit; tell is called in a thread of the replica's. Not for an event loop: it waits for a word."""
+        request = Request(prompt, adapter, sampling, tell, tenant)
+        self._placed(request).ask(request)
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """Ends a request at the next step, if it has not ended; it is told so."""
+        for child in self._all():
+            child.cancel(request)
+
+    def preload(self, ref: AdapterRef, *, pin: bool = False, timeout_s: float = 60.0) -> None:
+        """Makes an adapter resident in every replica, and keeps it so where pin. Raises as its load does."""
+        if not pin:
+            self._do("preload", ref, timeout_s)
+            return
+        self._pinned.add(ref)
+        try:
+            self._do("pin", ref, timeout_s)
+        except PolyveraError:
+            self._pinned.discard(ref)
+            raise
+
+    def pin(self, ref: AdapterRef) -> None:
+        """Makes an adapter resident for good, in replicas that are begun anew as well."""
+        self.preload(ref, pin=True)
+
+    def unpin(self, ref: AdapterRef) -> None:
+        """Lets a pinned adapter go when its slot is needed."""
+        self._pinned.discard(ref)
+        self._do("unpin", ref)
+
+    def evict(self, ref: AdapterRef) -> None:
+        """Takes an adapter out everywhere; rows that use it finish with it."""
+        self._pinned.discard(ref)
+        self._do("evict", ref)
+
+    def stats(self) -> Stats:
+        """The sum of all. Not for an event loop: each is asked, and has LOOK_S to answer; else it is as it was last."""
+        children = self._all()
+        _wait([child.look() for child in children if child.is_running], LOOK_S)
+        with self._lock:
+            totals = Counter(self._past)
+        for child in children:
+            totals.update({} if child.seen is None else child.seen.totals)
+        return _summed([c.seen for c in children if c.is_running and c.seen is not None], totals)
+
+    def drain(self, timeout_s: float = 30.0) -> bool:
+        """Takes no new requests, and waits for those there; whether all of them ended in time."""
+        self._is_open = False
+        end, pause = monotonic() + timeout_s, Event()
+        while self._num_open and monotonic() < end:
+            pause.wait(0.01)
+        return not self._num_open
+
+    def stop(self) -> None:
+        """Cancels what is left, and ends the processes."""
+        self._is_open = False
+        with self._lock:
+            self._stopping.set()
+        closing = [Thread(target=child.close) for child in self._all()]
+        for thread in closing:
+            thread.start()
+        for thread in (*closing, *self._keepers):
+            thread.join()
+
+    def __enter__(self) -> Replicas:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pids(self) -> list[int]:
+        """The numbers of the processes."""
+        return [child.pid for child in self._all()]
+
+    @property
+    def _num_open(self) -> int:
+        return sum(child.num_open for child in self._all())
+
+    def _all(self) -> list[Child]:
+        with self._lock:
+            return list(self._children.values())
+
+    def _placed(self, request: Request) -> Child:
+        """The replica that a request goes to, which counts it from then on. Raises BusyError, ClosedError."""
+        with self._lock:
+            if not self._is_open:
+                raise ClosedError("the server is stopping, or has stopped: it takes no new requests")
+            taking = [child for child in self._children.values() if child.is_taking]
+            if not taking:
+                raise ClosedError("no replica runs at the moment: try again")
+            num_open = sum(child.num_open for child in taking)
+            if num_open >= len(taking) * self._given.limits.max_rows + self.limits.max_waiting:
+                raise BusyError(f"{num_open} requests run and wait already, as many as may: try again later")
+            child = min(taking, key=lambda one: (one.num_open, _liking(one.number, request)))
+            child.hold(request)
+            return child
+
+    def _do(self, word: Word, ref: AdapterRef, timeout_s: float = ANSWER_S) -> None:
+        """Says a word to every replica. Raises the first error of one that runs, ClosedError where none does."""
+        running = [child for child in self._all() if child.is_running]
+        if not running:
+            raise ClosedError("no replica runs at the moment: try again")
+        asked = [(child, child.do(word, ref, timeout_s)) for child in running]
+        errors = [error for child, done in asked if (error := _error(done, timeout_s + ANSWER_S)) and child.is_running]
+        if errors:
+            raise errors[0]
+
+    # --- in a keeper's thread ---
+
+    def _keep(self, number: int, given: Start, first: Future[Ready]) -> None:
+        try:
+            self._kept(number, given, first)
+        except Exception as error:  # such as no more processes
+            log.exception("replica %d cannot be begun", number)
+            self.failed = error
+            if not first.done():
+                first.set_exception(ServeError(f"replica {number} cannot be begun: {error}"))
+
+    def _kept(self, number: int, given: Start, first: Future[Ready]) -> None:
+        """Begins a replica, and begins it anew when it ends, until the end of all or too many ends."""
+        num_deaths = 0
+        while (child := self._begun(number, given)) is not None:
+            since = self._lived(child, first)
+            if self._stopping.is_set() or first.exception() is not None:
+                return
+            num_deaths = 1 if monotonic() - since >= QUICK_S else num_deaths + 1
+            log.error("replica %d has ended, %d times in quick succession", number, num_deaths)
+            if num_deaths >= MAX_DEATHS:
+                self.failed = ServeError(f"replica {number} has ended {num_deaths} times in quick succession")
+                return
+            self._stopping.wait(min(BACKOFF_S * 4 ** (num_deaths - 1), MAX_BACKOFF_S))
+
+    def _begun(self, number: int, given: Start) -> Child | None:
+        with self._lock:
+            if self._stopping.is_set():
+                return None
+            old = self._children.get(number)
+            if old is not None and old.seen is not None:
+                self._past.update(old.seen.totals)
+            child = self._children[number] = Child(number, given, self._observe)
+            return child
+
+    def _lived(self, child: Child, first: Future[Ready]) -> float:
+        """Returns when a child has ended: the time at which it was ready, or at which it was not to be."""
+        try:
+            ready = child.ready.result()
+            since = monotonic()
+            for ref in list(self._pinned):
+                with suppress(PolyveraError):  # removed from the store, or the child has ended
+                    child.do("pin", ref, ANSWER_S).result()
+            child.take()
+            if not first.done():
+                first.set_result(ready)
+        except PolyveraError as error:
+            since = monotonic()
+            if not first.done():
+                first.set_exception(error)
+        _watch(child)
+        return since
+
+
+def _watch(child: Child) -> None:
+    """Returns when a child has ended; kills one that is silent for STUCK_S, or has rows and makes no step."""
+    steps, moved = -1, monotonic()
+    while not child.ended.wait(WATCH_S):
+        seen = None if _error(child.look(), LOOK_S) else child.seen
+        if seen is not None and (not seen.running or seen.totals["steps"] != steps):
+            steps, moved = seen.totals["steps"], monotonic()
+        elif monotonic() - moved > STUCK_S:
+            log.error("replica %d has been stuck for %.0f s: it is killed", child.number, monotonic() - moved)
+            child.kill()
+
+
+def _given(start: Start, num: int) -> list[Start]:
+    """What each replica is told: its share of the threads that one engine would have, and its device."""
+    threads = max(1, torch.get_num_threads() // num)
+    gpus = torch.cuda.device_count()
+    devices = [f"cuda:{number % gpus}" if gpus else "cpu" for number in range(num)]
+    return [replace(start, threads=threads, device=device) for device in devices]
+
+
+def _liking(number: int, request: Request) -> int:
+    """A number by which the same adapter and tenant like the replicas in the same order."""
+    return xxh64_intdigest(f"{number}\0{request.adapter or ''}\0{request.tenant}".encode(errors="replace"))
+
+
+def _wait(asked: list[Future[Any]], timeout_s: float) -> None:
+    end = monotonic() + timeout_s
+    for one in asked:
+        _error(one, max(0.0, end - monotonic()))
+
+
+def _error(done: Future[Any], timeout_s: float) -> BaseException | None:
+    try:
+        return done.exception(timeout_s)
+    except TimeoutError:
+        return ClosedError(f"a replica has not answered for {timeout_s:g} s: try again")
+
+
+def _summed(several: list[Seen], totals: Counter[str]) -> Stats:
+    resident: dict[str, Resident] = {}
+    for one in (one for seen in several for one in seen.resident):
+        old = resident.get(one.adapter, Resident(one.adapter, 0, 0, False))
+        resident[one.adapter] = Resident(
+            one.adapter,
+            old.num_bytes + one.num_bytes,
+            old.num_users + one.num_users,
+            old.is_pinned or one.is_pinned,
+        )
+    return Stats(
+        running=tuple(row for seen in several for row in seen.running),
+        waiting=sum(seen.waiting for seen in several),
+        resident=tuple(resident.values()),
+        num_slots=sum(seen.num_slots for seen in several),
+        totals=dict(totals),
+    )

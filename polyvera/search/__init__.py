@@ -1,1 +1,0 @@
-"""Choosing: methods compared under one budget."""

@@ -1,1 +1,0 @@
-"""requests + adapters -> tokens: the engine, and the server in front of it."""

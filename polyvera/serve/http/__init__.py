@@ -1,1 +1,0 @@
-"""HTTP: the OpenAI-compatible front of an engine."""

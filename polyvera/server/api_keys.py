@@ -1,0 +1,200 @@
+"""Keys: who may call what. A file of API keys, of which it holds only the sha256."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from hmac import compare_digest
+from pathlib import Path
+from threading import Lock
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from polyvera.errors import AccessError, ServeError
+from polyvera.store.reference import SEGMENT, is_name
+
+log = logging.getLogger(__name__)
+ID_CHARS = 12
+MAX_FILE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks. adapters: names, or beginnings of names that end in '*'. base: may call the bare base model."""
+
+    tenant: str
+    adapters: tuple[str, ...]
+    base: bool
+    admin: bool
+
+    def sees(self, name: str) -> bool:
+        """Whether an adapter's name is in scope."""
+        return any(name.startswith(p[:-1]) if p.endswith("*") else name == p for p in self.adapters)
+
+    def check_admin(self) -> None:
+        """Raises AccessError for a key without the admin scope."""
+        if not self.admin:
+            raise AccessError("this needs a key with the admin scope", is_known=True)
+
+
+EVERYONE = Caller("", ("*",), base=True, admin=True)
+
+
+class Key(BaseModel):
+    """A key as it is kept. sha256: of the secret, hex. created, expires: ISO 8601, expires '' for never."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    tenant: str
+    adapters: tuple[str, ...]
+    base: bool = False
+    admin: bool = False
+    created: datetime
+    expires: datetime | None = None
+
+    @field_validator("tenant")
+    @classmethod
+    def _tenant(cls, value: str) -> str:
+        if not SEGMENT.fullmatch(value):
+            raise ValueError("a tenant is 1 to 64 of A-Z a-z 0-9 . _ - and begins with a letter or digit")
+        return value
+
+    @field_validator("adapters")
+    @classmethod
+    def _adapters(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            if one != "*" and not is_name(one.removesuffix("*").removesuffix("/")):
+                raise ValueError(f"{one!r} is no adapter name, nor the beginning of one with '*' at its end")
+        return value
+
+    @property
+    def id(self) -> str:
+        """A short name to remove it by."""
+        return self.sha256[:ID_CHARS]
+
+    @property
+    def caller(self) -> Caller:
+        """Who calls with it."""
+        return Caller(self.tenant, self.adapters, self.base, self.admin)
+
+
+class KeyList(BaseModel):
+    """The file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    keys: tuple[Key, ...] = ()
+
+
+class KeyFile:
+    """The API keys in a file, read anew when it changes. Any number of threads and processes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = Lock()
+        self._seen: tuple[int, ...] = ()
+        self._keys: tuple[Key, ...] = ()
+
+    def caller(self, secret: str) -> Caller:
+        """Who calls with a key. Raises AccessError for one that is unknown or has expired."""
+        digest = sha256(secret.encode(errors="surrogateescape")).hexdigest()
+        found = None
+        for key in self.keys():  # all of them, whichever matches: the time tells nothing
+            if compare_digest(key.sha256, digest):
+                found = key
+        if found is None or (found.expires is not None and found.expires <= datetime.now(UTC)):
+            raise AccessError("this API key is unknown or has expired")
+        return found.caller
+
+    def keys(self) -> tuple[Key, ...]:
+        """The keys as the file has them now; those before where it cannot be read; none where it is gone."""
+        with self._lock:
+            try:
+                seen = _mark(self.path)
+            except FileNotFoundError:
+                self._seen, self._keys = (), ()
+                return ()
+            if seen != self._seen:
+                try:
+                    self._keys = read_keys(self.path)
+                except ServeError as error:
+                    log.error("%s; the keys before it stay", error)
+                self._seen = seen
+            return self._keys
+
+    def add(
+        self,
+        tenant: str,
+        adapters: Sequence[str],
+        *,
+        base: bool = False,
+        admin: bool = False,
+        days: float | None = None,
+    ) -> tuple[str, Key]:
+        """Makes a key; returns its secret, which is kept nowhere, and what is kept. Raises ServeError."""
+        secret = f"pv-{secrets.token_urlsafe(32)}"
+        now = datetime.now(UTC).replace(microsecond=0)
+        expires = None if days is None else now + timedelta(days=days)
+        given = {"tenant": tenant, "adapters": adapters, "base": base, "admin": admin}
+        try:
+            key = Key(sha256=sha256(secret.encode()).hexdigest(), created=now, expires=expires, **given)  # type: ignore[arg-type]
+        except ValidationError as error:
+            raise ServeError(_first(error)) from None
+        with self._changing() as keys:
+            self._write((*keys, key))
+        return secret, key
+
+    def remove(self, id: str) -> Key:
+        """Removes the key of that id. Raises ServeError where there is none."""
+        with self._changing() as keys:
+            gone = next((key for key in keys if key.id == id), None)
+            if gone is None:
+                known = ", ".join(key.id for key in keys) or "none"
+                raise ServeError(f"{self.path} has no key {id!r}; there are: {known}")
+            self._write(tuple(key for key in keys if key is not gone))
+        return gone
+
+    @contextmanager
+    def _changing(self) -> Iterator[tuple[Key, ...]]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_name(f".{self.path.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield read_keys(self.path) if self.path.exists() else ()
+
+    def _write(self, keys: tuple[Key, ...]) -> None:
+        text = KeyList(keys=keys).model_dump_json(indent=1, exclude_none=True) + "\n"
+        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")  # mode 0600
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(handle)
+        Path(name).replace(self.path)
+
+
+def read_keys(path: Path) -> tuple[Key, ...]:
+    """The keys of a file. Raises ServeError for one that cannot be read or is no file of keys."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ServeError(f"{path} has more than {MAX_FILE_BYTES:,} bytes, too many for a file of keys")
+        return KeyList.model_validate_json(path.read_bytes()).keys
+    except OSError as error:
+        raise ServeError(f"the file of keys {path} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        raise ServeError(f"{path} is no file of keys: {_first(error)}; `polyvera keys` writes one") from None
+
+
+def _mark(path: Path) -> tuple[int, ...]:
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def _first(error: ValidationError) -> str:
+    one = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, one['loc']))}: {one['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,100 @@
+"""make_app: an engine behind OpenAI's HTTP API."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import PurePath
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from polyvera.adapter.fingerprint import fingerprint
+from polyvera.errors import PolyveraError
+from polyvera.server.api_keys import KeyFile, read_keys
+from polyvera.server.catalog import Catalog
+from polyvera.server.config import Settings
+from polyvera.server.context import Front, Quotas
+from polyvera.server.error_response import Problem, problem_of
+from polyvera.server.metrics import Metrics
+from polyvera.server.middleware import Door, State
+from polyvera.server.routes import adapters, completions, embeddings, models, operations
+
+PAGE = files("polyvera.server").joinpath("page")
+PAGE_KINDS = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; frame-ancestors 'none'; form-action 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+def make_app(engine: Any, settings: Settings, metrics: Metrics | None = None, state: State | None = None) -> FastAPI:
+    """The app of a started engine (an Engine, an Encoder, or Replicas, which has the methods of one).
+
+    metrics: whose observe() the engine was given, for the times that it tells. state: to say that the server stops.
+    Raises ServeError for a file of keys that cannot be read.
+    """
+    state, metrics = state or State(), metrics or Metrics()
+    keys = None
+    if settings.keys is not None:
+        read_keys(settings.keys)
+        keys = KeyFile(settings.keys)
+    metrics.watch(engine.stats)
+    catalog = Catalog(engine.registry, settings.base)
+    front = Front(engine, settings, catalog, metrics, state, Quotas(settings.max_per_tenant))
+    door = Middleware(Door, settings=settings, keys=keys, state=state)
+    app = FastAPI(title="polyvera", docs_url=None, redoc_url=None, openapi_url=None, middleware=[door])
+    for router in (completions, models, operations, embeddings):
+        app.include_router(router.routes(front))
+    # Replicas hold the weights in other processes, and were told what they are.
+    base = engine.fingerprint if hasattr(engine, "fingerprint") else fingerprint(engine.model)
+    app.include_router(adapters.routes(front, base))
+    _add_page(app)
+    _add_errors(app, metrics)
+    return app
+
+
+def _add_page(app: FastAPI) -> None:
+    for file in PAGE.iterdir():
+        path = "/" if file.name == "index.html" else f"/page/{file.name}"
+        kind = PAGE_KINDS.get(PurePath(file.name).suffix)
+        if kind is not None:
+            app.add_api_route(path, _sender(file.read_bytes(), kind), methods=["GET"])
+
+
+def _sender(data: bytes, kind: str) -> Any:
+    async def send() -> Response:
+        return Response(data, media_type=kind, headers=PAGE_HEADERS)
+
+    return send
+
+
+def _add_errors(app: FastAPI, metrics: Metrics) -> None:
+    """One way for all errors."""
+
+    async def told(request: HttpRequest, error: Exception) -> Response:
+        problem = _of_fields(error) if isinstance(error, RequestValidationError) else None
+        problem = problem or problem_of(error, request.state.request_id)
+        metrics.refused.labels(str(problem.status)).inc()
+        return problem.response()
+
+    for kind in (PolyveraError, ValidationError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, told)
+
+
+def _of_fields(error: RequestValidationError) -> Problem:
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"][1:]))
+    return Problem(400, f"{where}: {first['msg']}", param=where or None)

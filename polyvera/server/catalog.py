@@ -1,0 +1,142 @@
+"""Catalog: the models that a caller can name: the base, and the adapters in its scope."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from threading import Lock
+from typing import Any
+
+from polyvera.errors import AccessError, FormatError, NotFoundError, PolyveraError
+from polyvera.server.api_keys import Caller
+from polyvera.store.reference import AdapterRef, Reference, parse_reference
+from polyvera.store.registry import Registry
+
+BASE = "base"
+MAX_FACTS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the file of an adapter says of it. created: ISO 8601."""
+
+    method: str
+    rank: int | None
+    num_params: int
+    created: str
+    scores: dict[str, float]
+    labels: tuple[str, ...]
+
+    @property
+    def created_s(self) -> int:
+        """In seconds since 1970, 0 where it is not known."""
+        try:
+            return int(datetime.fromisoformat(self.created).timestamp())
+        except ValueError:
+            return 0
+
+
+class Catalog:
+    """Names to adapters, within a caller's scope. Reads the store: not for the event loop. Any number of threads.
+
+    A name out of scope is told in the same words as one that nobody published.
+    """
+
+    def __init__(self, registry: Registry | None, base: str) -> None:
+        self.registry, self.base = registry, base
+        self._closed: set[str] = set()
+        self._facts: OrderedDict[tuple[str, int], Facts] = OrderedDict()
+        self._lock = Lock()
+
+    def resolve(self, caller: Caller, model: str) -> AdapterRef | None:
+        """What `model` means now, None for the base. Raises NotFoundError, AccessError."""
+        name = self._without_base(model)
+        if name is None:
+            if not caller.base:
+                raise AccessError("this API key may call adapters only, not the bare base model", is_known=True)
+            return None
+        return self.find(caller, name)
+
+    def find(self, caller: Caller, reference: str) -> AdapterRef:
+        """An adapter in scope, by `name`, `name@3` or `name@alias`. Raises NotFoundError."""
+        return self._found(caller, reference)[0]
+
+    def parsed(self, caller: Caller, reference: str) -> Reference:
+        """The parts of a reference in scope. Raises NotFoundError."""
+        try:
+            found = parse_reference(reference)
+        except PolyveraError:
+            raise _missing(reference) from None
+        if self.registry is None or not caller.sees(found.name) or found.name in self._closed:
+            raise _missing(reference)
+        return found
+
+    def names(self, caller: Caller, prefix: str = "") -> Iterator[AdapterRef]:
+        """The latest version of every name in scope, by name."""
+        if self.registry is not None:
+            for ref in self.registry.list(prefix or None, latest=True):
+                if caller.sees(ref.name) and ref.name not in self._closed:
+                    yield ref
+
+    def facts(self, ref: AdapterRef) -> Facts | None:
+        """What is known of an adapter; None where its file is damaged or was removed a moment ago."""
+        key = ref.name, ref.version
+        with self._lock:
+            if key in self._facts:
+                return self._facts[key]
+        try:
+            assert self.registry is not None
+            adapter = self.registry.get(ref)
+        except (FormatError, NotFoundError):
+            return None
+        spec = adapter.spec
+        facts = Facts(
+            spec.method, spec.rank, adapter.num_params, adapter.created, dict(adapter.scores), tuple(adapter.labels)
+        )
+        with self._lock:
+            self._facts[key] = facts
+            while len(self._facts) > MAX_FACTS:
+                self._facts.popitem(last=False)
+        return facts
+
+    def told(self, ref: AdapterRef) -> dict[str, Any]:
+        """All of it, as JSON."""
+        assert self.registry is not None
+        facts = self.facts(ref)
+        known: dict[str, Any] = {"id": str(ref), "name": ref.name, "version": ref.version, "bytes": ref.num_bytes}
+        if facts is not None:
+            known |= {name: getattr(facts, name) for name in ("method", "rank", "num_params", "created", "scores")}
+            known |= {"labels": list(facts.labels)} if facts.labels else {}
+        return known | {"aliases": dict(self.registry.aliases(ref.name))}
+
+    def close(self, name: str) -> None:
+        """Takes a name out of service until open() or the next publish."""
+        self._closed.add(name)
+
+    def open(self, name: str) -> None:
+        """Puts a name back into service."""
+        self._closed.discard(name)
+
+    def _found(self, caller: Caller, reference: str) -> tuple[AdapterRef, Reference]:
+        parsed = self.parsed(caller, reference)
+        assert self.registry is not None
+        try:
+            return self.registry.resolve(reference), parsed
+        except NotFoundError as error:
+            try:
+                self.registry.aliases(parsed.name)
+            except NotFoundError:  # its message would name others
+                raise _missing(reference) from None
+            raise NotFoundError(f"{_missing(reference)} ({error})") from None
+
+    def _without_base(self, model: str) -> str | None:
+        if model in (BASE, self.base):
+            return None
+        first, colon, rest = model.partition(":")
+        return rest if colon and first in (BASE, self.base) else model
+
+
+def _missing(given: str) -> NotFoundError:
+    return NotFoundError(f"The model {given[:200]!r} does not exist or you do not have access to it.")

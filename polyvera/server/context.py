@@ -1,0 +1,79 @@
+"""Front: what every route of one server works with."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import time
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+
+from polyvera.errors import BusyError
+from polyvera.server.api_keys import Caller
+from polyvera.server.catalog import Catalog
+from polyvera.server.config import Settings
+from polyvera.server.metrics import Metrics
+from polyvera.server.middleware import State
+
+T = TypeVar("T", bound=BaseModel)
+
+
+@dataclass
+class Quotas:
+    """How many answers each tenant has under way. Of the event loop's thread."""
+
+    max_per_tenant: int
+    _taken: Counter[str] = field(default_factory=Counter)
+
+    @contextmanager
+    def taken(self, tenant: str, num: int) -> Iterator[None]:
+        """Holds so many. Raises BusyError where the tenant would have too many."""
+        if self._taken[tenant] + num > self.max_per_tenant:
+            raise BusyError(
+                f"{self._taken[tenant]} answers are under way for this tenant, and {num} more would be over its "
+                f"{self.max_per_tenant}: try again later"
+            )
+        self._taken[tenant] += num
+        try:
+            yield
+        finally:
+            self._taken[tenant] -= num
+            if not self._taken[tenant]:
+                del self._taken[tenant]
+
+
+@dataclass(frozen=True)
+class Front:
+    """An engine and what stands around it. engine: an Engine, an Encoder, or what has the methods of one."""
+
+    engine: Any
+    settings: Settings
+    catalog: Catalog
+    metrics: Metrics
+    state: State
+    quotas: Quotas
+    started: int = field(default_factory=lambda: int(time()))
+
+    @property
+    def writes(self) -> bool:
+        """Whether the engine writes text, where an encoder only reads it."""
+        return hasattr(self.engine, "submit")
+
+
+def caller_of(request: HttpRequest) -> Caller:
+    """Who calls."""
+    caller: Caller = request.state.caller
+    return caller
+
+
+async def body_of(request: HttpRequest, kind: type[T]) -> T:
+    """The JSON body. Raises ValidationError, and HTTPException for what is not said to be JSON."""
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if given != "application/json":  # what a browser sends for a page without asking first is none
+        raise HTTPException(415, f"the body is {given or 'of no type'!r}: send Content-Type: application/json")
+    return kind.model_validate_json(await request.body())

@@ -1,0 +1,76 @@
+"""Metrics: what a server counts, for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from polyvera.engine.stats import Stats
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+COUNTED = {
+    "steps": "Steps of the engine.",
+    "prompt_tokens": "Tokens of prompts computed.",
+    "answer_tokens": "Tokens of answers.",
+    "reused_tokens": "Tokens of prompts taken from kept prefixes.",
+    "hits": "Requests whose adapter was resident.",
+    "loads": "Adapters loaded from the store.",
+    "evictions": "Adapters evicted from their slots.",
+    "failed_loads": "Adapters that could not be loaded.",
+}
+OBSERVED = {
+    "load_s": "Seconds to read and check an adapter.",
+    "queue_s": "Seconds that a request waited for its row.",
+    "step_s": "Seconds of a step of the engine.",
+}
+
+
+class Metrics:
+    """The counts of one server, in a registry of their own. observe() is for the engine."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        at: Any = {"registry": self._registry, "namespace": "polyvera"}
+        self._observed = {
+            name: Histogram(name.replace("_s", "_seconds"), text, buckets=SECONDS, **at)
+            for name, text in OBSERVED.items()
+        }
+        self.first = Histogram(
+            "time_to_first_token_seconds", "From the request to its first token.", buckets=SECONDS, **at
+        )
+        self.between = Histogram("inter_token_seconds", "Between two tokens of an answer.", buckets=SECONDS, **at)
+        self.tokens = Counter("tokens", "Tokens by tenant.", ["tenant", "kind"], **at)
+        self.answers = Counter("answers", "Answers by how they ended.", ["tenant", "finish"], **at)
+        self.refused = Counter("refused", "Requests that were refused, by status.", ["status"], **at)
+
+    def observe(self, name: str, seconds: float) -> None:
+        """Takes in a time that the engine tells."""
+        if name in self._observed:
+            self._observed[name].observe(seconds)
+
+    def watch(self, stats: Callable[[], Stats]) -> None:
+        """Tells what the engine holds from now on."""
+        self._registry.register(_Engine(stats))
+
+    def text(self) -> bytes:
+        """In Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+class _Engine:
+    def __init__(self, stats: Callable[[], Stats]) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._stats()
+        yield GaugeMetricFamily("polyvera_running", "Requests that run.", len(stats.running))
+        yield GaugeMetricFamily("polyvera_waiting", "Requests that wait.", stats.waiting)
+        yield GaugeMetricFamily("polyvera_resident_adapters", "Adapters in slots.", len(stats.resident))
+        yield GaugeMetricFamily("polyvera_slots", "Slots for adapters.", stats.num_slots)
+        distinct = len({row.adapter for row in stats.running})
+        yield GaugeMetricFamily("polyvera_running_adapters", "Adapters mixed in the running batch.", distinct)
+        for name, value in stats.totals.items():
+            yield CounterMetricFamily(f"polyvera_engine_{name}", COUNTED.get(name, name), value)

@@ -1,0 +1,147 @@
+"""Door: what every HTTP request passes before the app sees it: who calls, how much, how fast."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from ipaddress import ip_address
+from time import monotonic
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from polyvera.errors import AccessError, ClosedError, PolyveraError, SizeError, SlowError
+from polyvera.server.api_keys import EVERYONE, Caller, KeyFile
+from polyvera.server.config import Settings
+from polyvera.server.error_response import problem_of
+
+ALWAYS_OPEN = ("/health", "/ready", "/version")
+PAGE = ("/", "/page/", "/favicon.ico")
+UPLOADS = "/v1/adapters/"
+MIN_BYTES_PER_S = 16_384
+REQUEST_ID = "x-request-id"
+
+
+@dataclass
+class State:
+    """Whether new requests are still taken."""
+
+    is_draining: bool = False
+
+
+class Door:
+    """An ASGI middleware. Answers what is refused itself, in the shape of all errors."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, keys: KeyFile | None, state: State) -> None:
+        self._app, self._settings, self._keys, self._state = app, settings, keys, state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = uuid4().hex
+        told = _Telling(send, request_id, self._settings.write_s)
+        try:
+            caller = self._admitted(scope["path"], Headers(scope=scope))
+        except PolyveraError as error:
+            response = problem_of(error, request_id).response()
+            response.headers["connection"] = "close"  # its body is not read
+            await response(scope, receive, told)
+            return
+        scope.setdefault("state", {}).update(caller=caller, request_id=request_id)
+        await self._app(scope, _Reading(receive, self._limit(scope["path"]), self._settings.read_s), told)
+
+    def _admitted(self, path: str, headers: Headers) -> Caller:
+        """Raises AccessError, ClosedError, SizeError."""
+        if path in ALWAYS_OPEN or (path == "/metrics" and self._settings.is_metrics_open):
+            return EVERYONE
+        caller = self._caller(path, headers)
+        if self._state.is_draining and path != "/metrics":
+            raise ClosedError("the server is stopping: it takes no new requests")
+        length = headers.get("content-length", "")
+        if length.isdigit() and int(length) > self._limit(path):
+            raise _too_large(self._limit(path))
+        return caller
+
+    def _caller(self, path: str, headers: Headers) -> Caller:
+        if self._keys is None:
+            self._check_local(headers)
+            return EVERYONE
+        if path == PAGE[0] or path.startswith(PAGE[1:]):
+            return Caller("", (), base=False, admin=False)
+        scheme, _, secret = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not secret.strip():
+            raise AccessError("this server needs an API key: send the header `Authorization: Bearer KEY`")
+        return self._keys.caller(secret.strip())
+
+    def _check_local(self, headers: Headers) -> None:
+        """A page of another site must not reach an open server through its visitor's browser."""
+        host = _host(f"//{headers.get('host', '')}")
+        if not (is_loopback(host) or host in self._settings.hosts):
+            raise AccessError(f"an open server answers to this machine's own names only, not to {host!r}", True)
+        origin = headers.get("origin")
+        if origin is not None and _host(origin) != host:
+            raise AccessError(f"an open server takes no requests of pages from {origin!r}", True)
+
+    def _limit(self, path: str) -> int:
+        given = self._settings
+        return given.max_upload_bytes if path.startswith(UPLOADS) else given.max_body_bytes
+
+
+class _Reading:
+    """receive(), bounded in bytes and in time: a client has read_s and what its bytes take at a modest speed."""
+
+    def __init__(self, receive: Receive, limit: int, read_s: float) -> None:
+        self._receive, self._limit, self._read_s = receive, limit, read_s
+        self._started, self._num_bytes, self._is_whole = monotonic(), 0, False
+
+    async def __call__(self) -> Message:
+        if self._is_whole:
+            return await self._receive()
+        left = self._started + self._read_s + self._num_bytes / MIN_BYTES_PER_S - monotonic()
+        try:
+            message = await asyncio.wait_for(self._receive(), max(left, 0.001))
+        except TimeoutError:
+            raise SlowError(f"the body did not come within {self._read_s:g} s") from None
+        self._num_bytes += len(message.get("body", b""))
+        if self._num_bytes > self._limit:
+            raise _too_large(self._limit)
+        self._is_whole = not message.get("more_body", False)
+        return message
+
+
+class _Telling:
+    """send(), with the request's id, and no longer than write_s at a time for a client that does not read."""
+
+    def __init__(self, send: Send, request_id: str, write_s: float) -> None:
+        self._send, self._id, self._write_s = send, request_id, write_s
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message)[REQUEST_ID] = self._id
+        try:
+            await asyncio.wait_for(self._send(message), self._write_s)
+        except TimeoutError:
+            raise ConnectionError(f"the client of request {self._id} did not read for {self._write_s:g} s") from None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine alone."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+def _too_large(limit: int) -> SizeError:
+    return SizeError(f"the body is larger than the {limit:,} bytes that are taken here")

@@ -1,0 +1,127 @@
+"""Server: the app on a port, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from functools import partial
+from threading import Thread
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from polyvera.errors import ServeError
+from polyvera.server.config import Settings
+from polyvera.server.middleware import State, is_loopback
+
+log = logging.getLogger(__name__)
+KEEP_ALIVE_S = 75
+GRACE_S = 5.0
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, that waits for a request's head and for a client that does not read for so long only."""
+
+    def __init__(self, *args: Any, head_s: float, write_s: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_s, self._write_s = head_s, write_s
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:  # noqa: D102
+        super().connection_made(transport)
+        own = transport.get_extra_info("socket")
+        if own is not None and own.family != socket.AF_UNIX:
+            own.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else a body waits 40 ms for its head's receipt
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                own.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * self._write_s))
+        self._timer = self.loop.call_later(self._head_s, transport.abort)
+
+    def on_message_begin(self) -> None:  # noqa: D102
+        super().on_message_begin()
+        self._stop_timer()
+        self._timer = self.loop.call_later(self._head_s, self.transport.abort)
+
+    def on_headers_complete(self) -> None:  # noqa: D102
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class Server:
+    """One app on one port, bound at once. run() returns after SIGTERM or SIGINT, when the running answers are done.
+
+    Raises ServeError for an address that is taken, or that other machines reach without a file of keys.
+    """
+
+    def __init__(self, app: FastAPI, engine: Any, settings: Settings, state: State, host: str, port: int) -> None:
+        check_address(host, settings)
+        self._engine, self._settings, self._state = engine, settings, state
+        self._socket = _bound(host, port)
+        config = uvicorn.Config(
+            app,
+            http=partial(BoundedProtocol, head_s=settings.read_s, write_s=settings.write_s),  # type: ignore[arg-type]
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            limit_concurrency=settings.max_connections,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=int(GRACE_S),
+        )
+        self._server = uvicorn.Server(config)
+        self._server.handle_exit = self._on_signal  # type: ignore[method-assign, assignment]
+
+    def run(self) -> None:
+        """Serves until it is told to stop."""
+        self._server.run(sockets=[self._socket])
+
+    def stop(self) -> None:
+        """Takes no new requests, lets the running answers end, and then returns from run(). Any thread."""
+        if not self._state.is_draining:
+            self._state.is_draining = True
+            Thread(target=self._drain, name="polyvera-drain", daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        host, port = self._socket.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self._state.is_draining and number == signal.SIGINT:  # asked twice
+            self._server.force_exit = True
+            self._server.should_exit = True
+        self.stop()
+
+    def _drain(self) -> None:
+        if not self._engine.drain(self._settings.drain_s):
+            log.warning("some answers were not done after %g s", self._settings.drain_s)
+        self._server.should_exit = True
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        raise ServeError(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port") from None
+
+
+def check_address(host: str, settings: Settings) -> None:
+    """Raises ServeError for an address that other machines reach without a file of keys."""
+    if settings.keys is None and not is_loopback(host):
+        raise ServeError(
+            f"host={host!r} can be reached from other machines, and there are no keys: make some with `polyvera keys "
+            "FILE --add TENANT`, and give --keys FILE; or listen on 127.0.0.1"
+        )

@@ -1,0 +1,1 @@
+"""One adapter as one file of safetensors."""

@@ -1,0 +1,211 @@
+"""The header of an adapter file: two lines of JSON, written and checked here. docs/file-format.md describes them.
+
+The first line decides the layout and is the same text in all like files. The second is the adapter's own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Annotated, Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, TypeAdapter, ValidationError
+
+from polyvera.adapter.adapter import Adapter
+from polyvera.adapter.spec import GIVEN, AdapterSpec, BasisKey
+from polyvera.errors import FormatError, PolyveraError, did_you_mean
+from polyvera.store.file.layer_pattern import Pattern, Width, fold, to_json
+
+FORMAT = 1
+NO_DIGEST, NO_CHECKSUM = "0" * 64, "0" * 32
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Xxh128 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+Size = Annotated[int, Field(ge=1, le=2**40)]
+Model = TypeVar("Model", bound=BaseModel)
+DOOR = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class BasisRecord(BaseModel):
+    """The frozen pair: its key and the sha256 of its values, '' where the adapter does not know it."""
+
+    model_config = DOOR
+
+    init: str
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    rank: Width
+    in_max: Width
+    out_max: Width
+    dtype: str = "float32"
+    sha256: Sha256 | None = None
+
+    @property
+    def key(self) -> BasisKey:
+        """The key; only a given pair is named by its values."""
+        values = self.model_dump() | {"sha256": (self.sha256 or "") if self.init == GIVEN else ""}
+        return BasisKey(**values)
+
+
+class Kind(BaseModel):
+    """The first line: all that like files have in common."""
+
+    model_config = DOOR
+
+    format: int
+    dtype: str
+    spec: dict[str, Any]
+    sites: Annotated[list[Pattern], Field(min_length=1)]
+    head: dict[str, list[Size]] = {}
+    basis: BasisRecord | None = None
+
+    @property
+    def adapter_spec(self) -> AdapterSpec:
+        """The spec, every value of its own type. Raises FormatError."""
+        try:
+            spec = AdapterSpec.from_dict(self.spec)
+            _SPEC.validate_json(json.dumps(asdict(spec)), strict=True)
+        except ValidationError as error:
+            raise FormatError(f"its spec has {_first_problem(error, {})}") from error
+        except (PolyveraError, TypeError, AttributeError) as error:
+            raise FormatError(f"its spec cannot be: {error}") from error
+        return spec
+
+
+class StoredError(BaseModel):
+    """The error that a stored dtype made: the largest difference, and the L2 norm of all over that of the values."""
+
+    model_config = DOOR
+
+    max_abs: FiniteFloat
+    relative_l2: FiniteFloat
+
+
+class Own(BaseModel):
+    """The second line: what is one adapter's alone.
+
+    digest: sha256 of the file with the digits of both sums as zeros. checksum: XXH3-128 of it with its own as zeros.
+    """
+
+    model_config = DOOR
+
+    base: str = ""
+    created: str = ""
+    scores: dict[str, FiniteFloat] = Field(default_factory=dict)
+    model: str = ""
+    labels: list[str] = Field(default_factory=list)
+    error: StoredError | None = None
+    digest: Sha256
+    checksum: Xxh128
+
+    @property
+    def num_keys(self) -> int:
+        """The keys of the line, those inside `scores` and `error` too."""
+        return len(self.model_fields_set) + len(self.scores) + (len(StoredError.model_fields) if self.error else 0)
+
+
+_SPEC = TypeAdapter(AdapterSpec)
+
+
+def first_line(adapter: Adapter, dtype: str) -> str:
+    """The first line of an adapter's file in that stored dtype. Raises FormatError for what cannot be written."""
+    layout = adapter.layout
+    kind: dict[str, Any] = {"format": FORMAT, "dtype": dtype, "spec": adapter.spec.to_dict()}
+    kind["sites"] = to_json(fold(layout.sites))
+    if layout.head:
+        kind["head"] = dict(layout.head)
+    if layout.basis is not None:
+        kind["basis"] = _without(asdict(layout.basis) | {"sha256": adapter.basis_sha256 or layout.basis.sha256})
+    return _dumped(kind)
+
+
+def second_line(adapter: Adapter, error: Mapping[str, float] | None) -> str:
+    """The second line, with zeros for both sums. Raises FormatError for a score that is not a finite number."""
+    scores = {str(k): float(v) for k, v in adapter.scores.items()}
+    own = _without({"base": adapter.base, "created": adapter.created, "scores": scores, "error": error})
+    own |= _without({"model": adapter.model, "labels": list(adapter.labels)})
+    line = _dumped(own | {"digest": NO_DIGEST, "checksum": NO_CHECKSUM})
+    read_own(line)
+    return line
+
+
+def read_kind(line: str) -> Kind:
+    """The first line. Raises FormatError, for a newer format with both versions."""
+    tree = parsed(line, "the first line of its header")
+    version = tree.get("format")
+    if isinstance(version, int) and version > FORMAT:
+        raise FormatError(
+            f"it is of format {version}, and this polyvera reads formats up to {FORMAT}: upgrade polyvera to read it"
+        )
+    if version != FORMAT:
+        raise FormatError(f"its header states the format {version!r}; polyvera writes format {FORMAT}")
+    return _validated(Kind, tree)
+
+
+def read_own(line: str) -> Own:
+    """The second line. Raises FormatError."""
+    try:
+        own = Own.model_validate_json(line)
+    except ValidationError:
+        own = None
+    # A count of keys that does not fit is a key that comes twice, or a text with a key in it: the slower parser knows.
+    if own is None or line.count('":') != own.num_keys:
+        own = _validated(Own, parsed(line, "the second line of its header"))
+    return own
+
+
+def parsed(text: str | bytes, what: str) -> dict[str, Any]:
+    """A JSON object without repeated keys, NaN or infinities. Raises FormatError."""
+    try:
+        tree = _DECODER.decode(text if isinstance(text, str) else text.decode())
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{what} is not JSON ({error}): it is damaged or no adapter file") from error
+    if not isinstance(tree, dict):
+        raise FormatError(f"{what} is a JSON {type(tree).__name__}, not an object: it is no adapter file")
+    return tree
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"the key {twice!r} comes twice")
+    return found
+
+
+def _constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no JSON number")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
+
+
+def _validated(model: type[Model], tree: Mapping[str, Any]) -> Model:
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise FormatError(f"its header has {_first_problem(error, model.model_fields)}") from error
+
+
+def _first_problem(error: ValidationError, known: Mapping[str, object]) -> str:
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        return f"the unknown key {where!r}{did_you_mean(where, known)}"
+    if problem["type"] == "missing":
+        return f"no {where!r}, which every adapter file has"
+    return f"{where} = {problem['input']!r}: {problem['msg']}"
+
+
+def _without(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are not empty; 0 is a value."""
+    return {k: v for k, v in values.items() if v is not None and v != "" and v != {} and v != []}
+
+
+def _dumped(value: object) -> str:
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise FormatError(
+            f"the adapter's header cannot be written as JSON: {error}; a score or an alpha is no finite number"
+        ) from error

@@ -1,0 +1,136 @@
+"""Which tensors an adapter file holds, and where: all of it decided by the first line of the header."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polyvera.adapter.layout import Layout, Shape, layout_of
+from polyvera.adapter.spec import GIVEN, AdapterSpec, BasisKey
+from polyvera.errors import FormatError, PolyveraError
+from polyvera.store.file.header import Kind, read_kind
+from polyvera.store.file.layer_pattern import unfold
+from polyvera.store.file.stored_dtype import CODES, SCALE, Packing, packing_named
+
+BASIS_A, BASIS_B = "basis.A", "basis.B"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor of a file: its dtype, shape and place in the data section, in bytes."""
+
+    dtype: torch.dtype
+    shape: Shape
+    begin: int
+    end: int
+
+    def read(self, section: memoryview) -> Tensor:
+        """A view of the data section."""
+        return torch.frombuffer(section[self.begin : self.end], dtype=self.dtype).view(self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What the first line of a header decides. tensors: those of the file, in file order."""
+
+    spec: AdapterSpec
+    layout: Layout
+    packing: Packing
+    basis_sha256: str
+    tensors: dict[str, StoredTensor]
+
+    @cached_property
+    def directory(self) -> dict[str, Any]:
+        """The safetensors header that a file of this plan has, its metadata left out."""
+        return {
+            name: {"dtype": CODES[t.dtype], "shape": list(t.shape), "data_offsets": [t.begin, t.end]}
+            for name, t in self.tensors.items()
+        }
+
+    @cached_property
+    def data_bytes(self) -> int:
+        """The length of the data section."""
+        return max(t.end for t in self.tensors.values())
+
+    @cached_property
+    def is_flat(self) -> bool:
+        """Whether the data section is the flat vector and nothing else."""
+        return self.flat_at == 0 and self.data_bytes == 4 * self.layout.num_params
+
+    @cached_property
+    def flat_at(self) -> int | None:
+        """Where the flat vector lies in the data section as it is, or None where it has to be put together."""
+        places = [self.tensors[s.key].begin - 4 * s.offset for s in self.layout.stacks]
+        return places[0] if self.packing.is_exact and len(set(places)) == 1 else None
+
+
+@lru_cache(maxsize=256)
+def plan_of(line: str) -> Plan:
+    """The plan of a first line, the same object for the same text. Raises FormatError."""
+    kind = read_kind(line)
+    spec, packing = kind.adapter_spec, packing_named(kind.dtype)
+    widths = unfold(kind.sites)
+    try:
+        layout = layout_of(spec, widths, {k: tuple(shape) for k, shape in kind.head.items()})
+    except PolyveraError as error:
+        raise FormatError(f"its header describes no adapter that can be: {error}") from error
+    layout = replace(layout, basis=_basis_key(kind, layout.basis))
+    sha256 = (kind.basis.sha256 or "") if kind.basis else ""
+    return Plan(spec, layout, packing, sha256, _placed(layout, packing))
+
+
+def _basis_key(kind: Kind, least: BasisKey | None) -> BasisKey | None:
+    """The key that the header names, where it is as wide as the layers need."""
+    if kind.basis is None or least is None:
+        if kind.basis is not None or least is not None:
+            raise FormatError(f"its header gives method {kind.spec['method']!r} with the basis {kind.basis}")
+        return None
+    key = kind.basis.key
+    if key.rank != least.rank or key.in_max < least.in_max or key.out_max < least.out_max:
+        raise FormatError(f"its header names the basis {key}, but its layers need {least}")
+    if key.init == GIVEN and not key.sha256:
+        raise FormatError("its header names a basis that no recipe draws, without the sha256 that tells it apart")
+    return key
+
+
+def _placed(layout: Layout, packing: Packing) -> dict[str, StoredTensor]:
+    """Every tensor of a file in file order, as safetensors has it: by dtype, then by name, without gaps."""
+    tensors: dict[str, StoredTensor] = {}
+    order, at = list(CODES), 0
+    for name, dtype, shape in sorted(_stored(layout, packing), key=lambda t: (order.index(t[1]), t[0])):
+        if name in tensors:
+            raise FormatError(f"two tensors of this adapter would be called {name!r} in its file; rename the head's")
+        end = at + dtype.itemsize * prod(shape)
+        tensors[name] = StoredTensor(dtype, shape, at, end)
+        at = end
+    return tensors
+
+
+def _stored(layout: Layout, packing: Packing) -> Iterator[tuple[str, torch.dtype, Shape]]:
+    for stack in layout.stacks:
+        yield stack.key, packing.dtype, stack.shape
+        if packing.has_scale:
+            yield stack.key + SCALE, torch.float32, (len(stack.entries),)
+    key = layout.basis
+    if key is not None and key.init == GIVEN:
+        yield BASIS_A, torch.float32, (key.rank, key.in_max)
+        yield BASIS_B, torch.float32, (key.out_max, key.rank)
+
+
+def check_directory(given: dict[str, Any], plan: Plan) -> None:
+    """Raises FormatError unless the file has exactly the tensors of its plan, in place."""
+    if given != plan.directory:
+        raise FormatError(f"{_difference(given, plan.directory)}: it was not written by polyvera")
+
+
+def _difference(given: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    for name in sorted({*given, *wanted}):
+        if given.get(name) != wanted.get(name):
+            return f"its tensor {name!r} is {given.get(name, 'missing')}, and {wanted.get(name, 'none')} by its spec"
+    return "its tensors are not those of its spec"

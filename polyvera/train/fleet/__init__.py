@@ -1,0 +1,1 @@
+"""Many adapters in the same batches."""

@@ -1,0 +1,314 @@
+"""train_fleet: an adapter for every tenant, trained in batches that mix them over one frozen model.
+
+A round gives every tenant in a slot its next optimizer step. Each adapter is the one that its tenant's rows alone would
+have given; who has made all steps leaves, and the next in line takes the slot.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import set_seed
+
+from polyvera.adapter.adapter import Adapter
+from polyvera.adapter.bank import Bank
+from polyvera.adapter.fingerprint import fingerprint
+from polyvera.adapter.inject import extract, head_tensors
+from polyvera.adapter.route import route
+from polyvera.adapter.targets import find_head
+from polyvera.data.batching import Collator, packed
+from polyvera.data.encoding import LABEL
+from polyvera.data.packed_rows import TokenRows
+from polyvera.data.tables import Table
+from polyvera.errors import DataError, PolyveraError
+from polyvera.evaluate.generate import evaluating
+from polyvera.model.load import Base, load_base, pad_id, place
+from polyvera.store.registry import Registry
+from polyvera.train.fleet.journal import FINISHED, QUARANTINED, SKIPPED, Ledger, Outcome
+from polyvera.train.fleet.member import Member, SlotWeights, num_items
+from polyvera.train.loss import row_losses
+from polyvera.train.recipe import Recipe
+from polyvera.train.tenants import Tables, Tenant, tenants
+from polyvera.train.trainer import adapted, encode_tables
+
+SLOTS = 32
+BATCH_TOKENS = {"cpu": 768}  # enough to keep a CPU's cores busy, and few enough to hold rows of like length
+GPU_BATCH_TOKENS = 8192
+SAVE_EVERY = 25
+RECENT = 10
+
+Rows = list[tuple[Member, dict[str, Any], float]]
+
+
+@dataclass
+class Traffic:
+    """What went through the model in training: rounds, batches, rows, tokens that count and those that only pad."""
+
+    rounds: int = 0
+    batches: int = 0
+    rows: int = 0
+    tokens: int = 0
+    padding: int = 0
+    seconds: float = 0.0
+
+    def count(self, mask: torch.Tensor) -> None:
+        """Counts one batch by its attention mask (rows, longest)."""
+        tokens = int(mask.sum())
+        self.batches += 1
+        self.rows += len(mask)
+        self.tokens += tokens
+        self.padding += mask.numel() - tokens
+
+    @property
+    def padding_share(self) -> float:
+        """Padding among all tokens, 0 to 1."""
+        return self.padding / max(1, self.tokens + self.padding)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens that count, a second of rounds; start-up, evaluation and publishing left out."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class FleetResult:
+    """What became of every tenant, and what it took in this process. base: the model, bare again."""
+
+    outcomes: tuple[Outcome, ...]
+    traffic: Traffic
+    seconds: float
+    base: Base | None = None
+
+    def of(self, status: str) -> list[Outcome]:
+        """The tenants with that status."""
+        return [outcome for outcome in self.outcomes if outcome.status == status]
+
+
+Watch = Callable[["Fleet"], None]
+
+
+def train_fleet(
+    recipe: Recipe,
+    *,
+    everyone: Sequence[Tenant] | None = None,
+    base: Base | None = None,
+    registry: Registry | None = None,
+    prefix: str = "",
+    stored: str = "float32",
+    start: Adapter | None = None,
+    resume: bool = False,
+    watch: Watch = lambda fleet: None,
+) -> FleetResult:
+    """Trains every tenant of a recipe with fleet=true; a tenant that can't be trained never stops the others.
+
+    everyone: the tenants, by default those of the recipe's data. registry: where adapters go as they are finished,
+    under prefix + the tenant's name; without one they come back in the outcomes. start: the adapter that all begin
+    from. resume: goes on after a kill, from recipe.output. watch is called after each round. Raises PolyveraError.
+    """
+    started = time.monotonic()
+    set_seed(recipe.run_seed)
+    ledger = Ledger(_folder(recipe), registry, prefix, stored)
+    ledger.open(recipe, resume=resume)
+    start = ledger.start(start)
+    line = [tenant for tenant in everyone or tenants(recipe) if tenant.name not in ledger.outcomes]
+    first = first_table(line, recipe)
+    traffic = Traffic()
+    if first is None:
+        _skip_all(line, recipe, ledger)
+    else:
+        kind = LABEL if first.kind == LABEL else "lm"
+        base = base or load_base(recipe.model, task=kind, dtype=recipe.dtype, labels=first.labels)
+        place(base)
+        slots = min(recipe.slots or SLOTS, len(line))
+        with adapted(recipe, base, slots) as bank:
+            assert bank is not None
+            fleet = Fleet(recipe, base, bank, ledger, deque(line), first.kind, start, traffic=traffic)
+            fleet.run(watch)
+    return FleetResult(tuple(ledger.outcomes.values()), traffic, time.monotonic() - started, base)
+
+
+@dataclass
+class Fleet:
+    """The tenants that train, those that wait, and the bank that they share."""
+
+    recipe: Recipe
+    base: Base
+    bank: Bank
+    ledger: Ledger
+    waiting: deque[Tenant]
+    kind: str
+    start: Adapter | None = None
+    members: list[Member] = field(default_factory=list)
+    traffic: Traffic = field(default_factory=Traffic)
+
+    def __post_init__(self) -> None:
+        self.grads = self.bank.gradients()
+        self.collate = Collator(pad_id(self.base.tokenizer))
+        self.spec = self.recipe.spec(find_head(self.base.model))
+        self.head = head_tensors(self.base.model, self.spec.head)
+        self.fingerprint = fingerprint(self.base.model)
+        if self.start is not None:
+            self.bank.put(self.bank.first, self.start)  # raises where it does not fit
+        self.states = self.ledger.states()
+        self.waiting = deque(sorted(self.waiting, key=lambda tenant: tenant.name not in self.states))
+
+    def run(self, watch: Watch) -> None:
+        """Rounds until every tenant has left."""
+        self.admit()
+        with warnings.catch_warnings():  # gradients are views, as they are meant to be
+            warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+            while self.members:
+                self.round()
+                self.look()
+                self.settle()
+                self.admit()
+                if self.traffic.rounds % (self.recipe.save_every or SAVE_EVERY) == 0:
+                    self.ledger.save(self.members)
+                watch(self)
+
+    def admit(self) -> None:
+        """Gives every free slot to the next tenant in line whose rows can be used."""
+        taken = {member.slot for member in self.members}
+        free = [slot for slot in self.bank.slots if slot not in taken]
+        while free and self.waiting:
+            tenant = self.waiting.popleft()
+            try:
+                self.members.append(self._admitted(tenant, free[0]))
+            except PolyveraError as error:
+                self.ledger.record(Outcome(tenant.name, SKIPPED, str(error)))
+            else:
+                free.pop(0)
+
+    def round(self) -> None:
+        """One optimizer step for every member, its rows in batches with the others'."""
+        started = time.monotonic()
+        rows: Rows = []
+        for member in self.members:
+            rows += _weighted(member, member.next_rows())
+        self.base.model.train()
+        losses = self._losses(rows, torch.Tensor.backward, self.traffic)
+        for member in list(self.members):
+            problem = member.advance(losses[member.slot])
+            if problem:
+                self._leave(member, Outcome(member.name, QUARANTINED, problem, "", len(member.rows), member.step))
+        self.grads.zero_()
+        self.traffic.rounds += 1
+        self.traffic.seconds += time.monotonic() - started
+
+    def look(self) -> None:
+        """The validation loss of every member that is due, in mixed batches."""
+        due = [member for member in self.members if member.is_due]
+        rows: Rows = []
+        for member in due:
+            rows += _weighted(member, list(member.held or ()))
+        with evaluating(self.base.model):
+            losses = self._losses(rows, lambda loss: None, Traffic())
+        for member in due:
+            loss = losses[member.slot]
+            member.held_losses.append((member.step, loss))
+            member.best.take(loss, partial(self.bank.take, member.slot))
+
+    def settle(self) -> None:
+        """Those who are done leave with their adapters."""
+        for member in [member for member in self.members if member.is_done]:
+            adapter = self._adapter(member)
+            losses = adapter.scores.get("train_loss"), adapter.scores.get("eval_loss")
+            self._leave(member, Outcome(member.name, FINISHED, "", "", len(member.rows), member.step, *losses, adapter))
+
+    def _losses(self, rows: Rows, then: Callable[[torch.Tensor], None], traffic: Traffic) -> dict[int, float]:
+        """Each slot's weighted sum of its rows' losses, in mixed batches; `then` gets the sum of each batch."""
+        totals = dict.fromkeys((member.slot for member, _, _ in rows), 0.0)
+        lengths = [len(row["input_ids"]) for _, row, _ in rows]
+        default = BATCH_TOKENS.get(self.bank.flat.device.type, GPU_BATCH_TOKENS)
+        for numbers in packed(lengths, self.recipe.batch_tokens or default):
+            batch = [rows[i] for i in numbers]
+            inputs = {k: t.to(self.bank.flat.device) for k, t in self.collate([row for _, row, _ in batch]).items()}
+            weights = torch.tensor([weight for _, _, weight in batch], device=self.bank.flat.device)
+            with route([member.slot for member, _, _ in batch]):
+                losses = row_losses(self.base.model, inputs) * weights
+                then(losses.sum())
+            for (member, _, _), loss in zip(batch, losses.tolist(), strict=True):
+                totals[member.slot] += loss
+            traffic.count(inputs["attention_mask"])
+        return totals
+
+    def _admitted(self, tenant: Tenant, slot: int) -> Member:
+        self.ledger.name_of(tenant.name)
+        tables = self._labelled(tenant.tables(self.recipe))
+        encoded, watched = encode_tables(self.recipe, tables, self.base)
+        rows, held = TokenRows.of(encoded), None if watched is None else TokenRows.of(watched)
+        self.bank.clear(slot)
+        if self.start is None:
+            self.bank.start(slot, self.spec, self.head)
+        else:
+            self.bank.put(slot, self.start)
+        weights = SlotWeights.of(self.bank, self.bank.slots.index(slot), self.grads)
+        member = Member(tenant.name, slot, self.recipe, rows, held, tables.training.labels, weights)
+        state = self.states.pop(tenant.name, None)
+        if state is not None:
+            member.restore(state)
+        return member
+
+    def _labelled(self, tables: Tables) -> Tables:
+        """The tables with their classes in the order of the model's outputs. Raises DataError for another kind."""
+        training = tables.training
+        if training.kind != self.kind:
+            raise DataError(f"{training.source} holds {training.kind} rows, and the fleet's first tenant {self.kind}")
+        if self.kind != LABEL:
+            return tables
+        known: tuple[str, ...] = tuple((self.base.model.config.id2label or {}).values())
+        if len(known) != len(training.labels):
+            raise DataError(
+                f"{training.source} has {len(training.labels)} classes, and the model has {len(known)} outputs: train "
+                "tenants with another number of classes in a fleet of their own"
+            )
+        return tables if set(known) != set(training.labels) else tables.labelled(known)
+
+    def _adapter(self, member: Member) -> Adapter:
+        scores = {"train_loss": float(np.mean(member.losses[-RECENT:]))}
+        if member.held is not None and member.best.numbers is not None:
+            scores["eval_loss"] = member.best.loss
+        adapter = extract(self.bank, member.slot, self.spec, None, scores)
+        flat = adapter.flat if member.best.numbers is None else member.best.numbers
+        return replace(adapter, base=self.fingerprint, model=self.recipe.model, labels=member.labels, flat=flat)
+
+    def _leave(self, member: Member, outcome: Outcome) -> None:
+        self.ledger.record(outcome)
+        self.members.remove(member)
+
+
+def _weighted(member: Member, rows: Sequence[dict[str, Any]]) -> Rows:
+    """A member's rows with the weight that makes the sum of their losses its mean."""
+    count = sum(map(num_items, rows))
+    return [(member, row, 1 / count) for row in rows]
+
+
+def _folder(recipe: Recipe) -> Path | None:
+    return None if recipe.output is None else Path(recipe.output).expanduser()
+
+
+def first_table(line: Iterable[Tenant], recipe: Recipe) -> Table | None:
+    """The rows of the first tenant whose rows can be read: they tell what kind of model the fleet needs."""
+    for tenant in line:
+        try:
+            return tenant.tables(recipe).training
+        except PolyveraError:
+            continue
+    return None
+
+
+def _skip_all(line: Iterable[Tenant], recipe: Recipe, ledger: Ledger) -> None:
+    for tenant in line:
+        try:
+            tenant.tables(recipe)
+        except PolyveraError as error:
+            ledger.record(Outcome(tenant.name, SKIPPED, str(error)))

@@ -1,0 +1,225 @@
+"""Loop: transformers' Trainer on the trained parameters alone, with a checkpoint that holds nothing of the base."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import ceil, isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Sampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+
+from polyvera.adapter.bank import Bank
+from polyvera.data.batching import Collator, EpochOrder
+from polyvera.data.encoding import IGNORED, Encoded
+from polyvera.errors import RecipeError
+from polyvera.train import checkpoint
+from polyvera.train.budget import orthogonal_weight, orthogonality
+from polyvera.train.callbacks import Stateful
+from polyvera.train.recipe import EPOCHS, Recipe
+
+TRAINED = "trained.safetensors"
+BESIDE = "beside.safetensors"
+SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+
+
+class Loop(Trainer):
+    """The training loop of one bank of slots (of the bare model in full fine-tuning, where bank is None)."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: nn.Module,
+        bank: Bank | None,
+        rows: Encoded,
+        held: Encoded | None,
+        args: TrainingArguments,
+        pad_id: int,
+        head: set[str],
+    ) -> None:
+        # Classification models of transformers take num_items_in_batch and ignore it, which would make the sum of
+        # accumulated batches the loss instead of their mean.
+        own_loss = class_loss if isinstance(rows[0]["labels"], int) else None
+        with _adapters_shown(model):
+            super().__init__(model, args, Collator(pad_id), rows, held, compute_loss_func=own_loss)
+        self.pop_callback(PrinterCallback)
+        self.recipe, self.bank, self.rows, self.head = recipe, bank, rows, head
+        self.held = () if held is None else held.rows
+        self.beside: list[Stateful] = []
+        choice = recipe.budget
+        self.orthogonal = 0.0 if choice is None or bank is None else orthogonal_weight(choice, bank)
+
+    def watch(self, callback: TrainerCallback, state: Stateful | None = None) -> None:
+        """Adds a callback, and what of it goes into checkpoints."""
+        self.add_callback(callback)
+        self.beside += [] if state is None else [state]
+
+    def restore(self, at: Path) -> None:
+        """Sets the numbers, what is beside them, and the record of the run to those of a checkpoint."""
+        self._load_from_checkpoint(str(at))
+        self.state = TrainerState.load_from_json(str(at / checkpoint.STATE))
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW with a learning rate for the vectors or matrices and one for the head."""
+        if self.optimizer is None:
+            named = checkpoint.trained(model or self.whole)
+            groups = [
+                {"params": [p for n, p in named.items() if n not in self.head], "lr": self.recipe.learning_rate},
+                {"params": [p for n, p in named.items() if n in self.head], "lr": self.recipe.head_learning_rate},
+            ]
+            self.optimizer = torch.optim.AdamW(
+                [g for g in groups if g["params"]], weight_decay=self.recipe.weight_decay
+            )
+        return self.optimizer
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The model's loss, with the orthogonality term of the rank budget in training."""
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if self.orthogonal and self.bank is not None and model.training:
+            skew = orthogonality(self.bank)
+            loss = loss if skew is None else loss + self.orthogonal * skew / self.current_gradient_accumulation_steps
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """One forward and backward. Raises RecipeError where the loss is no number."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._check(float(loss), "the loss")
+        return loss
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The mean validation loss: over the learnt tokens, or over the rows for classes; nats."""
+        was_training = self.whole.training
+        self.whole.eval()
+        total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        with torch.no_grad():
+            for inputs in self._held_batches():
+                num_items = int(_items(inputs["labels"]))
+                loss: Any = super().compute_loss(self.whole, self._prepare_inputs(inputs))
+                total += torch.tensor([float(loss) * num_items, num_items], dtype=torch.float64, device=total.device)
+        self.whole.train(was_training)
+        summed, count = self.accelerator.reduce(total, reduction="sum").tolist()
+        metrics = {f"{metric_key_prefix}_loss": self._check(summed / count, "the validation loss")}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: the Trainer's estimate walks over all parameters at every step."""
+        return 0
+
+    def _held_batches(self) -> Iterator[dict[str, Tensor]]:
+        """This process's share of the validation rows, none of them twice."""
+        held = self.held
+        batches = range(0, len(held), self.recipe.batch_size)
+        for first in batches[self.args.process_index :: self.args.world_size]:
+            yield self.data_collator(list(held[first : first + self.recipe.batch_size]))
+
+    @property
+    def whole(self) -> nn.Module:
+        """The model, which is never None here."""
+        assert self.model is not None
+        return self.model
+
+    def _check(self, loss: float, what: str) -> float:
+        if not isfinite(loss):
+            raise RecipeError(
+                f"{what} is {loss} at step {self.state.global_step + 1} with lr={self._get_learning_rate():.3g}: lower "
+                f"lr (at its highest it is {self.recipe.learning_rate:g}), raise warmup, or train in float32"
+            )
+        return loss
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        lengths = self.rows.lengths if self.recipe.group_by_length else None
+        return EpochOrder(len(self.rows), self.recipe.run_seed, lengths, self.recipe.batch_size)
+
+    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or str(self.args.output_dir))
+        here = checkpoint.trained(self.whole)
+        checkpoint.write(folder / TRAINED, here if state_dict is None else {k: state_dict[k] for k in here})
+        states = {f"{i}.{k}": t for i, part in enumerate(self.beside) for k, t in part.state().items()}
+        checkpoint.write(folder / BESIDE, states)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        checkpoint.read_into(Path(resume_from_checkpoint) / TRAINED, model or self.whole)
+        states = checkpoint.read(Path(resume_from_checkpoint) / BESIDE)
+        for i, part in enumerate(self.beside):
+            part.restore({k.partition(".")[2]: t for k, t in states.items() if k.startswith(f"{i}.")})
+
+
+@contextmanager
+def _adapters_shown(model: Any) -> Iterator[None]:
+    """Lets the Trainer take a quantized base, which it does only where it knows of adapters in it."""
+    quantized = getattr(model, "is_quantized", False)
+    if quantized:
+        model._hf_peft_config_loaded = True
+    try:
+        yield
+    finally:
+        if quantized:
+            del model._hf_peft_config_loaded
+
+
+def class_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+    """Cross entropy of classes over all rows of an optimizer step. logits (rows, classes), labels (rows,)."""
+    summed = F.cross_entropy(outputs["logits"].float(), labels, reduction="sum")
+    return summed / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
+
+def _items(labels: Tensor) -> Tensor:
+    return (labels[..., 1:] if labels.dim() > 1 else labels).ne(IGNORED).sum()
+
+
+def num_steps(recipe: Recipe, num_rows: int, world_size: int) -> tuple[int, int]:
+    """(optimizer steps in an epoch, in all)."""
+    epoch = ceil(ceil(num_rows / (recipe.batch_size * world_size)) / recipe.accumulate)
+    return epoch, recipe.max_steps or ceil((recipe.epochs or EPOCHS) * epoch)
+
+
+def arguments(recipe: Recipe, folder: Path, num_rows: int) -> TrainingArguments:
+    """The recipe in the Trainer's words."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    epoch, total = num_steps(recipe, num_rows, processes)
+    often = min(epoch, total)
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.accumulate,
+        max_steps=total,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type=SCHEDULES[recipe.schedule],
+        warmup_steps=ceil(recipe.warmup * total),
+        max_grad_norm=recipe.clip,
+        seed=recipe.run_seed,
+        eval_strategy="no" if recipe.validation is None else "steps",
+        eval_steps=recipe.eval_every or often,
+        save_strategy="no" if recipe.output is None else "steps",
+        save_steps=recipe.save_every or often,
+        save_total_limit=1,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+        use_cpu=processes > 1 and not torch.cuda.is_available(),  # else each process would train alone
+        disable_tqdm=True,
+        report_to=[],
+    )
+
+
+def columns_of(history: Sequence[Mapping[str, Any]], name: str) -> tuple[tuple[int, float], ...]:
+    """(step, value) of each record that has the value."""
+    return tuple((int(record["step"]), float(record[name])) for record in history if name in record)

@@ -1,0 +1,100 @@
+"""Tenant: one adapter of a fleet by its name, and where its rows come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+from polyvera.data.tables import READERS, NumberedRow, Table, alike, drawn, grouped, read, split, table
+from polyvera.errors import DataError
+from polyvera.train.recipe import Recipe
+
+COLUMN = "adapter"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of one tenant's rows, or its share of the rows of a common file. They are checked when they are read."""
+
+    name: str
+    rows: tuple[NumberedRow, ...] | None = None
+
+    def read(self, recipe: Recipe) -> Table:
+        """The examples. Raises DataError."""
+        if self.rows is None:
+            return read(self.name, recipe.columns, chat=recipe.chat)
+        return table(self.name, self.rows, recipe.columns, chat=recipe.chat)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """One tenant's examples: to train on, to watch, to score at the end."""
+
+    training: Table
+    validation: Table | None
+    test: Table | None
+
+    def labelled(self, labels: tuple[str, ...]) -> Tables:
+        """The same with the classes in that order."""
+        ordered = (table and replace(table, labels=labels) for table in (self.training, self.validation, self.test))
+        return Tables(*ordered)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """One adapter to be: its name, and its rows by what they are for. problem: why it cannot be trained, or ''."""
+
+    name: str
+    training: Source
+    validation: Source | None = None
+    test: Source | None = None
+    problem: str = ""
+
+    def tables(self, recipe: Recipe) -> Tables:
+        """The examples, read now. Raises DataError."""
+        if self.problem:
+            raise DataError(self.problem)
+        whole = self.training.read(recipe)
+        training = drawn(whole, recipe.max_rows or len(whole), recipe.run_seed)
+        validation = None if self.validation is None else alike(whole, self.validation.read(recipe))
+        if isinstance(recipe.validation, float):
+            training, validation = split(training, recipe.validation, recipe.run_seed)
+        return Tables(training, validation, None if self.test is None else alike(whole, self.test.read(recipe)))
+
+
+def only_tenant(recipe: Recipe) -> Tenant:
+    """The tenant of a recipe that trains one adapter."""
+    validation = Source(recipe.validation) if isinstance(recipe.validation, str) else None
+    return Tenant("", Source(recipe.data), validation, None if recipe.test is None else Source(recipe.test))
+
+
+def tenants(recipe: Recipe) -> list[Tenant]:
+    """Every tenant of a fleet's recipe, by name; rows are read later. Raises DataError where there are none."""
+    training = sources(recipe.data, recipe.adapter_column)
+    watched = sources(recipe.validation, recipe.adapter_column) if isinstance(recipe.validation, str) else None
+    tests = None if recipe.test is None else sources(recipe.test, recipe.adapter_column)
+    found = []
+    for name, source in sorted(training.items()):
+        lacking = [what for what, there in (("validation", watched), ("test", tests)) if there and name not in there]
+        problem = f"{source.name}: {name!r} has no rows in {' and '.join(lacking)}" if lacking else ""
+        found.append(Tenant(name, source, (watched or {}).get(name), (tests or {}).get(name), problem))
+    return found
+
+
+def sources(place: str, column: str | None) -> Mapping[str, Source]:
+    """The rows of each tenant: the files of a folder by their names, or the rows of a file by a column."""
+    folder = Path(place).expanduser()
+    if not folder.is_dir():
+        rows = grouped(place, column or COLUMN)
+        return {name: Source(f"{place} ({name})", tuple(own)) for name, own in rows.items()}
+    if column is not None:
+        raise DataError(f"{place} is a folder, one file a tenant, so adapter_column={column!r} would have no effect")
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in READERS and path.is_file()]
+    if not files:
+        raise DataError(f"{place} holds no file that ends in {', '.join(READERS)}: a fleet has a file for each tenant")
+    twice = {a.stem for a, b in pairwise(files) if a.stem == b.stem}
+    if twice:
+        raise DataError(f"{place} holds several files named {min(twice)!r}: one file a tenant")
+    return {path.stem: Source(str(path)) for path in files}

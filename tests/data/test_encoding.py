@@ -1,0 +1,104 @@
+from collections.abc import Callable
+
+import pytest
+from tiny_models import WORDS, make_tokenizer
+
+from polyvera.data.encoding import IGNORED, encode, prompt_ids
+from polyvera.data.tables import Message, read
+from polyvera.errors import DataError
+
+Write = Callable[..., str]
+EOS = WORDS.index("</s>")
+
+
+def words(ids: list[int]) -> str:
+    return " ".join(WORDS[i] for i in ids)
+
+
+def learnt(row: dict[str, list[int]]) -> str:
+    return words([label for label in row["labels"] if label != IGNORED])
+
+
+def test_only_the_completion_and_its_end_are_learnt(jsonl: Write) -> None:
+    tokenizer = make_tokenizer(bos=True)
+    (row,) = encode(read(jsonl([{"prompt": "w1 w2", "completion": "w3 w4"}])), tokenizer, 64).rows
+    assert words(row["input_ids"]) == "<s> w1 w2 w3 w4 </s>"
+    assert learnt(row) == "w3 w4 </s>"
+    assert row["input_ids"][:3] == prompt_ids(tokenizer, "w1 w2")  # what generation starts from
+
+
+def test_a_prompt_is_shortened_from_the_left_and_counted(jsonl: Write) -> None:
+    table = read(jsonl([{"prompt": "w1 w2 w3 w4", "completion": "w5"}, {"prompt": "w1", "completion": "w2"}]))
+    encoded = encode(table, make_tokenizer(), 4)
+    assert [words(row["input_ids"]) for row in encoded.rows] == ["w3 w4 w5 </s>", "w1 w2 </s>"]
+    assert encoded.shortened == (1,)
+    with_bos = encode(table, make_tokenizer(bos=True), 4)
+    assert words(with_bos[0]["input_ids"]) == "<s> w4 w5 </s>"
+
+
+def test_an_answer_is_never_cut(jsonl: Write) -> None:
+    rows = [{"prompt": "w1", "completion": "w2 " * n} for n in (1, 5, 2, 9)]
+    table = read(jsonl(rows))
+    with pytest.raises(DataError, match=r"the answers of 2 rows are longer than max_length=4 tokens \(rows 2, 4\)"):
+        encode(table, make_tokenizer(), 4)
+    encoded = encode(table, make_tokenizer(), 4, too_long="skip")
+    assert (len(encoded), encoded.skipped) == (2, (2, 4))
+    with pytest.raises(DataError, match="the answers of 4 rows"):
+        encode(table, make_tokenizer(), 2, too_long="skip")
+
+
+def test_plain_text_is_learnt_whole(jsonl: Write) -> None:
+    (row,) = encode(read(jsonl([{"text": "w1 w2"}])), make_tokenizer(), 8).rows
+    assert learnt(row) == words(row["input_ids"]) == "w1 w2 </s>"
+
+
+CHAT = [
+    {"role": "system", "content": "w0"},
+    {"role": "user", "content": "w1"},
+    {"role": "assistant", "content": "w2 w3"},
+    {"role": "user", "content": "w4"},
+    {"role": "assistant", "content": "w5"},
+]
+
+
+@pytest.mark.parametrize(("turns", "answers"), [("all", "w2 w3 </s> w5 </s>"), ("last", "w5 </s>")])
+def test_assistant_turns_are_learnt_with_their_end(jsonl: Write, turns: str, answers: str) -> None:
+    tokenizer = make_tokenizer()
+    (row,) = encode(read(jsonl([{"messages": CHAT}])), tokenizer, 64, turns=turns).rows
+    whole = "system : w0 </s> user : w1 </s> assistant : w2 w3 </s> user : w4 </s> assistant : w5 </s>"
+    assert words(row["input_ids"]) == whole
+    assert learnt(row) == answers
+    asked = prompt_ids(tokenizer, tuple(Message(**turn) for turn in CHAT[:-1]))
+    assert row["input_ids"][: len(asked)] == asked
+
+
+def test_a_template_that_ends_no_turn_gets_an_end(jsonl: Write) -> None:
+    plain = "{% for m in messages %} {{ m['content'] }} {% endfor %}"
+    (row,) = encode(read(jsonl([{"messages": CHAT}])), make_tokenizer(template=plain), 64, turns="last").rows
+    assert learnt(row) == "w5 </s>"
+
+
+def test_templates_that_cannot_serve(jsonl: Write) -> None:
+    table = read(jsonl([{"messages": CHAT}]))
+    with pytest.raises(DataError, match=r"row 1: the tokenizer .* has no chat template"):
+        encode(table, make_tokenizer(template=None), 64)
+    moody = "{% for m in messages %} {{ m['content'] if loop.last else '' }} {% endfor %}"
+    with pytest.raises(DataError, match="changes earlier turns"):
+        encode(table, make_tokenizer(template=moody), 64)
+    with pytest.raises(DataError, match="refuses the conversation: never"):
+        encode(table, make_tokenizer(template="{{ raise_exception('never') }}"), 64)
+
+
+def test_classes(jsonl: Write) -> None:
+    rows = [{"text": "w1 w2 w3", "text_pair": "w4", "label": "b"}, {"text": "w1", "text_pair": "w2", "label": "a"}]
+    encoded = encode(read(jsonl(rows)), make_tokenizer(), 3)
+    assert [row["labels"] for row in encoded.rows] == [1, 0]
+    assert [len(row["input_ids"]) for row in encoded.rows] == [3, 2]
+    assert encoded.shortened == (1,)
+
+
+def test_a_tokenizer_without_an_end_token_is_refused(jsonl: Write) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(DataError, match="has no end token"):
+        encode(read(jsonl([{"text": "w1"}])), tokenizer, 8)

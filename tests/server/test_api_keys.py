@@ -1,0 +1,98 @@
+"""The file of keys."""
+
+import json
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from polyvera.errors import AccessError, ServeError
+from polyvera.server.api_keys import EVERYONE, KeyFile, read_keys
+from polyvera.server.config import Settings
+from polyvera.server.middleware import is_loopback
+from polyvera.server.server import check_address
+
+
+def test_a_key_is_known_and_its_secret_is_nowhere(tmp_path: Path) -> None:
+    file = KeyFile(tmp_path / "new" / "keys.json")
+    secret, key = file.add("acme", ["acme/*", "shared/one"], base=True, days=1)
+    caller = file.caller(secret)
+    assert caller.tenant == "acme" and caller.base and not caller.admin
+    assert caller.sees("acme/x/y") and caller.sees("shared/one")
+    assert not caller.sees("shared/one/more") and not caller.sees("acm") and not caller.sees("globex/x")
+    assert secret not in file.path.read_text() and len(secret) > 40
+    assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
+    assert EVERYONE.sees("anything") and key.id in file.path.read_text()
+
+
+@pytest.mark.parametrize("secret", ["", "pv-", "x" * 10_000, "\udcff"])
+def test_another_key_is_unknown(tmp_path: Path, secret: str) -> None:
+    file = KeyFile(tmp_path / "keys.json")
+    file.add("acme", ["*"])
+    with pytest.raises(AccessError) as caught:
+        file.caller(secret)
+    assert not caught.value.is_known
+
+
+def test_changes_of_another_process_are_seen(tmp_path: Path) -> None:
+    here, there = KeyFile(tmp_path / "keys.json"), KeyFile(tmp_path / "keys.json")
+    secret, key = there.add("acme", ["acme/*"])
+    assert here.caller(secret).tenant == "acme"
+    there.remove(key.id)
+    with pytest.raises(AccessError):
+        here.caller(secret)
+    with pytest.raises(ServeError, match="no key"):
+        there.remove(key.id)
+
+
+def test_a_broken_file_keeps_the_keys_before_and_no_file_lets_nobody_in(tmp_path: Path) -> None:
+    file = KeyFile(tmp_path / "keys.json")
+    secret, _ = file.add("acme", ["acme/*"])
+    assert file.caller(secret)
+    file.path.write_text("{")
+    assert file.caller(secret)
+    file.path.unlink()
+    with pytest.raises(AccessError):
+        file.caller(secret)
+
+
+def test_none_is_lost_where_many_add(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: KeyFile(tmp_path / "keys.json").add(f"t{i}", ["*"]), range(24)))
+    assert {key.tenant for key in read_keys(tmp_path / "keys.json")} == {f"t{i}" for i in range(24)}
+
+
+@pytest.mark.parametrize(
+    ("tenant", "pattern"), [("", "*"), ("../x", "*"), ("a b", "*"), ("a", "../*"), ("a", "*x"), ("a", "")]
+)
+def test_hostile_tenants_and_patterns_are_refused(tmp_path: Path, tenant: str, pattern: str) -> None:
+    with pytest.raises(ServeError):
+        KeyFile(tmp_path / "keys.json").add(tenant, [pattern])
+    assert not (tmp_path / "keys.json").exists()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}x", json.dumps({"keys": [{"sha256": "x"}]}), json.dumps({"kees": []})])
+def test_what_is_no_file_of_keys_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "keys.json").write_text(text)
+    with pytest.raises(ServeError, match="keys"):
+        read_keys(tmp_path / "keys.json")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com", ""])
+def test_a_public_address_needs_keys(tmp_path: Path, host: str) -> None:
+    with pytest.raises(ServeError, match="--keys FILE"):
+        check_address(host, Settings("tiny"))
+    check_address(host, Settings("tiny", keys=tmp_path / "keys.json"))
+    assert not is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_a_loopback_address_needs_none(host: str) -> None:
+    check_address(host, Settings("tiny"))
+
+
+@pytest.mark.parametrize("change", [{"max_body_bytes": 0}, {"read_s": 0}, {"read_s": float("nan")}, {"base": "a:b"}])
+def test_settings_that_cannot_be_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ServeError, match=next(iter(change))):
+        Settings(**{"base": "tiny", **change})  # type: ignore[arg-type]

@@ -1,0 +1,71 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from polyvera.data.batching import packed
+from polyvera.errors import DataError
+from polyvera.train.recipe import Recipe
+from polyvera.train.tenants import tenants
+
+ROW = {"prompt": "a", "completion": "b"}
+
+
+def lines(path: Path, rows: list[dict[str, object]]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_folder_has_a_tenant_for_each_file(tmp_path: Path) -> None:
+    lines(tmp_path / "d" / "b.jsonl", [ROW])
+    (tmp_path / "d" / "a.csv").write_text("prompt,completion\nx,y\n")
+    (tmp_path / "d" / "notes.md").write_text("no rows")
+    lines(tmp_path / "t" / "b.jsonl", [ROW, ROW])
+    recipe = Recipe(model="m", data=str(tmp_path / "d"), test=str(tmp_path / "t"), fleet=True)
+    first, second = tenants(recipe)
+    assert (first.name, second.name) == ("a", "b")
+    with pytest.raises(DataError, match=r"a\.csv: 'a' has no rows in test"):
+        first.tables(recipe)
+    found = second.tables(recipe)
+    assert len(found.training) == 1 and found.test is not None and len(found.test) == 2
+
+
+def test_a_column_names_the_tenant_whatever_the_file(tmp_path: Path) -> None:
+    path = lines(tmp_path / "all.jsonl", [{**ROW, "who": name, "prompt": f"p{i}"} for i, name in enumerate("abab")])
+    recipe = Recipe(model="m", data=path, fleet=True, adapter_column="who")
+    first, second = tenants(recipe)
+    assert [e.prompt for e in first.tables(recipe).training.examples] == ["p0", "p2"]
+    assert [e.row for e in second.tables(recipe).training.examples] == [2, 4]
+    with pytest.raises(DataError, match="row 1: no adapter's name in the column 'whom'; did you mean 'who'"):
+        tenants(recipe.replaced(adapter_column="whom"))
+
+
+def test_bad_rows_of_a_common_file_are_their_tenants_alone(tmp_path: Path) -> None:
+    path = lines(tmp_path / "all.jsonl", [{**ROW, "adapter": "a"}, {"prompt": "x", "adapter": "b"}])
+    recipe = Recipe(model="m", data=path, fleet=True)
+    first, second = tenants(recipe)
+    assert len(first.tables(recipe).training) == 1
+    with pytest.raises(DataError, match=r"\(b\)"):
+        second.tables(recipe)
+
+
+def test_places_without_tenants_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no file"):
+        tenants(Recipe(model="m", data=str(tmp_path / "empty"), fleet=True))
+    lines(tmp_path / "d" / "a.jsonl", [ROW])
+    with pytest.raises(DataError, match="adapter_column='who' would have no effect"):
+        tenants(Recipe(model="m", data=str(tmp_path / "d"), fleet=True, adapter_column="who"))
+    (tmp_path / "d" / "a.csv").write_text("prompt,completion\nx,y\n")
+    with pytest.raises(DataError, match="several files named 'a'"):
+        tenants(Recipe(model="m", data=str(tmp_path / "d"), fleet=True))
+
+
+def test_packed_batches_hold_every_row_once_and_no_more_tokens_than_asked() -> None:
+    lengths = [3, 50, 7, 7, 20, 1, 9, 40]
+    batches = list(packed(lengths, 60))
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 60 for batch in batches)
+    assert [len(batch) for batch in packed(lengths, 1)] == [1] * 8
+    assert list(packed([], 10)) == []
