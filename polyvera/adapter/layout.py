@@ -184,7 +184,7 @@ def _differences(layout: Layout, spec: AdapterSpec) -> Iterator[str]:
         if named != layout.basis:
             yield f"the spec names the basis {named}, the layout {layout.basis}"
     for key, _ in layout.head:
-        if not any(key.startswith(name + ".") for name in spec.head):
+        if not any(key == name or key.startswith(name + ".") for name in spec.head):
             yield f"the layout has a head tensor {key!r}, the spec the heads {spec.head}"
 
 
