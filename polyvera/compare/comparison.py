@@ -17,8 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from polyvera.adapter.method import METHODS
 from polyvera.errors import RecipeError, did_you_mean
+from polyvera.settings.source import read_toml
 from polyvera.train.memory import forget_peak, peak_bytes
-from polyvera.train.recipe import FULL_LR, Recipe, read_toml
+from polyvera.train.recipe import FULL_LR, Recipe
 
 FULL = "full"
 RUNS = "runs.csv"

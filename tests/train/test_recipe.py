@@ -62,8 +62,8 @@ def test_each_problem_is_one_line_that_names_the_file(tmp_path: Path) -> None:
     lines = str(caught.value).splitlines()
     assert len(lines) == 4
     assert all(line.startswith(f"{path}: ") for line in lines)
-    assert any("'metod' is no choice of a recipe; did you mean 'method'?" in line for line in lines)
-    assert any("'budget.finl' is no choice of a recipe; did you mean 'final'?" in line for line in lines)
+    assert any("unknown recipe key 'metod'; did you mean 'method'?" in line for line in lines)
+    assert any("unknown recipe key 'budget.finl'; did you mean 'budget.final'?" in line for line in lines)
     assert any("lr=-1: input should be greater than 0" in line for line in lines)
     assert any("validation=3" in line for line in lines)
 
@@ -93,7 +93,7 @@ def test_a_file_that_is_no_toml(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="can't be read"):
         Recipe.from_toml(tmp_path / "none.toml")
     (tmp_path / "bad.toml").write_text("model = \n")
-    with pytest.raises(RecipeError, match=r"bad\.toml is no TOML"):
+    with pytest.raises(RecipeError, match=r"bad\.toml is not valid TOML"):
         Recipe.from_toml(tmp_path / "bad.toml")
 
 
