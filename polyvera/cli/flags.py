@@ -37,6 +37,7 @@ class Taken:
     model: type[SettingsModel] = Recipe
     argument: str = ""
     is_shown: bool = True
+    is_required: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ def _value(marker: Marker, sources: Callable[[Marker], list[Source]]) -> Any:
     if isinstance(marker, Whole):
         return marker.model.read(*sources(marker))
     value = marker.model.read_some([marker.name], *sources(marker))[marker.name]
-    if value is None and marker.argument:
-        raise marker.model.refusal(missing(marker.argument, marker.model.settings()[marker.name].about))
+    if value is None and marker.is_required:
+        raise marker.model.refusal(missing(_write(marker.name, marker), marker.model.settings()[marker.name].about))
     return value
 
 

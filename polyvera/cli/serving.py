@@ -100,7 +100,7 @@ def _costs(engine: Any) -> str:
 
 @verb("keys")
 def keys_(
-    file: Annotated[Path, Taken("keys", Serving, argument="FILE")],
+    file: Annotated[Path, Taken("keys", Serving, argument="FILE", is_required=True)],
     add: Annotated[str | None, typer.Option("--add", metavar="TENANT", help="Make a key, and print it once.")] = None,
     adapters: Annotated[
         list[str] | None, typer.Option(help="What it may call: names, or beginnings with '*'; default TENANT/*.")

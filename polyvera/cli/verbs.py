@@ -67,7 +67,7 @@ def verb(name: str, **settings: Any) -> Callable[[Callable[..., None]], Callable
 
 @verb("plan")
 def plan(
-    model: Annotated[str, Taken("model", argument="MODEL")],
+    model: Annotated[str, Taken("model", argument="MODEL", is_required=True)],
     rank: Annotated[int | None, Taken("rank")],
     targets: Annotated[str | tuple[str, ...], Taken("targets")],
     head: Annotated[tuple[str, ...] | None, Taken("head")],
@@ -238,8 +238,8 @@ def verify(store: Store) -> None:
 
 @verb("import")
 def import_(
-    name: Annotated[str | None, Taken("name")],
-    model: Model,
+    name: Annotated[str, Taken("name", is_required=True)],
+    model: Annotated[str, Taken("model", is_required=True)],
     alias: Annotated[str | None, Taken("alias")],
     stored: Stored,
     store: Store,

@@ -20,7 +20,7 @@ Word = Callable[[str], str]
 def _with_aliases(schema: dict[str, Any], model: type[SettingsModel]) -> None:
     for name, one in model.settings().items():
         for alias in one.about.aliases:
-            schema["properties"][alias] = {"$ref": f"#/properties/{name}", "description": f"Another name of {name}."}
+            schema["properties"][alias] = {**schema["properties"][name], "description": f"Another name of {name}."}
 
 
 class SettingsTable(BaseModel):
@@ -127,6 +127,12 @@ def _refusals(error: ValidationError, given: Given) -> list[str]:
     return [start + " or ".join(dict.fromkeys(problems)) for start, problems in lines.items()]
 
 
+def refusal_text(error: ErrorDetails) -> str:
+    """What pydantic says of a value, as the rest of a sentence that names it."""
+    text = error["msg"].replace("Input should", "must", 1)
+    return text[:1].lower() + text[1:]
+
+
 def missing(word: str, about: Described) -> str:
     """The message for a setting that must be given."""
     return f"{word} is missing ({about.text[:1].lower()}{about.text[1:].rstrip('.')})"
@@ -138,4 +144,4 @@ def _problem(error: ErrorDetails, given: Given) -> tuple[str, str]:
     start = given.where(name) + given.word(name)
     if error["type"] == "missing":
         return "", missing(start, given.settings[name].about)
-    return f"{start}={error['input']!r}: ", error["msg"][:1].lower() + error["msg"][1:]
+    return f"{start}={error['input']!r}: ", refusal_text(error)

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 
 from polyvera.errors import PolyveraError
 from polyvera.settings.field import Described
-from polyvera.settings.model import SettingsModel
+from polyvera.settings.model import SettingsModel, refusal_text
 
 T = TypeVar("T")
 
@@ -53,8 +53,7 @@ def check(part: Any, refusal: type[PolyveraError]) -> None:
         try:
             adapter.validate_python(value)
         except ValidationError as error:
-            said = error.errors(include_url=False)[0]["msg"]
-            raise refusal(f"{name}={value!r}: {said[:1].lower()}{said[1:]}") from None
+            raise refusal(f"{name}={value!r}: {refusal_text(error.errors(include_url=False)[0])}") from None
 
 
 @cache

@@ -64,7 +64,7 @@ def test_each_problem_is_one_line_that_names_the_file(tmp_path: Path) -> None:
     assert all(line.startswith(f"{path}: ") for line in lines)
     assert any("unknown recipe key 'metod'; did you mean 'method'?" in line for line in lines)
     assert any("unknown recipe key 'budget.finl'; did you mean 'budget.final'?" in line for line in lines)
-    assert any("lr=-1: input should be greater than 0" in line for line in lines)
+    assert any("lr=-1: must be greater than 0" in line for line in lines)
     assert any("validation=3" in line for line in lines)
 
 
