@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -15,7 +16,7 @@ from pydantic_core import CoreSchema
 Count = Annotated[int, Ge(1)]
 Positive = Annotated[float, Gt(0.0)]
 Fraction = Annotated[float, Ge(0.0), Lt(1.0)]
-TYPES: Mapping[Any, str] = {int: "integer", float: "number", str: "text", bool: "true or false"}
+TYPES: Mapping[Any, str] = {int: "integer", float: "number", str: "text", bool: "true or false", Path: "path"}
 BOUNDS: Mapping[type, str] = {Ge: "≥ {0.ge:g}", Gt: "> {0.gt:g}", Le: "≤ {0.le:g}", Lt: "< {0.lt:g}"}
 
 
