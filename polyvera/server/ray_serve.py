@@ -94,10 +94,11 @@ def app(given: Deployment) -> Application:
 
     Raises ServeError for a place that is not the same on every machine, or without keys.
     """
-    for word, place in (("store", given.store), ("keys", given.keys)):
+    keys = given.settings_of_http.keys
+    for word, place in (("store", given.store), ("keys", keys)):
         if place is not None and "://" not in str(place) and not Path(place).is_absolute():
             raise ServeError(f"{word}={str(place)!r}: a replica may run on any machine; give a URL or a whole path")
-    if given.keys is None and not given.without_keys:
+    if keys is None and not given.without_keys:
         raise ServeError(
             "there are no keys, and Ray's proxy may be reached from other machines: make some with `polyvera keys FILE "
             "--add TENANT` and give keys=FILE; or give without_keys=true, so that whoever reaches it may do everything"

@@ -57,7 +57,8 @@ def check(part: Any, refusal: type[PolyveraError]) -> None:
 
 
 @cache
-def _adapters(part: type) -> dict[str, TypeAdapter[Any]]:
+def _adapters(part: Any) -> dict[str, TypeAdapter[Any]]:
     config = ConfigDict(allow_inf_nan=False)
     hints = get_type_hints(part, include_extras=True)
-    return {name: TypeAdapter(Annotated[hint, None], config=config) for name, hint in hints.items()}
+    allowed: dict[str, Any] = {name: Annotated[hint, None] for name, hint in hints.items()}
+    return {name: TypeAdapter(hint, config=config) for name, hint in allowed.items()}
