@@ -78,7 +78,8 @@ def _vectors(encoder: Any) -> str:
 def _engine(model: str, registry: Registry, limits: Limits, observe: Observe, num_replicas: int) -> Any:
     """What answers: an engine in this process, or several in processes of their own."""
     from polyvera.engine.embedding.embedder import engine_for
-    from polyvera.model.load import AUTO_TASK, load_base, place
+    from polyvera.model.config import AUTO_TASK
+    from polyvera.model.load import load_base, place
     from polyvera.replicas.replica_pool import Replicas
 
     if num_replicas > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
@@ -57,7 +58,7 @@ def check(part: Any, refusal: type[PolyveraError]) -> None:
 
 
 @cache
-def _adapters(part: Any) -> dict[str, TypeAdapter[Any]]:
+def _adapters(part: Hashable) -> dict[str, TypeAdapter[Any]]:
     config = ConfigDict(allow_inf_nan=False)
     hints = get_type_hints(part, include_extras=True)
     allowed: dict[str, Any] = {name: Annotated[hint, None] for name, hint in hints.items()}
