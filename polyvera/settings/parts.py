@@ -49,7 +49,8 @@ def described(hint: Any) -> Described | None:
 
 def check(part: Any, refusal: type[PolyveraError]) -> None:
     """Raises the error for the first field of a dataclass that its annotation does not allow."""
-    for name, adapter in _adapters(type(part)).items():
+    kind: Hashable = type(part)
+    for name, adapter in _adapters(kind).items():
         value = getattr(part, name)
         try:
             adapter.validate_python(value)
