@@ -20,7 +20,7 @@ SHARED = next(name for name, row in METHODS.items() if row.shares_basis)
 
 SCRIPT = """
 import os, signal, sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from pathlib import Path
 import tiny_fleet
 from polyvera.store.registry import Registry
@@ -36,7 +36,9 @@ def test_a_fleet_killed_in_the_middle_ends_as_if_it_had_not_been(folder: Path, t
     choices = {"method": method, "validation": 0.3, "eval_every": 3, "max_steps": 10}
     store, output = str(tmp_path / "store"), str(tmp_path / "run")
     own = str(Path(__file__).parent)
-    script = SCRIPT.format(tests=own, rounds=15, data=str(folder), store=store, output=output, choices=choices)
+    script = SCRIPT.format(
+        tests=[own, str(Path(own).parent)], rounds=15, data=str(folder), store=store, output=output, choices=choices
+    )
     done = subprocess.run([sys.executable, "-c", script], check=False, cwd=own, env={**os.environ})
     assert done.returncode == -signal.SIGKILL
     registry = Registry(store)
