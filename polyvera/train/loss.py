@@ -1,4 +1,4 @@
-"""row_losses: the summed loss of each row of a batch, with logits for the learnt tokens alone."""
+"""row_losses: the summed loss of each row of a batch, with logits for the target tokens alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from polyvera.data.encoding import IGNORED
 
 @dataclass(frozen=True, slots=True)
 class TargetTokens:
-    """What a batch is to predict: its learnt tokens, or one class a row.
+    """What a batch is to predict: its target tokens, or one class a row.
 
     labels: (targets,). rows: the row of each. positions: where each is predicted in the batch's tokens end to end, None
     for classes.
@@ -44,7 +44,7 @@ class TargetTokens:
 
 
 def row_losses(model: PreTrainedModel, inputs: Mapping[str, Tensor], targets: TargetTokens) -> Tensor:
-    """Cross entropy of each row, summed over its learnt tokens (its class), in nats; (rows,).
+    """Cross entropy of each row, summed over its target tokens (its class), in nats; (rows,).
 
     inputs: a Collator's batch without its labels, on the model's device like the targets.
     """
@@ -65,7 +65,7 @@ def _chosen(tokens: Tensor, positions: Tensor) -> Tensor:
 
 @contextmanager
 def _only(model: PreTrainedModel, positions: Tensor) -> Iterator[None]:
-    """Lets the output layer see only the positions before a learnt token, flat: (rows, T, hidden) -> (learnt, hidden).
+    """Lets the output layer see only the positions before a target token, flat: (rows, T, hidden) -> (targets, hidden).
 
     The output layer is a fifth of a small model's work, and most tokens of a prompt are only read.
     """
