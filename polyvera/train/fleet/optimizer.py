@@ -40,7 +40,8 @@ class SlotAdamW:
 
     def norms(self) -> Tensor:
         """The norm of each slot's gradient, (num_slots,) fp32 on the bank's device."""
-        return torch.linalg.vector_norm(self.grads, dim=1, dtype=torch.float32)
+        found: Tensor = torch.linalg.vector_norm(self.grads, dim=1, dtype=torch.float32)
+        return found
 
     def step(self, indices: Sequence[int], factors: Sequence[float], norms: Sequence[float]) -> None:
         """A step for these slots, whose gradients are then zero; no other slot moves.
