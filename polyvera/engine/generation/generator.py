@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from polyvera.adapter.packed_linear import PackedModel, Packs, packed
 from polyvera.engine.adapter_cache import Observe, Residents
 from polyvera.engine.generation.grammar import Grammars
-from polyvera.engine.generation.model_runner import HeldModel, context_of, ends_of
+from polyvera.engine.generation.model_runner import HeldModel, context_of
 from polyvera.engine.generation.request import CANCELLED, GREEDY, Answer, Output, Request, Sampling
 from polyvera.engine.generation.sampler import Choice
 from polyvera.engine.generation.steps import LOOK_AHEAD, Loop
@@ -20,6 +20,7 @@ from polyvera.engine.limits import Limits
 from polyvera.engine.request_queue import Inbox
 from polyvera.engine.stats import Stats
 from polyvera.errors import ClosedError, SamplingError
+from polyvera.model.config import end_tokens, vocabulary_size
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
@@ -47,12 +48,12 @@ class Engine:
         observe: Observe = lambda name, seconds: None,
     ) -> None:
         given = limits or Limits()
-        self.max_context = context_of(model, given.max_context, DEFAULT_CONTEXT)
+        self.max_context = context_of(model, tokenizer, given.max_context, DEFAULT_CONTEXT)
         chunk = given.chunk or (CPU_CHUNK if model.device.type == "cpu" else GPU_CHUNK)
         self.limits = replace(given, max_context=self.max_context, chunk=chunk)
         self.model, self.tokenizer, self.registry = model, tokenizer, registry
-        self.num_tokens = min(len(tokenizer), int(model.config.get_text_config().vocab_size))
-        self.ends = ends_of(model, tokenizer)
+        self.num_tokens = min(len(tokenizer), vocabulary_size(model))
+        self.ends = end_tokens(model, tokenizer)
         self._grammars = Grammars(tokenizer, self.num_tokens, self.ends)
         self._observe = observe
         self._inbox: Inbox[Request] = Inbox(self.limits.max_waiting)

@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse, Response
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.fingerprint import check_fingerprint
 from polyvera.engine.openmp import guest
-from polyvera.errors import AccessError, NameRefused, NotFoundError, PolyveraError, SizeError
+from polyvera.errors import AccessError, NotFoundError, PolyveraError, ReferenceNameError, SizeError
 from polyvera.server.api_keys import Caller
 from polyvera.server.context import Front, body_of, caller_of
 from polyvera.server.requests import AliasBody, LoadBody, UnloadBody
@@ -96,7 +96,7 @@ def _page(front: Front, caller: Caller, prefix: str, limit: int, after: str) -> 
 
 
 def _publisher(front: Front, caller: Caller, name: str) -> Registry:
-    """The store, for a caller who may publish under that name. Raises AccessError, NameRefused."""
+    """The store, for a caller who may publish under that name. Raises AccessError, ReferenceNameError."""
     caller.check_admin()
     check_name(name)
     if not caller.sees(name):
@@ -122,7 +122,7 @@ def _removed(front: Front, caller: Caller, reference: str, with_aliases: bool) -
     caller.check_admin()
     ref = front.catalog.find(caller, reference)
     if parse_reference(reference).version is None:
-        raise NameRefused(f"{reference}: one version is removed at a time; name it, such as {ref}")
+        raise ReferenceNameError(f"{reference}: one version is removed at a time; name it, such as {ref}")
     assert front.catalog.registry is not None
     front.catalog.registry.remove(str(ref), with_aliases=with_aliases)
     front.engine.evict(ref)
@@ -142,7 +142,7 @@ def _aliased(front: Front, caller: Caller, body: AliasBody) -> dict[str, Any]:
 def _loaded(front: Front, caller: Caller, body: LoadBody, base: str) -> None:
     registry = _publisher(front, caller, body.lora_name)
     if not body.lora_path:
-        raise NameRefused("lora_path is empty: name a PEFT folder or an adapter's file")
+        raise ReferenceNameError("lora_path is empty: name a PEFT folder or an adapter's file")
     known = _is_known(front, caller, body.lora_name)
     if known and not body.load_inplace:
         raise HTTPException(
