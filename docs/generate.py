@@ -1,4 +1,4 @@
-"""Writes the tables of README.md from the code, between markers such as <!-- methods --> and <!-- end -->.
+"""Writes what the README and the pages take from the code, between markers such as <!-- methods --> and <!-- end -->.
 
 python docs/generate.py            # rewrites the blocks
 python docs/generate.py --check    # exits 1 where a block is not what the code says
@@ -7,9 +7,10 @@ python docs/generate.py --check    # exits 1 where a block is not what the code 
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from transformers import LlamaConfig
@@ -31,8 +32,10 @@ from polyvera.adapter.spec import AdapterSpec
 from polyvera.model.shapes import ModelShapes, model_shapes
 from polyvera.plan import bytes_text, compare, plan_rows
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "architecture.md")
 BLOCK = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+TREE_COLUMN = 28
 PLAN_COLUMNS = ("method", "rank", "trained", "stored", "per GiB", "10,000 of them", "training", "trains on")
 # What each letter adds to the numbers that a layer of I inputs and O outputs stores at rank r.
 SIZES = {"A": "r·I", "B": "O·r", "d": "r", "b": "O", "m": "O"}
@@ -108,6 +111,31 @@ def _planned(name: str, shapes: ModelShapes, dtype: str) -> str:
     return f"{title}\n\n{markdown(rows, PLAN_COLUMNS)}"
 
 
+def tree() -> str:
+    """Every file of the package with the first sentence of its docstring, a folder with that of its `__init__`."""
+    lines = [f"{name:<{TREE_COLUMN}}{text}".rstrip() for name, text in _below(ROOT / "polyvera", "")]
+    return "\n".join(["```text", "polyvera/", *lines, "```"])
+
+
+def _below(folder: Path, indent: str) -> Iterator[tuple[str, str]]:
+    indent += "  "
+    for file in sorted(folder.glob("*.py")):
+        if file.stem != "__init__":
+            yield indent + file.name, _sentence(file)
+    for inner in sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__"):
+        if any(inner.glob("*.py")):
+            yield f"{indent}{inner.name}/", _sentence(inner / "__init__.py")
+            yield from _below(inner, indent)
+        else:
+            yield f"{indent}{inner.name}/", ", ".join(sorted(path.name for path in inner.iterdir()))
+
+
+def _sentence(file: Path) -> str:
+    """The first sentence of a module's docstring, in one line, without its full stop."""
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return re.split(r"\.(?:\s|$)", " ".join(text.split("\n\n")[0].split()), maxsplit=1)[0]
+
+
 def markdown(rows: Sequence[Mapping[str, str]], columns: Sequence[str] = ()) -> str:
     """Rows as a table of GitHub's Markdown."""
     names = columns or list(rows[0])
@@ -115,7 +143,7 @@ def markdown(rows: Sequence[Mapping[str, str]], columns: Sequence[str] = ()) -> 
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-BLOCKS: Mapping[str, Callable[[], str]] = {"methods": methods, "plan": plan}
+BLOCKS: Mapping[str, Callable[[], str]] = {"methods": methods, "plan": plan, "tree": tree}
 
 
 def generated(text: str) -> str:
@@ -124,15 +152,15 @@ def generated(text: str) -> str:
 
 
 def main() -> int:
-    """Rewrites or checks the README."""
+    """Rewrites or checks the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     chosen = parser.parse_args()
-    text = README.read_text(encoding="utf-8")
-    fresh = generated(text)
+    stale = [page for page in PAGES if generated(page.read_text(encoding="utf-8")) != page.read_text(encoding="utf-8")]
     if chosen.check:
-        return int(fresh != text)
-    README.write_text(fresh, encoding="utf-8")
+        return int(bool(stale))
+    for page in stale:
+        page.write_text(generated(page.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 
 
