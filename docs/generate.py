@@ -151,16 +151,23 @@ def generated(text: str) -> str:
     return BLOCK.sub(lambda found: f"{found[1]}{BLOCKS[found[2]]()}\n{found[3]}", text)
 
 
+def files() -> dict[Path, str]:
+    """Every page that is written here, wholly or in part, as the code gives it."""
+    return {page: generated(page.read_text(encoding="utf-8")) for page in PAGES}
+
+
 def main() -> int:
     """Rewrites or checks the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     chosen = parser.parse_args()
-    stale = [page for page in PAGES if generated(page.read_text(encoding="utf-8")) != page.read_text(encoding="utf-8")]
-    if chosen.check:
-        return int(bool(stale))
-    for page in stale:
-        page.write_text(generated(page.read_text(encoding="utf-8")), encoding="utf-8")
+    for page, text in files().items():
+        if page.exists() and page.read_text(encoding="utf-8") == text:
+            continue
+        if chosen.check:
+            return 1
+        page.parent.mkdir(exist_ok=True)
+        page.write_text(text, encoding="utf-8")
     return 0
 
 
