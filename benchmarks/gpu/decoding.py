@@ -56,7 +56,7 @@ def prompts(model: LlamaForCausalLM, num_rows: int) -> list[list[int]]:
 def published(model: LlamaForCausalLM, registry: Registry, targets: Sequence[str], num: int) -> list[AdapterRef]:
     """So many adapters with small random numbers."""
     bank = inject(model, AdapterSpec("vera", rank=RANK, targets=targets))
-    fresh = extract(bank, bank.first, AdapterSpec("vera", rank=RANK, targets=targets), model)
+    fresh = extract(bank, bank.first, model)
     eject(model)
     torch.manual_seed(0)
     made = (

@@ -18,7 +18,8 @@ from transformers import TrainerCallback, set_seed
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
 from polyvera.adapter.inject import banks_of, eject, extract, inject
-from polyvera.adapter.route import BASE_SLOT, checkpoint_context, route
+from polyvera.adapter.route import checkpoint_context, route
+from polyvera.adapter.slot_table import BASE_SLOT
 from polyvera.adapter.targets import find_head
 from polyvera.data.encoding import Encoded, encode
 from polyvera.data.tables import Table
@@ -256,7 +257,7 @@ def _adapter(
 ) -> Adapter | None:
     if trainer.bank is None:
         return None
-    adapter = extract(trainer.bank, trainer.bank.first, recipe.spec(find_head(trainer.whole)), trainer.whole, scores)
+    adapter = extract(trainer.bank, trainer.bank.first, trainer.whole, scores)
     adapter = adapter if allocator is None else compacted(adapter)
     return replace(adapter, model=recipe.model, labels=labels)
 
