@@ -1,7 +1,7 @@
 """Writes what the README and the pages take from the code, between markers such as <!-- methods --> and <!-- end -->.
 
-python docs/generate.py            # rewrites the blocks
-python docs/generate.py --check    # exits 1 where a block is not what the code says
+python docs/generate.py            # rewrites them
+python docs/generate.py --check    # exits 1 where one is not what the code says
 """
 
 from __future__ import annotations
@@ -31,9 +31,13 @@ from polyvera.adapter.method import (
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.model.shapes import ModelShapes, model_shapes
 from polyvera.plan import bytes_text, compare, plan_rows
+from polyvera.server.config import Serving
+from polyvera.settings.reference import page
+from polyvera.train.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "architecture.md")
+REFERENCE = ROOT / "docs" / "reference"
 BLOCK = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TREE_COLUMN = 28
 PLAN_COLUMNS = ("method", "rank", "trained", "stored", "per GiB", "10,000 of them", "training", "trains on")
@@ -151,9 +155,29 @@ def generated(text: str) -> str:
     return BLOCK.sub(lambda found: f"{found[1]}{BLOCKS[found[2]]()}\n{found[3]}", text)
 
 
+ORDER = """A flag wins over a key of the file, a key over the environment variable, and that over the default; what was
+given counts as given, even where it equals the default. An unknown key is an error, and so are a key and its other name
+together."""
+RECIPE = f"""Every setting of `polyvera train`: a flag, a key of the TOML file that `--recipe FILE` names, an
+environment variable, and an argument of `polyvera.Recipe`. `polyvera train --schema` prints the file's JSON schema.
+
+{ORDER}
+
+Every other verb takes `--recipe FILE`, too, and reads from it the settings that it has: the store, the model, the
+columns of the data."""
+SERVING = f"""Every setting of `polyvera serve MODEL`: a flag, a key of the TOML file that `--config FILE` names, and an
+environment variable; `model` is the argument. `polyvera serve --schema` prints the JSON schema of the file.
+
+{ORDER} `--recipe FILE` takes the model and the store from a recipe, after `--config`."""
+
+
 def files() -> dict[Path, str]:
     """Every page that is written here, wholly or in part, as the code gives it."""
-    return {page: generated(page.read_text(encoding="utf-8")) for page in PAGES}
+    return {
+        REFERENCE / "recipe.md": page(Recipe, "Settings of a training run", RECIPE),
+        REFERENCE / "serving.md": page(Serving, "Settings of a server", SERVING),
+        **{path: generated(path.read_text(encoding="utf-8")) for path in PAGES},
+    }
 
 
 def main() -> int:
@@ -161,13 +185,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     chosen = parser.parse_args()
-    for page, text in files().items():
-        if page.exists() and page.read_text(encoding="utf-8") == text:
+    for path, text in files().items():
+        if path.exists() and path.read_text(encoding="utf-8") == text:
             continue
         if chosen.check:
             return 1
-        page.parent.mkdir(exist_ok=True)
-        page.write_text(text, encoding="utf-8")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
     return 0
 
 

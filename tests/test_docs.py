@@ -16,7 +16,7 @@ from tiny_models import counting_rows
 from typer.main import get_command
 
 import polyvera
-from polyvera import AdapterSpec, Registry, extract, inject, load_base
+from polyvera import AdapterSpec, Recipe, Registry, extract, inject, load_base
 from polyvera.adapter import method
 from polyvera.cli import app
 from polyvera.plan import cost
@@ -87,6 +87,12 @@ def test_commands_have_these_flags(page: Path) -> None:
         assert verb in known
         flags = {flag for option in known[verb].params for flag in (*option.opts, *option.secondary_opts)}
         assert {word for word in words if word.startswith("--")} <= flags, f"polyvera {verb}"
+
+
+@each_page
+def test_recipes_are_valid(page: Path) -> None:
+    for text in code_blocks("toml", page):
+        Recipe(**{"model": "smollm2", "data": "rows.jsonl", **tomllib.loads(text)})
 
 
 def test_the_worked_example_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
