@@ -36,7 +36,7 @@ from polyvera.settings.reference import page
 from polyvera.train.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "architecture.md")
+PAGES = tuple(ROOT / name for name in ("README.md", "docs/architecture.md", "docs/methods.md"))
 REFERENCE = ROOT / "docs" / "reference"
 BLOCK = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TREE_COLUMN = 28
