@@ -13,7 +13,7 @@ from polyvera.cli.flags import Taken, Whole
 from polyvera.cli.verbs import verb
 from polyvera.errors import RecipeError
 from polyvera.plan import bytes_text
-from polyvera.server.config import Serving, Settings
+from polyvera.server.config import ServerConfig, Serving
 
 if TYPE_CHECKING:
     from polyvera.engine.adapter_cache import Observe
@@ -30,14 +30,14 @@ def serve(
     from polyvera.store.registry import Registry
 
     address = None if dry_run else (serving.host, serving.port)
-    settings, limits = serving.settings_of_http, serving.limits
-    _run(serving.model, Registry(serving.store), settings, limits, serving.pin, address, serving.replicas)
+    config, limits = serving.config, serving.limits
+    _run(serving.model, Registry(serving.store), config, limits, serving.pin, address, serving.replicas)
 
 
 def _run(
     model: str,
     registry: Registry,
-    settings: Settings,
+    config: ServerConfig,
     limits: Limits,
     pinned: Sequence[str],
     address: tuple[str, int] | None,
@@ -45,20 +45,20 @@ def _run(
 ) -> None:
     from polyvera.server.app import make_app
     from polyvera.server.metrics import Metrics
-    from polyvera.server.middleware import State
+    from polyvera.server.middleware import ServerState
     from polyvera.server.server import Server, check_address
 
     if address is not None:
-        check_address(address[0], settings)
-    metrics, state = Metrics(), State()
+        check_address(address[0], config)
+    metrics, state = Metrics(), ServerState()
     with _engine(model, registry, limits, metrics.observe, num_replicas) as engine:
         for one in pinned:
             engine.pin(registry.resolve(one))
-        app = make_app(engine, settings, metrics, state)
+        app = make_app(engine, config, metrics, state)
         typer.echo(_vectors(engine) if hasattr(engine, "pooling") else _costs(engine))
         if address is None:
             return
-        server = Server(app, engine, settings, state, *address)
+        server = Server(app, engine, config, state, *address)
         typer.echo(
             f"{server.url} (OpenAI's API under /v1); SIGTERM or Ctrl-C stops it when the running answers are done"
         )
@@ -78,11 +78,12 @@ def _vectors(encoder: Any) -> str:
 def _engine(model: str, registry: Registry, limits: Limits, observe: Observe, num_replicas: int) -> Any:
     """What answers: an engine in this process, or several in processes of their own."""
     from polyvera.engine.embedding.embedder import engine_for
-    from polyvera.model.load import AUTO_TASK, load_base, place
-    from polyvera.replicas.replica_pool import Replicas
+    from polyvera.model.config import AUTO_TASK
+    from polyvera.model.load import load_base, place
+    from polyvera.replicas.replica_pool import ReplicaPool
 
     if num_replicas > 1:
-        return Replicas(model, registry, limits, observe, num=num_replicas)
+        return ReplicaPool(model, registry, limits, observe, num=num_replicas)
     return engine_for(place(load_base(model, task=AUTO_TASK)), registry, limits, observe)
 
 

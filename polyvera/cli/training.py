@@ -46,7 +46,7 @@ def run(recipe: Recipe, *, resume: bool, dry_run: bool, out: Console) -> None:
 def print_cost(recipe: Recipe, out: Console, everyone: Sequence[Tenant] = ()) -> None:
     """What the run costs; with tenants, what a fleet of them does. Raises DataError, RecipeError or TargetError."""
     from polyvera.adapter.targets import find_head
-    from polyvera.data.encoding import LABEL
+    from polyvera.model.config import LABEL
     from polyvera.model.load import config_source
     from polyvera.model.shapes import meta_model, model_shapes, read_config
     from polyvera.train.fleet.fleet import SLOTS, first_table

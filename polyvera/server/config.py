@@ -1,4 +1,4 @@
-"""Settings: what the HTTP front takes on, and from whom. Serving: all that users set of a served model."""
+"""ServerConfig: what the HTTP server takes on, and from whom. Serving: all that users set of a served model."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Seconds = Annotated[float, Gt(0.0), Lt(86_400.0)]
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """What the front takes on. Raises ServeError for an invalid value.
+class ServerConfig:
+    """What the server takes on. Raises ServeError for an invalid value.
 
     base: the name of the base model, as clients see it. keys: None is an open server, for this machine's own programs.
     """
@@ -57,11 +57,11 @@ class Settings:
 if TYPE_CHECKING:
     Parts = SettingsModel
 else:
-    Parts = model_of(Limits, Settings)
+    Parts = model_of(Limits, ServerConfig)
 
 
 class ServedModel(Parts):
-    """All that users set of a served model, wherever it runs: Limits and Settings under their outer names."""
+    """All that users set of a served model, wherever it runs: Limits and ServerConfig under their outer names."""
 
     what: ClassVar[str] = "serving"
     env_prefix: ClassVar[str] = "POLYVERA_SERVE_"
@@ -81,9 +81,11 @@ class ServedModel(Parts):
         return part_of(self, Limits)
 
     @property
-    def settings_of_http(self) -> Settings:
-        """What the front takes on."""
-        return part_of(self, Settings, base=self.name or self.model.rstrip("/").rpartition("/")[2].rpartition(":")[2])
+    def config(self) -> ServerConfig:
+        """What the server takes on."""
+        return part_of(
+            self, ServerConfig, base=self.name or self.model.rstrip("/").rpartition("/")[2].rpartition(":")[2]
+        )
 
 
 class Serving(ServedModel):

@@ -53,7 +53,7 @@ class Deployment(ServedModel):
     @property
     def options(self) -> dict[str, Any]:
         """What Ray is told of the replicas."""
-        limits, drain_s = self.limits, self.settings_of_http.drain_s
+        limits, drain_s = self.limits, self.config.drain_s
         scale: dict[str, Any] = {"num_replicas": self.num_replicas}
         if self.autoscaling is not None:
             scale = {"autoscaling_config": {"target_ongoing_requests": limits.max_rows, **self.autoscaling}}
@@ -68,7 +68,7 @@ class Deployed:
     """One replica in a process of Ray's: an engine, and its app, which Ray mounts."""
 
     def __init__(self, given: Deployment) -> None:
-        self._settings, self._metrics = given.settings_of_http, Metrics()
+        self._config, self._metrics = given.config, Metrics()
         self._engine = engine_of(given.start, self._metrics.observe).start()
         for one in given.pin:
             assert self._engine.registry is not None
@@ -76,7 +76,7 @@ class Deployed:
 
     def __serve_build_asgi_app__(self) -> Any:
         """The app, which Ray asks for after the constructor."""
-        return make_app(self._engine, self._settings, self._metrics)
+        return make_app(self._engine, self._config, self._metrics)
 
     def check_health(self) -> None:
         """Raises ServeError where the engine has failed; Ray then replaces the replica."""
@@ -94,7 +94,7 @@ def app(given: Deployment) -> Application:
 
     Raises ServeError for a place that is not the same on every machine, or without keys.
     """
-    keys = given.settings_of_http.keys
+    keys = given.config.keys
     for word, place in (("store", given.store), ("keys", keys)):
         if place is not None and "://" not in str(place) and not Path(place).is_absolute():
             raise ServeError(f"{word}={str(place)!r}: a replica may run on any machine; give a URL or a whole path")

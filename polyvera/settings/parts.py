@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
@@ -48,7 +49,8 @@ def described(hint: Any) -> Described | None:
 
 def check(part: Any, refusal: type[PolyveraError]) -> None:
     """Raises the error for the first field of a dataclass that its annotation does not allow."""
-    for name, adapter in _adapters(type(part)).items():
+    kind: Hashable = type(part)
+    for name, adapter in _adapters(kind).items():
         value = getattr(part, name)
         try:
             adapter.validate_python(value)
@@ -57,7 +59,7 @@ def check(part: Any, refusal: type[PolyveraError]) -> None:
 
 
 @cache
-def _adapters(part: Any) -> dict[str, TypeAdapter[Any]]:
+def _adapters(part: Hashable) -> dict[str, TypeAdapter[Any]]:
     config = ConfigDict(allow_inf_nan=False)
     hints = get_type_hints(part, include_extras=True)
     allowed: dict[str, Any] = {name: Annotated[hint, None] for name, hint in hints.items()}

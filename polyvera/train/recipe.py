@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field
 
 from polyvera.adapter.method import METHODS, Method
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.errors import NameRefused, PolyveraError, RecipeError, SpecError
+from polyvera.errors import PolyveraError, RecipeError, ReferenceNameError, SpecError
 from polyvera.settings.field import DEFAULT_STORE, MODEL, STORE, Count, Described, Fraction, Positive
 from polyvera.settings.model import SettingsModel, SettingsTable, Word
 from polyvera.settings.source import Source, from_toml
@@ -262,7 +262,7 @@ class RecipeCheck:
         for given, check in ((recipe.name, check_name), (recipe.alias, check_alias)):
             try:
                 check(given or "x")
-            except NameRefused as error:
+            except ReferenceNameError as error:
                 yield str(error)
 
     def _of_fleet(self) -> Iterator[str]:

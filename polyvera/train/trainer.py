@@ -79,14 +79,30 @@ def train(
 ) -> TrainResult:
     """Trains what the recipe says, and publishes the adapter where the recipe names it.
 
+    recipe: every choice of the run; recipe.name, where given, is what the adapter is published under in recipe.store.
     base: a model that is loaded already, instead of recipe.model; it is bare again afterwards (full fine-tuning changes
-    it). start: the adapter to begin from, instead of recipe.init_from. resume: goes on from the last whole checkpoint
-    in recipe.output, where there is one, to the same result bit for bit on a CPU. Raises RecipeError, DataError,
-    TargetError or another PolyveraError before the first step.
+        it).
+    start: the adapter to begin from, instead of recipe.init_from.
+    resume: goes on from the last whole checkpoint in recipe.output, to the same result bit for bit on a CPU.
+    progress: shows a bar, or lines where the output is no terminal.
+    callbacks: of transformers' Trainer.
+
+    Raises RecipeError, DataError, TargetError or another PolyveraError before the first step.
     """
-    started = time.monotonic()
     set_seed(recipe.run_seed)
     start = start or warm_start(recipe, Registry(recipe.store))
+    return _trained(recipe, base, start, resume, progress, callbacks)
+
+
+def _trained(
+    recipe: Recipe,
+    base: Base | None,
+    start: Adapter | None,
+    resume: bool,
+    progress: bool,
+    callbacks: Sequence[TrainerCallback],
+) -> TrainResult:
+    started = time.monotonic()
     tables = read_tables(recipe)
     base = base or load_base(recipe.model, task=tables.training.task, dtype=recipe.dtype, labels=tables.training.labels)
     tables = tables.labelled(class_names(base, tables.training))

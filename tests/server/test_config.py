@@ -7,11 +7,11 @@ import pytest
 
 from polyvera.engine.limits import Limits
 from polyvera.errors import ServeError
-from polyvera.server.config import Serving, Settings
+from polyvera.server.config import ServerConfig, Serving
 from polyvera.settings.field import MIB
 from polyvera.settings.parts import described
 
-INNER = [(part, field.name) for part in (Limits, Settings) for field in fields(part)]
+INNER = [(part, field.name) for part in (Limits, ServerConfig) for field in fields(part)]
 
 
 def test_every_inner_choice_is_a_setting_of_a_server() -> None:
@@ -22,7 +22,7 @@ def test_every_inner_choice_is_a_setting_of_a_server() -> None:
 
 
 def test_the_defaults_of_a_server_are_those_of_its_parts() -> None:
-    assert Serving(model="m").limits == Limits() and Serving(model="a/m").settings_of_http == Settings("m")
+    assert Serving(model="m").limits == Limits() and Serving(model="a/m").config == ServerConfig("m")
 
 
 def test_what_is_given_arrives() -> None:
@@ -30,14 +30,14 @@ def test_what_is_given_arrives() -> None:
         model="m", max_num_seqs=3, max_loras=7, host_mib=5, served_model_name="x", max_body_mib=2, pin=["a"]
     )
     assert given.limits == Limits(max_rows=3, num_slots=7, host_bytes=5 * MIB) and given.pin == ("a",)
-    assert given.settings_of_http == Settings("x", max_body_bytes=2 * MIB)
+    assert given.config == ServerConfig("x", max_body_bytes=2 * MIB)
 
 
 @pytest.mark.parametrize(
     ("model", "name"), [("smollm2", "smollm2"), ("/srv/base/", "base"), ("hub/id", "id"), ("wheel:name", "name")]
 )
 def test_the_base_is_called_by_the_last_part_of_the_model(model: str, name: str) -> None:
-    assert Serving(model=model).settings_of_http.base == name
+    assert Serving(model=model).config.base == name
 
 
 @pytest.mark.parametrize(
