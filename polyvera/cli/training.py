@@ -70,7 +70,7 @@ def print_cost(recipe: Recipe, publish: Publish, out: Console, everyone: Sequenc
     from polyvera.model.load import config_source
     from polyvera.model.shapes import meta_model, model_shapes, read_config
     from polyvera.train.fleet.fleet import SLOTS, first_table
-    from polyvera.train.trainer import read_tables
+    from polyvera.train.preparation import read_tables
 
     data = first_table(everyone, recipe) if everyone else read_tables(recipe).training
     if data is None:

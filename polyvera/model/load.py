@@ -27,7 +27,7 @@ from polyvera.model.config import (
     labels_of,
     set_pad_token,
 )
-from polyvera.model.shapes import KINDS
+from polyvera.model.shapes import auto_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -80,7 +80,7 @@ def load_base(
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         config = transformers.AutoConfig.from_pretrained(source)
         kind = kind_to_load(config, task)
-        load = partial(KINDS[kind].from_pretrained, dtype=_dtype(dtype), use_safetensors=True)
+        load = partial(auto_class(kind).from_pretrained, dtype=_dtype(dtype), use_safetensors=True)
         if kind == CLASSIFICATION:  # a head for other classes is re-initialised
             load = partial(load, ignore_mismatched_sizes=True, **_label_config(config, labels, num_labels))
         model = load(source)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 
 from polyvera.adapter.layer import AdaptedLinear
 from polyvera.data.encoding import IGNORED
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def row_losses(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import set_seed
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
@@ -36,9 +35,10 @@ from polyvera.store.registry import Registry
 from polyvera.train.fleet.journal import FINISHED, QUARANTINED, SKIPPED, Journal, Outcome
 from polyvera.train.fleet.member import Member, SlotWeights, num_items
 from polyvera.train.loss import row_losses
+from polyvera.train.preparation import adapted, encode_tables
 from polyvera.train.recipe import Recipe
+from polyvera.train.schedule import seed_everything
 from polyvera.train.tenants import Tables, Tenant, tenants
-from polyvera.train.trainer import adapted, encode_tables
 
 SLOTS = 32
 BATCH_TOKENS = {"cpu": 768}  # enough to keep a CPU's cores busy, and few enough to hold rows of like length
@@ -115,7 +115,7 @@ def train_fleet(
     from. resume: goes on after a kill, from recipe.output. watch is called after each round. Raises PolyveraError.
     """
     started = time.monotonic()
-    set_seed(recipe.run_seed)
+    seed_everything(recipe.run_seed)
     journal = Journal(_folder(recipe), registry, prefix, stored)
     journal.open(recipe, resume=resume)
     start = journal.start(start)

@@ -10,20 +10,19 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
-from math import ceil, inf, isfinite
+from math import inf, isfinite
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import get_scheduler
 
 from polyvera.adapter.bank import Bank
 from polyvera.data.batching import order
 from polyvera.data.encoding import IGNORED
 from polyvera.data.packed_rows import PackedRows
 from polyvera.errors import DataError
-from polyvera.train.hf_trainer import SCHEDULES, num_steps
 from polyvera.train.recipe import Recipe
+from polyvera.train.schedule import lr_factor, num_steps
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -99,9 +98,7 @@ class Member:
     def __post_init__(self) -> None:
         self.epoch_steps, self.total = num_steps(self.recipe, len(self.rows), 1)
         self.optimizer = self.weights.optimizer(self.recipe)
-        warmup = ceil(self.recipe.warmup * self.total)
-        schedule = get_scheduler(SCHEDULES[self.recipe.schedule], self.optimizer, warmup, self.total)
-        self.factor: Callable[[int], float] = schedule.lr_lambdas[0]
+        self.factor = lr_factor(self.recipe, self.total)
 
     @cached_property
     def eval_every(self) -> int:
