@@ -17,7 +17,8 @@ from torch import nn
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
 from polyvera.adapter.inject import extract
-from polyvera.adapter.route import BASE_SLOT, route
+from polyvera.adapter.route import route
+from polyvera.adapter.slot_table import BASE_SLOT
 from polyvera.adapter.targets import find_head
 from polyvera.data.encoding import Encoded
 from polyvera.errors import RecipeError
@@ -198,7 +199,7 @@ def _adapter(
 ) -> Adapter | None:
     if trainer.bank is None:
         return None
-    adapter = extract(trainer.bank, trainer.bank.first, recipe.spec(find_head(trainer.whole)), trainer.whole, scores)
+    adapter = extract(trainer.bank, trainer.bank.first, trainer.whole, scores)
     adapter = adapter if allocator is None else compacted(adapter)
     return replace(adapter, model=recipe.model, labels=labels)
 
