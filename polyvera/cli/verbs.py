@@ -205,7 +205,7 @@ def ls(
     from polyvera.store.registry import Registry
 
     registry = Registry(store)
-    refs = registry.list(prefix, latest=not every)
+    refs = registry.list(prefix, latest=not every, missing_ok=False)
     rows = [{"name": r.name, "version": r.version, "bytes": r.num_bytes} for r in refs]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))

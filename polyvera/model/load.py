@@ -112,20 +112,20 @@ def locate(name: str) -> str:
     if not HUB_ID.fullmatch(name) or Path(name).exists() or name[0] in "./~":
         path = Path(name).expanduser()
         near = [str(p) for p in path.parent.glob("*") if p.is_dir()]
-        raise RecipeError(f"model={name!r} is no folder{did_you_mean(str(path), near)}")
+        raise RecipeError(f"there is no model folder {name!r}{did_you_mean(str(path), near)}")
     return name
 
 
 def _checked(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
         held = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
-        raise RecipeError(f"model={str(folder)!r} has no config.json, so it is no model folder; it holds {held}")
+        raise RecipeError(f"model={str(folder)!r} has no config.json, so it is not a model folder; it holds {held}")
     return folder
 
 
 def _in_wheel(module: str) -> Path:
     if module not in WHEELS:
-        raise RecipeError(f"model='{PREFIX}{module}' is none of {', '.join(WHEELS)}{did_you_mean(module, WHEELS)}")
+        raise RecipeError(f"model='{PREFIX}{module}' must be one of: {', '.join(WHEELS)}{did_you_mean(module, WHEELS)}")
     wheel = WHEELS[module]
     spec = find_spec(module)
     if spec is None or not spec.submodule_search_locations:

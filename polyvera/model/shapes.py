@@ -94,7 +94,7 @@ def meta_model(source: ConfigSource, *, kind: str | None = None, num_labels: int
         raise SpecError(f"kind={kind!r} must be one of: {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
     if num_labels is not None:
         if kind != CLASSIFICATION or num_labels < 1:
-            raise SpecError(f"num_labels={num_labels} has no meaning for kind={kind!r}; a classifier has 1 or more")
+            raise SpecError(f"kind={kind!r} does not use num_labels={num_labels}; a classifier has 1 or more")
         config.num_labels = num_labels
     try:
         with torch.device("meta"):
@@ -134,11 +134,11 @@ def _local_config(path: Path) -> Path:
     if not file.is_file():
         raise SpecError(f"the folder {str(path)!r} has no {CONFIG}; it holds {_listed(path)}{_near(file)}")
     if file.stat().st_size > MAX_CONFIG_BYTES:
-        raise SpecError(f"{str(file)!r} is no configuration of a model: it has more than {MAX_CONFIG_BYTES} bytes")
+        raise SpecError(f"{str(file)!r} is not a model configuration: it has more than {MAX_CONFIG_BYTES} bytes")
     try:
         model_type = json.loads(file.read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError) as error:
-        raise SpecError(f"{str(file)!r} is no configuration of a model: {_said(error)}") from error
+        raise SpecError(f"{str(file)!r} is not a model configuration: {_said(error)}") from error
     if not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING:
         near = did_you_mean(str(model_type), transformers.CONFIG_MAPPING.keys())
         raise SpecError(f"{str(file)!r} has model_type={model_type!r}, which transformers does not know{near}")

@@ -96,7 +96,7 @@ class AdapterTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One forward and backward. Raises RecipeError where the loss is no number."""
+        """One forward and backward. Raises RecipeError where the loss is NaN or infinite."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._check(float(loss), "the loss")
         return loss

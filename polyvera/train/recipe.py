@@ -176,8 +176,9 @@ class Recipe(_Choices):
 
         Paths in it are relative to the working folder.
         """
+        given = {**read_toml(path), **overrides}
         try:
-            return cls(**{**read_toml(path), **overrides})
+            return cls(**given)
         except RecipeError as error:
             raise RecipeError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
 

@@ -28,7 +28,7 @@ def num_steps(recipe: Recipe, num_rows: int, world_size: int) -> tuple[int, int]
 
 
 def lr_factor(recipe: Recipe, total: int) -> Callable[[int], float]:
-    """What the learning rate is multiplied by at a step, from 0, of `total`: linear up in warm-up, then the schedule."""
+    """What multiplies the learning rate at a step (from 0) of `total`: linear up in warm-up, then the schedule."""
     warmup, decay = ceil(recipe.warmup * total), DECAYS[recipe.schedule]
 
     def factor(step: int) -> float:

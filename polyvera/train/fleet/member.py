@@ -149,7 +149,7 @@ class Member:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`. Raises DataError where the rows are others."""
         if not torch.equal(state["rows"], self._digest):
-            raise DataError(f"the rows of {self.name!r} have changed since the run that is resumed was begun")
+            raise DataError(f"the rows of {self.name!r} have changed since the resumed run began")
         self.losses = state["losses"].tolist()
         self.step = len(self.losses)
         self.eval_losses = [(int(step), loss) for step, loss in state["eval_losses"].tolist()]
