@@ -92,7 +92,9 @@ def plan(
         typer.echo(json.dumps([to_dict(cost) | _fleet(cost, fleet) for cost in costs], indent=2))
         return
     out = tables.console()
-    title = f"{shapes.name}, {shapes.num_params:,} parameters, {len(shapes.sites)} adapted layers, base in {base_dtype}"
+    reads = "" if shapes.context_length is None else f", reads {shapes.context_length:,} tokens"
+    title = f"{shapes.name}, {shapes.num_params:,} parameters{reads}, {len(shapes.sites)} adapted layers, "
+    title += f"base in {base_dtype}"
     out.print(tables.cost_table(costs, title))
     out.print(tables.many_table(costs, adapters, fleet))
     out.print("training: the base, 16 bytes a trained number (Adam in fp32) and the basis; activations come on top.")

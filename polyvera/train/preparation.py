@@ -14,7 +14,15 @@ from polyvera.data.encoding import Encoded, encode
 from polyvera.data.tables import Table
 from polyvera.errors import RecipeError
 from polyvera.evaluate.evaluate import measured
-from polyvera.model.config import LABEL, are_placeholders, context_length, labels_of, set_labels
+from polyvera.model.config import (
+    LABEL,
+    are_placeholders,
+    context_length,
+    labels_of,
+    set_labels,
+    text_config,
+    vocabulary_size,
+)
 from polyvera.model.load import Base
 from polyvera.train.recipe import Recipe
 from polyvera.train.tenants import Tables, only_tenant
@@ -48,7 +56,14 @@ def encode_tables(recipe: Recipe, tables: Tables, base: Base) -> tuple[Encoded, 
     length = row_length(recipe, context_length(base.model, base.tokenizer))
 
     def encoded(table: Table) -> Encoded:
-        return encode(table, base.tokenizer, length, turns=recipe.turns, too_long=recipe.too_long)
+        return encode(
+            table,
+            base.tokenizer,
+            length,
+            num_tokens=vocabulary_size(base.model),
+            turns=recipe.turns,
+            too_long=recipe.too_long,
+        )
 
     if tables.test is not None:
         measured(base.model, base.tokenizer, tables.test)
@@ -68,10 +83,11 @@ def adapted(recipe: Recipe, base: Base, num_slots: int = 1) -> Iterator[Bank | N
     model: Any = base.model
     if banks_of(model):
         raise RecipeError("the base model holds adapters already: train on a bare one, eject(model) makes it so")
-    use_cache, checkpointed = model.config.use_cache, recipe.gradient_checkpointing
-    if checkpointed:
+    if recipe.gradient_checkpointing:
         options = {"use_reentrant": False, "context_fn": checkpoint_context}
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    config = text_config(model.config)
+    use_cache = getattr(config, "use_cache", None)  # encoders have none
     try:
         if recipe.full:
             model.requires_grad_(True)
@@ -80,7 +96,8 @@ def adapted(recipe: Recipe, base: Base, num_slots: int = 1) -> Iterator[Bank | N
             yield inject(model, recipe.spec(find_head(model)), num_slots)
     finally:
         eject(model)
-        model.config.use_cache = use_cache
+        if use_cache is not None:
+            config.use_cache = use_cache
         model.eval()
-        if checkpointed:
+        if recipe.gradient_checkpointing:
             model.gradient_checkpointing_disable()
