@@ -44,7 +44,7 @@ def test_columns_are_mapped_by_name(jsonl: Write) -> None:
     assert (table.examples[0].prompt, table.examples[0].answer, table.examples[0].right) == ("a", "b", ("b", "c"))
     with pytest.raises(DataError, match=r"no column 'inptu'; it has .*; did you mean 'input'"):
         read(path, {"prompt": "inptu", "completion": "output"})
-    with pytest.raises(DataError, match=r"'promt' must be one of .*; did you mean 'prompt'"):
+    with pytest.raises(DataError, match=r"'promt' must be one of: .*; did you mean 'prompt'"):
         read(path, {"promt": "input", "completion": "output"})
 
 
@@ -80,7 +80,7 @@ def test_labels_are_sorted_as_numbers_or_names(jsonl: Write) -> None:
         (b'{"text": "a", "label": 0.5}', "label is of type float, not a string"),
         (b'{"text": "a", "label": null}', "row 1: label is null"),
         (b'{"messages": [{"role": "user", "content": "a"}]}', "row 1: the last turn is the user's"),
-        (b'{"messages": [{"role": "usr", "content": "a"}]}', "row 1: role='usr' is none of"),
+        (b'{"messages": [{"role": "usr", "content": "a"}]}', "row 1: role='usr' must be one of"),
         (b'{"messages": [{"role": "assistant", "content": "a"}]}', "row 1: the only turn"),
         (b'{"messages": "hello"}', "row 1: messages must be a list"),
     ],
@@ -113,7 +113,7 @@ def test_bad_csv(tmp_path: Path) -> None:
 def test_a_source_that_is_not_there(written: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"there is no file .*; did you mean 'rows\.jsonl'"):
         read(tmp_path / "row.jsonl")
-    with pytest.raises(DataError, match=r"the files known here end in \.jsonl, \.csv, \.parquet"):
+    with pytest.raises(DataError, match=r"files must end in \.jsonl, \.csv, \.parquet"):
         read("./rows.txt")
     (tmp_path / "bad.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match="is not a valid Parquet file"):

@@ -75,7 +75,9 @@ def test_old_leftovers_are_swept_and_young_ones_kept(tmp_path):
 
 def test_reading_makes_no_folder(tmp_path):
     registry = Registry(tmp_path / "none")
-    assert registry.list() == [] and registry.verify() == []
+    with pytest.raises(NotFoundError, match="there is no store"):
+        registry.verify()
+    assert registry.list() == []
     assert list(tmp_path.iterdir()) == []
 
 
