@@ -9,7 +9,7 @@ import pytest
 from drawn_adapters import drawn
 
 from polyvera.adapter.method import METHODS
-from polyvera.errors import ReferenceNameError, StoreError
+from polyvera.errors import NotFoundError, ReferenceNameError, StoreError
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 

@@ -20,7 +20,7 @@ from polyvera.train.fleet.fleet import Fleet, train_fleet
 from polyvera.train.fleet.journal import FINISHED, QUARANTINED, SKIPPED
 from polyvera.train.fleet.optimizer import SlotAdamW
 from polyvera.train.recipe import Recipe
-from polyvera.train.tenants import Source, Tenant
+from polyvera.train.tenants import Tenant, TenantRows
 from polyvera.train.trainer import train
 
 
@@ -207,7 +207,9 @@ def test_a_common_file_with_a_column_for_the_tenant(folder: Path, tmp_path: Path
 def test_tenants_can_be_given_in_memory() -> None:
     rows = tuple(enumerate(counting_rows(6), 1))
     recipe = Recipe(**SETTINGS, data="memory", fleet=True)
-    result = train_fleet(recipe, everyone=[Tenant("a", Source("a", rows))], base=Base(make_model(), make_tokenizer()))
+    result = train_fleet(
+        recipe, everyone=[Tenant("a", TenantRows("a", rows))], base=Base(make_model(), make_tokenizer())
+    )
     assert [outcome.status for outcome in result.outcomes] == [FINISHED]
 
 
