@@ -127,8 +127,8 @@ def test_a_bank_of_few_slots_trains_any_number_of_tenants(folder: Path) -> None:
 BAD: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "no rows"),
     "columns": (b'{"question": "w1", "reply": "w2"}\n', "question, reply"),
-    "encoding": (b'{"prompt": "\xff\xfe", "completion": "w1"}\n', "no UTF-8"),
-    "broken": (b'{"prompt": "w1", "completion"\n', "no JSON"),
+    "encoding": (b'{"prompt": "\xff\xfe", "completion": "w1"}\n', "not UTF-8"),
+    "broken": (b'{"prompt": "w1", "completion"\n', "not valid JSON"),
     "long": (json.dumps({"prompt": "w1", "completion": "w2 " * 600}).encode() + b"\n", "longer than"),
     "other-kind": (b'{"text": "w1 w2"}\n', "holds text rows"),
 }
