@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 
 from polyvera import Recipe
 from polyvera.model.load import Base
-from polyvera.train.tenants import TenantRows, Tenant
+from polyvera.train.tenants import Tenant, TenantRows
 
 EXAMPLES = 2
 PROMPT, COMPLETION = 96, 31  # with the end token 128

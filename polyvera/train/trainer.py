@@ -25,12 +25,15 @@ from polyvera.errors import RecipeError
 from polyvera.evaluate.evaluate import evaluate
 from polyvera.model.config import pad_token
 from polyvera.model.load import Base, load_base
+from polyvera.store.reference import AdapterRef
+from polyvera.store.registry import Registry
 from polyvera.train import checkpoint
 from polyvera.train.budget import Allocator, compacted, schedule
 from polyvera.train.loss_curve import History, draw
 from polyvera.train.preparation import adapted, class_names, encode_tables, read_tables
 from polyvera.train.recipe import Recipe
 from polyvera.train.schedule import seed_everything
+from polyvera.train.warm_start import warm_start
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -46,8 +49,9 @@ class TrainResult:
     """What a run made.
 
     adapter: None after full fine-tuning, whose result is base.model itself. base: the model, bare again, and its
-    tokenizer. labels: names of the classes, in the order of the outputs. rows, held_out: training and validation rows,
-    with those that were shortened or skipped. paths: files of the run by name ('curve', 'history', 'model').
+    tokenizer. ref: what the adapter was published as, None without a recipe.name. labels: names of the classes, in the
+    order of the outputs. rows, held_out: the training and validation rows, with those that were shortened or skipped.
+    paths: files of the run by name ('curve', 'history', 'model').
     """
 
     adapter: Adapter | None
@@ -61,6 +65,7 @@ class TrainResult:
     num_params: int
     num_steps: int
     seconds: float
+    ref: AdapterRef | None = None
     ranks: Mapping[str, int] = field(default_factory=dict)
     paths: Mapping[str, Path] = field(default_factory=dict)
 
@@ -74,17 +79,34 @@ def train(
     progress: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainResult:
-    """Trains what the recipe says.
+    """Trains what the recipe says, and publishes the adapter where the recipe names it.
 
+    recipe: every choice of the run; recipe.name, where given, is what the adapter is published under in recipe.store.
     base: a model that is loaded already, instead of recipe.model; it is bare again afterwards (full fine-tuning changes
-    it). start: the adapter to begin from, instead of the identity. resume: goes on from the last whole checkpoint in
-    recipe.output, where there is one, to the same result bit for bit on a CPU. Raises RecipeError, DataError,
-    TargetError or another PolyveraError before the first step.
+        it).
+    start: the adapter to begin from, instead of recipe.init_from.
+    resume: goes on from the last whole checkpoint in recipe.output, to the same result bit for bit on a CPU.
+    progress: shows a bar, or lines where the output is no terminal.
+    callbacks: of transformers' Trainer.
+
+    Raises RecipeError, DataError, TargetError or another PolyveraError before the first step.
     """
+    seed_everything(recipe.run_seed)
+    start = start or warm_start(recipe, Registry(recipe.store))
+    return _trained(recipe, base, start, resume, progress, callbacks)
+
+
+def _trained(
+    recipe: Recipe,
+    base: Base | None,
+    start: Adapter | None,
+    resume: bool,
+    progress: bool,
+    callbacks: Sequence[TrainerCallback],
+) -> TrainResult:
     from polyvera.train.hf_trainer import AdapterTrainer, arguments, columns_of  # seconds, that importing train() saves
 
     started = time.monotonic()
-    seed_everything(recipe.run_seed)
     tables = read_tables(recipe)
     base = base or load_base(recipe.model, task=tables.training.task, dtype=recipe.dtype, labels=tables.training.labels)
     tables = tables.labelled(class_names(base, tables.training))
@@ -110,8 +132,9 @@ def train(
         scores = {"train_loss": history.recent()} | ({} if best is None else {"eval_loss": best.loss})
         if tables.test is not None:
             scores |= evaluate(base.model, base.tokenizer, tables.test, slot).scores
+        adapter = _adapter(recipe, trainer, allocator, scores, tables.training.labels)
         return TrainResult(
-            adapter=_adapter(recipe, trainer, allocator, scores, tables.training.labels),
+            adapter=adapter,
             base=base,
             scores=scores,
             history=history,
@@ -122,9 +145,16 @@ def train(
             num_params=num_params,
             num_steps=trainer.state.global_step,
             seconds=time.monotonic() - started,
+            ref=_published(recipe, adapter, trainer.is_world_process_zero()),
             ranks={} if allocator is None else allocator.ranks,
             paths=_written(recipe, base, history, trainer.is_world_process_zero()),
         )
+
+
+def _published(recipe: Recipe, adapter: Adapter | None, main: bool) -> AdapterRef | None:
+    if adapter is None or recipe.name is None or not main:
+        return None
+    return Registry(recipe.store).put(recipe.name, adapter, alias=recipe.alias, dtype=recipe.stored)
 
 
 @contextmanager
