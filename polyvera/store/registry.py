@@ -302,7 +302,7 @@ class Registry:
         try:
             self.check_exists()
         except NotFoundError as error:
-            return error
+            return NotFoundError(f"{what} {name!r}: {error}")
         names = {ref.name for ref in self.list()}
         return NotFoundError(f"{what} {name!r} in {self.url}; {_nearest(name, names, 'names')}")
 
