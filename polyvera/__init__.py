@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from polyvera.train.recipe import Recipe
     from polyvera.train.trainer import train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # The module of each name; of train and evaluate, the name is the package itself.
 _HOMES = {
