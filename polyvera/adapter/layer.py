@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polyvera.adapter.bank_state import BankState
 from polyvera.adapter.base_layer import bias_of, dense_weight
 from polyvera.adapter.equation import NormParts, Vectors, adapt, exact, factored_row_norm, without_autocast
 from polyvera.adapter.layout import Site
 from polyvera.adapter.packed_linear import linear
-from polyvera.adapter.route import Pick, SlotTable, current_route, distinct
-
-if TYPE_CHECKING:
-    from polyvera.adapter.bank import Bank
+from polyvera.adapter.route import Pick, current_route
+from polyvera.adapter.slot_table import SlotTable, distinct
 
 
 class SharedInput:
@@ -65,7 +64,7 @@ class LayerBank(nn.Module):
     """
 
     def __init__(
-        self, bank: Bank, site: Site, base: nn.Module, shared: SharedInput, frozen: Mapping[str, Tensor]
+        self, bank: BankState, site: Site, base: nn.Module, shared: SharedInput, frozen: Mapping[str, Tensor]
     ) -> None:
         super().__init__()
         self.bank, self.site, self.shared = bank, site, shared
@@ -233,7 +232,7 @@ class LayerBank(nn.Module):
 def _used(banks: Iterable[nn.Module], table: SlotTable) -> list[tuple[Any, Pick]]:
     """The banks' shares that rows of this batch use. A compiler takes the answer and does not look inside."""
     chosen = current_route(table)
-    picks = [(share, chosen.pick(share.bank)) for share in banks]  # type: ignore[arg-type]
+    picks = [(share, chosen.pick(share.bank, table)) for share in banks]  # type: ignore[arg-type]
     return [(share, pick) for share, pick in picks if pick is not None]
 
 
@@ -304,7 +303,7 @@ def _widened(y: Tensor, width: int) -> Tensor:
 class HeadBank(nn.Module):
     """One head's share of a bank: each of its tensors with a leading slot axis."""
 
-    def __init__(self, bank: Bank, name: str) -> None:
+    def __init__(self, bank: BankState, name: str) -> None:
         super().__init__()
         self.bank, self.name = bank, name
 

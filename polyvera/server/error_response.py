@@ -1,4 +1,4 @@
-"""Problem: an error as OpenAI's clients understand it."""
+"""ErrorResponse: an error as OpenAI's clients understand it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from polyvera.errors import (
     ClosedError,
     FormatError,
     LayoutError,
-    NameRefused,
     NotFoundError,
     PolyveraError,
+    PromptError,
+    ReferenceNameError,
     SamplingError,
     ServeError,
     SizeError,
@@ -33,12 +34,13 @@ INVALID = "invalid_request_error"
 # The first that fits; what stands in no row is a fault of the server's own, of which the client learns no details.
 TABLE: tuple[tuple[type[PolyveraError], int, str, str | None], ...] = (
     (NotFoundError, 404, INVALID, "model_not_found"),
-    (NameRefused, 400, INVALID, "invalid_name"),
+    (ReferenceNameError, 400, INVALID, "invalid_name"),
     (SizeError, 413, INVALID, "request_too_large"),
     (SlowError, 408, INVALID, "request_timeout"),
     (BusyError, 429, "rate_limit_error", "rate_limit_exceeded"),
     (ClosedError, 503, "server_error", "unavailable"),
     (SamplingError, 400, INVALID, None),
+    (PromptError, 400, INVALID, None),
     (FormatError, 422, INVALID, "invalid_adapter"),
     (LayoutError, 422, INVALID, "invalid_adapter"),
     (SpecError, 422, INVALID, "invalid_adapter"),
@@ -48,7 +50,7 @@ RETRY_S = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class ErrorResponse:
     """What a client is told."""
 
     status: int
@@ -68,37 +70,37 @@ class Problem:
         return JSONResponse(self.body, self.status, dict(self.headers))
 
 
-def problem_of(error: BaseException, request_id: str) -> Problem:
+def error_response(error: BaseException, request_id: str) -> ErrorResponse:
     """How any error is told."""
     if isinstance(error, AccessError):
         return _access(error)
     if isinstance(error, ValidationError):
         return _invalid(error)
     if isinstance(error, HTTPException):
-        return Problem(error.status_code, str(error.detail), headers=error.headers or {})
+        return ErrorResponse(error.status_code, str(error.detail), headers=error.headers or {})
     for kind, status, word, code in TABLE:
         if isinstance(error, kind):
             param = "model" if code == "model_not_found" else None
-            return Problem(status, str(error), word, param, code, _retry(error))
+            return ErrorResponse(status, str(error), word, param, code, _retry(error))
     log.error("request %s failed", request_id, exc_info=error)
-    return Problem(500, f"the server failed; it wrote more to its log, under {request_id}", "server_error")
+    return ErrorResponse(500, f"the server failed; it wrote more to its log, under {request_id}", "server_error")
 
 
-def _access(error: AccessError) -> Problem:
+def _access(error: AccessError) -> ErrorResponse:
     if error.is_known:
-        return Problem(403, str(error), "permission_error", code="forbidden")
+        return ErrorResponse(403, str(error), "permission_error", code="forbidden")
     headers = {"WWW-Authenticate": "Bearer"}
-    return Problem(401, str(error), "authentication_error", code="invalid_api_key", headers=headers)
+    return ErrorResponse(401, str(error), "authentication_error", code="invalid_api_key", headers=headers)
 
 
-def _invalid(error: ValidationError) -> Problem:
+def _invalid(error: ValidationError) -> ErrorResponse:
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
     if first["type"] == "extra_forbidden":
         said = "this server does not know it, and does not pretend to have followed it; leave it out"
     else:
         said = first["msg"].removeprefix("Value error, ")
-    return Problem(400, f"{where}: {said}" if where else said, param=where or None)
+    return ErrorResponse(400, f"{where}: {said}" if where else said, param=where or None)
 
 
 def _retry(error: PolyveraError) -> dict[str, str]:

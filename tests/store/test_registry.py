@@ -14,7 +14,7 @@ from polyvera.adapter.inject import add_bank, eject, extract, inject, load
 from polyvera.adapter.method import METHODS
 from polyvera.adapter.route import route
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.errors import FingerprintError, FormatError, NameRefused, NotFoundError, SlotError, StoreError
+from polyvera.errors import FingerprintError, FormatError, NotFoundError, ReferenceNameError, SlotError, StoreError
 from polyvera.store.file.codec import read_header
 from polyvera.store.file.stored_dtype import PACKINGS
 from polyvera.store.reference import AdapterRef
@@ -104,7 +104,7 @@ def test_what_cannot_be_stored_leaves_no_trace(registry):
     with pytest.raises(FormatError, match="none of"):
         registry.put("a", drawn(FIRST), dtype="int4")
     for name, alias in (("../a", None), ("a", "latest"), ("a", "7")):
-        with pytest.raises(NameRefused):
+        with pytest.raises(ReferenceNameError):
             registry.put(name, drawn(FIRST), alias=alias)
     assert registry.list() == []
 
@@ -253,7 +253,7 @@ def test_from_training_to_serving(registry, small_llama, scramble, ids, method):
     spec = AdapterSpec(method=method, rank=4)
     bank = inject(small_llama, spec, num_slots=2)
     scramble(bank)
-    refs = [registry.put("a", extract(bank, slot, spec, small_llama)) for slot in bank.slots]
+    refs = [registry.put("a", extract(bank, slot, small_llama)) for slot in bank.slots]
     with torch.no_grad(), route([1, 2, 0, 1]):
         before = small_llama(ids).logits
     served = eject(small_llama)
@@ -270,7 +270,7 @@ def from_llama(model, scramble, num):
     spec = AdapterSpec(method=SHARED, rank=4)
     bank = inject(model, spec, num_slots=num)
     scramble(bank)
-    return [extract(bank, slot, spec, model) for slot in bank.slots]
+    return [extract(bank, slot, model) for slot in bank.slots]
 
 
 def test_load_into_fills_the_slots_of_a_bank(registry, small_llama, scramble):

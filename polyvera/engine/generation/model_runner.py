@@ -1,4 +1,4 @@
-"""HeldModel: a model of transformers while an engine holds it, and what an engine must know of it."""
+"""ModelRunner: a model of transformers while an engine holds it, and what an engine must know of it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from torch import nn
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.inject import banks_of, eject
 from polyvera.adapter.targets import linear_layers
-from polyvera.engine.generation.attention import NAME, Span, Step, attending, register
-from polyvera.engine.generation.kv_cache import Cache
+from polyvera.engine.generation.attention import NAME, AttentionMetadata, Span, attending, register
+from polyvera.engine.generation.kv_cache import KVCache
 from polyvera.errors import LayoutError, ServeError
+from polyvera.model.config import CAUSAL_LM, context_length, kind_of, text_config, vocabulary_size
 from polyvera.store.reference import AdapterRef
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ LOW_TOLERANCE = 5e-2
 TRIAL_TOKENS = 5
 
 
-class HeldModel:
+class ModelRunner:
     """Gives the model the packed attention until undo(). Raises ServeError for a model that it doesn't fit.
 
     layers: the linear layers that read packed tokens as they lie, (1, T, in), so that each token has its adapter there.
@@ -70,7 +71,7 @@ class HeldModel:
     def _try(self) -> None:
         """Compares a packed forward with the model's own."""
         model = self._model
-        ids = torch.arange(1, TRIAL_TOKENS + 1, device=model.device)[None] % model.config.get_text_config().vocab_size
+        ids = torch.arange(1, TRIAL_TOKENS + 1, device=model.device)[None] % vocabulary_size(model)
         with torch.inference_mode():
             expected = model(input_ids=ids, use_cache=False).logits
             for config in self._configs:
@@ -111,7 +112,7 @@ def noting(model: nn.Module, layers: set[str], fits: Callable[[torch.Size], bool
 
 def _packed_trial(model: Any, ids: torch.Tensor) -> torch.Tensor:
     """The logits of two rows in two pieces each, the last token of each alone, as the engine computes them."""
-    size, cache, cut = ids.shape[1], Cache(2, 8), ids.shape[1] - 1
+    size, cache, cut = ids.shape[1], KVCache(2, 8), ids.shape[1] - 1
     pieces = [
         (ids[:, :cut].repeat(1, 2), [*range(cut)] * 2, [Span(0, cut, 0, 1, cut), Span(cut, cut, 1, 1, cut)]),
         (ids[:, cut:].repeat(1, 2), [cut] * 2, [Span(0, 2, 0, 2, size)]),
@@ -120,8 +121,8 @@ def _packed_trial(model: Any, ids: torch.Tensor) -> torch.Tensor:
     for tokens, at, spans in pieces:
         positions = torch.tensor([at], device=ids.device)
         rows = torch.tensor([0] * (len(at) // 2) + [1] * (len(at) // 2), device=ids.device)
-        cache.places = rows * 8 + positions[0]
-        with attending(Step(spans, positions[0])):
+        cache.slot_mapping = rows * 8 + positions[0]
+        with attending(AttentionMetadata(spans, positions[0])):
             out = model(input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True)
         found.append(out.logits[:, len(at) // 2 :])
     return torch.cat(found, 1)
@@ -129,8 +130,8 @@ def _packed_trial(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 def _check(model: PreTrainedModel) -> None:
     name = type(model).__name__
-    config: Any = model.config.get_text_config()
-    if model.config.is_encoder_decoder or not hasattr(model, "generate") or not model.can_generate():
+    config: Any = text_config(model.config)
+    if kind_of(model) != CAUSAL_LM:
         raise ServeError(f"{name} writes no text token by token; load a causal language model")
     others = set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYERS
     if others:
@@ -143,27 +144,9 @@ def _check(model: PreTrainedModel) -> None:
         raise ServeError(f"this {name} has adapters in it: eject(model) first, an engine loads its own from a store")
 
 
-def context_of(model: PreTrainedModel, asked: int | None, default: int) -> int:
+def context_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: int | None, default: int) -> int:
     """Tokens of a request at most. Raises ServeError where more are asked for than the model reads."""
-    known = positions_of(model)
+    known = context_length(model, tokenizer)
     if asked is not None and known is not None and asked > known:
         raise ServeError(f"max_context={asked}: {type(model).__name__} reads at most {known} tokens")
     return asked or min(default, known or default)
-
-
-def positions_of(model: PreTrainedModel) -> int | None:
-    """Tokens that the model reads at most, None where its config does not say."""
-    known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(known, int) or known < 1:
-        return None
-    tables = (m for name, m in model.named_modules() if name.endswith("position_embeddings"))
-    padded = [m.padding_idx for m in tables if isinstance(m, nn.Embedding) and m.padding_idx is not None]
-    return known - max(padded) - 1 if padded else known  # RoBERTa's positions begin after the padding's
-
-
-def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that end an answer: the model's own and the tokenizer's."""
-    config = model.generation_config
-    ends = config.eos_token_id if config is not None else None
-    several = ends if isinstance(ends, list) else [ends]
-    return frozenset(int(token) for token in (*several, tokenizer.eos_token_id) if token is not None)
