@@ -6,6 +6,7 @@ imports but does not ask for is not there. pip installs the wheel, and checks th
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import venv
@@ -56,16 +57,18 @@ def link(found: Distribution, site: Path) -> None:
             place.symlink_to(Path(str(found.locate_file(file))))
 
 
-def main(folder: Path, wheel: Path) -> None:
+def make(folder: Path, wheel: Path) -> None:
+    """The environment in that folder, with the wheel installed."""
     venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"
     site = next(folder.glob("lib/python*/site-packages"))
     for found in closure(asked_by_wheel(wheel)):
         link(found, site)
     pip = [sys.executable, "-m", "pip", "--python", str(python)]
-    subprocess.run([*pip, "install", "-qq", "--no-deps", "--no-index", str(wheel)], check=True)
-    subprocess.run([*pip, "check"], check=True)
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([*pip, "install", "-qq", "--no-deps", "--no-index", str(wheel)], check=True, env=alone)
+    subprocess.run([*pip, "check"], check=True, env=alone)
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    make(*map(Path, sys.argv[1:]))
