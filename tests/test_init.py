@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from importlib import import_module
+from types import ModuleType
 
 import pytest
 
@@ -9,8 +11,10 @@ import polyvera
 
 
 @pytest.mark.parametrize("name", polyvera.__all__)
-def test_every_name_leads_somewhere(name):
-    assert getattr(polyvera, name) is getattr(polyvera, name)
+def test_every_name_leads_to_one_thing_whatever_was_imported(name):
+    found = getattr(polyvera, name)
+    import_module(f"polyvera.{polyvera._HOMES[name]}")
+    assert getattr(polyvera, name) is found and not isinstance(found, ModuleType)
 
 
 def test_the_names_are_listed():
