@@ -23,7 +23,7 @@ def mirror(file: Path) -> Path:
     return file.with_name(f"test_{file.stem.strip('_')}.py")
 
 
-def tests_in(file: Path) -> list[str]:
+def own_tests(file: Path) -> list[str]:
     """The names of its test functions; none where there is no such file."""
     return [f.name for f in functions(parsed(file)) if f.name.startswith("test_")] if file.exists() else []
 
@@ -32,7 +32,7 @@ def tests_in(file: Path) -> list[str]:
 def test_what_has_logic_has_tests_of_its_own(file):
     expected = ROOT / "tests" / mirror(file.relative_to(PACKAGE))
     if has_logic(parsed(file)):
-        assert tests_in(expected), f"write {expected.relative_to(ROOT)}"
+        assert own_tests(expected), f"write {expected.relative_to(ROOT)}"
 
 
 @pytest.mark.parametrize(
@@ -59,5 +59,5 @@ def test_a_missing_mirror_is_seen(tmp_path):
     }
     assert {file: mirror(Path(file)).as_posix() for file in names} == names
     (tmp_path / "test_empty.py").write_text("def helper(): ...")
-    assert tests_in(tmp_path / "test_bank.py") == tests_in(tmp_path / "test_empty.py") == []
-    assert "test_a_missing_mirror_is_seen" in tests_in(Path(__file__))
+    assert own_tests(tmp_path / "test_bank.py") == own_tests(tmp_path / "test_empty.py") == []
+    assert "test_a_missing_mirror_is_seen" in own_tests(Path(__file__))
