@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,8 +13,12 @@ from polyvera.errors import RecipeError
 from polyvera.plan import bytes_text
 
 if TYPE_CHECKING:
-    from polyvera.engine.adapter_cache import Observe
+    from polyvera.engine.adapter_loader import Observe
+    from polyvera.engine.embedding.embedder import Embedder
+    from polyvera.engine.generation.generator import Generator
     from polyvera.engine.limits import Limits
+    from polyvera.engine.protocol import EmbeddingEngine, ServedEngine
+    from polyvera.replicas.replica_pool import ReplicaPool
     from polyvera.server.config import ServerConfig
     from polyvera.store.registry import Registry
 
@@ -105,7 +109,7 @@ def _run(
         for one in pinned:
             engine.pin(registry.resolve(one))
         app = make_app(engine, config, metrics, state)
-        typer.echo(_vectors(engine) if hasattr(engine, "pooling") else _costs(engine))
+        typer.echo(_costs(engine) if engine.embedding is None else _vectors(engine.embedding))
         if address is None:
             return
         server = Server(app, engine, config, state, *address)
@@ -116,7 +120,7 @@ def _run(
     typer.echo("stopped")
 
 
-def _vectors(encoder: Any) -> str:
+def _vectors(encoder: EmbeddingEngine) -> str:
     limits = encoder.limits
     return (
         f"an encoder for /v1/embeddings ({encoder.pooling}) and /v1/classify: {limits.max_rows} texts of up to "
@@ -125,9 +129,11 @@ def _vectors(encoder: Any) -> str:
     )
 
 
-def _engine(model: str, registry: Registry, limits: Limits, observe: Observe, num_replicas: int) -> Any:
+def _engine(
+    model: str, registry: Registry, limits: Limits, observe: Observe, num_replicas: int
+) -> Generator | Embedder | ReplicaPool:
     """What answers: an engine in this process, or several in processes of their own."""
-    from polyvera.engine.embedding.embedder import engine_for
+    from polyvera.engine.factory import engine_for
     from polyvera.model.load import AUTO_TASK, load_base, place
     from polyvera.replicas.replica_pool import ReplicaPool
 
@@ -136,7 +142,7 @@ def _engine(model: str, registry: Registry, limits: Limits, observe: Observe, nu
     return engine_for(place(load_base(model, task=AUTO_TASK)), registry, limits, observe)
 
 
-def _costs(engine: Any) -> str:
+def _costs(engine: ServedEngine) -> str:
     limits, config = engine.limits, engine.model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

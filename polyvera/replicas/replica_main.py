@@ -18,10 +18,10 @@ from typing import NoReturn
 import torch
 
 from polyvera.adapter.fingerprint import fingerprint
-from polyvera.engine.adapter_cache import Observe
+from polyvera.engine.adapter_loader import Observe
 from polyvera.engine.generation.generator import Generator
 from polyvera.engine.generation.request import Request, RequestOutput
-from polyvera.errors import FormatError, PolyveraError, ServeError
+from polyvera.errors import EngineError, FormatError, PolyveraError
 from polyvera.model.load import load_base, place
 from polyvera.replicas.connection import Connection
 from polyvera.replicas.messages import (
@@ -166,7 +166,7 @@ def _live(replica: Replica, connection: Connection, given: Start) -> NoReturn:
     try:
         replica.start(given)
         replica.watch()
-        fault = fault_of(ServeError("the engine of a replica has stopped after an error of its own"))
+        fault = fault_of(EngineError("the engine of a replica has stopped after an error of its own"))
     except BaseException as error:
         if not isinstance(error, PolyveraError):
             log.exception("a replica could not be started")

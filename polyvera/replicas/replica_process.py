@@ -12,9 +12,9 @@ from threading import Event, Lock, Thread
 from time import monotonic
 from typing import Any, Literal
 
-from polyvera.engine.adapter_cache import Observe
+from polyvera.engine.adapter_loader import Observe
 from polyvera.engine.generation.request import CANCELLED, FAILED, Request, RequestOutput
-from polyvera.errors import ClosedError, FormatError, PolyveraError, ServeError
+from polyvera.errors import ClosedError, EngineError, FormatError, PolyveraError
 from polyvera.replicas.connection import Connection
 from polyvera.replicas.messages import (
     FROM_REPLICA,
@@ -160,7 +160,7 @@ class ReplicaProcess:
         if not self.ready.done():
             status = self._process.returncode
             self.ready.set_exception(
-                ServeError(f"replica {self.number} ended with status {status} before it was ready")
+                EngineError(f"replica {self.number} ended with status {status} before it was ready")
             )
         self.ended.set()
 

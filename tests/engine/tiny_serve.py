@@ -163,9 +163,9 @@ def submit(engine: Generator, prompt: Sequence[int], *args: object, **kwargs: ob
 
 def assert_nothing_is_left(engine: Generator) -> None:
     """No row, user of a slot, or number in a row of the cache is left of ended requests."""
-    core, adapters = engine._core, engine._adapters
-    until(lambda: not core.is_busy)
-    scheduler, limits = core._scheduler, engine.limits
+    core, adapters = engine._core.workload, engine._adapters
+    until(lambda: not engine._core.is_busy)
+    scheduler, limits = core.scheduler, engine.limits
     assert not scheduler.running and sorted(scheduler._free) == list(range(limits.max_rows))
     assert not scheduler._waiting and engine._queue.num_waiting == 0
     assert all(entry.num_users == 0 for entry in adapters._taken.values())

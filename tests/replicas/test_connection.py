@@ -10,7 +10,7 @@ from polyvera.engine.adapter_cache import ResidentAdapter
 from polyvera.engine.generation.request import SamplingParams, Token
 from polyvera.engine.limits import Limits
 from polyvera.engine.stats import RunningRequest
-from polyvera.errors import BusyError, FormatError, NotFoundError, SamplingError, ServeError
+from polyvera.errors import BusyError, EngineError, FormatError, NotFoundError, SamplingError
 from polyvera.replicas.connection import Connection
 from polyvera.replicas.messages import (
     FROM_REPLICA,
@@ -132,4 +132,4 @@ def test_errors_keep_their_class() -> None:
     assert isinstance(again, BusyError) and str(again) == "later" and again.retry_s == 7.0
     assert type(fault_of(NotFoundError("gone")).error()) is NotFoundError
     for name in ("OSError", "annotations", "get_close_matches", "__doc__", "Iterable"):
-        assert type(Fault(name, "x").error()) is ServeError
+        assert type(Fault(name, "x").error()) is EngineError

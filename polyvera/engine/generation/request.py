@@ -93,7 +93,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
-    """What a request is told at one step: new tokens, new text, and at the end why it ended.
+    """What one step adds to an answer: new tokens, new text, and at the end why it ended.
 
     text may lag behind the tokens, where it could be the beginning of a stop text or of a character. finish_reason:
     None while it runs, else 'stop', 'length', 'cancelled' or 'error', with the error.
@@ -105,18 +105,24 @@ class RequestOutput:
     error: PolyveraError | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
-    """A whole answer."""
+    """An answer as far as it was reported: tokens, text, and at its end why it ended."""
 
-    tokens: tuple[Token, ...]
-    text: str
-    finish_reason: str
+    tokens: list[Token] = field(default_factory=list)
+    text: str = ""
+    finish_reason: str | None = None
 
     @property
     def ids(self) -> list[int]:
         """The token numbers."""
         return [token.id for token in self.tokens]
+
+    def add(self, output: RequestOutput) -> None:
+        """Takes in the next part."""
+        self.tokens += output.tokens
+        self.text += output.text
+        self.finish_reason = output.finish_reason
 
 
 @dataclass(eq=False, slots=True)
@@ -140,7 +146,11 @@ class Request:
     admitted: float = 0.0
     first_token: float = 0.0
     finished: float = 0.0
-    is_cancelled: bool = False
+
+    @property
+    def whole(self) -> Request:
+        """Itself: it is scheduled in one part."""
+        return self
 
     @property
     def num_tokens(self) -> int:

@@ -30,6 +30,7 @@ from polyvera.engine.limits import Limits
 from polyvera.errors import (
     BusyError,
     ClosedError,
+    EngineError,
     FingerprintError,
     FormatError,
     LayoutError,
@@ -260,7 +261,7 @@ def test_one_step_that_fails_ends_its_rows_and_the_engine_goes_on(
         norm = llama.model.norm
         hook = norm.register_forward_pre_hook(lambda *_: 1 / 0)
         heard = submit(engine, PROMPT, None, SHORT)[1]
-        assert heard.wait().finish_reason == FAILED and isinstance(heard.outputs[-1].error, ServeError)
+        assert heard.wait().finish_reason == FAILED and isinstance(heard.outputs[-1].error, EngineError)
         hook.remove()
         assert engine.answer(PROMPT, None, SHORT).result(LONGEST_WAIT).ids == solo.answers(None, PROMPT, 6)
         assert engine.failed is None
