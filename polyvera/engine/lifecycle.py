@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from threading import Event, Thread
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import torch
 
@@ -73,35 +74,38 @@ class DefaultLimits:
         return replace(given, max_context=given.max_context or min(self.context, known or self.context), chunk=chunk)
 
 
-class AdapterEngine(Generic[Q]):
+class AdapterEngine(ABC, Generic[Q]):
     """Steps in a thread, from start() to stop(), for requests of one kind. failed: the error that ended them.
 
     The thread has no gradients. All methods but start() and stop() are for any thread.
 
     registry: where adapters are loaded from, None for the base alone. observe: called with a name and a number of
-    seconds ('load_s', 'queue_s', 'step_s'). defaults: for limits that are None. take: called at start(), takes the
-    model; raises ServeError for one that it doesn't fit.
+    seconds ('load_s', 'queue_s', 'step_s'). A kind of engine says its defaults for limits that are None, and how it
+    takes the model at start().
     """
+
+    defaults: ClassVar[DefaultLimits]
 
     def __init__(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        registry: Registry | None,
-        limits: Limits | None,
-        observe: Observe,
-        *,
-        defaults: DefaultLimits,
-        take: Callable[[], EngineParts],
+        registry: Registry | None = None,
+        limits: Limits | None = None,
+        observe: Observe = lambda name, seconds: None,
     ) -> None:
         self.model, self.tokenizer, self.registry = model, tokenizer, registry
-        self.limits = defaults.filled(limits or Limits(), model, tokenizer)
+        self.limits = self.defaults.filled(limits or Limits(), model, tokenizer)
         self.max_context = self.limits.max_context or 1
         self.failed: BaseException | None = None
-        self._observe, self._take = observe, take
+        self._observe = observe
         self._queue: RequestQueue[Q] = RequestQueue(self.limits.max_waiting)
         self._is_stopping = False
         self._thread: Thread | None = None
+
+    @abstractmethod
+    def _take(self) -> EngineParts:
+        """Takes the model. Raises ServeError for one that it doesn't fit."""
 
     @cached_property
     def fingerprint(self) -> str:

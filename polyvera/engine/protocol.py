@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from polyvera.engine.embedding.pooling import Pooling
 from polyvera.engine.embedding.request import Classes
-from polyvera.engine.generation.request import GREEDY, Request, RequestOutput, SamplingParams
+from polyvera.engine.generation.request import Request
 from polyvera.engine.limits import Limits
 from polyvera.engine.stats import EngineStats
 from polyvera.store.reference import AdapterRef
@@ -67,16 +67,8 @@ class ServedEngine(Protocol):
 class GenerationEngine(ServedEngine, Protocol):
     """What writes text: a Generator, or replicas of one."""
 
-    def submit(
-        self,
-        prompt: Sequence[int],
-        adapter: AdapterRef | None = None,
-        params: SamplingParams = GREEDY,
-        *,
-        on_output: Callable[[RequestOutput], None],
-        tenant: str = "",
-    ) -> Request:
-        """Asks for one answer; on_output gets every part of it, in another thread, and must not block.
+    def submit(self, request: Request) -> Request:
+        """Asks for one answer; request.on_output gets every part of it, in another thread, and must not block.
 
         Raises SamplingError, BusyError, ClosedError. May wait for other processes.
         """
@@ -88,7 +80,9 @@ class GenerationEngine(ServedEngine, Protocol):
 class EmbeddingEngine(ServedEngine, Protocol):
     """What gives vectors and classes: an Embedder."""
 
-    pooling: Pooling
+    @property
+    def pooling(self) -> Pooling:
+        """How vectors come about."""
 
     def embed(
         self, rows: Sequence[Sequence[int]], adapter: AdapterRef | None = None, *, tenant: str = ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import suppress
 from dataclasses import replace
@@ -17,7 +16,7 @@ from xxhash import xxh64_intdigest
 
 from polyvera.engine.adapter_cache import ResidentAdapter
 from polyvera.engine.adapter_loader import Observe
-from polyvera.engine.generation.request import GREEDY, Request, RequestOutput, SamplingParams
+from polyvera.engine.generation.request import Request
 from polyvera.engine.limits import Limits
 from polyvera.engine.stats import EngineStats
 from polyvera.errors import BusyError, ClosedError, EngineError, PolyveraError, ServeError
@@ -107,26 +106,8 @@ class ReplicaPool:
         self._is_open = True
         return self
 
-    @property
-    def generation(self) -> ReplicaPool:
-        """Itself: it writes text."""
-        return self
-
-    @property
-    def embedding(self) -> None:
-        """None: it gives no vectors."""
-
-    def submit(
-        self,
-        prompt: Sequence[int],
-        adapter: AdapterRef | None = None,
-        params: SamplingParams = GREEDY,
-        *,
-        on_output: Callable[[RequestOutput], None],
-        tenant: str = "",
-    ) -> Request:
+    def submit(self, request: Request) -> Request:
         """As Generator.submit; on_output is called in a thread of the replica's. Blocks until it is accepted."""
-        request = Request(prompt, adapter, params, on_output, tenant)
         self._place(request).submit(request)
         return request
 
@@ -195,6 +176,15 @@ class ReplicaPool:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    @property
+    def generation(self) -> ReplicaPool:
+        """Itself: it writes text."""
+        return self
+
+    @property
+    def embedding(self) -> None:
+        """None: it gives no vectors."""
 
     @property
     def pids(self) -> list[int]:

@@ -99,7 +99,8 @@ class AnswerStream:
     def _submit(self, asked: Sequence[tuple[Sequence[int], SamplingParams]], adapter: AdapterRef | None) -> None:
         for i, (prompt, params) in enumerate(asked):
             on_output = lambda output, i=i: self._hop(i, output)  # noqa: E731
-            self.requests.append(self._engine.submit(prompt, adapter, params, on_output=on_output, tenant=self._tenant))
+            request = Request(prompt, adapter, params, on_output, self._tenant)
+            self.requests.append(self._engine.submit(request))
 
     def _hop(self, i: int, output: RequestOutput) -> None:
         """In the engine's thread."""

@@ -65,8 +65,8 @@ class ServerContext:
         """The engine, which writes text. Raises ServeError where it doesn't."""
         if self.engine.generation is None:
             raise ServeError(
-                f"this server runs {self.catalog.base}, an encoder, which writes no text: ask /v1/embeddings or "
-                "/v1/classify"
+                f"this server runs {self.catalog.base}, an encoder: ask /v1/embeddings or /v1/classify for vectors "
+                "and classes, it writes no text"
             )
         return self.engine.generation
 

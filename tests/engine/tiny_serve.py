@@ -19,8 +19,9 @@ from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.inject import eject, extract, inject, load
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.engine.generation.generator import Generator
-from polyvera.engine.generation.request import Answer, Request, RequestOutput
+from polyvera.engine.generation.request import GREEDY, Answer, Request, RequestOutput, SamplingParams
 from polyvera.engine.limits import Limits
+from polyvera.engine.protocol import GenerationEngine
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
@@ -156,9 +157,15 @@ def publish(root: Path, adapters: Iterable[Adapter], name: str = "team/a") -> tu
     return registry, [registry.put(f"{name}{i}", adapter) for i, adapter in enumerate(adapters)]
 
 
-def submit(engine: Generator, prompt: Sequence[int], *args: object, **kwargs: object) -> tuple[Request, Heard]:
+def submit(
+    engine: GenerationEngine,
+    prompt: Sequence[int],
+    adapter: AdapterRef | None = None,
+    params: SamplingParams = GREEDY,
+    tenant: str = "",
+) -> tuple[Request, Heard]:
     heard = Heard()
-    return engine.submit(prompt, *args, on_output=heard, **kwargs), heard  # type: ignore[arg-type]
+    return engine.submit(Request(prompt, adapter, params, heard, tenant)), heard
 
 
 def assert_nothing_is_left(engine: Generator) -> None:

@@ -5,27 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from polyvera.adapter.packed_linear import Packs
-from polyvera.engine.adapter_loader import Observe
 from polyvera.engine.embedding.model_runner import EncoderRunner
-from polyvera.engine.embedding.pooling import pooling_of
+from polyvera.engine.embedding.pooling import Pooling, pooling_of
 from polyvera.engine.embedding.request import Classes, EncodeRequest
 from polyvera.engine.embedding.workload import EmbeddingWorkload
 from polyvera.engine.lifecycle import AdapterEngine, DefaultLimits, EngineParts
-from polyvera.engine.limits import Limits
 from polyvera.errors import SamplingError, ServeError
 from polyvera.model.config import trained_labels, vocabulary_size
 from polyvera.store.reference import AdapterRef
-from polyvera.store.registry import Registry
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    pass
 
-DEFAULTS = DefaultLimits(context=8192, cpu_chunk=2048, gpu_chunk=16_384)
 MAX_TEXTS = 2048
 
 
@@ -35,21 +32,21 @@ class Embedder(AdapterEngine[EncodeRequest]):
     The model is the encoder's own from start() to stop(), which gives it back as it was. It is one for sequence
     classification, whose head each adapter with a head replaces for its own texts, with as many classes as it has; or a
     bare one, for vectors alone. limits: prefix_bytes has no meaning here, and chunk is the tokens of one batch, with
-    what fills up its rows. registry, observe: as of an AdapterEngine. pooling: how vectors come about. Raises
-    ServeError for a pooling that cannot be read; start() for a model that cannot be called with padded rows.
+    what fills up its rows. registry, observe: as of an AdapterEngine. start() raises ServeError for a
+    model that cannot be called with padded rows, or whose pooling cannot be read.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        registry: Registry | None = None,
-        limits: Limits | None = None,
-        observe: Observe = lambda name, seconds: None,
-    ) -> None:
-        super().__init__(model, tokenizer, registry, limits, observe, defaults=DEFAULTS, take=self._take_model)
-        self.pooling = pooling_of(model.name_or_path)
-        self.num_tokens = vocabulary_size(model)
+    defaults = DefaultLimits(context=8192, cpu_chunk=2048, gpu_chunk=16_384)
+
+    @cached_property
+    def num_tokens(self) -> int:
+        """Tokens that may be asked about."""
+        return vocabulary_size(self.model)
+
+    @cached_property
+    def pooling(self) -> Pooling:
+        """How vectors come about. Raises ServeError where the model's files about it cannot be read."""
+        return pooling_of(self.model.name_or_path)
 
     @property
     def generation(self) -> None:
@@ -83,7 +80,7 @@ class Embedder(AdapterEngine[EncodeRequest]):
             )
         return self._asked(EncodeRequest(rows, adapter, tenant, is_classes=True))
 
-    def _take_model(self) -> EngineParts:
+    def _take(self) -> EngineParts:
         runner = EncoderRunner(self.model, self.tokenizer)
         adapters = self._cache(runner, Packs())  # many tokens at once gain nothing from packed weights: none are used
         workload = EmbeddingWorkload(runner, self.pooling, adapters, self._queue, self.limits, self._observe)

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from polyvera.adapter.packed_linear import PackedModel, Packs, packed
-from polyvera.engine.adapter_loader import Observe
 from polyvera.engine.generation.grammar import Grammars
 from polyvera.engine.generation.model_runner import ModelRunner
 from polyvera.engine.generation.request import CANCELLED, GREEDY, Answer, Request, RequestOutput, SamplingParams
 from polyvera.engine.generation.sampler import RequestSampler
 from polyvera.engine.generation.workload import GenerationWorkload
 from polyvera.engine.lifecycle import AdapterEngine, DefaultLimits, EngineParts
-from polyvera.engine.limits import Limits
 from polyvera.engine.steps import LOOK_AHEAD
 from polyvera.errors import ClosedError, SamplingError
 from polyvera.model.config import end_tokens, vocabulary_size
 from polyvera.store.reference import AdapterRef
-from polyvera.store.registry import Registry
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-DEFAULTS = DefaultLimits(context=4096, cpu_chunk=256, gpu_chunk=2048)
+    pass
 
 
 class Generator(AdapterEngine[Request]):
@@ -35,48 +30,43 @@ class Generator(AdapterEngine[Request]):
     AdapterEngine. start() raises ServeError for a model that cannot be packed.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        registry: Registry | None = None,
-        limits: Limits | None = None,
-        observe: Observe = lambda name, seconds: None,
-    ) -> None:
-        super().__init__(model, tokenizer, registry, limits, observe, defaults=DEFAULTS, take=self._take_model)
-        self.num_tokens = min(len(tokenizer), vocabulary_size(model))
-        self.ends = end_tokens(model, tokenizer)
-        self._grammars = Grammars(tokenizer, self.num_tokens, self.ends)
+    defaults = DefaultLimits(context=4096, cpu_chunk=256, gpu_chunk=2048)
+
+    @cached_property
+    def num_tokens(self) -> int:
+        """Tokens that may be asked about and chosen."""
+        return min(len(self.tokenizer), vocabulary_size(self.model))
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end an answer."""
+        return end_tokens(self.model, self.tokenizer)
 
     @property
     def generation(self) -> Generator:
         """Itself: it writes text."""
         return self
 
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self.tokenizer, self.num_tokens, self.ends)
+
     @property
     def embedding(self) -> None:
         """None: it gives no vectors."""
 
-    def submit(
-        self,
-        prompt: Sequence[int],
-        adapter: AdapterRef | None = None,
-        params: SamplingParams = GREEDY,
-        *,
-        on_output: Callable[[RequestOutput], None],
-        tenant: str = "",
-    ) -> Request:
-        """Asks for one answer; on_output gets every RequestOutput, in the engine's thread, and must not block.
+    def submit(self, request: Request) -> Request:
+        """Asks for one answer, which request.on_output gets, in the engine's thread; returns it.
 
-        Raises SamplingError for a prompt that does not fit or a choice that cannot be, BusyError, ClosedError.
+        Raises SamplingError for a prompt that does not fit or invalid parameters, BusyError, ClosedError.
         """
-        self._check(prompt, params)
+        params = request.params
+        self._check(request.prompt, params)
         grammar = None if params.schema is None else self._grammars.of(params.schema)
-        sampler = RequestSampler(params, prompt, self.ends, grammar)
-        request = Request(prompt, adapter, params, on_output, tenant, sampler=sampler)
+        request.sampler = RequestSampler(params, request.prompt, self.ends, grammar)
         self._queue.add(request)
         if self._queue.num_waiting <= LOOK_AHEAD:  # not at the next step: it may be under way for long
-            self._adapters.prefetch(adapter)
+            self._adapters.prefetch(request.adapter)
         return request
 
     def answer(
@@ -94,14 +84,14 @@ class Generator(AdapterEngine[Request]):
             elif output.finish_reason is not None:
                 done.set_result(answer)
 
-        self.submit(prompt, adapter, params, on_output=on_output)
+        self.submit(Request(prompt, adapter, params, on_output))
         return done
 
     def cancel(self, request: Request) -> None:
         """Ends a request at the next step, if it has not ended; and its end is reported."""
         self._queue.cancel(request)
 
-    def _take_model(self) -> EngineParts:
+    def _take(self) -> EngineParts:
         runner, packs = ModelRunner(self.model), Packs()
         packed_model = PackedModel(self.model, packs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -15,6 +16,7 @@ STOP, LENGTH, CANCELLED, FAILED = "stop", "length", "cancelled", "error"
 MAX_LOGPROBS, MAX_STOPS, MAX_STOP_CHARS = 20, 16, 256
 MIN_TEMPERATURE = 1e-5  # logits over less are beyond fp32
 _numbers = count(1)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,17 @@ class Request:
     admitted: float = 0.0
     first_token: float = 0.0
     finished: float = 0.0
+
+    def report(self, output: RequestOutput) -> bool:
+        """Gives the caller the next part; whether it took it."""
+        if output.finish_reason is not None:
+            self.finished = monotonic()
+        try:
+            self.on_output(output)
+        except Exception:
+            log.exception("a listener failed; its request is cancelled")
+            return False
+        return True
 
     @property
     def whole(self) -> Request:

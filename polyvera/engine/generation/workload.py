@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from time import monotonic
@@ -25,7 +24,6 @@ from polyvera.store.reference import AdapterRef
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-log = logging.getLogger(__name__)
 Chunks = tuple[Sequence[Chunk], Sequence[Chunk]]  # of rows that decode, and of prompts
 Output = tuple[Sequence[Row], Any]  # the rows whose next tokens can now be chosen, and their scores
 
@@ -168,12 +166,7 @@ class GenerationWorkload:
             self._prefix_cache.keep(owner, tokens, self._kv_cache.read(row.index, len(tokens)))
 
     def _report(self, request: Request, output: RequestOutput) -> None:
-        if output.finish_reason is not None:
-            request.finished = monotonic()
-        try:
-            request.on_output(output)
-        except Exception:
-            log.exception("a listener failed; its request is cancelled")
+        if not request.report(output):
             self._queue.cancel(request)
         if output.finish_reason is not None:
             self._queue.ended()
