@@ -21,7 +21,7 @@ DEFAULTS = DefaultLimits(context=100, cpu_chunk=7, gpu_chunk=70)
 )
 def test_a_limit_that_cannot_be_is_refused_by_name(given: dict[str, Any]) -> None:
     (name,) = given
-    with pytest.raises(ServeError, match=f"{name}=-?[01]: it is at least"):
+    with pytest.raises(ServeError, match=f"{name}=-?[01]: must be greater than or equal to"):
         Limits(**given)
 
 
