@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from polyvera.engine.generation.generator import Generator
 from polyvera.engine.generation.request import GREEDY, Answer, SamplingParams
@@ -22,7 +22,6 @@ from polyvera.store.registry import Registry
 Turn = Message | Mapping[str, str]
 AnyPrompt = str | Sequence[Turn]
 Which = str | AdapterRef | None
-T = TypeVar("T")
 
 
 class LLM:
@@ -74,7 +73,7 @@ class LLM:
         Raises NotFoundError for an adapter that the store has not, PromptError for a conversation without a template,
         SamplingError for a prompt that does not fit or lists that are not one a prompt, ClosedError after close().
         """
-        several = [prompts] if _is_one(prompts) else list(prompts)
+        several = _list(prompts)
         refs = [self._ref(one) for one in _each(adapter, len(several), "adapter")]
         ids = [prompt_ids(self.base.tokenizer, _prompt(one)) for one in several]
         asked = zip(ids, refs, _each(params, len(several), "params"), strict=True)
@@ -106,9 +105,10 @@ class LLM:
         yield from (one.result() for one in running)
 
 
-def _is_one(prompts: AnyPrompt | Sequence[AnyPrompt]) -> bool:
-    """Whether this is a text or a conversation, and not a list of them."""
-    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Message | Mapping))
+def _list(prompts: Any) -> list[AnyPrompt]:
+    """The prompts; a text or a conversation alone is one of them."""
+    is_one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Message | Mapping))
+    return [prompts] if is_one else list(prompts)
 
 
 def _prompt(given: AnyPrompt) -> Prompt:
@@ -117,7 +117,7 @@ def _prompt(given: AnyPrompt) -> Prompt:
     return tuple(one if isinstance(one, Message) else Message(one["role"], one["content"]) for one in given)
 
 
-def _each(given: T | Sequence[T], num: int, what: str) -> list[T]:
+def _each(given: Any, num: int, what: str) -> list[Any]:
     """One for each prompt. Raises SamplingError where a list has another number."""
     if given is None or isinstance(given, str | AdapterRef | SamplingParams):
         return [given] * num
