@@ -1,0 +1,30 @@
+"""Small copies between host and GPU that wait for nothing that they need not wait for.
+
+A copy from or to ordinary memory makes the host wait for all that the GPU has to do. Pinned memory is torch's own: a
+piece is not used again before the copy that reads it has ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def to_device(values: Sequence[float], device: torch.device, dtype: torch.dtype = torch.long) -> Tensor:
+    """Numbers as a tensor (len(values),) on the device; a GPU copies them when it comes to it."""
+    if device.type != "cuda":
+        return torch.tensor(values, dtype=dtype, device=device)
+    return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
+
+
+def to_host(values: Tensor) -> Tensor:
+    """A tensor on the host: waits until the GPU has computed it, and for nothing after it."""
+    if not values.is_cuda:
+        return values.cpu()
+    host = values.to("cpu", non_blocking=True)  # torch makes it in pinned memory
+    done = torch.cuda.Event()
+    done.record()
+    done.synchronize()
+    return host
