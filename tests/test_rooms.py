@@ -99,7 +99,7 @@ def test_rooms_import_one_way(file):
 @pytest.mark.parametrize(
     ("file", "source", "wrong"),
     [
-        ("data/tables.py", "from polyvera.engine.generation.generator import Engine", ["engine"]),
+        ("data/tables.py", "from polyvera.engine.generation.generator import Generator", ["engine"]),
         ("engine/lifecycle.py", "def f():\n    import polyvera.train.hf_trainer", ["train"]),
         ("adapter/bank.py", "from ..store import registry", ["store"]),
         ("adapter/bank.py", "from .layout import Layout", []),

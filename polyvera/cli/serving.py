@@ -15,7 +15,7 @@ from polyvera.plan import bytes_text
 if TYPE_CHECKING:
     from polyvera.engine.adapter_cache import Observe
     from polyvera.engine.limits import Limits
-    from polyvera.server.config import Settings
+    from polyvera.server.config import ServerConfig
     from polyvera.store.registry import Registry
 
 MIB = 1 << 20
@@ -57,10 +57,10 @@ def serve(
 ) -> None:
     """Serve any mix of a store's adapters in one batch, behind OpenAI's HTTP API."""
     from polyvera.engine.limits import Limits
-    from polyvera.server.config import Settings
+    from polyvera.server.config import ServerConfig
     from polyvera.store.registry import Registry
 
-    settings = Settings(
+    config = ServerConfig(
         base=name or model.rstrip("/").rpartition("/")[2].rpartition(":")[2],
         keys=keys,
         lora_root=lora_root,
@@ -81,13 +81,13 @@ def serve(
         host_bytes=host_mib * MIB,
         prefix_bytes=prefix_mib * MIB,
     )
-    _run(model, Registry(store), settings, limits, pin or [], None if dry_run else (host, port), replicas)
+    _run(model, Registry(store), config, limits, pin or [], None if dry_run else (host, port), replicas)
 
 
 def _run(
     model: str,
     registry: Registry,
-    settings: Settings,
+    config: ServerConfig,
     limits: Limits,
     pinned: list[str],
     address: tuple[str, int] | None,
@@ -95,20 +95,20 @@ def _run(
 ) -> None:
     from polyvera.server.app import make_app
     from polyvera.server.metrics import Metrics
-    from polyvera.server.middleware import State
+    from polyvera.server.middleware import ServerState
     from polyvera.server.server import Server, check_address
 
     if address is not None:
-        check_address(address[0], settings)
-    metrics, state = Metrics(), State()
+        check_address(address[0], config)
+    metrics, state = Metrics(), ServerState()
     with _engine(model, registry, limits, metrics.observe, num_replicas) as engine:
         for one in pinned:
             engine.pin(registry.resolve(one))
-        app = make_app(engine, settings, metrics, state)
+        app = make_app(engine, config, metrics, state)
         typer.echo(_vectors(engine) if hasattr(engine, "pooling") else _costs(engine))
         if address is None:
             return
-        server = Server(app, engine, settings, state, *address)
+        server = Server(app, engine, config, state, *address)
         typer.echo(
             f"{server.url} (OpenAI's API under /v1); SIGTERM or Ctrl-C stops it when the running answers are done"
         )
@@ -129,10 +129,10 @@ def _engine(model: str, registry: Registry, limits: Limits, observe: Observe, nu
     """What answers: an engine in this process, or several in processes of their own."""
     from polyvera.engine.embedding.embedder import engine_for
     from polyvera.model.load import AUTO_TASK, load_base, place
-    from polyvera.replicas.replica_pool import Replicas
+    from polyvera.replicas.replica_pool import ReplicaPool
 
     if num_replicas > 1:
-        return Replicas(model, registry, limits, observe, num=num_replicas)
+        return ReplicaPool(model, registry, limits, observe, num=num_replicas)
     return engine_for(place(load_base(model, task=AUTO_TASK)), registry, limits, observe)
 
 

@@ -1,4 +1,4 @@
-"""Residents: the bank as a cache. Adapters in slots of the model, over adapters in host memory, over the store.
+"""AdapterCache: the bank as a cache. Adapters in slots of the model, over adapters in host memory, over the store.
 
 Files are read and checked by threads of their own; a slot is written by the engine's thread between two steps.
 """
@@ -40,7 +40,7 @@ Check = Callable[[AdapterRef, Adapter], tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedAdapter:
     """An adapter in host memory: checked, its basis drawn.
 
     labels: of its classes, none where it has no head. norms: of its rows by layer, where it has magnitudes.
@@ -59,7 +59,7 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
-class Resident:
+class ResidentAdapter:
     """A resident adapter, as it is told."""
 
     adapter: str
@@ -69,7 +69,7 @@ class Resident:
 
 
 @dataclass(eq=False, slots=True)
-class _Seat:
+class Entry:
     """A slot that is taken."""
 
     ref: AdapterRef
@@ -78,14 +78,15 @@ class _Seat:
     labels: tuple[str, ...] = ()
     num_users: int = 0
     is_pinned: bool = False
-    is_dismissed: bool = False
+    is_evicted: bool = False
 
-    def told(self) -> Resident:
+    def snapshot(self) -> ResidentAdapter:
+        """What is known of it at this moment."""
         layout, itemsize = self.bank.layout, self.bank.dtype.itemsize
-        return Resident(str(self.ref), layout.num_params * itemsize, self.num_users, self.is_pinned)
+        return ResidentAdapter(str(self.ref), layout.num_params * itemsize, self.num_users, self.is_pinned)
 
 
-class Residents:
+class AdapterCache:
     """Which adapter is in which slot. All methods but the loaders' are called by the engine's thread.
 
     num_slots: resident adapters at most, of whatever layout. slot_bytes: memory of one layout's slots at most.
@@ -115,16 +116,16 @@ class Residents:
         self.adapts_output = False
         self._base = fingerprint(model)
         self._dtype = next(model.parameters()).dtype
-        self._seats: OrderedDict[Key, _Seat] = OrderedDict()  # the longest unused first
-        self._taken: dict[int, _Seat] = {}  # by slot, those that are dismissed and still used among them
+        self._entries: OrderedDict[Key, Entry] = OrderedDict()  # the longest unused first
+        self._taken: dict[int, Entry] = {}  # by slot, those that are dismissed and still used among them
         self._banks: dict[tuple[object, ...], Bank] = {}
         self._free: dict[int, list[int]] = {}
-        self._host: OrderedDict[Key, Loaded] = OrderedDict()
-        self._held_bytes = 0
+        self._host: OrderedDict[Key, LoadedAdapter] = OrderedDict()
+        self._host_used_bytes = 0
         self._loading: dict[Key, float] = {}  # since when
         self._lock, self._is_open = Lock(), True
         self._failed: dict[Key, PolyveraError] = {}
-        self._done: SimpleQueue[tuple[AdapterRef, Loaded | PolyveraError]] = SimpleQueue()
+        self._done: SimpleQueue[tuple[AdapterRef, LoadedAdapter | PolyveraError]] = SimpleQueue()
         self._pool = ThreadPoolExecutor(LOADERS, "polyvera-load")
 
     def acquire(self, ref: AdapterRef | None) -> int | None:
@@ -134,42 +135,42 @@ class Residents:
         """
         if ref is None:
             return BASE_SLOT
-        seat = self._seats.get(_key(ref))
-        if seat is None:
-            seat = self._seated(ref)
-            if seat is None:
+        entry = self._entries.get(_key(ref))
+        if entry is None:
+            entry = self._insert(ref)
+            if entry is None:
                 return None
         else:
             self.totals["hits"] += 1
-        seat.num_users += 1
-        self._seats.move_to_end(_key(ref))
-        return seat.slot
+        entry.num_users += 1
+        self._entries.move_to_end(_key(ref))
+        return entry.slot
 
     def release(self, slot: int) -> None:
         """Gives back what acquire() gave."""
         if slot == BASE_SLOT:
             return
-        seat = self._taken[slot]
-        seat.num_users -= 1
-        if seat.is_dismissed and not seat.num_users:
-            self._clear(seat)
+        entry = self._taken[slot]
+        entry.num_users -= 1
+        if entry.is_evicted and not entry.num_users:
+            self._clear(entry)
 
     def labels(self, slot: int) -> tuple[str, ...]:
         """The classes of an adapter that is held, none where it has no head."""
         return self._taken[slot].labels
 
-    def want(self, ref: AdapterRef | None) -> None:
+    def prefetch(self, ref: AdapterRef | None) -> None:
         """Begins to load what will be acquired soon. Any thread."""
-        if ref is not None and _key(ref) not in self._seats and _key(ref) not in self._host:
+        if ref is not None and _key(ref) not in self._entries and _key(ref) not in self._host:
             self._load(ref)
 
-    def settle(self) -> None:
+    def collect(self) -> None:
         """Takes in what was loaded since the last step; an error is raised to all that ask until the next."""
         self._failed.clear()
         while not self._done.empty():
             self._take_in(*self._done.get_nowait())
 
-    def linger(self) -> bool:
+    def wait_briefly(self) -> bool:
         """Waits a moment for loads that have just begun; whether one has ended."""
         has_ended = False
         while (left := self._newest() + PATIENCE_S - monotonic()) > 0:
@@ -182,23 +183,23 @@ class Residents:
 
     def pin(self, ref: AdapterRef, is_pinned: bool) -> None:
         """Keeps a resident adapter in its slot whatever comes, or no longer."""
-        if _key(ref) in self._seats:
-            self._seats[_key(ref)].is_pinned = is_pinned
+        if _key(ref) in self._entries:
+            self._entries[_key(ref)].is_pinned = is_pinned
 
-    def dismiss(self, ref: AdapterRef) -> None:
+    def evict(self, ref: AdapterRef) -> None:
         """Takes an adapter out; rows that use it finish with it first."""
         self._forget(_key(ref))
-        seat = self._seats.pop(_key(ref), None)
-        if seat is None:
+        entry = self._entries.pop(_key(ref), None)
+        if entry is None:
             return
-        seat.is_dismissed = True
-        if not seat.num_users:
-            self._clear(seat)
+        entry.is_evicted = True
+        if not entry.num_users:
+            self._clear(entry)
 
-    def told(self) -> tuple[Resident, ...]:
+    def snapshot(self) -> tuple[ResidentAdapter, ...]:
         """The resident adapters, the latest used first. Any thread: the seats are copied in one step."""
-        leaving = [seat for seat in list(self._taken.values()) if seat.is_dismissed]
-        return tuple(seat.told() for seat in (*leaving, *reversed(list(self._seats.values()))))
+        leaving = [entry for entry in list(self._taken.values()) if entry.is_evicted]
+        return tuple(entry.snapshot() for entry in (*leaving, *reversed(list(self._entries.values()))))
 
     @property
     def banks(self) -> list[Bank]:
@@ -213,7 +214,7 @@ class Residents:
 
     # --- between the steps, in the engine's thread ---
 
-    def _seated(self, ref: AdapterRef) -> _Seat | None:
+    def _insert(self, ref: AdapterRef) -> Entry | None:
         key = _key(ref)
         if key in self._failed:
             raise self._failed[key]
@@ -230,10 +231,10 @@ class Residents:
         if slot is None:
             return None
         bank.put(slot, loaded.adapter, loaded.norms)
-        seat = self._seats[key] = self._taken[slot] = _Seat(ref, slot, bank, loaded.labels)
-        return seat
+        entry = self._entries[key] = self._taken[slot] = Entry(ref, slot, bank, loaded.labels)
+        return entry
 
-    def _bank(self, loaded: Loaded) -> Bank:
+    def _bank(self, loaded: LoadedAdapter) -> Bank:
         layout = loaded.adapter.layout
         key = (*layout.key(), loaded.adapter.basis_sha256)
         if key not in self._banks:
@@ -260,11 +261,11 @@ class Residents:
         if free and len(self._taken) < self.num_slots:
             return free.pop()
         # Where this bank is full only its own slots help; where the count is reached, any does.
-        idle = (s for s in self._seats.values() if not (s.num_users or s.is_pinned) and (free or s.bank is bank))
+        idle = (s for s in self._entries.values() if not (s.num_users or s.is_pinned) and (free or s.bank is bank))
         oldest = next(idle, None)
         if oldest is None:
             return None
-        del self._seats[_key(oldest.ref)]
+        del self._entries[_key(oldest.ref)]
         self.totals["evictions"] += 1
         if oldest.bank is bank:  # put() writes over all of it
             del self._taken[oldest.slot]
@@ -272,12 +273,12 @@ class Residents:
         self._clear(oldest)
         return self._free[id(bank)].pop()
 
-    def _clear(self, seat: _Seat) -> None:
-        del self._taken[seat.slot]
-        seat.bank.clear(seat.slot)
-        self._free[id(seat.bank)].append(seat.slot)
+    def _clear(self, entry: Entry) -> None:
+        del self._taken[entry.slot]
+        entry.bank.clear(entry.slot)
+        self._free[id(entry.bank)].append(entry.slot)
 
-    def _take_in(self, ref: AdapterRef, found: Loaded | PolyveraError) -> None:
+    def _take_in(self, ref: AdapterRef, found: LoadedAdapter | PolyveraError) -> None:
         with self._lock:
             self._loading.pop(_key(ref), None)
         if isinstance(found, PolyveraError):
@@ -286,21 +287,21 @@ class Residents:
         else:
             self._take(ref, found)
 
-    def _take(self, ref: AdapterRef, loaded: Loaded) -> None:
+    def _take(self, ref: AdapterRef, loaded: LoadedAdapter) -> None:
         self.totals["loads"] += loaded.norms is not None or not _needs_norms(loaded.adapter.layout)
         self._forget(_key(ref))
         self._host[_key(ref)] = loaded
-        self._held_bytes += loaded.num_bytes
-        while self._held_bytes > self._host_bytes and len(self._host) > 1:
+        self._host_used_bytes += loaded.num_bytes
+        while self._host_used_bytes > self._host_bytes and len(self._host) > 1:
             self._forget(next(iter(self._host)))
 
     def _forget(self, key: Key) -> None:
         old = self._host.pop(key, None)
-        self._held_bytes -= 0 if old is None else old.num_bytes
+        self._host_used_bytes -= 0 if old is None else old.num_bytes
 
     # --- beside the steps, in a loader's thread ---
 
-    def _load(self, ref: AdapterRef, loaded: Loaded | None = None, bank: Bank | None = None) -> None:
+    def _load(self, ref: AdapterRef, loaded: LoadedAdapter | None = None, bank: Bank | None = None) -> None:
         with self._lock:
             if self._is_open and _key(ref) not in self._loading:
                 self._loading[_key(ref)] = monotonic()
@@ -312,10 +313,10 @@ class Residents:
             return max(self._loading.values(), default=0.0)
 
     @guest()
-    def _loaded(self, ref: AdapterRef, loaded: Loaded | None, bank: Bank | None) -> None:
+    def _loaded(self, ref: AdapterRef, loaded: LoadedAdapter | None, bank: Bank | None) -> None:
         started = monotonic()
         try:
-            found: Loaded | PolyveraError = self._read(ref) if loaded is None else _with_norms(loaded, bank)
+            found: LoadedAdapter | PolyveraError = self._read(ref) if loaded is None else _with_norms(loaded, bank)
         except PolyveraError as error:
             found = error
         except Exception as error:
@@ -324,16 +325,16 @@ class Residents:
         self._done.put((ref, found))
         self._wake()
 
-    def _read(self, ref: AdapterRef) -> Loaded:
+    def _read(self, ref: AdapterRef) -> LoadedAdapter:
         if self._registry is None:
             raise StoreError(f"{ref} cannot be loaded: this engine has no store")
         adapter = self._registry.get(ref)
         check_fingerprint(adapter.base, self._base)
         labels = self._check(ref, adapter)
-        return Loaded(adapter, adapter.basis(), labels)
+        return LoadedAdapter(adapter, adapter.basis(), labels)
 
 
-def _with_norms(loaded: Loaded, bank: Bank | None) -> Loaded:
+def _with_norms(loaded: LoadedAdapter, bank: Bank | None) -> LoadedAdapter:
     assert bank is not None
     with torch.inference_mode():
         return replace(loaded, norms=bank.norms_of(loaded.adapter))

@@ -1,4 +1,4 @@
-"""Runner: a loop in a thread of its own, and what other threads ask of it between two steps."""
+"""AdapterEngine: a core in a thread of its own, and what other threads ask of it between two steps."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any, Protocol
 
 import torch
 
-from polyvera.engine.adapter_cache import Residents
+from polyvera.engine.adapter_cache import AdapterCache
 from polyvera.engine.generation.request import CANCELLED, FAILED
 from polyvera.engine.openmp import release
-from polyvera.engine.request_queue import Inbox
-from polyvera.engine.stats import Stats
+from polyvera.engine.request_queue import RequestQueue
+from polyvera.engine.stats import EngineStats
 from polyvera.errors import BusyError, ClosedError, PolyveraError, ServeError
 from polyvera.store.reference import AdapterRef
 
@@ -28,7 +28,7 @@ IDLE_S = 1.0
 class Steps(Protocol):
     """What a runner runs. stats may be read by any thread."""
 
-    stats: Stats
+    stats: EngineStats
 
     @property
     def is_busy(self) -> bool:
@@ -37,19 +37,19 @@ class Steps(Protocol):
     def step(self) -> bool:
         """One step; whether there was anything to compute. What it raises ends the runner."""
 
-    def end_all(self, finish: str, problem: PolyveraError | None = None) -> None:
+    def end_all(self, finish_reason: str, error: PolyveraError | None = None) -> None:
         """Ends every request, those that wait too."""
 
 
-class Runner:
+class AdapterEngine:
     """Steps in a thread, from start() to stop(). failed: the error that ended them.
 
     The thread has no gradients. All methods but start() and stop() are for any thread.
     """
 
-    def __init__(self, inbox: Inbox[Any]) -> None:
+    def __init__(self, queue: RequestQueue[Any]) -> None:
         self.failed: BaseException | None = None
-        self._inbox = inbox
+        self._queue = queue
         self._is_stopping = False
         self._thread: Thread | None = None
 
@@ -58,10 +58,10 @@ class Runner:
         """Whether it was ever started."""
         return self._thread is not None
 
-    def start(self, loop: Steps, residents: Residents, within: Callable[[], AbstractContextManager[Any]]) -> None:
+    def start(self, core: Steps, adapters: AdapterCache, within: Callable[[], AbstractContextManager[Any]]) -> None:
         """Begins to step, inside the context that `within` makes in the thread."""
-        self._loop, self._residents, self._within = loop, residents, within
-        self._inbox.is_open = True
+        self._core, self._adapters, self._within = core, adapters, within
+        self._queue.is_open = True
         release()  # of the caller, who has just tried the model
         self._thread = Thread(target=self._run, name="polyvera-engine", daemon=True)
         self._thread.start()
@@ -72,7 +72,7 @@ class Runner:
 
         def job() -> bool:
             try:
-                is_over = done.cancelled() or self._held_once(ref, pin)
+                is_over = done.cancelled() or self._acquire_once(ref, pin)
             except PolyveraError as error:
                 if done.set_running_or_notify_cancel():
                     done.set_exception(error)
@@ -81,7 +81,7 @@ class Runner:
                 done.set_result(None)
             return is_over
 
-        self._inbox.do(job)
+        self._queue.do(job)
         try:
             done.result(timeout_s)
         except TimeoutError:
@@ -93,45 +93,45 @@ class Runner:
 
     def unpin(self, ref: AdapterRef) -> None:
         """Lets a pinned adapter go when its slot is needed."""
-        self._inbox.do(lambda: self._residents.pin(ref, False))
+        self._queue.do(lambda: self._adapters.pin(ref, False))
 
     def evict(self, ref: AdapterRef) -> None:
         """Takes an adapter out; rows that use it finish with it."""
-        self._inbox.do(lambda: self._residents.dismiss(ref))
+        self._queue.do(lambda: self._adapters.evict(ref))
 
-    def stats(self) -> Stats:
+    def stats(self) -> EngineStats:
         """What runs and waits, as it was after the last step, and what is resident."""
-        return replace(self._loop.stats, resident=self._residents.told())  # thousands: not at every step
+        return replace(self._core.stats, resident=self._adapters.snapshot())  # thousands: not at every step
 
     def drain(self, timeout_s: float) -> bool:
         """Takes no new requests, and waits for those there; whether all of them ended in time."""
-        self._inbox.close()
+        self._queue.close()
         end, pause = monotonic() + timeout_s, Event()
-        while self._thread is not None and monotonic() < end and self._loop.is_busy and self.failed is None:
+        while self._thread is not None and monotonic() < end and self._core.is_busy and self.failed is None:
             pause.wait(0.01)
-        return self._thread is None or not self._loop.is_busy
+        return self._thread is None or not self._core.is_busy
 
     def stop(self) -> bool:
         """Cancels what is left, and ends the thread; whether it ran until now."""
-        self._inbox.close()
+        self._queue.close()
         if self._thread is None or self._is_stopping:
             return False
         self._is_stopping = True
-        self._inbox.wake.set()
+        self._queue.wake.set()
         self._thread.join()
-        self._residents.close()
+        self._adapters.close()
         return True
 
-    def _held_once(self, ref: AdapterRef, pin: bool) -> bool:
+    def _acquire_once(self, ref: AdapterRef, pin: bool) -> bool:
         """In the thread: whether an adapter is resident, and pinned where asked."""
-        if not self._inbox.is_open:
+        if not self._queue.is_open:
             raise ClosedError("the engine is stopping: it loads no more adapters")
-        slot = self._residents.acquire(ref)
+        slot = self._adapters.acquire(ref)
         if slot is None:
             return False
         if pin:
-            self._residents.pin(ref, True)
-        self._residents.release(slot)
+            self._adapters.pin(ref, True)
+        self._adapters.release(slot)
         return True
 
     def _run(self) -> None:
@@ -140,12 +140,12 @@ class Runner:
             stack.enter_context(self._within())
             try:
                 while not self._is_stopping:
-                    if not self._loop.step():
-                        self._inbox.wake.wait(IDLE_S)
-                        self._inbox.wake.clear()
-                self._loop.end_all(CANCELLED)
+                    if not self._core.step():
+                        self._queue.wake.wait(IDLE_S)
+                        self._queue.wake.clear()
+                self._core.end_all(CANCELLED)
             except BaseException as error:
                 log.exception("the engine has stopped")
                 self.failed = error
-                self._inbox.close()
-                self._loop.end_all(FAILED, ServeError("the engine has stopped after an error of its own"))
+                self._queue.close()
+                self._core.end_all(FAILED, ServeError("the engine has stopped after an error of its own"))

@@ -1,4 +1,4 @@
-"""Settings: what the HTTP front takes on, and from whom."""
+"""ServerConfig: what the HTTP server takes on, and from whom."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from polyvera.errors import ServeError
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """What the front takes on. Raises ServeError for a number that cannot be.
+class ServerConfig:
+    """What the server takes on. Raises ServeError for a number that cannot be.
 
     base: the name of the base model, as clients see it. keys: the file of API keys; None is an open server, for this
     machine's own programs. lora_root: the folder that load_lora_adapter may read from, None for none. max_choices:

@@ -1,4 +1,4 @@
-"""Front: what every route of one server works with."""
+"""ServerContext: what every route of one server works with."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from starlette.requests import Request as HttpRequest
 from polyvera.errors import BusyError
 from polyvera.server.api_keys import Caller
 from polyvera.server.catalog import Catalog
-from polyvera.server.config import Settings
+from polyvera.server.config import ServerConfig
 from polyvera.server.metrics import Metrics
-from polyvera.server.middleware import State
+from polyvera.server.middleware import ServerState
 
 T = TypeVar("T", bound=BaseModel)
 
 
 @dataclass
-class Quotas:
+class TenantQuotas:
     """How many answers each tenant has under way. Of the event loop's thread."""
 
     max_per_tenant: int
@@ -48,15 +48,15 @@ class Quotas:
 
 
 @dataclass(frozen=True)
-class Front:
-    """An engine and what stands around it. engine: an Engine, an Encoder, or what has the methods of one."""
+class ServerContext:
+    """An engine and what stands around it. engine: a Generator, an Embedder, or what has the methods of one."""
 
     engine: Any
-    settings: Settings
+    config: ServerConfig
     catalog: Catalog
     metrics: Metrics
-    state: State
-    quotas: Quotas
+    state: ServerState
+    quotas: TenantQuotas
     started: int = field(default_factory=lambda: int(time()))
 
     @property

@@ -1,4 +1,4 @@
-"""Problem: an error as OpenAI's clients understand it."""
+"""ErrorResponse: an error as OpenAI's clients understand it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ RETRY_S = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class ErrorResponse:
     """What a client is told."""
 
     status: int
@@ -68,37 +68,37 @@ class Problem:
         return JSONResponse(self.body, self.status, dict(self.headers))
 
 
-def problem_of(error: BaseException, request_id: str) -> Problem:
+def error_response(error: BaseException, request_id: str) -> ErrorResponse:
     """How any error is told."""
     if isinstance(error, AccessError):
         return _access(error)
     if isinstance(error, ValidationError):
         return _invalid(error)
     if isinstance(error, HTTPException):
-        return Problem(error.status_code, str(error.detail), headers=error.headers or {})
+        return ErrorResponse(error.status_code, str(error.detail), headers=error.headers or {})
     for kind, status, word, code in TABLE:
         if isinstance(error, kind):
             param = "model" if code == "model_not_found" else None
-            return Problem(status, str(error), word, param, code, _retry(error))
+            return ErrorResponse(status, str(error), word, param, code, _retry(error))
     log.error("request %s failed", request_id, exc_info=error)
-    return Problem(500, f"the server failed; it wrote more to its log, under {request_id}", "server_error")
+    return ErrorResponse(500, f"the server failed; it wrote more to its log, under {request_id}", "server_error")
 
 
-def _access(error: AccessError) -> Problem:
+def _access(error: AccessError) -> ErrorResponse:
     if error.is_known:
-        return Problem(403, str(error), "permission_error", code="forbidden")
+        return ErrorResponse(403, str(error), "permission_error", code="forbidden")
     headers = {"WWW-Authenticate": "Bearer"}
-    return Problem(401, str(error), "authentication_error", code="invalid_api_key", headers=headers)
+    return ErrorResponse(401, str(error), "authentication_error", code="invalid_api_key", headers=headers)
 
 
-def _invalid(error: ValidationError) -> Problem:
+def _invalid(error: ValidationError) -> ErrorResponse:
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
     if first["type"] == "extra_forbidden":
         said = "this server does not know it, and does not pretend to have followed it; leave it out"
     else:
         said = first["msg"].removeprefix("Value error, ")
-    return Problem(400, f"{where}: {said}" if where else said, param=where or None)
+    return ErrorResponse(400, f"{where}: {said}" if where else said, param=where or None)
 
 
 def _retry(error: PolyveraError) -> dict[str, str]:

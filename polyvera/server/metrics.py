@@ -8,7 +8,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from polyvera.engine.stats import Stats
+from polyvera.engine.stats import EngineStats
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 COUNTED = {
@@ -51,20 +51,23 @@ class Metrics:
         if name in self._observed:
             self._observed[name].observe(seconds)
 
-    def watch(self, stats: Callable[[], Stats]) -> None:
+    def watch(self, stats: Callable[[], EngineStats]) -> None:
         """Tells what the engine holds from now on."""
-        self._registry.register(_Engine(stats))
+        self._registry.register(EngineCollector(stats))
 
     def text(self) -> bytes:
         """In Prometheus' text format."""
         return generate_latest(self._registry)
 
 
-class _Engine:
-    def __init__(self, stats: Callable[[], Stats]) -> None:
+class EngineCollector:
+    """Reads an engine's statistics each time that the metrics are read."""
+
+    def __init__(self, stats: Callable[[], EngineStats]) -> None:
         self._stats = stats
 
     def collect(self) -> Iterator[Metric]:
+        """The gauges and counters at this moment."""
         stats = self._stats()
         yield GaugeMetricFamily("polyvera_running", "Requests that run.", len(stats.running))
         yield GaugeMetricFamily("polyvera_waiting", "Requests that wait.", stats.waiting)

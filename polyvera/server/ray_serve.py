@@ -18,7 +18,7 @@ from polyvera.errors import ServeError
 from polyvera.replicas.messages import Start
 from polyvera.replicas.replica_main import engine_of
 from polyvera.server.app import make_app
-from polyvera.server.config import Settings
+from polyvera.server.config import ServerConfig
 from polyvera.server.metrics import Metrics
 
 MIB = 1 << 20
@@ -72,9 +72,9 @@ class Deployment(BaseModel):
         return Start(self.model, self.store, limits, threads=max(1, int(self.num_cpus)), device=device)
 
     @property
-    def settings(self) -> Settings:
+    def config(self) -> ServerConfig:
         """What the app of a replica takes on."""
-        return Settings(
+        return ServerConfig(
             base=self.name or self.model.rstrip("/").rpartition("/")[2].rpartition(":")[2],
             keys=self.keys,
             max_per_tenant=self.max_per_tenant,
@@ -100,7 +100,7 @@ class Deployed:
     """One replica in a process of Ray's: an engine, and its app, which Ray mounts."""
 
     def __init__(self, given: Deployment) -> None:
-        self._settings, self._metrics = given.settings, Metrics()
+        self._config, self._metrics = given.config, Metrics()
         self._engine = engine_of(given.start, self._metrics.observe).start()
         for one in given.pin:
             assert self._engine.registry is not None
@@ -108,7 +108,7 @@ class Deployed:
 
     def __serve_build_asgi_app__(self) -> Any:
         """The app, which Ray asks for after the constructor."""
-        return make_app(self._engine, self._settings, self._metrics)
+        return make_app(self._engine, self._config, self._metrics)
 
     def check_health(self) -> None:
         """Raises ServeError where the engine has failed; Ray then replaces the replica."""

@@ -9,7 +9,7 @@ import pytest
 
 from polyvera.errors import AccessError, ServeError
 from polyvera.server.api_keys import EVERYONE, KeyFile, read_keys
-from polyvera.server.config import Settings
+from polyvera.server.config import ServerConfig
 from polyvera.server.middleware import is_loopback
 from polyvera.server.server import check_address
 
@@ -82,17 +82,17 @@ def test_what_is_no_file_of_keys_is_refused(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com", ""])
 def test_a_public_address_needs_keys(tmp_path: Path, host: str) -> None:
     with pytest.raises(ServeError, match="--keys FILE"):
-        check_address(host, Settings("tiny"))
-    check_address(host, Settings("tiny", keys=tmp_path / "keys.json"))
+        check_address(host, ServerConfig("tiny"))
+    check_address(host, ServerConfig("tiny", keys=tmp_path / "keys.json"))
     assert not is_loopback(host)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
 def test_a_loopback_address_needs_none(host: str) -> None:
-    check_address(host, Settings("tiny"))
+    check_address(host, ServerConfig("tiny"))
 
 
 @pytest.mark.parametrize("change", [{"max_body_bytes": 0}, {"read_s": 0}, {"read_s": float("nan")}, {"base": "a:b"}])
 def test_settings_that_cannot_be_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(ServeError, match=next(iter(change))):
-        Settings(**{"base": "tiny", **change})  # type: ignore[arg-type]
+        ServerConfig(**{"base": "tiny", **change})  # type: ignore[arg-type]

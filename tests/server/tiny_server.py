@@ -21,9 +21,9 @@ from polyvera.engine.limits import Limits
 from polyvera.model.load import Base
 from polyvera.server.api_keys import KeyFile
 from polyvera.server.app import make_app
-from polyvera.server.config import Settings
+from polyvera.server.config import ServerConfig
 from polyvera.server.metrics import Metrics
-from polyvera.server.middleware import State
+from polyvera.server.middleware import ServerState
 from polyvera.server.server import Server
 from polyvera.store.registry import Registry
 
@@ -94,7 +94,7 @@ def fronted(
         settings["keys"] = root / "keys.json"
         keys = KeyFile(settings["keys"])
         keys.add("nobody", ["nobody/*"])
-    chosen, metrics, state = Settings(base="tiny", **settings), Metrics(), State()
+    chosen, metrics, state = ServerConfig(base="tiny", **settings), Metrics(), ServerState()
     with engine_for(base, registry, limits or Limits(max_rows=8), metrics.observe) as engine:
         server = Server(make_app(engine, chosen, metrics, state), engine, chosen, state, "127.0.0.1", 0)
         thread = Thread(target=server.run, daemon=True)

@@ -1,4 +1,4 @@
-"""Encoder: any mix of adapters of one encoder model in one batch. Texts in, vectors or classes out."""
+"""Embedder: any mix of adapters of one encoder model in one batch. Texts in, vectors or classes out."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from polyvera.adapter.packed_linear import Packs
-from polyvera.engine.adapter_cache import Observe, Residents
-from polyvera.engine.embedding.model_runner import HeldEncoder, own_labels
+from polyvera.engine.adapter_cache import AdapterCache, Observe
+from polyvera.engine.embedding.model_runner import EncoderRunner, own_labels
 from polyvera.engine.embedding.pooling import pooling_of
-from polyvera.engine.embedding.request import Call, Classes
-from polyvera.engine.embedding.steps import EncoderLoop
-from polyvera.engine.generation.generator import Engine
+from polyvera.engine.embedding.request import Classes, EncodeRequest
+from polyvera.engine.embedding.steps import EncoderCore
+from polyvera.engine.generation.generator import Generator
 from polyvera.engine.generation.model_runner import context_of
-from polyvera.engine.lifecycle import Runner
+from polyvera.engine.lifecycle import AdapterEngine
 from polyvera.engine.limits import Limits
-from polyvera.engine.request_queue import Inbox
-from polyvera.engine.stats import Stats
+from polyvera.engine.request_queue import RequestQueue
+from polyvera.engine.stats import EngineStats
 from polyvera.errors import ClosedError, SamplingError, ServeError
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
@@ -36,13 +36,13 @@ MAX_TEXTS = 2048
 CPU_CHUNK, GPU_CHUNK = 2048, 16_384
 
 
-class Encoder:
+class Embedder:
     """Serves any mix of adapters of one encoder in one batch.
 
     The model is the encoder's own from start() to stop(), which gives it back as it was. It is one for sequence
     classification, whose head each adapter with a head replaces for its own texts, with as many classes as it has; or a
     bare one, for vectors alone. limits: of which prefix_bytes has no meaning here, and chunk is the tokens of one
-    batch, with what fills up its rows. registry, observe: as of an Engine. pooling: how vectors come about. Raises
+    batch, with what fills up its rows. registry, observe: as of a Generator. pooling: how vectors come about. Raises
     ServeError for a model that cannot be called with padded rows, or whose pooling is not told readably.
     """
 
@@ -62,28 +62,28 @@ class Encoder:
         self.num_tokens = int(model.config.get_text_config().vocab_size)
         self.pooling = pooling_of(model.name_or_path)
         self._observe = observe
-        self._inbox: Inbox[Call] = Inbox(self.limits.max_waiting)
-        self._runner = Runner(self._inbox)
+        self._queue: RequestQueue[EncodeRequest] = RequestQueue(self.limits.max_waiting)
+        self._engine = AdapterEngine(self._queue)
 
-    def start(self) -> Encoder:
+    def start(self) -> Embedder:
         """Takes the model and begins to answer. Raises ServeError for a model that it doesn't fit."""
-        if self._runner.is_started:
+        if self._engine.is_started:
             raise ClosedError("this encoder was started before: make a new one")
-        self._held = HeldEncoder(self.model)
+        self._runner = EncoderRunner(self.model)
         limits = self.limits
-        self._residents = Residents(
+        self._adapters = AdapterCache(
             self.model,
             self.registry,
             num_slots=limits.num_slots,
             slot_bytes=limits.slot_bytes,
             host_bytes=limits.host_bytes,
             packs=Packs(),  # many tokens at once gain nothing from packed weights, so none are used
-            check=self._held.check,
+            check=self._runner.check,
             observe=self._observe,
-            wake=self._inbox.wake.set,
+            wake=self._queue.wake.set,
         )
-        self._loop = EncoderLoop(self._held, self.pooling, self._residents, self._inbox, limits, self._observe)
-        self._runner.start(self._loop, self._residents, nullcontext)
+        self._core = EncoderCore(self._runner, self.pooling, self._adapters, self._queue, limits, self._observe)
+        self._engine.start(self._core, self._adapters, nullcontext)
         return self
 
     def embed(
@@ -96,7 +96,7 @@ class Encoder:
         """
         if self.pooling.refusal:
             raise ServeError(f"this model gives no embeddings here: {self.pooling.refusal}")
-        return self._asked(Call(rows, adapter, tenant, is_classes=False))
+        return self._asked(EncodeRequest(rows, adapter, tenant, is_classes=False))
 
     def classify(
         self, rows: Sequence[Sequence[int]], adapter: AdapterRef | None = None, *, tenant: str = ""
@@ -107,11 +107,11 @@ class Encoder:
                 "the base model has no trained head for classes: name an adapter that was trained on labels, or ask "
                 "for embeddings"
             )
-        return self._asked(Call(rows, adapter, tenant, is_classes=True))
+        return self._asked(EncodeRequest(rows, adapter, tenant, is_classes=True))
 
     def preload(self, ref: AdapterRef, *, pin: bool = False, timeout_s: float = 60.0) -> None:
         """Makes an adapter resident, and keeps it so where pin; returns when it is. Raises as its load does."""
-        self._runner.preload(ref, pin=pin, timeout_s=timeout_s)
+        self._engine.preload(ref, pin=pin, timeout_s=timeout_s)
 
     def pin(self, ref: AdapterRef) -> None:
         """Makes an adapter resident for good."""
@@ -119,40 +119,40 @@ class Encoder:
 
     def unpin(self, ref: AdapterRef) -> None:
         """Lets a pinned adapter go when its slot is needed."""
-        self._runner.unpin(ref)
+        self._engine.unpin(ref)
 
     def evict(self, ref: AdapterRef) -> None:
         """Takes an adapter out; texts that use it finish with it."""
-        self._runner.evict(ref)
+        self._engine.evict(ref)
 
     @property
     def failed(self) -> BaseException | None:
         """The error that ended the encoder."""
-        return self._runner.failed
+        return self._engine.failed
 
-    def stats(self) -> Stats:
+    def stats(self) -> EngineStats:
         """What runs and waits, as it was at the last step, and what is resident."""
-        return self._runner.stats() if self._runner.is_started else Stats(num_slots=self.limits.num_slots)
+        return self._engine.stats() if self._engine.is_started else EngineStats(num_slots=self.limits.num_slots)
 
     def drain(self, timeout_s: float = 30.0) -> bool:
         """Takes no new requests, and waits for those there; whether all of them ended in time."""
-        return self._runner.drain(timeout_s)
+        return self._engine.drain(timeout_s)
 
     def stop(self) -> None:
         """Ends what is left, and gives the model back as it was."""
-        if self._runner.stop():
-            self._held.undo()
+        if self._engine.stop():
+            self._runner.undo()
 
-    def __enter__(self) -> Encoder:
+    def __enter__(self) -> Embedder:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _asked(self, call: Call) -> Future[Any]:
+    def _asked(self, call: EncodeRequest) -> Future[Any]:
         self._check(call.rows)
-        call.done.add_done_callback(lambda done: self._inbox.cancel(call) if done.cancelled() else None)
-        self._inbox.add(call)
+        call.done.add_done_callback(lambda done: self._queue.cancel(call) if done.cancelled() else None)
+        self._queue.add(call)
         return call.done
 
     def _check(self, rows: Sequence[Sequence[int]]) -> None:
@@ -176,8 +176,8 @@ def engine_for(
     registry: Registry | None = None,
     limits: Limits | None = None,
     observe: Observe = lambda name, seconds: None,
-) -> Engine | Encoder:
-    """What serves a base: an Engine for one that writes text, an Encoder for one that reads it only."""
+) -> Generator | Embedder:
+    """What serves a base: a Generator for one that writes text, an Embedder for one that reads it only."""
     model: Any = base.model
     reads_only = not (model.config.is_encoder_decoder or model.can_generate())
-    return (Encoder if reads_only else Engine)(base.model, base.tokenizer, registry, limits, observe)
+    return (Embedder if reads_only else Generator)(base.model, base.tokenizer, registry, limits, observe)

@@ -1,4 +1,4 @@
-"""HeldEncoder: an encoder of transformers while it is served, and what must be known of it."""
+"""EncoderRunner: an encoder of transformers while it is served, and what must be known of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TRIAL_LENGTHS = (5, 3)
 ONE_CLASS_EACH = (None, "single_label_classification")
 
 
-class HeldEncoder:
+class EncoderRunner:
     """Calls the model with padded rows until undo(). Raises ServeError for a model that it doesn't fit.
 
     labels: the classes of the checkpoint's own head, none where its head was drawn anew. layers: the linear layers that
@@ -113,7 +113,7 @@ def own_labels(model: PreTrainedModel) -> tuple[str, ...]:
 def _check(model: PreTrainedModel) -> None:
     name = type(model).__name__
     if model.config.is_encoder_decoder or model.can_generate():
-        raise ServeError(f"{name} writes text: an Engine serves it; an Encoder takes BERT and its kin")
+        raise ServeError(f"{name} writes text: a Generator serves it; an Embedder takes BERT and its kin")
     if model.base_model._forward_hooks:
         raise ServeError(f"this {name} is held by an encoder already, or has hooks of its own: take them out first")
     if banks_of(model):

@@ -53,18 +53,18 @@ def spans_of(rows: Sequence[int], lengths: Sequence[int], first: int = 0) -> lis
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class AttentionMetadata:
     """What a forward's attention must know: its spans, and the position of every token, (T,)."""
 
     spans: Sequence[Span]
     positions: Tensor
 
 
-_STEP: ContextVar[Step | None] = ContextVar("polyvera_step", default=None)
+_STEP: ContextVar[AttentionMetadata | None] = ContextVar("polyvera_step", default=None)
 
 
 @contextmanager
-def attending(step: Step) -> Iterator[None]:
+def attending(step: AttentionMetadata) -> Iterator[None]:
     """Forwards inside are of that step."""
     token = _STEP.set(step)
     try:
@@ -76,7 +76,7 @@ def attending(step: Step) -> Iterator[None]:
 class Masks:
     """Each span's additive mask (rows, 1, tokens of a row, length), None where all may be seen."""
 
-    def __init__(self, step: Step, sees: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    def __init__(self, step: AttentionMetadata, sees: Callable[..., Tensor], dtype: torch.dtype) -> None:
         self.spans = step.spans
         self._masks = [_mask(span, step.positions, sees, dtype) for span in step.spans]
         self._grouped: dict[int, list[Tensor | None]] = {}

@@ -1,4 +1,4 @@
-"""Engine: any mix of adapters of one model in one batch. Requests in, tokens out."""
+"""Generator: any mix of adapters of one model in one batch. Requests in, tokens out."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from polyvera.adapter.packed_linear import PackedModel, Packs, packed
-from polyvera.engine.adapter_cache import Observe, Residents
+from polyvera.engine.adapter_cache import AdapterCache, Observe
 from polyvera.engine.generation.grammar import Grammars
-from polyvera.engine.generation.model_runner import HeldModel, context_of, ends_of
-from polyvera.engine.generation.request import CANCELLED, GREEDY, Answer, Output, Request, Sampling
-from polyvera.engine.generation.sampler import Choice
-from polyvera.engine.generation.steps import LOOK_AHEAD, Loop
-from polyvera.engine.lifecycle import Runner
+from polyvera.engine.generation.model_runner import ModelRunner, context_of, ends_of
+from polyvera.engine.generation.request import CANCELLED, GREEDY, Answer, Request, RequestOutput, SamplingParams
+from polyvera.engine.generation.sampler import RequestSampler
+from polyvera.engine.generation.steps import LOOK_AHEAD, EngineCore
+from polyvera.engine.lifecycle import AdapterEngine
 from polyvera.engine.limits import Limits
-from polyvera.engine.request_queue import Inbox
-from polyvera.engine.stats import Stats
+from polyvera.engine.request_queue import RequestQueue
+from polyvera.engine.stats import EngineStats
 from polyvera.errors import ClosedError, SamplingError
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
@@ -30,7 +30,7 @@ DEFAULT_CONTEXT = 4096
 CPU_CHUNK, GPU_CHUNK = 256, 2048
 
 
-class Engine:
+class Generator:
     """Serves any mix of adapters of one model in one batch.
 
     The model is the engine's own from start() to stop(), which gives it back as it was. registry: where adapters are
@@ -55,83 +55,83 @@ class Engine:
         self.ends = ends_of(model, tokenizer)
         self._grammars = Grammars(tokenizer, self.num_tokens, self.ends)
         self._observe = observe
-        self._inbox: Inbox[Request] = Inbox(self.limits.max_waiting)
-        self._runner = Runner(self._inbox)
+        self._queue: RequestQueue[Request] = RequestQueue(self.limits.max_waiting)
+        self._engine = AdapterEngine(self._queue)
 
-    def start(self) -> Engine:
+    def start(self) -> Generator:
         """Takes the model and begins to answer. Raises ServeError for a model that cannot be packed."""
-        if self._runner.is_started:
+        if self._engine.is_started:
             raise ClosedError("this engine was started before: make a new one")
-        self._held = HeldModel(self.model)
+        self._runner = ModelRunner(self.model)
         self._packs = Packs()
         self._packed = PackedModel(self.model, self._packs)
         limits = self.limits
-        self._residents = Residents(
+        self._adapters = AdapterCache(
             self.model,
             self.registry,
             num_slots=limits.num_slots,
             slot_bytes=limits.slot_bytes,
             host_bytes=limits.host_bytes,
             packs=self._packs,
-            check=self._held.check,
+            check=self._runner.check,
             observe=self._observe,
-            wake=self._inbox.wake.set,
+            wake=self._queue.wake.set,
         )
-        self._loop = Loop(
-            self.model, self.tokenizer, self._residents, self._inbox, limits, self.num_tokens, self._observe
+        self._core = EngineCore(
+            self.model, self.tokenizer, self._adapters, self._queue, limits, self.num_tokens, self._observe
         )
-        self._runner.start(self._loop, self._residents, partial(packed, self._packs))
+        self._engine.start(self._core, self._adapters, partial(packed, self._packs))
         return self
 
     def submit(
         self,
         prompt: Sequence[int],
         adapter: AdapterRef | None = None,
-        sampling: Sampling = GREEDY,
+        params: SamplingParams = GREEDY,
         *,
-        tell: Callable[[Output], None],
+        on_output: Callable[[RequestOutput], None],
         tenant: str = "",
     ) -> Request:
-        """Asks for one answer; tell is called with every Output, in the engine's thread, and must not block.
+        """Asks for one answer; on_output gets every RequestOutput, in the engine's thread, and must not block.
 
         Raises SamplingError for a prompt that does not fit or a choice that cannot be, BusyError, ClosedError.
         """
-        self._check(prompt, sampling)
-        grammar = None if sampling.schema is None else self._grammars.of(sampling.schema)
-        choice = Choice(sampling, prompt, self.ends, grammar)
-        request = Request(prompt, adapter, sampling, tell, tenant, choice=choice)
-        self._inbox.add(request)
-        if self._inbox.num_waiting <= LOOK_AHEAD:  # not at the next step: it may be under way for long
-            self._residents.want(adapter)
+        self._check(prompt, params)
+        grammar = None if params.schema is None else self._grammars.of(params.schema)
+        sampler = RequestSampler(params, prompt, self.ends, grammar)
+        request = Request(prompt, adapter, params, on_output, tenant, sampler=sampler)
+        self._queue.add(request)
+        if self._queue.num_waiting <= LOOK_AHEAD:  # not at the next step: it may be under way for long
+            self._adapters.prefetch(adapter)
         return request
 
     def answer(
-        self, prompt: Sequence[int], adapter: AdapterRef | None = None, sampling: Sampling = GREEDY
+        self, prompt: Sequence[int], adapter: AdapterRef | None = None, params: SamplingParams = GREEDY
     ) -> Future[Answer]:
         """submit() for those who want the whole answer at once; raises what ended it otherwise."""
         done: Future[Answer] = Future()
-        parts: list[Output] = []
+        parts: list[RequestOutput] = []
 
-        def tell(output: Output) -> None:
+        def on_output(output: RequestOutput) -> None:
             parts.append(output)
-            if output.problem is not None:
-                done.set_exception(output.problem)
-            elif output.finish == CANCELLED:
+            if output.error is not None:
+                done.set_exception(output.error)
+            elif output.finish_reason == CANCELLED:
                 done.set_exception(ClosedError("the request was cancelled"))
-            elif output.finish is not None:
+            elif output.finish_reason is not None:
                 tokens = tuple(token for part in parts for token in part.tokens)
-                done.set_result(Answer(tokens, "".join(part.text for part in parts), output.finish))
+                done.set_result(Answer(tokens, "".join(part.text for part in parts), output.finish_reason))
 
-        self.submit(prompt, adapter, sampling, tell=tell)
+        self.submit(prompt, adapter, params, on_output=on_output)
         return done
 
     def cancel(self, request: Request) -> None:
         """Ends a request at the next step, if it has not ended; it is told so."""
-        self._inbox.cancel(request)
+        self._queue.cancel(request)
 
     def preload(self, ref: AdapterRef, *, pin: bool = False, timeout_s: float = 60.0) -> None:
         """Makes an adapter resident, and keeps it so where pin; returns when it is. Raises as its load does."""
-        self._runner.preload(ref, pin=pin, timeout_s=timeout_s)
+        self._engine.preload(ref, pin=pin, timeout_s=timeout_s)
 
     def pin(self, ref: AdapterRef) -> None:
         """Makes an adapter resident for good."""
@@ -139,51 +139,51 @@ class Engine:
 
     def unpin(self, ref: AdapterRef) -> None:
         """Lets a pinned adapter go when its slot is needed."""
-        self._runner.unpin(ref)
+        self._engine.unpin(ref)
 
     def evict(self, ref: AdapterRef) -> None:
         """Takes an adapter out; rows that use it finish with it."""
-        self._runner.evict(ref)
+        self._engine.evict(ref)
 
     @property
     def failed(self) -> BaseException | None:
         """The error that ended the engine."""
-        return self._runner.failed
+        return self._engine.failed
 
-    def stats(self) -> Stats:
+    def stats(self) -> EngineStats:
         """What runs and waits, as it was after the last step, and what is resident."""
-        return self._runner.stats() if self._runner.is_started else Stats(num_slots=self.limits.num_slots)
+        return self._engine.stats() if self._engine.is_started else EngineStats(num_slots=self.limits.num_slots)
 
     def drain(self, timeout_s: float = 30.0) -> bool:
         """Takes no new requests, and waits for those there; whether all of them ended in time."""
-        return self._runner.drain(timeout_s)
+        return self._engine.drain(timeout_s)
 
     def stop(self) -> None:
         """Cancels what is left, and gives the model back as it was."""
-        if self._runner.stop():
+        if self._engine.stop():
             self._packed.undo()
-            self._held.undo()
+            self._runner.undo()
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> Generator:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _check(self, prompt: Sequence[int], sampling: Sampling) -> None:
+    def _check(self, prompt: Sequence[int], params: SamplingParams) -> None:
         """Raises SamplingError for a request that no step could answer."""
         if not prompt:
             raise SamplingError("the prompt has no tokens: there is nothing to answer")
         last = self.num_tokens - 1
         if not 0 <= min(prompt) <= max(prompt) <= last:
             raise SamplingError(f"the prompt has a token that is not from 0 to {last}")
-        asked = sampling.max_tokens or 1
+        asked = params.max_tokens or 1
         if len(prompt) + asked > self.max_context:
             raise SamplingError(
                 f"the prompt has {len(prompt)} tokens, and with max_tokens={asked} that is more than the "
                 f"{self.max_context} of this engine's context"
             )
-        named = [*sampling.stop_ids, *(token for token, _ in sampling.bias)]
+        named = [*params.stop_ids, *(token for token, _ in params.bias)]
         beyond = [token for token in named if not 0 <= token <= last]
         if beyond:
             raise SamplingError(f"logit_bias and stop_ids: {beyond[0]} is no token; they are from 0 to {last}")

@@ -1,4 +1,4 @@
-"""HeldModel: a model of transformers while an engine holds it, and what an engine must know of it."""
+"""ModelRunner: a model of transformers while an engine holds it, and what an engine must know of it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import nn
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.inject import banks_of, eject
 from polyvera.adapter.targets import linear_layers
-from polyvera.engine.generation.attention import NAME, Span, Step, attending, register
-from polyvera.engine.generation.kv_cache import Cache
+from polyvera.engine.generation.attention import NAME, AttentionMetadata, Span, attending, register
+from polyvera.engine.generation.kv_cache import KVCache
 from polyvera.errors import LayoutError, ServeError
 from polyvera.store.reference import AdapterRef
 
@@ -28,7 +28,7 @@ LOW_TOLERANCE = 5e-2
 TRIAL_TOKENS = 5
 
 
-class HeldModel:
+class ModelRunner:
     """Gives the model the packed attention until undo(). Raises ServeError for a model that it doesn't fit.
 
     layers: the linear layers that read packed tokens as they lie, (1, T, in), so that each token has its adapter there.
@@ -111,7 +111,7 @@ def noting(model: nn.Module, layers: set[str], fits: Callable[[torch.Size], bool
 
 def _packed_trial(model: Any, ids: torch.Tensor) -> torch.Tensor:
     """The logits of two rows in two pieces each, the last token of each alone, as the engine computes them."""
-    size, cache, cut = ids.shape[1], Cache(2, 8), ids.shape[1] - 1
+    size, cache, cut = ids.shape[1], KVCache(2, 8), ids.shape[1] - 1
     pieces = [
         (ids[:, :cut].repeat(1, 2), [*range(cut)] * 2, [Span(0, cut, 0, 1, cut), Span(cut, cut, 1, 1, cut)]),
         (ids[:, cut:].repeat(1, 2), [cut] * 2, [Span(0, 2, 0, 2, size)]),
@@ -120,8 +120,8 @@ def _packed_trial(model: Any, ids: torch.Tensor) -> torch.Tensor:
     for tokens, at, spans in pieces:
         positions = torch.tensor([at], device=ids.device)
         rows = torch.tensor([0] * (len(at) // 2) + [1] * (len(at) // 2), device=ids.device)
-        cache.places = rows * 8 + positions[0]
-        with attending(Step(spans, positions[0])):
+        cache.slot_mapping = rows * 8 + positions[0]
+        with attending(AttentionMetadata(spans, positions[0])):
             out = model(input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True)
         found.append(out.logits[:, len(at) // 2 :])
     return torch.cat(found, 1)

@@ -18,7 +18,7 @@ _numbers = count(1)
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
+class SamplingParams:
     """How tokens are chosen. Raises SamplingError for a choice that cannot be.
 
     max_tokens: at most so many, None for as many as the context holds. temperature: 0 is greedy. top_k: 0 is all.
@@ -79,7 +79,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "frequency_penalty": (-2.0, 2.0),
     "logprobs": (0, MAX_LOGPROBS),
 }
-GREEDY = Sampling()
+GREEDY = SamplingParams()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +92,17 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class RequestOutput:
     """What a request is told at one step: new tokens, new text, and at the end why it ended.
 
-    text may lag behind the tokens, where it could be the beginning of a stop text or of a character. finish: None while
-    it runs, else 'stop', 'length', 'cancelled' or 'error', with the problem.
+    text may lag behind the tokens, where it could be the beginning of a stop text or of a character. finish_reason:
+    None while it runs, else 'stop', 'length', 'cancelled' or 'error', with the error.
     """
 
     tokens: tuple[Token, ...] = ()
     text: str = ""
-    finish: str | None = None
-    problem: PolyveraError | None = None
+    finish_reason: str | None = None
+    error: PolyveraError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class Answer:
 
     tokens: tuple[Token, ...]
     text: str
-    finish: str
+    finish_reason: str
 
     @property
     def ids(self) -> list[int]:
@@ -123,16 +123,16 @@ class Answer:
 class Request:
     """One answer being made.
 
-    prompt: token numbers. adapter: None is the base. tell: called for every Output in the engine's thread, must not
-    block. The times are of time.monotonic(), 0 until they come.
+    prompt: token numbers. adapter: None is the base. on_output: called for every RequestOutput in the engine's
+    thread, must not block. The times are of time.monotonic(), 0 until they come.
     """
 
     prompt: Sequence[int]
     adapter: AdapterRef | None
-    sampling: Sampling
-    tell: Callable[[Output], None]
+    params: SamplingParams
+    on_output: Callable[[RequestOutput], None]
     tenant: str = ""
-    choice: Any = None
+    sampler: Any = None
     number: int = field(default_factory=lambda: next(_numbers))
     answer: list[int] = field(default_factory=list)
     num_reused: int = 0

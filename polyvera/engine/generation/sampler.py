@@ -1,4 +1,4 @@
-"""sample: the next token of every row from its logits, each row by its own request's choice."""
+"""sample: the next token of every row from its logits, each row by its own request's sampler."""
 
 from __future__ import annotations
 
@@ -9,44 +9,44 @@ import torch
 from torch import Tensor
 
 from polyvera.engine.generation.grammar import Grammar
-from polyvera.engine.generation.request import Sampling, Token
+from polyvera.engine.generation.request import SamplingParams, Token
 from polyvera.errors import ServeError
 
 SEED_BITS = 63
-Drawn = Token | ServeError
+Sampled = Token | ServeError
 
 
-class Choice:
+class RequestSampler:
     """How one request's tokens are chosen: its settings, its own random stream, its grammar."""
 
     def __init__(
-        self, sampling: Sampling, prompt: Sequence[int], ends: frozenset[int], grammar: Grammar | None = None
+        self, params: SamplingParams, prompt: Sequence[int], ends: frozenset[int], grammar: Grammar | None = None
     ) -> None:
-        self.sampling, self.grammar = sampling, grammar
+        self.params, self.grammar = params, grammar
         ends = ends if grammar is None else grammar.ends
-        self.ends = frozenset() if sampling.ignore_eos else ends
+        self.ends = frozenset() if params.ignore_eos else ends
         self._prompt = prompt
         self._stream: torch.Generator | None = None
 
     @property
     def is_plain(self) -> bool:
         """Whether the largest logit decides, and nothing else is told."""
-        s = self.sampling
+        s = self.params
         changed = s.bias or s.min_tokens or s.presence_penalty or s.frequency_penalty or s.repetition_penalty != 1.0
         return s.is_greedy and not changed and s.logprobs is None and self.grammar is None
 
     def token(self, raw: Tensor, answer: Sequence[int]) -> Token:
         """The next token. raw: logits (vocabulary,) in fp32; answer: the tokens so far."""
         logits = self._shaped(raw, answer)
-        chosen = int(logits.argmax()) if self.sampling.is_greedy else self._drawn(logits)
-        return self._told(raw, chosen)
+        chosen = int(logits.argmax()) if self.params.is_greedy else self._draw(logits)
+        return self._with_logprobs(raw, chosen)
 
     def accept(self, token: int) -> bool:
         """Moves the grammar on; whether the answer is complete with this token. Raises ServeError."""
         return self.grammar is not None and self.grammar.accept(token)
 
     def _shaped(self, raw: Tensor, answer: Sequence[int]) -> Tensor:
-        s, logits = self.sampling, raw.clone()
+        s, logits = self.params, raw.clone()
         for token, value in s.bias:
             logits[token] += value
         if s.repetition_penalty != 1.0:
@@ -63,9 +63,9 @@ class Choice:
             self.grammar.restrict(logits)
         return logits
 
-    def _drawn(self, logits: Tensor) -> int:
+    def _draw(self, logits: Tensor) -> int:
         """By the inverse of the cumulative distribution at one number of the request's own stream."""
-        probs, tokens = torch.softmax(logits / self.sampling.temperature, -1).sort(descending=True, stable=True)
+        probs, tokens = torch.softmax(logits / self.params.temperature, -1).sort(descending=True, stable=True)
         kept = self._num_kept(probs)
         total = probs[:kept].cumsum(0)
         at = torch.rand((), generator=self._random(), dtype=torch.float64).item() * float(total[-1])
@@ -73,7 +73,7 @@ class Choice:
 
     def _num_kept(self, probs: Tensor) -> int:
         """How many of the likeliest tokens stay, of those that are possible at all; top_p is of what top_k left."""
-        s = self.sampling
+        s = self.params
         kept = int((probs > max(0.0, s.min_p * float(probs[0]) * (1 - 1e-6))).sum())
         if s.top_k:
             kept = min(kept, s.top_k)
@@ -84,13 +84,13 @@ class Choice:
 
     def _random(self) -> torch.Generator:
         if self._stream is None:
-            seed = self.sampling.seed
+            seed = self.params.seed
             self._stream = torch.Generator()
             self._stream.manual_seed(secrets.randbits(SEED_BITS) if seed is None else seed % 2**SEED_BITS)
         return self._stream
 
-    def _told(self, raw: Tensor, chosen: int) -> Token:
-        wanted = self.sampling.logprobs
+    def _with_logprobs(self, raw: Tensor, chosen: int) -> Token:
+        wanted = self.params.logprobs
         if wanted is None:
             return Token(chosen)
         logprobs = raw.log_softmax(-1)
@@ -99,22 +99,22 @@ class Choice:
         return Token(chosen, float(logprobs[chosen]), top)
 
 
-def sample(logits: Tensor, choices: Sequence[Choice], answers: Sequence[Sequence[int]]) -> list[Drawn]:
+def sample(logits: Tensor, samplers: Sequence[RequestSampler], answers: Sequence[Sequence[int]]) -> list[Sampled]:
     """logits (rows, vocabulary) -> one token a row, an error for a row that has none."""
     values, likeliest = (t.tolist() for t in logits.max(-1))
-    tokens: list[Drawn] = []
-    for i, choice in enumerate(choices):
+    tokens: list[Sampled] = []
+    for i, sampler in enumerate(samplers):
         if not abs(values[i]) < float("inf"):  # a NaN is the largest, and less than nothing
             tokens.append(ServeError("this model and adapter gave numbers that are not finite for this prompt"))
-        elif choice.is_plain:
+        elif sampler.is_plain:
             tokens.append(Token(likeliest[i]))
         else:
-            tokens.append(_drawn(choice, logits[i].float(), answers[i]))
+            tokens.append(_sampled(sampler, logits[i].float(), answers[i]))
     return tokens
 
 
-def _drawn(choice: Choice, logits: Tensor, answer: Sequence[int]) -> Drawn:
+def _sampled(sampler: RequestSampler, logits: Tensor, answer: Sequence[int]) -> Sampled:
     try:
-        return choice.token(logits, answer)
+        return sampler.token(logits, answer)
     except ServeError as error:
         return error

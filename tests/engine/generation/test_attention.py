@@ -7,12 +7,12 @@ import torch
 from tiny_serve import make_tokenizer
 from torch.nn import functional as F
 
-from polyvera.engine.generation.attention import CALL_TOKENS, Masks, Span, Step, attend, mask, spans_of
+from polyvera.engine.generation.attention import CALL_TOKENS, AttentionMetadata, Masks, Span, attend, mask, spans_of
 from polyvera.engine.generation.batch import make_batch
-from polyvera.engine.generation.detokenizer import Text
+from polyvera.engine.generation.detokenizer import Detokenizer
 from polyvera.engine.generation.request import GREEDY, Request
-from polyvera.engine.generation.sampler import Choice
-from polyvera.engine.scheduler import Row, Work
+from polyvera.engine.generation.rows import Chunk, Row
+from polyvera.engine.generation.sampler import RequestSampler
 from polyvera.errors import ServeError
 
 TOKENIZER = make_tokenizer()
@@ -27,9 +27,9 @@ def sliding(batch: int, head: int, query: torch.Tensor, key: torch.Tensor) -> to
     return (key <= query) & (key > query - 5)
 
 
-def row(place: int, length: int, computed: int, slot: int = 0) -> Row:
-    asked = Request([100 * place + i for i in range(length)], None, GREEDY, lambda output: None)
-    return Row(asked, place, slot, Choice(GREEDY, asked.prompt, frozenset()), Text(TOKENIZER), computed)
+def row(index: int, length: int, computed: int, slot: int = 0) -> Row:
+    asked = Request([100 * index + i for i in range(length)], None, GREEDY, lambda output: None)
+    return Row(asked, index, slot, RequestSampler(GREEDY, asked.prompt, frozenset()), Detokenizer(TOKENIZER), computed)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -57,13 +57,13 @@ def test_neighbours_of_like_lengths_are_one_call_and_unlike_ones_are_not() -> No
 def test_a_batch_is_rows_that_decode_and_then_pieces_of_prompts() -> None:
     a, b, c = row(0, 5, 4, slot=3), row(1, 6, 5), row(3, 9, 2, slot=8)
     b.request.answer[:] = []
-    batch = make_batch([Work(a, 4, 5), Work(b, 5, 6)], [Work(c, 2, 6)], CONTEXT, torch.device("cpu"))
+    batch = make_batch([Chunk(a, 4, 5), Chunk(b, 5, 6)], [Chunk(c, 2, 6)], CONTEXT, torch.device("cpu"))
     assert batch.ids.tolist() == [[4, 105, 302, 303, 304, 305]]
     assert batch.positions.tolist() == [[4, 5, 2, 3, 4, 5]]
-    assert batch.places.tolist() == [4, CONTEXT + 5, *range(3 * CONTEXT + 2, 3 * CONTEXT + 6)]
+    assert batch.slot_mapping.tolist() == [4, CONTEXT + 5, *range(3 * CONTEXT + 2, 3 * CONTEXT + 6)]
     assert batch.slots == (3, 0, 8, 8, 8, 8) and batch.rows == (a, b) and batch.last.tolist() == [0, 1]
-    assert list(batch.step.spans) == [Span(0, 2, 0, 2, 6), Span(2, 4, 3, 1, 6)] and not batch.is_decoding
-    whole = make_batch([], [Work(c, 2, 9)], CONTEXT, torch.device("cpu"))
+    assert list(batch.attention.spans) == [Span(0, 2, 0, 2, 6), Span(2, 4, 3, 1, 6)] and not batch.is_decoding
+    whole = make_batch([], [Chunk(c, 2, 9)], CONTEXT, torch.device("cpu"))
     assert whole.rows == (c,) and whole.last.tolist() == [6]
 
 
@@ -78,10 +78,10 @@ def test_every_token_attends_to_its_own_row_alone(seed: int, groups: int, sees) 
     ends = [draw.randint(1, CONTEXT) for _ in range(5)]
     pieces = [(r, ends[i] - 1, ends[i]) for i, r in enumerate((0, 1, 2, 4, 5))]
     pieces += [(6, draw.randint(0, 9), draw.randint(10, 30)), (7, 0, draw.randint(2, 12))]
-    works = [Work(row(r, stop, start), start, stop) for r, start, stop in pieces]
+    works = [Chunk(row(r, stop, start), start, stop) for r, start, stop in pieces]
     batch = make_batch(works[:5], works[5:], CONTEXT, torch.device("cpu"))
     query = torch.randn(1, heads, batch.ids.shape[1], WIDTH)
-    masks = Masks(batch.step, sees, torch.float32)
+    masks = Masks(batch.attention, sees, torch.float32)
     found, _ = attend(torch.nn.Module(), query, stored[0], stored[1], masks, scaling=0.3)
     at = 0
     for r, start, stop in pieces:
@@ -94,14 +94,14 @@ def test_every_token_attends_to_its_own_row_alone(seed: int, groups: int, sees) 
 
 
 def test_no_mask_is_made_where_all_may_be_seen() -> None:
-    step = Step([Span(0, 3, 0, 3, 4), Span(3, 1, 5, 1, 9)], torch.tensor([3, 3, 2, 8]))
+    step = AttentionMetadata([Span(0, 3, 0, 3, 4), Span(3, 1, 5, 1, 9)], torch.tensor([3, 3, 2, 8]))
     first, second = Masks(step, causal, torch.float32).of(2)
     assert second is None and first is not None and first.shape == (3, 1, 2, 4)
     assert first[2, 0, 0].tolist() == [0, 0, 0, -torch.inf] and not first[:2].any()
 
 
 def test_what_packed_rows_cannot_have_is_refused() -> None:
-    step = Step([Span(0, 1, 0, 1, 1)], torch.tensor([0]))
+    step = AttentionMetadata([Span(0, 1, 0, 1, 1)], torch.tensor([0]))
     masks, one = Masks(step, causal, torch.float32), torch.zeros(1, 1, 1, 1)
     for given in ({"softcap": 30.0}, {"s_aux": torch.zeros(1)}):
         with pytest.raises(ServeError, match="soft cap or sinks"):

@@ -13,7 +13,7 @@ from tiny_serve import until
 from tiny_server import GREEDY, Served, served
 from tokenizers import Regex, decoders
 
-from polyvera.engine.generation.generator import Engine
+from polyvera.engine.generation.generator import Generator
 from polyvera.server.answers import Work
 from polyvera.server.app import PAGE, PAGE_HEADERS, PAGE_KINDS
 
@@ -267,7 +267,7 @@ def test_a_model_without_a_template_is_asked_in_plain_text(
 
 def test_an_encoder_has_no_chat(at: Served, page: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     assert page.sees("#ask") and not page.sees("#chat-closed")
-    monkeypatch.delattr(Engine, "submit")
+    monkeypatch.delattr(Generator, "submit")
     page.open(at.url)
     page.until(lambda: page.sees("#chat-closed"))
     assert "is an encoder, which answers /v1/embeddings and /v1/classify" in page.text("#chat-closed")
