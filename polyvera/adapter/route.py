@@ -97,6 +97,15 @@ class Route:
             self.shape, self.slots = several.shape, numbers[0] if len(numbers) == 1 else several
         self._picks: dict[int, tuple[int, Pick | None]] = {}
 
+    @classmethod
+    def on_device(cls, slots: Tensor, banks: Sequence[Bank]) -> Route:
+        """Slots that are looked up on their device."""
+        chosen = cls(0, held=True, once=True)
+        for bank in banks:
+            rows = bank.table.lookup(bank).to(slots.device)[slots]
+            chosen._picks[id(bank)] = (0, Pick(None, rows.clamp(min=0), (rows >= 0).float(), slots.shape, True))
+        return chosen
+
     def pick(self, bank: Bank) -> Pick | None:
         """How this batch uses the bank, or None where no row does. Raises SlotError for a slot that isn't there."""
         known = self._picks.get(id(bank))

@@ -14,7 +14,8 @@ class Limits:
     max_rows: requests in one batch. max_context: tokens of prompt and answer, None for the model's (at most 4096).
     max_waiting: requests that wait. chunk: tokens of prompts computed in one step, None for the device's. num_slots:
     resident adapters. slot_bytes: memory of the slots of one layout. host_bytes: of loaded adapters outside the slots.
-    prefix_bytes: of kept prefixes, 0 for none.
+    prefix_bytes: of kept prefixes, 0 for none. decode_graphs: whether rows decode by forwards that are captured as CUDA
+    graphs and replayed, None for where there is CUDA; True elsewhere goes the same way without captures, more slowly.
     """
 
     max_rows: int = 64
@@ -25,6 +26,7 @@ class Limits:
     slot_bytes: int = 8 << 30
     host_bytes: int = 1 << 30
     prefix_bytes: int = 256 << 20
+    decode_graphs: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_rows", "max_context", "max_waiting", "chunk", "num_slots", "slot_bytes", "host_bytes"):

@@ -38,9 +38,7 @@ def visible(sees: Callable[..., Tensor], positions: Tensor, rows: Tensor, contex
     return Visible(rows, lo, torch.where(seen, at + 1, 0).amax(-1))
 
 
-def attend_naive(
-    q: Tensor, k: Tensor, v: Tensor, rows: Tensor, lo: Tensor, hi: Tensor, scaling: float
-) -> Tensor:
+def attend_naive(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, lo: Tensor, hi: Tensor, scaling: float) -> Tensor:
     """q (tokens, heads, width), k and v (cache rows, context, key heads, width) -> (tokens, heads, width of v).
 
     Token i reads keys lo[i] to hi[i] - 1 of cache row rows[i], one at least; numbers outside of them cannot reach it.

@@ -14,8 +14,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from polyvera.engine.generation.pinned_memory import to_device
-from polyvera.engine.generation.sampler import likeliest
+from polyvera.engine.generation.pinned_memory import staged
+from polyvera.engine.generation.sampler import Scores
 
 log = logging.getLogger(__name__)
 B = TypeVar("B", bound=Hashable)
@@ -51,17 +51,9 @@ class DecodeInputs:
 
 
 @dataclass(frozen=True, slots=True)
-class Decoded:
-    """On the device until the next step: logits (rows, vocabulary), and of likeliest() (2, rows)."""
-
-    logits: Tensor
-    best: Tensor
-
-
-@dataclass(frozen=True, slots=True)
 class _Replay:
     run: Callable[[], None]
-    out: Decoded
+    scores: Scores
 
 
 class DecodeGraphs:
@@ -89,8 +81,8 @@ class DecodeGraphs:
             self._stream, self._pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
             self.is_captured = self._can_be_captured()
 
-    def __call__(self, tokens: Sequence[DecodeToken], banks: Sequence[B], state: Hashable) -> Decoded:
-        """Logits and likeliest tokens, a row each.
+    def __call__(self, tokens: Sequence[DecodeToken], banks: Sequence[B], state: Hashable) -> Scores:
+        """A row for each token, as they are until the next call.
 
         banks: those whose slots are named. state: changes when graphs of before are no longer right, because a bank
         has come or moved.
@@ -99,8 +91,8 @@ class DecodeGraphs:
             self._forget(state)
         size = num_padded(len(tokens), self._max_rows)
         inputs = self._fill(tokens, size)
-        out = self._replayed((size, tuple(banks)), inputs) if self.is_captured else self._computed(inputs, banks)
-        return Decoded(out.logits[: len(tokens)], out.best[:, : len(tokens)])
+        scores = self._replayed((size, tuple(banks)), inputs) if self.is_captured else self._computed(inputs, banks)
+        return scores.first(len(tokens))
 
     def _fill(self, tokens: Sequence[DecodeToken], size: int) -> DecodeInputs:
         """One copy; rows that pad are of the base, write to a place of nobody's, and see one key."""
@@ -113,14 +105,13 @@ class DecodeGraphs:
             *(token.row for token in tokens), *pads,
         ]  # fmt: skip
         used = self._numbers[: len(numbers)]
-        used.copy_(to_device(numbers, used.device))
+        used.copy_(staged(numbers, used.device), non_blocking=True)
         return DecodeInputs.of(used)
 
-    def _computed(self, inputs: DecodeInputs, banks: Sequence[B]) -> Decoded:
-        logits = self._forward(inputs, banks)
-        return Decoded(logits, likeliest(logits))
+    def _computed(self, inputs: DecodeInputs, banks: Sequence[B]) -> Scores:
+        return Scores.of(self._forward(inputs, banks))
 
-    def _replayed(self, key: tuple[int, tuple[B, ...]], inputs: DecodeInputs) -> Decoded:
+    def _replayed(self, key: tuple[int, tuple[B, ...]], inputs: DecodeInputs) -> Scores:
         if key not in self._replays:
             try:
                 self._replays[key] = self._capture(inputs, key[1])
@@ -129,7 +120,7 @@ class DecodeGraphs:
                 self.is_captured = False
                 return self._computed(inputs, key[1])
         self._replays[key].run()
-        return self._replays[key].out
+        return self._replays[key].scores
 
     def _capture(self, inputs: DecodeInputs, banks: Sequence[B]) -> _Replay:
         """The first runs make what is made once (workspaces, kernels, casts), and write what the replay writes."""
@@ -144,8 +135,8 @@ class DecodeGraphs:
             torch.cuda.stream(theirs),  # back to it also where the capture fails
             torch.cuda.graph(graph, pool=self._pool, stream=ours, capture_error_mode="thread_local"),
         ):
-            out = self._computed(inputs, banks)
-        return _Replay(graph.replay, out)
+            scores = self._computed(inputs, banks)
+        return _Replay(graph.replay, scores)
 
     def _forget(self, state: Hashable) -> None:
         self._replays.clear()

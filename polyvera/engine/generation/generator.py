@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
+
+import torch
 
 from polyvera.adapter.packed_linear import PackedModel, Packs, packed
 from polyvera.engine.adapter_cache import AdapterCache, Observe
@@ -80,7 +82,7 @@ class Generator:
         self._core = EngineCore(
             self.model, self.tokenizer, self._adapters, self._queue, limits, self.num_tokens, self._observe
         )
-        self._engine.start(self._core, self._adapters, partial(packed, self._packs))
+        self._engine.start(self._core, self._adapters, self._within)
         return self
 
     def submit(
@@ -169,6 +171,13 @@ class Generator:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    @contextmanager
+    def _within(self) -> Iterator[None]:
+        """Where the steps run: kernels that are not torch's go to the device that is set in their thread."""
+        device = self.model.device
+        with packed(self._packs), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            yield
 
     def _check(self, prompt: Sequence[int], params: SamplingParams) -> None:
         """Raises SamplingError for a request that no step could answer."""

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 
+def staged(values: Sequence[float], device: torch.device, dtype: torch.dtype = torch.long) -> Tensor:
+    """Numbers as a tensor (len(values),) on the host, from where such a device copies them without a wait."""
+    return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
+
+
 def to_device(values: Sequence[float], device: torch.device, dtype: torch.dtype = torch.long) -> Tensor:
     """Numbers as a tensor (len(values),) on the device; a GPU copies them when it comes to it."""
-    if device.type != "cuda":
-        return torch.tensor(values, dtype=dtype, device=device)
-    return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
+    return staged(values, device, dtype).to(device, non_blocking=True)
 
 
 def to_host(values: Tensor) -> Tensor:

@@ -5,20 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from polyvera.adapter.route import Route, route
 from polyvera.engine.adapter_cache import AdapterCache, Observe
-from polyvera.engine.generation.attention import attending
-from polyvera.engine.generation.batch import Batch, make_batch
 from polyvera.engine.generation.detokenizer import Detokenizer
+from polyvera.engine.generation.forward import Forward
 from polyvera.engine.generation.kv_cache import KVCache, PrefixCache
 from polyvera.engine.generation.request import CANCELLED, FAILED, LENGTH, STOP, Request, RequestOutput, Token
-from polyvera.engine.generation.rows import Row, next_chunks
-from polyvera.engine.generation.sampler import Sampled, sample
+from polyvera.engine.generation.rows import Chunk, Row, next_chunks
+from polyvera.engine.generation.sampler import Sampled, Scores, sample
 from polyvera.engine.limits import Limits
 from polyvera.engine.request_queue import RequestQueue
 from polyvera.engine.scheduler import Scheduler
@@ -32,7 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 MAX_FAILURES = 3
 LOOK_AHEAD = 64
-NO_ROUTE: tuple[tuple[int, ...], Route] = ((), Route(0))
 
 
 class EngineCore:
@@ -51,13 +45,13 @@ class EngineCore:
         num_tokens: int,
         observe: Observe,
     ) -> None:
-        self._model, self._tokenizer, self._adapters, self._queue = model, tokenizer, adapters, queue
-        self._limits, self._num_tokens, self._observe = limits, num_tokens, observe
+        self._tokenizer, self._adapters, self._queue = tokenizer, adapters, queue
+        self._limits, self._observe = limits, observe
         self._context = limits.max_context or 1
         self._scheduler: Scheduler[Request, Row] = Scheduler(limits.max_rows)
         self._kv_cache = KVCache(limits.max_rows, self._context)
         self._prefix_cache = PrefixCache(limits.prefix_bytes)
-        self._route = NO_ROUTE
+        self._forward = Forward(model, adapters, self._kv_cache, limits, num_tokens)
         self._totals = dict.fromkeys(("steps", "prompt_tokens", "answer_tokens", "reused_tokens"), 0)
         self._num_failures = 0
         self.stats = self._snapshot()
@@ -70,16 +64,18 @@ class EngineCore:
     def step(self) -> bool:
         """One step; whether there was anything to compute. Raises the last of several failures in a row."""
         started = monotonic()
-        batch = self._schedule()
-        if batch is not None:
+        decoding, reading = self._schedule()
+        if decoding or reading:
             try:
-                self._commit(batch, self._sample(batch, self._forward(batch)))
+                rows, scores = self._forward(decoding, reading)
+                self._totals["steps"] += 1
+                self._commit(rows, self._sample(rows, scores))
                 self._num_failures = 0
             except Exception as error:
                 self._failed(error)
             self._observe("step_s", monotonic() - started)
         self.stats = self._snapshot()
-        return batch is not None
+        return bool(decoding or reading)
 
     def end_all(self, finish_reason: str, error: PolyveraError | None = None) -> None:
         """Ends every request, those that wait too."""
@@ -90,8 +86,8 @@ class EngineCore:
         self._queue.do_jobs()
         self.stats = self._snapshot()
 
-    def _schedule(self) -> Batch | None:
-        """Takes in what has come, gives free rows to who waits, and lays the next tokens side by side."""
+    def _schedule(self) -> tuple[list[Chunk], list[Chunk]]:
+        """Takes in what has come, gives free rows to who waits; the rows that decode and the pieces of prompts."""
         self._adapters.collect()
         cancelled = self._queue.cancelled()  # first: whoever is cancelled has arrived by then
         for request in self._queue.arrived():
@@ -105,36 +101,16 @@ class EngineCore:
         for _, request in zip(range(LOOK_AHEAD), self._scheduler.waiting(), strict=False):
             self._adapters.prefetch(request.adapter)
         decoding, reading = next_chunks(self._scheduler.running, self._limits.chunk or 1)
-        if not (decoding or reading):
-            return None
         for chunk in (*decoding, *reading):
             chunk.row.num_computed = chunk.stop
-        return make_batch(decoding, reading, self._context, self._model.device)
+        return decoding, reading
 
-    def _forward(self, batch: Batch) -> Tensor:
-        """(rows, vocabulary)"""
-        self._kv_cache.slot_mapping = batch.slot_mapping
-        keep = batch.last if len(batch.last) else batch.last.new_zeros(1)
-        is_whole = self._adapters.adapts_output  # that layer too then has its adapter for every token
-        with route(self._routed(batch)), attending(batch.attention):
-            model: Any = self._model
-            out = model(
-                input_ids=batch.ids,
-                position_ids=batch.positions,
-                past_key_values=self._kv_cache,
-                use_cache=True,
-                logits_to_keep=0 if is_whole else keep,
-            )
-        self._totals["steps"] += 1
-        logits = out.logits[0, keep] if is_whole else out.logits[0]
-        return logits[: len(batch.rows), : self._num_tokens]  # type: ignore[no-any-return]
+    def _sample(self, rows: Sequence[Row], scores: Scores) -> list[Sampled]:
+        return sample(scores, [row.sampler for row in rows], [row.request.answer for row in rows])
 
-    def _sample(self, batch: Batch, logits: Tensor) -> list[Sampled]:
-        return sample(logits, [row.sampler for row in batch.rows], [row.request.answer for row in batch.rows])
-
-    def _commit(self, batch: Batch, tokens: Sequence[Sampled]) -> None:
+    def _commit(self, rows: Sequence[Row], tokens: Sequence[Sampled]) -> None:
         """Adds each row's token to its answer, tells it, and ends what is complete."""
-        for row, token in zip(batch.rows, tokens, strict=True):
+        for row, token in zip(rows, tokens, strict=True):
             if isinstance(token, ServeError):
                 self._end(row, RequestOutput(finish_reason=FAILED, error=token))
                 continue
@@ -193,21 +169,13 @@ class EngineCore:
         self._scheduler.finish(row)
         self._kv_cache.clear(row.index, row.num_computed)
         self._adapters.release(row.slot)
-        self._route = NO_ROUTE  # the slot may be another adapter's when its number comes again
+        self._forward.forget()
         self._tell(row.request, output)
 
     def _keep_prefix(self, row: Row, tokens: Sequence[int]) -> None:
         owner = _owner(row.request)
         if self._prefix_cache.wants(owner, tokens, self._kv_cache.token_bytes):
             self._prefix_cache.keep(owner, tokens, self._kv_cache.read(row.index, len(tokens)))
-
-    def _routed(self, batch: Batch) -> Route:
-        """The batch's route, the last one again where nothing has changed, with all that was gathered for it."""
-        if not batch.is_decoding:
-            return _route_of(batch.slots, once=True)
-        if self._route[0] != batch.slots:
-            self._route = (batch.slots, _route_of(batch.slots, once=False))
-        return self._route[1]
 
     def _cancel(self, request: Request) -> None:
         row = next((row for row in self._scheduler.running if row.request is request), None)
@@ -254,8 +222,3 @@ class EngineCore:
 
 def _owner(request: Request) -> tuple[str, AdapterRef | None]:
     return request.tenant, request.adapter
-
-
-def _route_of(slots: tuple[int, ...], once: bool) -> Route:
-    """All rows of one slot need no gathering."""
-    return Route(slots[0] if len(set(slots)) == 1 else torch.tensor([slots]), held=True, once=once)

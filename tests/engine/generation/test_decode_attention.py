@@ -117,9 +117,7 @@ def test_few_programs_split_their_keys_and_many_do_not(kernel: Any) -> None:
 def test_the_default_scale_is_that_of_the_width() -> None:
     q, k, v, rows, positions = drawn(3, 2, 2, 16, torch.float32)
     seen = visible(causal, positions, rows, CONTEXT)
-    assert torch.allclose(
-        attend(q, k, v, seen, None), attend_naive(q, k, v, rows, seen.lo, seen.hi, 0.25), atol=1e-5
-    )
+    assert torch.allclose(attend(q, k, v, seen, None), attend_naive(q, k, v, rows, seen.lo, seen.hi, 0.25), atol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from transformers.generation import (
 from polyvera.adapter.adapter import Adapter
 from polyvera.engine.generation.generator import Generator
 from polyvera.engine.generation.request import LENGTH, STOP, Answer, SamplingParams
-from polyvera.engine.generation.sampler import RequestSampler, sample
+from polyvera.engine.generation.sampler import RequestSampler, Scores, draw, sample
 from polyvera.engine.limits import Limits
 from polyvera.store.reference import AdapterRef
 
@@ -203,5 +203,5 @@ def test_numbers_that_are_not_finite_fail_their_own_row() -> None:
     logits = torch.zeros(4, 6)
     logits[1, 3], logits[2, 0], logits[3, 1:] = torch.nan, torch.inf, -torch.inf
     choices = [RequestSampler(SamplingParams(), [0], frozenset())] * 4
-    tokens = sample(logits + torch.arange(6), choices, [[]] * 4)
+    tokens = sample(Scores.of(logits + torch.arange(6)), choices, [[]] * 4)
     assert [getattr(token, "id", None) for token in tokens] == [5, None, None, 0]
