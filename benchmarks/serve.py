@@ -59,7 +59,7 @@ def published(base: Base, registry: Registry, targets: str | Sequence[str], num:
     """So many adapters of rank 256 with small random numbers."""
     spec = AdapterSpec(rank=256, targets=targets, seed=0)
     bank = inject(base.model, spec)
-    fresh = extract(bank, bank.first, spec, base.model)
+    fresh = extract(bank, bank.first, base.model)
     eject(base.model)
     torch.manual_seed(0)
     made = (Adapter(spec, fresh.layout, _near(fresh.flat), fresh.basis_sha256, None, fresh.base) for _ in range(num))

@@ -39,7 +39,7 @@ def adapters(model: nn.Module, count: int) -> list[Adapter]:
     spec = AdapterSpec(rank=64)
     bank = inject(model, spec, count)
     bank.flat.data.add_(0.1 * torch.randn(bank.flat.shape, generator=torch.Generator().manual_seed(1)))
-    found = [extract(bank, slot, spec, model) for slot in bank.slots[:8]]
+    found = [extract(bank, slot, model) for slot in bank.slots[:8]]
     found = [found[i % len(found)] for i in range(count)]
     eject(model)
     return found

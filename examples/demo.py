@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from polyvera import Recipe, Registry, cost, generate, load, load_base
-from polyvera.adapter.route import BASE_SLOT
+from polyvera.adapter.slot_table import BASE_SLOT
 from polyvera.model.load import locate
 from polyvera.model.shapes import model_shapes
 from polyvera.plan import GIB, bytes_text

@@ -60,7 +60,7 @@ def case(request: pytest.FixtureRequest, model: nn.Module, targets: str, magnitu
 
 def test_planned_numbers_and_memory_are_the_measured_ones(case):
     mine = case.costs["float32"]
-    adapter = extract(case.bank, 1, case.spec, case.model)
+    adapter = extract(case.bank, 1, case.model)
     trained = sum(p.numel() for p in case.model.parameters() if p.requires_grad)
     assert mine.num_params == trained == adapter.num_params
     assert mine.num_head_params == sum(p.numel() for h in case.bank.heads.values() for p in h.parameters())
@@ -69,7 +69,7 @@ def test_planned_numbers_and_memory_are_the_measured_ones(case):
 
 
 def test_planned_stored_bytes_are_those_of_the_file(case):
-    adapter = extract(case.bank, 1, case.spec, case.model)
+    adapter = extract(case.bank, 1, case.model)
     head = {key for key, _ in adapter.layout.head}
     for stored in STORED:
         sizes = tensor_bytes(encode(adapter, stored))

@@ -25,7 +25,8 @@ class Adapter:
     flat: (layout.num_params,) fp32 on the CPU, in the layout's order. basis_sha256: of the frozen pair, '' without one.
     given: the frozen pair itself, only where no key draws it. base: the fingerprint of the base model, '' if unknown.
     scores: named results. created: ISO 8601 UTC, or ''. model: the name of the base model, '' if unknown. labels: the
-    names of a classification head's outputs. Raises LayoutError where the sizes don't agree.
+    names of a classification head's outputs. Raises LayoutError where spec, layout, basis and numbers
+    don't belong together.
     """
 
     spec: AdapterSpec
@@ -42,6 +43,9 @@ class Adapter:
     def __post_init__(self) -> None:
         if self.flat.shape != (self.layout.num_params,):
             raise LayoutError(f"{tuple(self.flat.shape)} numbers for a layout of {self.layout.num_params}")
+        self.layout.check(self.spec)
+        if self.given is not None and self.given.key != self.layout.basis:
+            raise LayoutError(f"the basis given is {self.given.key}, the layout's is {self.layout.basis}")
 
     @property
     def tensors(self) -> dict[str, Tensor]:

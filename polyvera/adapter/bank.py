@@ -15,7 +15,7 @@ from polyvera.adapter.layer import HeadBank, LayerBank, SharedInput
 from polyvera.adapter.layout import Entry, Layout, Site
 from polyvera.adapter.lazy_zeros import zeros
 from polyvera.adapter.method import D_INIT, ROW_NORM
-from polyvera.adapter.route import SlotTable
+from polyvera.adapter.slot_table import SlotTable
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import LayoutError, SlotError
 
@@ -25,6 +25,7 @@ class Bank:
 
     slots: their numbers, which are counted over the whole model; 0 is the base model.
     flat: (num_slots, layout.num_params), one row a slot; every layer's factors are views of it.
+    spec: what the bank was injected with, None for one that takes trained adapters, each with a spec of its own.
     """
 
     def __init__(
@@ -36,14 +37,16 @@ class Bank:
         *,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
-        dropout: float = 0.0,
         trainable: bool = False,
+        spec: AdapterSpec | None = None,
     ) -> None:
         if num_slots < 1:
             raise SlotError(f"num_slots={num_slots}: a bank has at least one slot")
         self.layout, self.basis = layout, basis
-        self.table, self.dtype, self.dropout, self.trainable = table, dtype, dropout, trainable
+        self.table, self.dtype, self.trainable = table, dtype, trainable
+        self.dropout = 0.0 if spec is None else spec.dropout
         self.flat = zeros((num_slots, layout.num_params), device=device, dtype=dtype)
+        self.spec, self._specs = spec, dict[int, AdapterSpec]()
         self.version = 0
         self._written: dict[int, int] = {}
         self.occupied: set[int] = set()
@@ -66,6 +69,20 @@ class Bank:
     def written(self, index: int) -> int:
         """A number that changes whenever that slot is written."""
         return self.version if self.trainable else self._written.get(index, 0)
+
+    def spec_of(self, index: int) -> AdapterSpec:
+        """The spec of the adapter in a slot, by the bank's own index. Raises LayoutError where nobody has said it."""
+        spec = self.spec or self._specs.get(index)
+        if spec is None:
+            raise LayoutError(f"slot {self.slots[index]} holds numbers, but no adapter was put into it")
+        return spec
+
+    def extract(self, slot: int) -> Adapter:
+        """The adapter in a slot, as a value of its own that shares no memory with the bank. Raises SlotError."""
+        flat, basis = self.take(slot), self.basis
+        given = basis if basis is not None and basis.key.sha256 else None
+        sha256 = "" if basis is None else basis.sha256
+        return Adapter(self.spec_of(self._index(slot)), self.layout, flat, sha256, given)
 
     def free_slot(self) -> int:
         """An empty slot; where there is none, the bank grows to twice its size. A trainable bank does not grow."""
@@ -114,6 +131,7 @@ class Bank:
         if self.basis is not None and adapter.basis_sha256 != self.basis.sha256:
             adapter.basis()  # raises with both digests where they disagree
         self._write(index, adapter.flat)
+        self._specs[index] = adapter.spec
         for name, norm in (norms or {}).items():
             self.layers[name].keep_norm(index, norm)
 
@@ -127,9 +145,11 @@ class Bank:
         index = self._index(slot)
         return None if memory is None or index in self.occupied else memory[index]
 
-    def settle(self, slot: int) -> None:
-        """Says that the row of an empty slot now holds an adapter of this bank's layout and basis."""
-        self._settle(self._index(slot))
+    def settle(self, slot: int, spec: AdapterSpec) -> None:
+        """Says that the row of an empty slot now holds an adapter of that spec, of this bank's layout and basis."""
+        index = self._index(slot)
+        self._settle(index)
+        self._specs[index] = spec
 
     def norms_of(self, adapter: Adapter) -> dict[str, Tensor]:
         """‖W + ΔW‖ of each row of every layer by name, fp32; no slot is read or written."""
@@ -152,10 +172,12 @@ class Bank:
         index = self._index(slot)
         self._write(index, torch.zeros(self.layout.num_params))
         self.occupied.discard(index)
+        self._specs.pop(index, None)
 
-    def start(self, slot: int, spec: AdapterSpec, head: Mapping[str, Tensor]) -> None:
-        """Makes a slot a fresh adapter, which is the identity; the head starts as given."""
+    def start(self, slot: int, head: Mapping[str, Tensor]) -> None:
+        """Makes a slot a fresh adapter of the bank's spec, which is the identity; the head starts as given."""
         index = self._index(slot)
+        spec = self.spec_of(index)
         row = torch.zeros(self.layout.num_params)
         for key, entry in self.layout.entries.items():
             value = head[key].detach().float().cpu() if not entry.letter else self._initial(entry, spec)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import torch
@@ -15,7 +16,7 @@ from polyvera.adapter.basis import Basis, draw_basis
 from polyvera.adapter.fingerprint import check_fingerprint, fingerprint
 from polyvera.adapter.layer import AdaptedHead, AdaptedLinear
 from polyvera.adapter.layout import Layout, Shape, layout_of
-from polyvera.adapter.route import SlotTable
+from polyvera.adapter.slot_table import SlotTable
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import find_sites, linear_layers
 from polyvera.errors import LayoutError, TargetError, did_you_mean
@@ -31,9 +32,9 @@ def inject(model: nn.Module, spec: AdapterSpec, num_slots: int = 1) -> Bank:
     layout = layout_of(spec, sites, {k: tuple(t.shape) for k, t in head.items()})
     basis = None if layout.basis is None else draw_basis(layout.basis)
     model.requires_grad_(False)
-    bank = add_bank(model, layout, num_slots, basis, dropout=spec.dropout, trainable=True)
+    bank = add_bank(model, layout, num_slots, basis, spec=spec, trainable=True)
     for slot in bank.slots:
-        bank.start(slot, spec, head)
+        bank.start(slot, head)
     return bank
 
 
@@ -68,14 +69,14 @@ def add_bank(
     num_slots: int,
     basis: Basis | None,
     *,
-    dropout: float = 0.0,
+    spec: AdapterSpec | None = None,
     trainable: bool = False,
     dtype: torch.dtype = torch.float32,
     any_classes: bool = False,
 ) -> Bank:
     """An empty bank of that layout in the model, beside those there. Raises LayoutError where it doesn't fit.
 
-    any_classes: its head may have another number of classes than the model's.
+    spec: of the adapters that start in it. any_classes: its head may have another number of classes than the model's.
     """
     _check_fits(model, layout, any_classes)
     layers = linear_layers(model)
@@ -88,7 +89,7 @@ def add_bank(
         table,
         device=device,
         dtype=dtype,
-        dropout=dropout,
+        spec=spec,
         trainable=trainable,
     )
     for site in layout.sites:
@@ -98,16 +99,15 @@ def add_bank(
     return bank
 
 
-def extract(
-    bank: Bank, slot: int, spec: AdapterSpec, model: nn.Module | None = None, scores: Mapping[str, float] = NOTHING
-) -> Adapter:
-    """The adapter in a slot, as a value of its own that shares no memory with the bank. Raises SlotError."""
+def extract(bank: Bank, slot: int, model: nn.Module | None = None, scores: Mapping[str, float] = NOTHING) -> Adapter:
+    """The adapter in a slot, with the spec that the bank or the adapter put there had; it shares no memory with it.
+
+    model: the adapted model, whose fingerprint the adapter gets. scores: named results to keep with it. Raises
+    SlotError for an empty slot.
+    """
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    basis = bank.basis
-    given = basis if basis is not None and basis.key.sha256 else None
     base = "" if model is None else fingerprint(model)
-    sha256 = "" if basis is None else basis.sha256
-    return Adapter(spec, bank.layout, bank.take(slot), sha256, given, base, dict(scores), created)
+    return replace(bank.extract(slot), base=base, scores=dict(scores), created=created)
 
 
 def eject(model: nn.Module) -> nn.Module:
@@ -120,7 +120,7 @@ def eject(model: nn.Module) -> nn.Module:
 
 def banks_of(model: nn.Module) -> list[Bank]:
     """The banks in a model, in slot order."""
-    return slot_table(model).banks
+    return [bank for bank in slot_table(model).banks if isinstance(bank, Bank)]
 
 
 def slot_table(model: nn.Module) -> SlotTable:

@@ -13,7 +13,7 @@ from functools import cached_property
 from math import prod
 
 from polyvera.adapter.method import Method, Scale, factor_shape
-from polyvera.adapter.spec import AdapterSpec, BasisKey
+from polyvera.adapter.spec import GIVEN, AdapterSpec, BasisKey
 from polyvera.errors import LayoutError
 
 Shape = tuple[int, ...]
@@ -130,6 +130,18 @@ class Layout:
         """The seed, where a frozen factor of each layer is drawn from it."""
         return self.seed if self.method.draws_by_seed else None
 
+    def check(self, spec: AdapterSpec) -> None:
+        """Raises LayoutError where the spec does not give this layout on these layers, whatever basis was given."""
+        if spec not in self._checked:
+            wrong = next(_differences(self, spec), None)
+            if wrong is not None:
+                raise LayoutError(f"this spec and this layout do not belong together: {wrong}")
+            self._checked.add(spec)
+
+    @cached_property
+    def _checked(self) -> set[AdapterSpec]:
+        return set()
+
     def key(self) -> tuple[object, ...]:
         """What two adapters must have in common to share a bank."""
         return (tuple(self.method.factors.items()), self.sites, self.basis, self.frozen_seed, self.head)
@@ -155,6 +167,25 @@ def _placed(named: Mapping[str, list[tuple[str, str, str, Shape]]]) -> Iterator[
             entries.append(Entry(name, site, letter, shape, offset))
             offset += prod(shape)
         yield Stack(key, tuple(entries))
+
+
+def _differences(layout: Layout, spec: AdapterSpec) -> Iterator[str]:
+    """What a spec says otherwise than a layout, in words."""
+    if layout.method.factors != spec.row.factors:
+        yield f"the spec is of {spec.method}, the layout of {layout.method.name}"
+    if layout.frozen_seed is not None and layout.seed != spec.seed:
+        yield f"the spec has seed={spec.seed}, the layout {layout.seed}"
+    for site in layout.sites:
+        rank, scale = spec.rank_of(site.name), spec.scale_of(site.name)
+        if (site.rank, site.scale) != (rank, scale):
+            yield f"{site.name} has rank {site.rank} and scale {site.scale}, the spec gives {rank} and {scale}"
+    if layout.basis is not None and layout.basis.init != GIVEN:
+        named = basis_key(spec, {s.name: (s.in_features, s.out_features) for s in layout.sites})
+        if named != layout.basis:
+            yield f"the spec names the basis {named}, the layout {layout.basis}"
+    for key, _ in layout.head:
+        if not any(key == name or key.startswith(name + ".") for name in spec.head):
+            yield f"the layout has a head tensor {key!r}, the spec the heads {spec.head}"
 
 
 def layer_number(name: str) -> int:

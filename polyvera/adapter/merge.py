@@ -69,9 +69,9 @@ def _held(model: nn.Module, slot: int | None) -> tuple[Bank, int]:
     if slot is None and len(table.occupied) == 1:
         slot = table.occupied[0]
     held = None if slot is None else table.holder(slot)
-    if held is None:
+    if held is None or not isinstance(held[0], Bank):
         raise SlotError(f"slot={slot} holds no adapter to merge; the occupied slots are {table.occupied}: name one")
-    return held
+    return held[0], held[1]
 
 
 class Switch:

@@ -11,17 +11,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from polyvera.adapter.bank_state import BankState
+from polyvera.adapter.slot_table import BASE_SLOT, SlotTable, distinct
 from polyvera.errors import SlotError
 
-if TYPE_CHECKING:
-    from polyvera.adapter.bank import Bank
-
-BASE_SLOT = 0
 Slots = int | Sequence[int] | Tensor
 
 
@@ -31,7 +29,8 @@ class Pick:
 
     slot: the bank's own index where all rows use the same one. rows: else the index of each row, 0 where mask is 0.
     mask: 1 for the rows that are this bank's, 0 for all others, None where all are. shape: of the slots named.
-    is_once: whether one forward is all that it is for.
+    is_once: whether one forward is all that it is for. is_data: rows and mask are data on the device, to be read by no
+    host, so that a captured forward serves other slots later.
     """
 
     slot: int | None
@@ -39,6 +38,7 @@ class Pick:
     mask: Tensor | None
     shape: torch.Size | None
     is_once: bool = False
+    is_data: bool = False
     cache: dict[Any, Any] = field(default_factory=dict)
 
     def check(self, x: Tensor) -> None:
@@ -73,11 +73,6 @@ class Pick:
         return self.mask.to(like.device).view(*self.mask.shape, *(1,) * (like.dim() - self.mask.dim()))
 
 
-def distinct(rows: Tensor) -> list[int]:
-    """The numbers in `rows`, each once, ascending."""
-    return sorted(set(rows.flatten().tolist()))
-
-
 class Route:
     """The slots of one batch, checked once for each model that it passes through.
 
@@ -98,97 +93,36 @@ class Route:
         self._picks: dict[int, tuple[int, Pick | None]] = {}
 
     @classmethod
-    def on_device(cls, slots: Tensor, banks: Sequence[Bank]) -> Route:
-        """Slots that are looked up on their device."""
-        chosen = cls(0, held=True, once=True)
+    def on_device(cls, slots: Tensor, banks: Sequence[BankState], table: SlotTable) -> Route:
+        """Slots that the layers look up on their device, of some banks or of the base; nothing is checked.
+
+        A captured forward follows what is written to `slots` later, as long as no bank is added or grows.
+        """
+        chosen = cls(BASE_SLOT, held=True, once=True)
         for bank in banks:
-            rows = bank.table.lookup(bank).to(slots.device)[slots]
-            chosen._picks[id(bank)] = (0, Pick(None, rows.clamp(min=0), (rows >= 0).float(), slots.shape, True))
+            rows = table.lookup(bank, slots.device)[slots]
+            pick = Pick(None, rows.clamp(min=0), (rows >= 0).float(), slots.shape, True, True)
+            chosen._picks[id(bank)] = bank.version, pick
         return chosen
 
-    def pick(self, bank: Bank) -> Pick | None:
+    def pick(self, bank: BankState, table: SlotTable) -> Pick | None:
         """How this batch uses the bank, or None where no row does. Raises SlotError for a slot that isn't there."""
         known = self._picks.get(id(bank))
         if known is None or not (self.is_held or known[0] == bank.version):
-            bank.table.check(self.slots)
-            known = self._picks[id(bank)] = (bank.version, self._pick(bank))
+            table.check(self.slots)
+            known = self._picks[id(bank)] = (bank.version, self._pick(bank, table))
         return known[1]
 
-    def _pick(self, bank: Bank) -> Pick | None:
+    def _pick(self, bank: BankState, table: SlotTable) -> Pick | None:
         if isinstance(self.slots, int):
-            index = bank.table.index(self.slots, bank)
+            index = table.index(self.slots, bank)
             return None if index is None else Pick(index, torch.tensor([index]), None, self.shape, self.is_once)
-        rows = bank.table.lookup(bank)[self.slots]
+        rows = table.lookup(bank)[self.slots]
         mine = rows >= 0
         if not bool(mine.any()):
             return None
         mask = None if bool(mine.all()) else mine.float()
         return Pick(None, rows.clamp(min=0), mask, self.shape, self.is_once)
-
-
-class SlotTable:
-    """The slot numbers of one model: 0 is the base, then every bank's slots in the order in which they were added."""
-
-    def __init__(self) -> None:
-        self.banks: list[Bank] = []
-        self._owners: list[tuple[Bank, int]] = []
-        self._lookups: dict[int, Tensor] = {}
-        self._default: tuple[object, Route] | None = None
-
-    @property
-    def occupied(self) -> list[int]:
-        """The slots that hold an adapter."""
-        return [slot for slot, (bank, index) in enumerate(self._owners, 1) if index in bank.occupied]
-
-    def add(self, bank: Bank, num_slots: int) -> range:
-        """Gives a bank so many new slots; returns their numbers."""
-        if bank not in self.banks:
-            self.banks.append(bank)
-        first, held = len(self._owners) + 1, sum(owner is bank for owner, _ in self._owners)
-        self._owners += [(bank, held + i) for i in range(num_slots)]
-        self._lookups.clear()
-        return range(first, first + num_slots)
-
-    def index(self, slot: int, bank: Bank) -> int | None:
-        """The bank's own index of a slot, None where the slot is another's."""
-        owner, index = self._owners[slot - 1] if 1 <= slot <= len(self._owners) else (None, 0)
-        return index if owner is bank else None
-
-    def lookup(self, bank: Bank) -> Tensor:
-        """The bank's own index of every slot of the model, -1 for those of others; (slots + 1,)."""
-        if id(bank) not in self._lookups:
-            mine = [index if owner is bank else -1 for owner, index in self._owners]
-            self._lookups[id(bank)] = torch.tensor([-1, *mine])
-        return self._lookups[id(bank)]
-
-    def check(self, slots: int | Tensor) -> None:
-        """Raises SlotError unless every slot is the base or holds an adapter."""
-        asked = {slots} if isinstance(slots, int) else set(distinct(slots))
-        missing = sorted(s for s in asked if s != BASE_SLOT and self.holder(s) is None)
-        if missing:
-            raise SlotError(f"slot {missing[0]} holds no adapter; {self._shown()}, and slot 0 is the base model")
-
-    def holder(self, slot: int) -> tuple[Bank, int] | None:
-        """The bank of a slot and its index there, None for one that is empty or does not exist."""
-        if not 1 <= slot <= len(self._owners):
-            return None
-        bank, index = self._owners[slot - 1]
-        return (bank, index) if index in bank.occupied else None
-
-    def default(self) -> Route:
-        """The route of a forward outside `with route(...)`: the only adapter, or the base where there is none."""
-        state = tuple(bank.version for bank in self.banks)
-        if self._default is None or self._default[0] != state:
-            held = self.occupied
-            if len(held) > 1:
-                raise SlotError(f"{self._shown()}: say which to use, `with route(slot): model(...)`")
-            self._default = (state, Route(held[0] if held else BASE_SLOT))
-        return self._default[1]
-
-    def _shown(self) -> str:
-        held = self.occupied
-        listed = ", ".join(map(str, held[:8])) + (", ..." if len(held) > 8 else "")
-        return f"this model holds {len(held)} adapters (slots {listed})" if held else "this model holds no adapter"
 
 
 _ROUTE: ContextVar[Route | None] = ContextVar("polyvera_route", default=None)
@@ -207,7 +141,15 @@ def route(slots: Slots | Route) -> Iterator[Route]:
 
 def current_route(table: SlotTable) -> Route:
     """The route in force, or the model's default. Raises SlotError where that is not one adapter."""
-    return _ROUTE.get() or table.default()
+    return _ROUTE.get() or _default(table)
+
+
+def _default(table: SlotTable) -> Route:
+    state = tuple(bank.version for bank in table.banks)
+    if table.default is None or table.default[0] != state:
+        table.default = (state, Route(table.only()))
+    chosen: Route = table.default[1]
+    return chosen
 
 
 def checkpoint_context() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:

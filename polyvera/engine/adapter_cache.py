@@ -23,7 +23,7 @@ from polyvera.adapter.fingerprint import check_fingerprint, fingerprint
 from polyvera.adapter.inject import add_bank
 from polyvera.adapter.layout import Layout
 from polyvera.adapter.packed_linear import Packs
-from polyvera.adapter.route import BASE_SLOT
+from polyvera.adapter.slot_table import BASE_SLOT
 from polyvera.adapter.targets import output_of
 from polyvera.engine.openmp import guest
 from polyvera.errors import LayoutError, PolyveraError, StoreError

@@ -69,8 +69,7 @@ def row_slots(model: PreTrainedModel, slots: RowSlots, num_rows: int) -> list[in
     """One slot for each row. Raises SlotError for a wrong number of them, or one that the model has not."""
     table = slot_table(model)
     if slots is None:
-        default = table.default().slots
-        slots = default if isinstance(default, int) else default.tolist()
+        slots = table.only()
     chosen = [slots] * num_rows if isinstance(slots, int) else list(slots)
     if len(chosen) != num_rows:
         raise SlotError(f"{len(chosen)} slots for {num_rows} rows: give one slot for all, or one for each row")

@@ -35,6 +35,7 @@ from polyvera.store.reference import (
 
 if TYPE_CHECKING:
     from polyvera.adapter.bank import Bank
+    from polyvera.adapter.spec import AdapterSpec
 
 ADAPTERS, ALIASES = "adapters", "aliases"
 # What stands in the place of a removed version, so that its number is never given out again.
@@ -118,10 +119,14 @@ class Registry:
         def load(i: int, one: Which) -> None:
             ref = self._ref(one)
             row = bank.empty_row(slots[i], rows)
-            adapter = None if row is not None and self._fills(row, bank, ref, base) else self._read(ref)
-            check_fingerprint("" if adapter is None else adapter.base, base)
+            spec = None if row is None else self._filled(row, bank, ref, base)
+            if spec is not None:
+                with lock:
+                    return bank.settle(slots[i], spec)
+            adapter = self._read(ref)
+            check_fingerprint(adapter.base, base)
             with lock:
-                bank.settle(slots[i]) if adapter is None else bank.put(slots[i], adapter)
+                return bank.put(slots[i], adapter)
 
         self._each(asked, load)
         return list(slots)
@@ -233,18 +238,15 @@ class Registry:
         except FormatError as error:
             raise FormatError(f"{self.files.location(path)}: {error}") from error
 
-    def _fills(self, row: Row, bank: Bank, ref: AdapterRef, base: str) -> bool:
-        """Whether an adapter's numbers are in the row of an empty slot; where not, the long way says why."""
+    def _filled(self, row: Row, bank: Bank, ref: AdapterRef, base: str) -> AdapterSpec | None:
+        """The spec of an adapter whose numbers are in the row of an empty slot now, else None."""
         descriptor = self.files.descriptor(_file(ref.name, ref.version))
         if descriptor is None:
-            return False
+            return None
         try:
-            return fill(
-                row,
-                descriptor,
-                ref.digest,
-                lambda h: bank.takes(h.plan.layout, h.plan.basis_sha256) and agrees(h.own.base, base),
-            )
+            takes = lambda h: bank.takes(h.plan.layout, h.plan.basis_sha256) and agrees(h.own.base, base)  # noqa: E731
+            header = fill(row, descriptor, ref.digest, takes)
+            return None if header is None else header.plan.spec
         finally:
             os.close(descriptor)
 

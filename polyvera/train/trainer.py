@@ -18,7 +18,8 @@ from transformers import TrainerCallback, set_seed
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
 from polyvera.adapter.inject import banks_of, eject, extract, inject
-from polyvera.adapter.route import BASE_SLOT, checkpoint_context, route
+from polyvera.adapter.route import checkpoint_context, route
+from polyvera.adapter.slot_table import BASE_SLOT
 from polyvera.adapter.targets import find_head
 from polyvera.data.encoding import LABEL, Encoded, encode
 from polyvera.data.tables import Table
@@ -253,7 +254,7 @@ def _adapter(
 ) -> Adapter | None:
     if loop.bank is None:
         return None
-    adapter = extract(loop.bank, loop.bank.first, recipe.spec(find_head(loop.whole)), loop.whole, scores)
+    adapter = extract(loop.bank, loop.bank.first, loop.whole, scores)
     adapter = adapter if allocator is None else compacted(adapter)
     return replace(adapter, model=recipe.model, labels=labels)
 

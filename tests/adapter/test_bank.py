@@ -22,7 +22,7 @@ def out(model: nn.Module, ids: Tensor, slots: object) -> Tensor:
 def trained(model: nn.Module, spec: AdapterSpec, scramble, seed: int = 0) -> Adapter:
     bank = inject(model, spec)
     scramble(bank, seed)
-    adapter = extract(bank, bank.first, spec, model)
+    adapter = extract(bank, bank.first, model)
     eject(model)
     return adapter
 

@@ -100,7 +100,7 @@ def test_switching_is_exact_on_the_device(small_llama: nn.Module, scramble, name
     spec = AdapterSpec(name, rank=3)
     bank = inject(small_llama, spec)
     scramble(bank)
-    adapter = extract(bank, 1, spec, small_llama)
+    adapter = extract(bank, 1, small_llama)
     model = eject(small_llama).cuda().bfloat16()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     switch = Switch(model)

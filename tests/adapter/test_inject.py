@@ -76,7 +76,7 @@ def test_extract_and_load_give_the_same_model_in_another_process_sense(
     other, spec = copy.deepcopy(model), AdapterSpec(name, rank=3)
     bank = inject(model, spec)
     scramble(bank)
-    adapter = extract(bank, 1, spec, model, {"accuracy": 0.5})
+    adapter = extract(bank, 1, model, {"accuracy": 0.5})
     load(other, adapter)
     with torch.no_grad():
         assert torch.equal(other(ids).logits, model(ids).logits)
@@ -111,7 +111,7 @@ def test_another_base_is_refused_and_may_be_forced(small_llama: nn.Module, ids: 
     spec = AdapterSpec()
     bank = inject(small_llama, spec)
     scramble(bank)
-    adapter = extract(bank, 1, spec, small_llama)
+    adapter = extract(bank, 1, small_llama)
     other = eject(small_llama)
     other.model.layers[1].mlp.up_proj.weight.data.mul_(1.1)
     with pytest.raises(FingerprintError, match="trained on the base model .* check_base=False"):
@@ -136,7 +136,7 @@ def test_the_fingerprint_is_of_the_base_alone_and_of_any_precision(
 
 def test_layers_that_are_missing_or_of_another_width_are_refused(small_llama: nn.Module, model: nn.Module) -> None:
     spec = AdapterSpec(rank=3, targets=("up_proj",))
-    adapter = extract(inject(small_llama, spec), 1, spec)
+    adapter = extract(inject(small_llama, spec), 1)
     wide = copy.deepcopy(eject(small_llama))
     wide.model.layers[0].mlp.up_proj = nn.Linear(32, 64)
     with pytest.raises(LayoutError, match=r"up_proj is \(32, 64\) .* made for \(32, 48\)"):
@@ -167,7 +167,7 @@ def test_heads_of_other_classes_stand_side_by_side_where_that_is_asked_for(small
         scramble(bank, seed=classes)
         with torch.no_grad():
             alone[classes] = other(ids).logits
-        layouts[classes] = extract(bank, bank.first, spec)
+        layouts[classes] = extract(bank, bank.first)
     with pytest.raises(LayoutError, match=r"has classifier.bias of shape \(2,\); .* has shape \(3,\)"):
         load(small_bert, layouts[2])
     for classes, adapter in layouts.items():

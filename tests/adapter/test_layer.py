@@ -294,7 +294,7 @@ def test_loading_many_leaves_every_one_as_it_is_alone(small_llama: nn.Module, id
     for i, spec in enumerate(specs):
         bank = inject(small_llama, spec, 2)
         scramble(bank, seed=i)
-        adapters.append(extract(bank, bank.slots[1], spec, small_llama))
+        adapters.append(extract(bank, bank.slots[1], small_llama))
         eject(small_llama)
         with torch.no_grad():
             (slot,) = load(small_llama, adapters[-1])

@@ -52,7 +52,7 @@ def test_switching_a_thousand_times_leaves_the_base_its_bits(
         spec = AdapterSpec(name, rank=3, targets=("q_proj", "up_proj") if seed else "all-linear")
         bank = inject(model, spec)
         scramble(bank, seed)
-        adapters.append(extract(bank, 1, spec, model))
+        adapters.append(extract(bank, 1, model))
         eject(model)
     base, switch = bits(model), Switch(model)
     first = {}
@@ -79,7 +79,7 @@ def test_a_switch_moves_the_head_too(small_bert: nn.Module, ids: Tensor, scrambl
     scramble(bank)
     with torch.no_grad():
         expected = small_bert(ids).logits
-        adapter = extract(bank, 1, spec, small_bert)
+        adapter = extract(bank, 1, small_bert)
         base = small_bert.to(torch.float32)
         eject(base)
         bare = base(ids).logits
@@ -93,7 +93,7 @@ def test_a_switch_that_fails_leaves_the_base(small_llama: nn.Module, scramble) -
     bank = inject(small_llama, spec)
     scramble(bank)
     bank._write(0, bank.take(1) * float("nan"))
-    broken = extract(bank, 1, spec, small_llama)
+    broken = extract(bank, 1, small_llama)
     base = bits(eject(small_llama))
     with pytest.raises(LayoutError, match="not finite"):
         Switch(small_llama).to(broken)

@@ -60,7 +60,7 @@ def make_encoder_adapter(
     bank = inject(model, spec)
     noise = size * torch.randn(bank.flat.shape, generator=torch.Generator().manual_seed(seed))
     bank._write(0, bank.take(bank.first) + noise[0])
-    adapter = extract(bank, bank.first, spec, model)
+    adapter = extract(bank, bank.first, model)
     eject(model)
     return replace(adapter, labels=labels)
 

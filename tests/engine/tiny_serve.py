@@ -64,7 +64,7 @@ def make_adapter(model: torch.nn.Module, spec: AdapterSpec, seed: int, size: flo
     bank = inject(model, spec)
     noise = size * torch.randn(bank.flat.shape, generator=torch.Generator().manual_seed(seed))
     bank._write(0, bank.take(bank.first) + noise[0])
-    adapter = extract(bank, bank.first, spec, model)
+    adapter = extract(bank, bank.first, model)
     eject(model)
     return adapter
 

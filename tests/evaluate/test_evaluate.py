@@ -86,7 +86,7 @@ def classified(seed: int) -> Any:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data += torch.randn_like(parameter)
-    return extract(bank, 1, spec, model)
+    return extract(bank, 1, model)
 
 
 def test_classifiers_are_mixed_too(classes: str) -> None:

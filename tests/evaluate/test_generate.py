@@ -22,7 +22,7 @@ def adapter(method: str, seed: int) -> Adapter:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data += 0.5 * torch.randn_like(parameter)
-    return extract(bank, 1, spec, model)
+    return extract(bank, 1, model)
 
 
 def answers(model: Any, prompts: list[str] = PROMPTS, **choices: Any) -> list[str]:

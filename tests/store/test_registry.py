@@ -253,7 +253,7 @@ def test_from_training_to_serving(registry, small_llama, scramble, ids, method):
     spec = AdapterSpec(method=method, rank=4)
     bank = inject(small_llama, spec, num_slots=2)
     scramble(bank)
-    refs = [registry.put("a", extract(bank, slot, spec, small_llama)) for slot in bank.slots]
+    refs = [registry.put("a", extract(bank, slot, small_llama)) for slot in bank.slots]
     with torch.no_grad(), route([1, 2, 0, 1]):
         before = small_llama(ids).logits
     served = eject(small_llama)
@@ -270,7 +270,7 @@ def from_llama(model, scramble, num):
     spec = AdapterSpec(method=SHARED, rank=4)
     bank = inject(model, spec, num_slots=num)
     scramble(bank)
-    return [extract(bank, slot, spec, model) for slot in bank.slots]
+    return [extract(bank, slot, model) for slot in bank.slots]
 
 
 def test_load_into_fills_the_slots_of_a_bank(registry, small_llama, scramble):

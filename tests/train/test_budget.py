@@ -175,7 +175,7 @@ def test_a_compacted_adapter_computes_the_same_with_fewer_numbers(method: str) -
     layers = list(bank.layers.values())
     layers[0].d.data.zero_()  # a layer may lose all
     layers[1].d.data[0, ::2] = 0
-    adapter = extract(bank, 1, spec, model)
+    adapter = extract(bank, 1, model)
     small = compacted(adapter)
     assert small.num_params < adapter.num_params
     assert small.layout.sites[0].rank == 0
@@ -191,7 +191,7 @@ def test_a_compacted_adapter_computes_the_same_with_fewer_numbers(method: str) -
 @pytest.mark.parametrize("method", [name for name in SHRINKING if name not in OWN_PAIR])
 def test_a_shared_basis_has_nothing_to_compact(method: str) -> None:
     bank = bank_of(method)
-    adapter = extract(bank, 1, AdapterSpec(method, rank=RANK))
+    adapter = extract(bank, 1)
     assert compacted(adapter) is adapter
 
 

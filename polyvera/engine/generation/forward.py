@@ -10,6 +10,7 @@ from torch import Tensor
 
 from polyvera.adapter.bank import Bank
 from polyvera.adapter.route import Route, route
+from polyvera.adapter.slot_table import BASE_SLOT
 from polyvera.engine.adapter_cache import AdapterCache
 from polyvera.engine.generation.attention import AttentionMetadata, attending
 from polyvera.engine.generation.batch import Batch, make_batch
@@ -22,7 +23,7 @@ from polyvera.engine.limits import Limits
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NO_ROUTE: tuple[tuple[int, ...], Route] = ((), Route(0))
+NO_ROUTE: tuple[tuple[int, ...], Route] = ((), Route(BASE_SLOT))
 
 
 class Forward:
@@ -64,7 +65,7 @@ class Forward:
 
     def _decode(self, inputs: DecodeInputs, banks: Sequence[Bank]) -> Tensor:
         """(rows, vocabulary)"""
-        chosen = Route.on_device(inputs.slots, banks) if banks else Route(0)
+        chosen = Route.on_device(inputs.slots, banks, banks[0].table) if banks else Route(BASE_SLOT)
         attention = AttentionMetadata((), inputs.positions[0], inputs.rows)
         return self._logits(inputs.ids, inputs.positions, inputs.slot_mapping, attention, chosen, 0)
 

@@ -71,10 +71,6 @@ def encode(adapter: Adapter, dtype: str = "float32") -> bytes:
     _check_finite(adapter.layout, flat, "train it again, at a lower rate")
     line = first_line(adapter, packing.name)
     plan = plan_of(line)
-    if plan.layout.key() != adapter.layout.key():
-        raise FormatError(
-            "the adapter's layout is not the one that its spec gives on its layers; it would be read wrong"
-        )
     tensors = dict(_packed(plan, flat))
     restored = _unpacked(plan, tensors)
     _check_finite(plan.layout, restored, f"its values are out of the range of {packing.name}; store float32")

@@ -15,17 +15,19 @@ HEAD_BYTES = 4096
 Row = NDArray[np.float32]
 
 
-def fill(row: Row, descriptor: int, digest: str = "", takes: Callable[[Header], bool] = lambda header: True) -> bool:
-    """Whether a file that is open for reading was the flat vector of an adapter, every byte checked, and is in `row`.
+def fill(
+    row: Row, descriptor: int, digest: str = "", takes: Callable[[Header], bool] = lambda header: True
+) -> Header | None:
+    """The header of a file whose flat vector, every byte checked, is now in `row`; the file is open for reading.
 
-    Else `row` is zeros, and the file is for decode(), which says why or unpacks it. digest: as for decode(). takes:
-    whether a checked header is of what is wanted.
+    Else None, and `row` is zeros, and the file is for decode(), which says why or unpacks it. digest: as for decode().
+    takes: whether a checked header is of what is wanted.
     """
     header = _read(descriptor, row, digest)
     if header is not None and takes(header):
-        return True
+        return header
     row[:] = 0.0
-    return False
+    return None
 
 
 def _read(descriptor: int, row: Row, digest: str) -> Header | None:

@@ -248,7 +248,7 @@ class Fleet:
         rows, held = TokenRows.of(encoded), None if watched is None else TokenRows.of(watched)
         self.bank.clear(slot)
         if self.start is None:
-            self.bank.start(slot, self.spec, self.head)
+            self.bank.start(slot, self.head)
         else:
             self.bank.put(slot, self.start)
         weights = SlotWeights.of(self.bank, self.bank.slots.index(slot), self.grads)
@@ -277,7 +277,7 @@ class Fleet:
         scores = {"train_loss": float(np.mean(member.losses[-RECENT:]))}
         if member.held is not None and member.best.numbers is not None:
             scores["eval_loss"] = member.best.loss
-        adapter = extract(self.bank, member.slot, self.spec, None, scores)
+        adapter = extract(self.bank, member.slot, None, scores)
         flat = adapter.flat if member.best.numbers is None else member.best.numbers
         return replace(adapter, base=self.fingerprint, model=self.recipe.model, labels=member.labels, flat=flat)
 

@@ -13,7 +13,7 @@ from safetensors.torch import load
 from polyvera.adapter.basis import BASES
 from polyvera.adapter.layout import Site
 from polyvera.adapter.method import METHODS
-from polyvera.errors import FormatError
+from polyvera.errors import FormatError, LayoutError
 from polyvera.store.file.codec import decode, encode, read_header
 from polyvera.store.file.layer_pattern import fold, unfold
 from polyvera.store.file.stored_dtype import PACKINGS
@@ -193,8 +193,8 @@ def test_a_score_that_is_no_number_is_refused():
 
 def test_a_layout_that_is_not_of_the_spec_is_refused():
     adapter = drawn(OWN[0], alpha=8)
-    with pytest.raises(FormatError, match="layout is not"):
-        encode(replace(adapter, spec=replace(adapter.spec, alpha=9)))
+    with pytest.raises(LayoutError, match="do not belong together"):
+        replace(adapter, spec=replace(adapter.spec, alpha=9))
 
 
 def test_names_that_collide_in_the_file_are_refused():

@@ -28,9 +28,9 @@ def into(path: Path, data: bytes, num: int, digest: str = ""):
     row, descriptor = np.full(num, 7.0, np.float32), os.open(path, os.O_RDONLY)
     seen: list[Header] = []
     try:
-        is_full = fill(row, descriptor, digest, lambda header: seen.append(header) or True)
-        assert is_full == bool(seen) and (is_full or not row.any())
-        return (seen[0] if seen else None), row
+        header = fill(row, descriptor, digest, lambda header: seen.append(header) or True)
+        assert ([] if header is None else [header]) == seen and (seen or not row.any())
+        return header, row
     finally:
         os.close(descriptor)
 
@@ -82,7 +82,7 @@ def test_load_into_leaves_a_slot_as_it_was_where_a_file_is_damaged(tmp_path, sma
     registry, spec = Registry(tmp_path), AdapterSpec(method=SHARED, rank=4)
     source = inject(small_llama, spec, num_slots=3)
     scramble(source)
-    adapters = [extract(source, slot, spec, small_llama) for slot in source.slots]
+    adapters = [extract(source, slot, small_llama) for slot in source.slots]
     for adapter in adapters:
         registry.put("a", adapter)
     bank = add_bank(small_llama, adapters[0].layout, 3, adapters[0].basis())
@@ -102,7 +102,7 @@ def test_load_into_leaves_a_slot_as_it_was_where_a_file_is_damaged(tmp_path, sma
 def test_a_folder_in_a_files_place_is_told_as_the_long_way_tells_it(tmp_path, small_llama):
     registry, spec = Registry(tmp_path), AdapterSpec(method=SHARED, rank=4)
     source = inject(small_llama, spec)
-    adapter = extract(source, source.first, spec)
+    adapter = extract(source, source.first)
     (tmp_path / "adapters/a/1.safetensors").mkdir(parents=True)
     bank = add_bank(small_llama, adapter.layout, 1, adapter.basis())
     with pytest.raises(StoreError, match="cannot read"):

@@ -55,7 +55,7 @@ def saved_by_peft(folder, base, config, task=None, prune=False, seed=1):
 def trained(base, spec, seed=1):
     """An adapter of our own whose every number was moved."""
     bank = inject(copy.deepcopy(base), spec)
-    adapter = extract(bank, bank.first, spec)
+    adapter = extract(bank, bank.first)
     adapter.flat.add_(0.1 * torch.randn(adapter.flat.shape, generator=torch.Generator().manual_seed(seed)))
     return adapter
 

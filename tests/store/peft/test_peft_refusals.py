@@ -32,7 +32,7 @@ SPECS = {
 def folder_of(small_llama, tmp_path):
     def write(kind="vera", **options):
         bank = inject(copy.deepcopy(small_llama), SPECS[kind])
-        return export_peft(extract(bank, bank.first, SPECS[kind]), tmp_path / kind, **options)
+        return export_peft(extract(bank, bank.first), tmp_path / kind, **options)
 
     return write
 
