@@ -111,13 +111,12 @@ class LayerBank(nn.Module):
         flat_x, flat_y = x.flatten(0, axis - 1), y.flatten(0, axis - 1)
         slots = self._slots() if self.bank.trainable else None
         parts, order = [], []
-        for slot, mine in pick.groups:
-            mine = mine.to(x.device)
+        for slot, mine in pick.groups_on(x.device):
             own = self.of_slot(slot) if slots is None else {letter: views[slot] for letter, views in slots.items()}
             A, vectors = self._of_one(flat_x, slot, own)
             parts.append(adapt(flat_y[mine], self._input(flat_x[mine], A), vectors, self._bias()))
             order.append(mine)
-        others = pick.others.to(x.device)
+        others = pick.others_on(x.device)
         places = torch.cat([*order, others]).argsort()
         return torch.cat([*parts, flat_y[others]])[places].view_as(y)
 
@@ -147,7 +146,7 @@ class LayerBank(nn.Module):
         return A, self._vectors(B, d, own, norm)
 
     def _norm_of_rows(self, x: Tensor, pick: Pick) -> Tensor:
-        if pick.is_data:
+        if pick.is_data or (x.is_cuda and not self.bank.trainable):
             return pick.gather(self._all_norms(), x)
         every = torch.stack([self._norm_to_use(i, self.of_slot(i)) for i in self._used(pick)])
         return pick.gather(every[self._positions(pick)], x)

@@ -55,6 +55,14 @@ class Pick:
         mine = self.rows if self.mask is None else torch.where(self.mask > 0, self.rows, -1)
         return [(int(i), (mine.flatten() == i).nonzero()[:, 0]) for i in distinct(mine) if i >= 0]
 
+    def groups_on(self, device: torch.device) -> list[tuple[int, Tensor]]:
+        """The same with the row numbers on a device."""
+        return [(index, self._on(device, index, rows)) for index, rows in self.groups]
+
+    def others_on(self, device: torch.device) -> Tensor:
+        """`others` on a device."""
+        return self._on(device, "others", self.others)
+
     @cached_property
     def others(self) -> Tensor:
         """The row numbers that are not this bank's."""
@@ -62,7 +70,7 @@ class Pick:
 
     def gather(self, stack: Tensor, like: Tensor) -> Tensor:
         """stack[rows] with axes added so that it broadcasts over the tokens of `like` (rows, ..., features)."""
-        rows = self.rows.to(stack.device)
+        rows = self._on(stack.device, "rows", self.rows)
         between = (1,) * (like.dim() - 1 - rows.dim())
         picked = stack.index_select(0, rows.flatten())  # a third of the time of stack[rows]
         return picked.view(*rows.shape, *between, *stack.shape[1:])
@@ -70,7 +78,17 @@ class Pick:
     def gather_mask(self, like: Tensor) -> Tensor:
         """The mask with axes added so that it broadcasts over `like` (rows, ..., features)."""
         assert self.mask is not None
-        return self.mask.to(like.device).view(*self.mask.shape, *(1,) * (like.dim() - self.mask.dim()))
+        mask = self._on(like.device, "mask", self.mask)
+        return mask.view(*mask.shape, *(1,) * (like.dim() - mask.dim()))
+
+    def _on(self, device: torch.device, name: object, values: Tensor) -> Tensor:
+        """A tensor of this pick on a device, copied at the first layer that asks; a GPU's host does not wait."""
+        if values.device == device:
+            return values
+        if (name, device) not in self.cache:
+            pinned = values.pin_memory() if device.type == "cuda" else values
+            self.cache[name, device] = pinned.to(device, non_blocking=True)
+        return self.cache[name, device]  # type: ignore[no-any-return]
 
 
 class Route:

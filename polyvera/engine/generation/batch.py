@@ -13,9 +13,6 @@ from polyvera.engine.generation.attention import AttentionMetadata, joined_spans
 from polyvera.engine.generation.pinned_memory import to_device
 from polyvera.engine.generation.rows import Chunk, Row
 
-# Pairs of a token and a key up to which one more launch costs more than to read the keys for each token anew.
-SINGLE_PAIRS = 1 << 16
-
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -36,11 +33,17 @@ class Batch:
     is_decoding: bool
 
 
-def make_batch(decoding: Sequence[Chunk], reading: Sequence[Chunk], context: int, device: torch.device) -> Batch:
-    """The tokens that attend each for itself, then the rows that decode, then the pieces of prompts."""
-    single = [chunk for chunk in (*decoding, *reading) if _is_single(chunk, device)]
-    decoding = [chunk for chunk in decoding if not _is_single(chunk, device)]
-    reading = sorted((c for c in reading if not _is_single(c, device)), key=lambda chunk: chunk.row.index)
+def make_batch(
+    decoding: Sequence[Chunk], reading: Sequence[Chunk], context: int, device: torch.device, single_pairs: int = 0
+) -> Batch:
+    """The tokens that attend each for itself, then the rows that decode, then the pieces of prompts.
+
+    single_pairs: tokens of a chunk attend each for itself where they see so many keys at most, counted for each token;
+    0 for none. One more span costs a GPU as much as many keys that are read again for each token.
+    """
+    single = [chunk for chunk in (*decoding, *reading) if chunk.num_pairs <= single_pairs]
+    decoding = [chunk for chunk in decoding if chunk.num_pairs > single_pairs]
+    reading = sorted((c for c in reading if c.num_pairs > single_pairs), key=lambda chunk: chunk.row.index)
     chunks, sizes = (*single, *decoding, *reading), [chunk.stop - chunk.start for chunk in single]
     positions = to_device([at for c in chunks for at in range(c.start, c.stop)], device)
     starts = [chunk.row.index * context for chunk in chunks]
@@ -59,9 +62,3 @@ def make_batch(decoding: Sequence[Chunk], reading: Sequence[Chunk], context: int
         AttentionMetadata(spans, positions, to_device(rows, device) if rows else None),
         all(chunk.stop - chunk.start == 1 for chunk in chunks),
     )
-
-
-def _is_single(chunk: Chunk, device: torch.device) -> bool:
-    """Whether the tokens of a chunk attend each for itself: on a GPU, unless they look at many keys."""
-    size = chunk.stop - chunk.start
-    return device.type == "cuda" and (size == 1 or size * chunk.stop <= SINGLE_PAIRS)

@@ -23,6 +23,8 @@ from polyvera.engine.limits import Limits
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# Where a GPU rather reads the keys of a chunk again for each of its tokens than begins another span.
+SINGLE_PAIRS = 1 << 16
 NO_ROUTE: tuple[tuple[int, ...], Route] = ((), Route(BASE_SLOT))
 
 
@@ -37,6 +39,7 @@ class Forward:
         self._route = NO_ROUTE
         has_cuda = len({p.device for p in model.parameters()}) == 1 and model.device.type == "cuda"
         self._graphs: DecodeGraphs[Bank] | None = None
+        self._single_pairs = SINGLE_PAIRS if has_cuda or limits.decode_graphs else 0
         if has_cuda if limits.decode_graphs is None else limits.decode_graphs:
             self._graphs = DecodeGraphs(self._decode, limits.max_rows, kv_cache.context, model.device, has_cuda)
 
@@ -47,7 +50,8 @@ class Forward:
             parts.append(([chunk.row for chunk in decoding], self._replayed(self._graphs, decoding)))
             decoding = ()
         if decoding or reading:
-            batch = make_batch(decoding, reading, self._kv_cache.context, self._model.device)
+            device, context = self._model.device, self._kv_cache.context
+            batch = make_batch(decoding, reading, context, device, self._single_pairs)
             parts.append((batch.rows, Scores.of(self._packed(batch))))
         (rows, scores), *others = parts
         for more, found in others:

@@ -19,7 +19,7 @@ from transformers.generation import (
 from polyvera.adapter.adapter import Adapter
 from polyvera.engine.generation.generator import Generator
 from polyvera.engine.generation.request import LENGTH, STOP, Answer, SamplingParams
-from polyvera.engine.generation.sampler import RequestSampler, Scores, draw, sample
+from polyvera.engine.generation.sampler import RequestSampler, Scores, sample
 from polyvera.engine.limits import Limits
 from polyvera.store.reference import AdapterRef
 
