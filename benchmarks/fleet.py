@@ -27,7 +27,8 @@ from polyvera import Recipe, load_base
 from polyvera.adapter.method import METHODS
 from polyvera.data.batching import Collator
 from polyvera.data.encoding import encode
-from polyvera.model.load import Base, pad_id
+from polyvera.model.config import pad_token
+from polyvera.model.load import Base
 from polyvera.train.fleet.fleet import train_fleet
 from polyvera.train.tenants import Source, Tenant
 from polyvera.train.trainer import train
@@ -129,7 +130,7 @@ def solo_turn(base: Base, recipe: Recipe, everyone: Sequence[Tenant], rate: Rate
 def peft_turn(base: Base, recipe: Recipe, everyone: Sequence[Tenant], rate: Rate) -> None:
     """PEFT, a fresh model for each tenant."""
     tokens, seconds, begun = 0, 0.0, time.perf_counter()
-    collate = Collator(pad_id(base.tokenizer))
+    collate = Collator(pad_token(base.model, base.tokenizer))
     for tenant in everyone:
         rows = encode(tenant.tables(recipe).training, base.tokenizer, 512)
         model = peft.get_peft_model(base.model, PEERS[recipe.method]).train()

@@ -97,17 +97,17 @@ def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     for bank in banks_of(model):
         own += [] if bank.basis is None else [bank.basis.A, bank.basis.B]
     known = {t.untyped_storage().data_ptr() for t in own}
-    kept: dict[int, Tensor] = {}
+    kept: dict[int, int] = {}
 
     def pack(t: Tensor) -> Tensor:
         if t.untyped_storage().data_ptr() not in known:
-            kept[t.untyped_storage().data_ptr()] = t
-        return t
+            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t.detach()  # an output that its own graph keeps would never be freed
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         loss = forward()
     del loss
-    return sum(t.untyped_storage().nbytes() for t in kept.values())
+    return sum(kept.values())
 
 
 def measure(case: Case, layers: int, device: str, rounds: int, ids: Tensor) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from polyvera import Recipe, Registry, load_base
 from polyvera.adapter.adapter import Adapter
 from polyvera.data.tables import read
-from polyvera.evaluate.fleet_scores import Standing, standings
+from polyvera.evaluate.fleet_scores import TenantScores, fleet_scores
 from polyvera.model.load import Base
 from polyvera.train.fleet.fleet import Fleet, train_fleet
 from polyvera.train.fleet.journal import FINISHED
@@ -42,7 +42,7 @@ def trained(
     losses: Losses = {}
 
     def keep(fleet: Fleet) -> None:
-        losses.update({member.name: member.held_losses for member in fleet.members})
+        losses.update({member.name: member.eval_losses for member in fleet.members})
 
     result = train_fleet(recipe, everyone=everyone, base=base, start=start, watch=keep)
     return {o.name: o.adapter for o in result.of(FINISHED) if o.adapter is not None}, losses
@@ -72,7 +72,7 @@ def fleet_recipe(asked: argparse.Namespace) -> Recipe:
     )
 
 
-def compared(task: str, losses: dict[str, Losses], scores: dict[str, dict[str, Standing]]) -> dict[str, object]:
+def compared(task: str, losses: dict[str, Losses], scores: dict[str, dict[str, TenantScores]]) -> dict[str, object]:
     """One task's line: the loss that the cold start ends with, the steps of both to it, and the test scores."""
     cold, warm = losses["cold"][task], losses["warm"][task]
     goal, main = cold[-1][1], scores["cold"][task].main
@@ -117,7 +117,7 @@ def main() -> None:
     adapters: dict[str, dict[str, Adapter]] = {"mean alone": dict.fromkeys(asked.tasks, middle)}
     for name, start in (("cold", None), ("warm", middle)):
         adapters[name], losses[name] = trained(recipe, base, everyone, start)
-    scores = {name: {one.name: one for one in standings(base, own, rows)} for name, own in adapters.items()}
+    scores = {name: {one.name: one for one in fleet_scores(base, own, rows)} for name, own in adapters.items()}
     lines = [compared(task, losses, scores) for task in asked.tasks]
     print(*lines, sep="\n")
     if asked.output is not None:

@@ -9,7 +9,7 @@ PolyveraError
 │   └── FingerprintError  an adapter of another base model
 ├── FormatError        bytes that are not a whole, valid adapter file
 ├── StoreError         a store that cannot do what was asked
-│   ├── NameRefused    a name that is no valid adapter name
+│   ├── ReferenceNameError    a name that is no valid adapter name
 │   └── NotFoundError  no such adapter, version or alias (also a LookupError)
 ├── ServeError         a request that cannot be served
 │   ├── SamplingError  a sampling choice that cannot be, or a prompt that doesn't fit (also a ValueError)
@@ -19,6 +19,7 @@ PolyveraError
 │   ├── ClosedError    the engine is stopping, or has stopped
 │   └── AccessError    a key that is missing, unknown, or not allowed to do this
 ├── DataError          training or evaluation data that cannot be used
+│   └── PromptError    a text or conversation that cannot be turned into tokens
 └── RecipeError        a recipe with an unknown key or an impossible value
 """
 
@@ -64,7 +65,7 @@ class StoreError(PolyveraError):
     """A store that cannot do what was asked."""
 
 
-class NameRefused(StoreError, ValueError):
+class ReferenceNameError(StoreError, ValueError):
     """A name that is no valid adapter name."""
 
 
@@ -110,6 +111,10 @@ class AccessError(ServeError):
 
 class DataError(PolyveraError, ValueError):
     """Training or evaluation data that cannot be used."""
+
+
+class PromptError(DataError):
+    """A text or conversation that cannot be turned into tokens."""
 
 
 class RecipeError(PolyveraError, ValueError):

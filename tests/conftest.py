@@ -1,12 +1,17 @@
 """Small real models with random weights, alike in every test."""
 
 import copy
+import json
 import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from tiny_models import counting_rows, make_classifier, make_model, make_tokenizer
 from torch import nn
 from transformers import (
     BertConfig,
@@ -15,9 +20,11 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedTokenizerFast,
 )
 
 from polyvera.adapter.bank import Bank
+from polyvera.model.load import Base
 
 
 def llama() -> nn.Module:
@@ -92,3 +99,44 @@ def scramble(bank: Bank, seed: int = 1, size: float = 0.1) -> None:
 @pytest.fixture(name="scramble")
 def scramble_fixture():
     return scramble
+
+
+@pytest.fixture
+def base() -> Base:
+    return Base(make_model(), make_tokenizer())
+
+
+@pytest.fixture
+def classifier() -> Base:
+    return Base(make_classifier(), make_tokenizer())
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer()
+
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@pytest.fixture
+def jsonl(tmp_path: Path) -> Callable[..., str]:
+    """Writes rows to a file; returns its path."""
+
+    def write(rows: Rows, name: str = "rows.jsonl") -> str:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def counting(jsonl: Callable[..., str]) -> str:
+    return jsonl(counting_rows(24), "counting.jsonl")
+
+
+@pytest.fixture
+def classes(jsonl: Callable[..., str]) -> str:
+    rows = [{"text": f"w{i % 7} w{20 + i % 5}", "label": ("even", "odd")[i % 2]} for i in range(24)]
+    return jsonl(rows, "classes.jsonl")

@@ -30,6 +30,7 @@ import training
 from transformers import LlamaForCausalLM
 
 Row = dict[str, Any]
+FRAMES = 12  # lines of a failure that are shown
 
 
 @dataclass
@@ -72,7 +73,7 @@ class Run:
 
 def part_train(run: Run, shape: str) -> Iterator[Row]:
     """Training steps."""
-    batch, rounds = ((2, 16), 1) if run.tiny else ((8, 512), 5)
+    batch, rounds = ((2, 16), 1) if run.tiny else ((4 if shape == "8b" else 8, 512), 5)
     name = "tiny" if run.tiny else shape
     yield from training.rows(run.model(shape), name, run.ceilings, rounds, batch)
 
@@ -164,8 +165,9 @@ def _ran(run: Run, name: str) -> bool:
     try:
         run.take(part(run, shape))
     except Exception:
-        traceback.print_exc()
-        print(f"{name}: FAILED", flush=True)
+        print(
+            "".join(traceback.format_exc().splitlines(keepends=True)[-FRAMES:]), f"{name}: FAILED", sep="\n", flush=True
+        )
         return False
     return True
 

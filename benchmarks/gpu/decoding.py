@@ -20,8 +20,8 @@ from transformers import LlamaForCausalLM
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.inject import eject, extract, inject
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.engine.generation.generator import Engine
-from polyvera.engine.generation.request import Output, Sampling
+from polyvera.engine.generation.generator import Generator
+from polyvera.engine.generation.request import RequestOutput, SamplingParams
 from polyvera.engine.limits import Limits
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
@@ -38,12 +38,12 @@ class Ticks:
     at: list[float] = field(default_factory=list)
     done: Event = field(default_factory=Event)
 
-    def take(self, output: Output) -> None:
+    def take(self, output: RequestOutput) -> None:
         """Notes one output. Called in the engine's thread."""
         if output.problem is not None:
             self.problem: Exception | None = output.problem
         self.at += [perf_counter()] * len(output.tokens)
-        if output.finish is not None:
+        if output.finish_reason is not None:
             self.done.set()
 
 
@@ -56,7 +56,7 @@ def prompts(model: LlamaForCausalLM, num_rows: int) -> list[list[int]]:
 def published(model: LlamaForCausalLM, registry: Registry, targets: Sequence[str], num: int) -> list[AdapterRef]:
     """So many adapters with small random numbers."""
     bank = inject(model, AdapterSpec("vera", rank=RANK, targets=targets))
-    fresh = extract(bank, bank.first, AdapterSpec("vera", rank=RANK, targets=targets), model)
+    fresh = extract(bank, bank.first, model)
     eject(model)
     torch.manual_seed(0)
     made = (
@@ -73,12 +73,12 @@ def published(model: LlamaForCausalLM, registry: Registry, targets: Sequence[str
     return [registry.put(f"bench/a{i}", adapter) for i, adapter in enumerate(made)]
 
 
-def step_s(engine: Engine, rows: Sequence[list[int]], refs: Sequence[AdapterRef | None], num_tokens: int) -> float:
+def step_s(engine: Generator, rows: Sequence[list[int]], refs: Sequence[AdapterRef | None], num_tokens: int) -> float:
     """The median seconds between two tokens while all rows decode."""
-    greedy = Sampling(max_tokens=num_tokens, ignore_eos=True)
+    greedy = SamplingParams(max_tokens=num_tokens, ignore_eos=True)
     answers = [Ticks() for _ in rows]
     for i, (row, ticks) in enumerate(zip(rows, answers, strict=True)):
-        engine.submit(row, refs[i % len(refs)], greedy, tell=ticks.take)
+        engine.submit(row, refs[i % len(refs)], greedy, on_output=ticks.take)
     for ticks in answers:
         if not ticks.done.wait(300) or len(ticks.at) != num_tokens:
             raise RuntimeError(f"an answer has {len(ticks.at)} of {num_tokens} tokens")
@@ -97,7 +97,7 @@ def rows(
         with tempfile.TemporaryDirectory() as folder:
             registry = Registry(folder)
             refs = published(model, registry, targets, max(counts))
-            with Engine(model, make_tokenizer(model), registry, limits) as engine:
+            with Generator(model, make_tokenizer(model), registry, limits) as engine:
                 for ref in refs:
                     engine.preload(ref)
                 for count in counts:
@@ -117,7 +117,7 @@ def rows(
 
 
 def _against(
-    engine: Engine, asked: Sequence[list[int]], refs: Sequence[AdapterRef], num_tokens: int, rounds: int
+    engine: Generator, asked: Sequence[list[int]], refs: Sequence[AdapterRef], num_tokens: int, rounds: int
 ) -> dict[str, float]:
     times: dict[str, list[float]] = {"none": [], "with": []}
     for turn in range(rounds + 1):
@@ -128,9 +128,9 @@ def _against(
     return {name: median(several) for name, several in times.items()}
 
 
-def hot_load(engine: Engine, prompt: list[int], refs: Sequence[AdapterRef], shape: str) -> Row:
+def hot_load(engine: Generator, prompt: list[int], refs: Sequence[AdapterRef], shape: str) -> Row:
     """The first token of an adapter that has to be read from the store, against one that is resident."""
-    one = Sampling(max_tokens=1)
+    one = SamplingParams(max_tokens=1)
     times: dict[str, list[float]] = {"resident": [], "new": []}
     for ref in refs[: min(len(refs), 50)]:
         for name in ("resident", "new"):
@@ -159,8 +159,8 @@ def against_generate(model: LlamaForCausalLM, shape: str, num_rows: int, num_tok
 
     theirs = interleaved({"generate": generate}, rounds, model.device)["generate"]
     limits = Limits(max_rows=num_rows, max_context=PROMPT + num_tokens, prefix_bytes=0)
-    greedy = Sampling(max_tokens=num_tokens, ignore_eos=True)
-    with Engine(model, make_tokenizer(model), limits=limits) as engine:
+    greedy = SamplingParams(max_tokens=num_tokens, ignore_eos=True)
+    with Generator(model, make_tokenizer(model), limits=limits) as engine:
 
         def answer() -> None:
             for one in [engine.answer(row, None, greedy) for row in asked]:

@@ -24,7 +24,7 @@ def row(model: LlamaForCausalLM, shape: str, num: int) -> dict[str, Any]:
     """Fills a serving bank of `num` slots with adapters on q and v."""
     spec = AdapterSpec("vera", rank=RANK, targets=QV)
     bank = inject(model, spec)
-    fresh = extract(bank, bank.first, spec, model)
+    fresh = extract(bank, bank.first, model)
     eject(model)
     before = _allocated(model.device)
     served = add_bank(model, fresh.layout, num, fresh.basis(), dtype=model.dtype)

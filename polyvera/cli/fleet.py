@@ -22,7 +22,7 @@ from polyvera.train.memory import peak_bytes
 from polyvera.train.recipe import Recipe, read_toml
 
 if TYPE_CHECKING:
-    from polyvera.evaluate.fleet_scores import Standing
+    from polyvera.evaluate.fleet_scores import TenantScores
     from polyvera.store.registry import Registry
     from polyvera.train.fleet.fleet import Fleet, FleetResult
     from polyvera.train.tenants import Tenant
@@ -53,12 +53,12 @@ def _trained(
 ) -> FleetResult:
     from polyvera.train.fleet.fleet import train_fleet
     from polyvera.train.fleet.ray_workers import train_on_workers
-    from polyvera.train.warm_start import starting_point
+    from polyvera.train.warm_start import warm_start
 
     asked: dict[str, Any] = {"everyone": everyone, "prefix": prefix, "stored": publish.stored, "resume": resume}
     if recipe.workers is not None:
         return train_on_workers(recipe, store=publish.store, num_workers=recipe.workers, **asked)
-    start = starting_point(recipe, registry)
+    start = warm_start(recipe, registry)
     with _progress(len(everyone)) as shown:
         return train_fleet(recipe, registry=registry, start=start, watch=_watch(shown), **asked)
 
@@ -79,7 +79,7 @@ def score(
     out: Console,
 ) -> None:
     """Scores each tenant's adapter on its own rows, beside the base model and the majority answer."""
-    from polyvera.evaluate.fleet_scores import standings
+    from polyvera.evaluate.fleet_scores import fleet_scores
     from polyvera.model.load import load_base, place
     from polyvera.store.registry import Registry
     from polyvera.train.tenants import sources
@@ -99,14 +99,14 @@ def score(
     adapters = {name: registry.get(prefix + name) for name in rows}
     several = list(adapters.values())
     base = place(load_base(base_name(several, model or written.get("model")), **task_of(several[:1])))
-    scored = _shown(standings(base, adapters, rows, batch_size=batch_size), len(rows))
+    scored = _shown(fleet_scores(base, adapters, rows, batch_size=batch_size), len(rows))
     if as_json:
         print(json.dumps({one.name: {"own": dict(one.scores), "base": dict(one.base)} for one in scored}, indent=2))
     else:
         show(scored, output, out)
 
 
-def _shown(found: Iterable[Standing], total: int) -> list[Standing]:
+def _shown(found: Iterable[TenantScores], total: int) -> list[TenantScores]:
     """All of them, with a bar that moves on, or a line for each where the output is no terminal."""
     several = []
     with _progress(total) as shown:
@@ -118,7 +118,7 @@ def _shown(found: Iterable[Standing], total: int) -> list[Standing]:
     return several
 
 
-def show(scored: Sequence[Standing], output: Path | None, out: Console) -> None:
+def show(scored: Sequence[TenantScores], output: Path | None, out: Console) -> None:
     """The table, and with an output the CSV and the picture too."""
     from polyvera.evaluate.fleet_scores import MAJORITY, draw, page, write
 
@@ -144,7 +144,7 @@ def show(scored: Sequence[Standing], output: Path | None, out: Console) -> None:
 def _score_after(
     recipe: Recipe, everyone: Sequence[Tenant], result: FleetResult, registry: Registry, out: Console
 ) -> None:
-    from polyvera.evaluate.fleet_scores import standings
+    from polyvera.evaluate.fleet_scores import fleet_scores
     from polyvera.model.load import load_base
     from polyvera.train.fleet.journal import FINISHED
 
@@ -157,7 +157,7 @@ def _score_after(
     folder = None if recipe.output is None else Path(recipe.output).expanduser()
     several = list(adapters.values())
     base = result.base or load_base(recipe.model, dtype=recipe.dtype, **task_of(several[:1]))
-    show(_shown(standings(base, adapters, rows), len(rows)), folder, out)
+    show(_shown(fleet_scores(base, adapters, rows), len(rows)), folder, out)
 
 
 def _report(result: FleetResult, publish: Publish, out: Console) -> None:
@@ -187,7 +187,7 @@ def _watch(shown: Progress) -> Any:
     told = [0]
 
     def watch(fleet: Fleet) -> None:
-        left, traffic = len(fleet.ledger.outcomes), fleet.traffic
+        left, traffic = len(fleet.journal.outcomes), fleet.traffic
         text = f"{len(fleet.members)} training, {len(fleet.waiting)} waiting, {traffic.tokens_per_s:,.0f} tokens/s"
         shown.update(shown.task_ids[0], completed=left, description=text)
         if shown.disable and left > told[0]:

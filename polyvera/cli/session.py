@@ -80,8 +80,8 @@ class Session:
         """One row a prompt: its text, the base's answer and each adapter's, all generated in the same batches."""
         from transformers import set_seed
 
-        from polyvera.data.tables import Message
         from polyvera.evaluate.generate import generate
+        from polyvera.model.prompt import Message
 
         set_seed(seed)
         everyone = ([(BASE, 0)] if base else []) + [*zip(self.names, self.slots, strict=True)]

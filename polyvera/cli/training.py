@@ -23,7 +23,7 @@ def run(recipe: Recipe, publish: Publish, *, resume: bool, dry_run: bool, out: C
     from polyvera.store.reference import check_alias, check_name
     from polyvera.store.registry import Registry
     from polyvera.train.trainer import train
-    from polyvera.train.warm_start import starting_point
+    from polyvera.train.warm_start import warm_start
 
     if publish.name is None and publish.alias is not None:
         raise RecipeError(f"alias={publish.alias!r} needs name: what the adapter is published under")
@@ -38,7 +38,7 @@ def run(recipe: Recipe, publish: Publish, *, resume: bool, dry_run: bool, out: C
     print_cost(recipe, publish, out)
     if dry_run:
         return
-    result = train(recipe, start=starting_point(recipe, Registry(publish.store)), resume=resume)
+    result = train(recipe, start=warm_start(recipe, Registry(publish.store)), resume=resume)
     out.print(tables.score_table({"": dict(result.scores)}))
     out.print(
         f"{result.num_trained:,} of {result.num_params:,} parameters trained in {result.num_steps:,} steps, "

@@ -1,4 +1,4 @@
-"""TokenRows: encoded rows in about two bytes a token, for the many tenants of a fleet.
+"""PackedRows: encoded rows in about two bytes a token, for the many tenants of a fleet.
 
 A row of Python lists takes forty bytes a token, more than a small adapter and its optimizer do.
 """
@@ -19,20 +19,20 @@ Numbers = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class TokenRows:
+class PackedRows:
     """The rows of an Encoded, the same dicts when they are asked for.
 
-    columns: every column's numbers end to end, in the smallest type that holds them. learnt: a bit for each token,
+    columns: every column's numbers end to end, in the smallest type that holds them. is_target: a bit for each token,
     whether it is its own label; None where a row has one class as its label. ends: of each row.
     """
 
     columns: Mapping[str, Numbers]
-    learnt: Numbers | None
+    is_target: Numbers | None
     ends: Numbers
     sha256: str
 
     @classmethod
-    def of(cls, rows: Encoded) -> TokenRows:
+    def of(cls, rows: Encoded) -> PackedRows:
         """Packs rows whose labels are their tokens or IGNORED, or one class a row."""
         names = [name for name in rows[0] if name != LABELS]
         columns = {name: _smallest([n for row in rows.rows for n in row[name]]) for name in names}
@@ -48,10 +48,10 @@ class TokenRows:
     def __getitem__(self, index: int) -> dict[str, Any]:
         begin, end = (int(self.ends[index - 1]) if index else 0), int(self.ends[index])
         row: dict[str, Any] = {k: v[begin:end].tolist() for k, v in self.columns.items() if k != LABELS}
-        if self.learnt is None:
+        if self.is_target is None:
             return row | {LABELS: int(self.columns[LABELS][index])}
         first = begin // 8
-        bits = np.unpackbits(self.learnt[first : (end + 7) // 8])[begin - 8 * first : end - 8 * first]
+        bits = np.unpackbits(self.is_target[first : (end + 7) // 8])[begin - 8 * first : end - 8 * first]
         return row | {LABELS: [token if bit else IGNORED for token, bit in zip(row[IDS], bits, strict=True)]}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -65,7 +65,7 @@ class TokenRows:
     @property
     def num_bytes(self) -> int:
         """What the rows take in memory."""
-        bits = 0 if self.learnt is None else self.learnt.nbytes
+        bits = 0 if self.is_target is None else self.is_target.nbytes
         return sum(column.nbytes for column in self.columns.values()) + bits + self.ends.nbytes
 
 

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from polyvera.errors import DataError, did_you_mean
+from polyvera.model.config import LABEL, LM
+from polyvera.model.prompt import Message, Prompt
 
 Row = Mapping[str, Any]
 NumberedRow = tuple[int, Row]
@@ -22,17 +24,6 @@ NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 SHOWN = 5
 HUB = re.compile(r"(?P<name>[^:@]+)(:(?P<config>[^@]+))?(@(?P<split>.+))?")
 ROLES = ("system", "user", "assistant", "tool")
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation."""
-
-    role: str
-    content: str
-
-
-Prompt = str | tuple[Message, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +48,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The examples of one source. kind: a key of KINDS. labels: the label names, in the order of their numbers."""
+    """The examples of one source. kind: a key of FORMS. labels: the label names, in the order of their numbers."""
 
     source: str
     kind: str
@@ -67,9 +58,14 @@ class Table:
     def __len__(self) -> int:
         return len(self.examples)
 
+    @property
+    def task(self) -> str:
+        """The task of a base model that answers these rows, as load_base() takes it."""
+        return LABEL if self.kind == LABEL else LM
+
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class RowForm:
     """One form of data: the columns it needs, those it may have, and how a row becomes an example."""
 
     columns: tuple[str, ...]
@@ -94,12 +90,12 @@ def table(
     if not rows:
         raise DataError(f"{name} has no rows")
     kind = _kind(name, rows[0][1], columns)
-    examples = tuple(_checked(name, rows, KINDS[kind].example))
+    examples = tuple(_checked(name, rows, FORMS[kind].example))
     if chat and kind == "completion":
         kind, examples = "chat", tuple(replace(e, prompt=(Message("user", str(e.prompt)),)) for e in examples)
     elif chat and kind != "chat":
         raise DataError(f"{name}: chat=true is for prompt and completion, and these rows are {_shown(kind)}")
-    return Table(name, kind, examples, _labels(examples) if kind == "label" else ())
+    return Table(name, kind, examples, _labels(examples) if kind == LABEL else ())
 
 
 def grouped(source: str | Path, column: str) -> dict[str, list[NumberedRow]]:
@@ -118,11 +114,11 @@ def grouped(source: str | Path, column: str) -> dict[str, list[NumberedRow]]:
 
 def split(table: Table, fraction: float, seed: int) -> tuple[Table, Table]:
     """(training, validation) rows, disjoint, the same for the same seed everywhere. Raises DataError if too few."""
-    held = round(fraction * len(table))
-    if not 0 < held < len(table):
+    num_held_out = round(fraction * len(table))
+    if not 0 < num_held_out < len(table):
         raise DataError(f"{table.source}: a validation of {fraction:g} of {len(table)} rows leaves one side empty")
     shuffled = np.random.RandomState(seed).permutation(len(table))
-    parts = (sorted(shuffled[held:]), sorted(shuffled[:held]))
+    parts = (sorted(shuffled[num_held_out:]), sorted(shuffled[:num_held_out]))
     first, second = (replace(table, examples=tuple(table.examples[i] for i in part)) for part in parts)
     return first, second
 
@@ -230,17 +226,17 @@ def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
 
 
 def _kind(name: str, row: Row, columns: Mapping[str, str]) -> str:
-    known = {column for kind in KINDS.values() for column in (*kind.columns, *kind.optional)}
+    known = {column for kind in FORMS.values() for column in (*kind.columns, *kind.optional)}
     for ours, theirs in columns.items():
         if ours not in known:
             raise DataError(f"columns: {ours!r} is none of {', '.join(sorted(known))}{did_you_mean(ours, known)}")
         if ours not in row:
             raise DataError(f"{name} has no column {theirs!r}; it has {', '.join(row)}{did_you_mean(theirs, row)}")
-    fitting = [kind for kind in KINDS if set(KINDS[kind].columns) <= set(row)]
-    best = [k for k in fitting if not any(set(KINDS[k].columns) < set(KINDS[other].columns) for other in fitting)]
-    best = [kind for kind in best if set(KINDS[kind].columns) <= set(columns)] or best
+    fitting = [kind for kind in FORMS if set(FORMS[kind].columns) <= set(row)]
+    best = [k for k in fitting if not any(set(FORMS[k].columns) < set(FORMS[other].columns) for other in fitting)]
+    best = [kind for kind in best if set(FORMS[kind].columns) <= set(columns)] or best
     if len(best) != 1:
-        forms = "; ".join(_shown(kind) for kind in KINDS)
+        forms = "; ".join(_shown(kind) for kind in FORMS)
         fit = "fit none" if not best else "fit several"
         raise DataError(
             f"{name} has the columns {', '.join(row) or '(none)'}, which {fit} of the known forms ({forms}); name "
@@ -250,7 +246,7 @@ def _kind(name: str, row: Row, columns: Mapping[str, str]) -> str:
 
 
 def _shown(kind: str) -> str:
-    return " + ".join(KINDS[kind].columns)
+    return " + ".join(FORMS[kind].columns)
 
 
 def _checked(name: str, rows: Sequence[NumberedRow], example: Callable[[int, Row], Example]) -> Iterator[Example]:
@@ -319,12 +315,12 @@ def _plain(number: int, row: Row) -> Example:
     return Example(number, "", _text(row, "text"))
 
 
-KINDS: Mapping[str, Kind] = MappingProxyType(
+FORMS: Mapping[str, RowForm] = MappingProxyType(
     {
-        "completion": Kind(("prompt", "completion"), ("refs",), _completion),
-        "chat": Kind(("messages",), (), _chat),
-        "label": Kind(("text", "label"), ("text_pair",), _labelled),
-        "text": Kind(("text",), (), _plain),
+        "completion": RowForm(("prompt", "completion"), ("refs",), _completion),
+        "chat": RowForm(("messages",), (), _chat),
+        LABEL: RowForm(("text", "label"), ("text_pair",), _labelled),
+        "text": RowForm(("text",), (), _plain),
     }
 )
 

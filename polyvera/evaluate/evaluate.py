@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from math import exp
@@ -14,11 +14,13 @@ from torch.nn import functional as F
 
 from polyvera.adapter.route import route
 from polyvera.data.batching import Collator
-from polyvera.data.encoding import IGNORED, LABEL, Encoded, encode
+from polyvera.data.encoding import IGNORED, Encoded, encode
 from polyvera.data.tables import Example, Table
 from polyvera.errors import DataError
-from polyvera.evaluate.generate import RowSlots, by_length, evaluating, generate, positions, row_slots
-from polyvera.model.load import pad_id
+from polyvera.evaluate.generate import RowSlots, generate, row_slots
+from polyvera.model.config import LABEL, are_placeholders, context_length, labels_of, pad_token
+from polyvera.model.inference import by_length, evaluating
+from polyvera.model.prompt import bare_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -102,7 +104,7 @@ def evaluate(
     """
     chosen = row_slots(model, slots, len(table))
     rows, longest = measured(model, tokenizer, table)
-    collate = Collator(pad_id(tokenizer))
+    collate = Collator(pad_token(model, tokenizer))
     if table.kind == LABEL:
         names = _label_names(model, table)
         answers = tuple(names[i] for i in _classes(model, rows, chosen, collate, batch_size))
@@ -119,12 +121,12 @@ def evaluate(
 
 def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, table: Table) -> tuple[Encoded, int]:
     """(the rows in tokens, the tokens of the longest right answer and its end). Raises DataError for too long a row."""
-    limit = positions(model) or tokenizer.model_max_length
+    limit = context_length(model, tokenizer)
     rows = encode(table, tokenizer, limit)
     if table.kind == LABEL or not all(example.prompt for example in table.examples):
         return rows, 0
-    longest = 1 + max(len(tokenizer(right)["input_ids"]) for e in table.examples for right in e.right)
-    if rows.shortened or max(_num_read(row["labels"]) for row in rows.rows) + longest > limit:
+    longest = 1 + max(len(bare_ids(tokenizer, right)) for e in table.examples for right in e.right)
+    if limit is not None and (rows.shortened or max(_num_read(r["labels"]) for r in rows.rows) + longest > limit):
         raise DataError(
             f"{table.source}: its longest prompt and answer together have more than the model's {limit} tokens"
         )
@@ -231,12 +233,11 @@ def _forwards(model: PreTrainedModel, rows: Encoded, slots: Sequence[int], colla
             yield batch, logits, labels
 
 
-def _label_names(model: PreTrainedModel, table: Table) -> list[str]:
+def _label_names(model: PreTrainedModel, table: Table) -> tuple[str, ...]:
     """The label of each output: the config's names, or the table's where the config has none."""
-    named: Mapping[int, str] = model.config.id2label or {}  # type: ignore[assignment]
-    names = [named[i] for i in sorted(named)]
-    if all(name == f"LABEL_{i}" for i, name in enumerate(names)) and len(names) == len(table.labels):
-        return list(table.labels)
+    names = labels_of(model.config)
+    if are_placeholders(names) and len(names) == len(table.labels):
+        return table.labels
     unknown = [label for label in table.labels if label not in names]
     if unknown:
         raise DataError(f"{table.source} has the label {unknown[0]!r}; the model knows {', '.join(names)}")

@@ -1,4 +1,4 @@
-"""standings: how each adapter of a fleet answers its own rows, beside the base model and the majority answer."""
+"""fleet_scores: how each adapter of a fleet answers its own rows, beside the base model and the majority answer."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from statistics import median
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.inject import eject, load
-from polyvera.data.encoding import LABEL
 from polyvera.data.tables import Example, Table
 from polyvera.evaluate.evaluate import evaluate
+from polyvera.model.config import LABEL, labels_of, set_labels
 from polyvera.model.load import Base
 
 AT_A_TIME = 16
@@ -22,7 +22,7 @@ ALTERNATIVE = "rouge_l"  # where no answer is right to the letter by any guess
 
 
 @dataclass(frozen=True)
-class Standing:
+class TenantScores:
     """One tenant's scores, the base model's on the same rows ({} where it has no head for them), and how many rows."""
 
     name: str
@@ -39,14 +39,14 @@ class Standing:
         return ALTERNATIVE if free else "exact_match" if "exact_match" in self.scores else "token_accuracy"
 
 
-def standings(
+def fleet_scores(
     base: Base,
     adapters: Mapping[str, Adapter],
     tables: Mapping[str, Table],
     *,
     batch_size: int = 16,
     at_a_time: int = AT_A_TIME,
-) -> Iterator[Standing]:
+) -> Iterator[TenantScores]:
     """Answers every tenant's rows by its adapter and by the base, rows of all in the same batches.
 
     adapters, tables: by the tenant's name; one base model, bare, and bare again afterwards. Tenants with answers of
@@ -64,7 +64,7 @@ def standings(
             eject(base.model)
 
 
-def _answered(base: Base, tables: Mapping[str, Table], slots: Sequence[int], batch_size: int) -> Iterator[Standing]:
+def _answered(base: Base, tables: Mapping[str, Table], slots: Sequence[int], batch_size: int) -> Iterator[TenantScores]:
     first = next(iter(tables.values()))
     asked: list[Example] = []
     chosen: list[int] = []
@@ -79,37 +79,37 @@ def _answered(base: Base, tables: Mapping[str, Table], slots: Sequence[int], bat
     found = evaluate(base.model, base.tokenizer, whole, chosen, batch_size=batch_size)
     for name, rows in places.items():
         scores = {who: found.of_rows(where) for who, where in rows.items()}
-        yield Standing(name, scores["own"], scores.get("base", {}), len(tables[name]))
+        yield TenantScores(name, scores["own"], scores.get("base", {}), len(tables[name]))
 
 
 @contextmanager
 def _numbered_classes(base: Base, table: Table) -> Iterator[Callable[[Table, Sequence[str]], Table]]:
     """Tenants may name their classes each in its own way: inside, a class is the number of the model's output."""
-    config = base.model.config
-    before = config.id2label
     if table.kind != LABEL:
         yield lambda table, labels: table
         return
-    numbers = tuple(map(str, range(len(before or {}))))
+    config = base.model.config
+    before = labels_of(config)
+    numbers = tuple(map(str, range(len(before))))
 
     def numbered(table: Table, labels: Sequence[str]) -> Table:
         examples = (replace(e, answer=str(labels.index(e.answer))) for e in table.examples)
         return replace(table, examples=tuple(examples), labels=numbers)
 
-    config.id2label = dict(enumerate(numbers))
+    set_labels(config, numbers)
     try:
         yield numbered
     finally:
-        config.id2label = before
+        set_labels(config, before)
 
 
 def _longest(table: Table) -> int:
     return max(len(right) for example in table.examples for right in example.right)
 
 
-def write(found: Sequence[Standing], path: Path) -> Path:
+def write(found: Sequence[TenantScores], path: Path) -> Path:
     """A CSV with a row for each tenant: its scores, and the base model's with `base_` before their names."""
-    names = list(dict.fromkeys(name for standing in found for name in standing.scores))
+    names = list(dict.fromkeys(name for one in found for name in one.scores))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -122,7 +122,7 @@ def write(found: Sequence[Standing], path: Path) -> Path:
     return path
 
 
-def page(found: Sequence[Standing], path: Path) -> Path:
+def page(found: Sequence[TenantScores], path: Path) -> Path:
     """The main score of each tenant as a Markdown table, the best first, with the medians above it."""
     ranked = sorted(found, key=lambda one: -one.scores[one.main])
     own, bare = [one.scores[one.main] for one in ranked], [one.base.get(one.main) for one in ranked]
@@ -142,7 +142,7 @@ def _cell(scores: Mapping[str, float], name: str) -> str:
     return f"{scores[name]:.4f}" if name in scores else ""
 
 
-def draw(found: Sequence[Standing], path: Path, title: str) -> Path:
+def draw(found: Sequence[TenantScores], path: Path, title: str) -> Path:
     """A picture: each tenant's main score, the base model's and the majority answer's beside it; returns its path."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

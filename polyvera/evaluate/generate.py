@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,10 +10,10 @@ import torch
 from polyvera.adapter.inject import slot_table
 from polyvera.adapter.route import route
 from polyvera.data.batching import padded
-from polyvera.data.encoding import prompt_ids
-from polyvera.data.tables import Prompt
 from polyvera.errors import DataError, SlotError
-from polyvera.model.load import pad_id
+from polyvera.model.config import context_length, end_tokens, pad_token
+from polyvera.model.inference import by_length, evaluating, until_end
+from polyvera.model.prompt import Prompt, prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,13 +41,14 @@ def generate(
     """
     chosen = row_slots(model, slots, len(prompts))
     rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    _check_lengths(model, rows, max_new_tokens)
+    _check_lengths(rows, max_new_tokens, context_length(model, tokenizer))
     settings = _settings(model, tokenizer, temperature, top_p, num_beams, num_return_sequences)
     answers: list[list[str]] = [[] for _ in rows]
+    ends = end_tokens(model, tokenizer)
     answer: Any = model.generate
     with evaluating(model):
         for batch in by_length([len(row) for row in rows], batch_size):
-            ids = padded([rows[i] for i in batch], pad_id(tokenizer), left=True)
+            ids = padded([rows[i] for i in batch], settings["pad_token_id"], left=True)
             mask = padded([[1] * len(rows[i]) for i in batch], 0, left=True)
             # each forward has num_beams or num_return_sequences rows for every prompt, side by side
             repeated = [chosen[i] for i in batch for _ in range(max(num_beams, num_return_sequences))]
@@ -59,7 +59,8 @@ def generate(
                     max_new_tokens=max_new_tokens,
                     **settings,
                 )
-            texts = tokenizer.batch_decode(tokens[:, ids.shape[1] :], skip_special_tokens=True)
+            own = [until_end(row, ends) for row in tokens[:, ids.shape[1] :].tolist()]
+            texts = tokenizer.batch_decode(own, skip_special_tokens=True)
             for j, i in enumerate(batch):
                 answers[i] = texts[j * num_return_sequences : (j + 1) * num_return_sequences]
     return [text for several in answers for text in several]
@@ -77,37 +78,12 @@ def row_slots(model: PreTrainedModel, slots: RowSlots, num_rows: int) -> list[in
     return chosen
 
 
-def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Row numbers in batches of like length, the longest first."""
-    rows = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    return (rows[i : i + batch_size] for i in range(0, len(rows), batch_size))
-
-
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """No dropout and no gradients inside; the mode is as before afterwards."""
-    was_training = model.training
-    model.train(False)
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(was_training)
-
-
-def positions(model: PreTrainedModel) -> int | None:
-    """How many tokens the model can read, or None where its config does not say."""
-    limit = getattr(model.config, "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
-
-
-def _check_lengths(model: PreTrainedModel, rows: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    limit = positions(model)
+def _check_lengths(rows: Sequence[Sequence[int]], max_new_tokens: int, limit: int | None) -> None:
     for number, row in enumerate(rows, 1):
         if limit is not None and len(row) + max_new_tokens > limit:
             raise DataError(
                 f"prompt {number} has {len(row)} tokens, and with max_new_tokens={max_new_tokens} that is more than "
-                f"the {limit} positions of the model"
+                f"the {limit} tokens that the model reads"
             )
         if not row:
             raise DataError(f"prompt {number} has no tokens: there is nothing to answer")
@@ -126,8 +102,6 @@ def _settings(
         raise DataError(
             f"num_return_sequences={several} would be {several} equal answers: set temperature, or num_beams"
         )
-    ends = model.generation_config.eos_token_id if model.generation_config else None
-    known = ends if isinstance(ends, list) else [ends]
     return {
         "do_sample": sampled,
         "temperature": temperature if sampled else None,
@@ -136,6 +110,6 @@ def _settings(
         "num_beams": beams,
         "num_return_sequences": several,
         "use_cache": True,
-        "pad_token_id": pad_id(tokenizer),
-        "eos_token_id": sorted({int(t) for t in (*known, tokenizer.eos_token_id) if t is not None}) or None,
+        "pad_token_id": pad_token(model, tokenizer),
+        "eos_token_id": sorted(end_tokens(model, tokenizer)) or None,
     }

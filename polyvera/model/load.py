@@ -16,17 +16,26 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from polyvera.errors import RecipeError, did_you_mean
+from polyvera.errors import RecipeError, SpecError, did_you_mean
+from polyvera.model.config import (
+    AUTO_TASK,
+    CLASSIFICATION,
+    LABEL,
+    LM,
+    kind_to_load,
+    label_names,
+    labels_of,
+    set_pad_token,
+)
+from polyvera.model.shapes import KINDS
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PREFIX = "wheel:"
 HUB_ID = re.compile(r"[\w.\-]+(/[\w.\-]+)?")
 AUTO_DTYPE = "auto"
-LM, LABEL, AUTO_TASK = "lm", "label", "auto"
-TASKS = {LM: "AutoModelForCausalLM", LABEL: "AutoModelForSequenceClassification", AUTO_TASK: ""}
-WRITING = ("ForCausalLM", "LMHeadModel")
+TASKS = (LM, LABEL, AUTO_TASK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,28 +67,28 @@ def load_base(
     """The base model of that name, on the CPU.
 
     name: a folder, a hub id, `wheel:PACKAGE` or the alias of one. task: 'lm', or 'label' with a head of num_labels
-    outputs (or one output for each of `labels`, whose names go into the config), or 'auto': 'label' for an encoder, as
-    is_encoder() says, else 'lm'. dtype: 'auto' is fp32 on a machine without a GPU, else the checkpoint's own. Raises
+    outputs (or one output for each of `labels`, whose names go into the config), or 'auto' for what it is itself, as
+    kind_to_load() says. dtype: 'auto' is fp32 on a machine without a GPU, else the checkpoint's own. Raises
     RecipeError where there is no such model.
     """
     import transformers
 
     if task not in TASKS:
-        raise RecipeError(f"task={task!r} is none of {', '.join(TASKS)}{did_you_mean(task, TASKS)}")
+        raise RecipeError(f"task={task!r} must be one of: {', '.join(TASKS)}{did_you_mean(task, TASKS)}")
     source = locate(name)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         config = transformers.AutoConfig.from_pretrained(source)
-        if task == AUTO_TASK:
-            task = LABEL if is_encoder(config) else LM
-        load = partial(getattr(transformers, TASKS[task]).from_pretrained, dtype=_dtype(dtype), use_safetensors=True)
-        if task == LABEL:  # a head for other classes is drawn anew
+        kind = kind_to_load(config, task)
+        load = partial(KINDS[kind].from_pretrained, dtype=_dtype(dtype), use_safetensors=True)
+        if kind == CLASSIFICATION:  # a head for other classes is re-initialised
             load = partial(load, ignore_mismatched_sizes=True, **_label_config(config, labels, num_labels))
         model = load(source)
+    except SpecError as error:
+        raise RecipeError(f"model={name!r}: {error}") from error
     except (OSError, ValueError) as error:
         raise RecipeError(f"model={name!r} could not be loaded: {error}") from error
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = pad_id(tokenizer)
+    set_pad_token(model, tokenizer)
     return Base(model, tokenizer)
 
 
@@ -91,24 +100,6 @@ def place(base: Base, device: str | None = None) -> Base:
     if device != "cpu" and not getattr(base.model, "is_quantized", False):
         base.model.to(device)  # type: ignore[arg-type]
     return base
-
-
-def is_encoder(config: PretrainedConfig) -> bool:
-    """Whether a model reads texts and writes none: its family fills in masked words, and it is not set up to write."""
-    from transformers.models.auto import modeling_auto as known
-
-    families = known.MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys() & known.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
-    writes = config.is_encoder_decoder or getattr(config, "is_decoder", False)
-    named = any(name.endswith(WRITING) for name in config.architectures or ())
-    return config.model_type in families and not (writes or named)
-
-
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that fills up short rows: the tokenizer's own, else its end token. Raises RecipeError without one."""
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if isinstance(token, int):
-            return token
-    raise RecipeError(f"{tokenizer.name_or_path!r} has neither a pad token nor an end token: set one in the tokenizer")
 
 
 def locate(name: str) -> str:
@@ -194,15 +185,11 @@ def _dtype(name: str) -> torch.dtype | str:
 
 
 def _label_config(config: Any, labels: Sequence[str], num_labels: int | None) -> dict[str, Any]:
-    if set(labels) == set(config.label2id or {}):  # the checkpoint's own head knows these classes in its own order
+    if set(labels) == set(labels_of(config)):  # the checkpoint's own head knows these classes in its own order
         return {}
     if not labels:
         return {} if num_labels is None else {"num_labels": num_labels}
-    return {
-        "num_labels": len(labels),
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: i for i, label in enumerate(labels)},
-    }
+    return {"num_labels": len(labels), **label_names(tuple(labels))}
 
 
 def config_source(name: str) -> str:

@@ -15,7 +15,6 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -23,24 +22,22 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
+    PreTrainedModel,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from polyvera.adapter.inject import head_tensors
 from polyvera.adapter.layout import Shape
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import find_sites
 from polyvera.errors import SpecError, did_you_mean
+from polyvera.model.config import CAUSAL_LM, CLASSIFICATION, ENCODER, check_kind, context_length, kind_of
 
-Source = str | os.PathLike[str] | PreTrainedConfig
+ConfigSource = str | os.PathLike[str] | PreTrainedConfig
 CONFIG = "config.json"
 MAX_CONFIG_BYTES = 2**24
-CAUSAL_LM, CLASSIFICATION, ENCODER = "causal-lm", "classification", "encoder"
 KINDS: Mapping[str, Any] = MappingProxyType(
     {CAUSAL_LM: AutoModelForCausalLM, CLASSIFICATION: AutoModelForSequenceClassification, ENCODER: AutoModel}
 )
-# How a class named in a configuration's `architectures` ends, and the kind that it is.
-ENDINGS = (("ForSequenceClassification", CLASSIFICATION), ("ForCausalLM", CAUSAL_LM), ("LMHeadModel", CAUSAL_LM))
 
 
 @dataclass(frozen=True)
@@ -49,6 +46,7 @@ class ModelShapes:
 
     name: its class. num_params: tied weights once. sites: (in_features, out_features) of each adapted layer.
     head: the shapes of the spec's head by full name. dtype: the configuration's, None where it names none.
+    context_length: the tokens that it reads, as context_length() has it.
     """
 
     name: str
@@ -56,10 +54,11 @@ class ModelShapes:
     sites: Mapping[str, tuple[int, int]]
     head: Mapping[str, Shape]
     dtype: str | None
+    context_length: int | None = None
 
 
 def model_shapes(
-    source: Source, spec: AdapterSpec | None = None, *, kind: str | None = None, num_labels: int | None = None
+    source: ConfigSource, spec: AdapterSpec | None = None, *, kind: str | None = None, num_labels: int | None = None
 ) -> ModelShapes:
     """The size of a model and the layers that the spec adapts in it, without its weights.
 
@@ -77,10 +76,11 @@ def model_shapes(
         sites=find_sites(model, spec),
         head={key: tuple(t.shape) for key, t in head_tensors(model, spec.head).items()},
         dtype=_dtype(config),
+        context_length=context_length(model),
     )
 
 
-def meta_model(source: Source, *, kind: str | None = None, num_labels: int | None = None) -> nn.Module:
+def meta_model(source: ConfigSource, *, kind: str | None = None, num_labels: int | None = None) -> PreTrainedModel:
     """The model of a configuration on the meta device.
 
     source: a folder with a config.json, such a file, a hub id, or a configuration. kind: one of KINDS; None takes what
@@ -89,31 +89,24 @@ def meta_model(source: Source, *, kind: str | None = None, num_labels: int | Non
     """
     config = read_config(source)
     kind = kind or (CLASSIFICATION if num_labels is not None else kind_of(config))
+    check_kind(config, kind)
     if kind not in KINDS:
-        raise SpecError(f"kind={kind!r} is none of {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
+        raise SpecError(f"kind={kind!r} must be one of: {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
     if num_labels is not None:
         if kind != CLASSIFICATION or num_labels < 1:
             raise SpecError(f"num_labels={num_labels} has no meaning for kind={kind!r}; a classifier has 1 or more")
         config.num_labels = num_labels
     try:
         with torch.device("meta"):
-            model: nn.Module = KINDS[kind].from_config(config, attn_implementation="eager", trust_remote_code=False)
+            model: PreTrainedModel = KINDS[kind].from_config(
+                config, attn_implementation="eager", trust_remote_code=False
+            )
     except Exception as error:  # a configuration comes from outside and can break a model class in any way
         raise SpecError(f"no {kind} model can be built from {type(config).__name__}: {_said(error)}") from error
     return model
 
 
-def kind_of(config: PreTrainedConfig) -> str:
-    """What a configuration says its model is: by its `architectures`, else by its model type."""
-    for name in config.architectures or ():
-        for ending, kind in ENDINGS:
-            if name.endswith(ending):
-                return kind
-    generates = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
-    return CAUSAL_LM if generates else ENCODER
-
-
-def read_config(source: Source) -> PreTrainedConfig:
+def read_config(source: ConfigSource) -> PreTrainedConfig:
     """The configuration itself, a copy where one was given. Raises SpecError where there is none or it is unknown."""
     if isinstance(source, PreTrainedConfig):
         return deepcopy(source)

@@ -20,8 +20,9 @@ from polyvera.engine.generation.request import GREEDY, Request, RequestOutput, S
 from polyvera.engine.limits import Limits
 from polyvera.engine.stats import EngineStats
 from polyvera.errors import BusyError, ClosedError, PolyveraError, ServeError
+from polyvera.model.config import CAUSAL_LM, kind_of
 from polyvera.model.load import locate
-from polyvera.model.shapes import CAUSAL_LM, kind_of, meta_model, read_config
+from polyvera.model.shapes import meta_model, read_config
 from polyvera.replicas.messages import Ready, Start, Stats
 from polyvera.replicas.replica_process import STATS_S, ReplicaProcess
 from polyvera.store.reference import AdapterRef

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from polyvera.engine.generation.request import SamplingParams
+from polyvera.model.prompt import Message
 
 # They can change nothing of an answer.
 IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
@@ -164,10 +166,15 @@ class ChatMessage(RequestBody):
     content: str | list[TextPart]
 
     @property
-    def plain(self) -> dict[str, str]:
+    def plain(self) -> Message:
         """As chat templates take it."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        return Message("system" if self.role == "developer" else self.role, text)
+
+
+def messages_of(several: Sequence[ChatMessage]) -> tuple[Message, ...]:
+    """A conversation as training has it."""
+    return tuple(one.plain for one in several)
 
 
 class ChatBody(GenerationBody):

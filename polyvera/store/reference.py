@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from polyvera.errors import NameRefused
+from polyvera.errors import ReferenceNameError
 
 LATEST = "latest"
 SUFFIX = ".safetensors"
@@ -45,7 +45,7 @@ class Reference:
 
 
 def parse_reference(text: str) -> Reference:
-    """`name`, `name@latest`, `name@3` or `name@alias`. Raises NameRefused for anything else."""
+    """`name`, `name@latest`, `name@3` or `name@alias`. Raises ReferenceNameError for anything else."""
     name, at, tag = text.partition("@")
     check_name(name)
     if not at or tag == LATEST:
@@ -57,10 +57,10 @@ def parse_reference(text: str) -> Reference:
 
 @lru_cache(maxsize=2**16)
 def check_name(name: str) -> str:
-    """The name itself. Raises NameRefused, with the rule, for one that could not be a folder everywhere."""
+    """The name itself. Raises ReferenceNameError, with the rule, for one that could not be a folder everywhere."""
     segments = name.split("/")
     if len(segments) > MAX_SEGMENTS:
-        raise NameRefused(f"the name {name!r} has {len(segments)} parts; {RULE}")
+        raise ReferenceNameError(f"the name {name!r} has {len(segments)} parts; {RULE}")
     for segment in segments:
         _check_segment(segment, f"the name {name!r}")
     return name
@@ -70,31 +70,37 @@ def is_name(name: str) -> bool:
     """Whether check_name() takes it."""
     try:
         check_name(name)
-    except NameRefused:
+    except ReferenceNameError:
         return False
     return True
 
 
 def check_alias(alias: str) -> str:
-    """The alias itself. Raises NameRefused for a number, `latest`, or what could not be a file everywhere."""
+    """The alias itself. Raises ReferenceNameError for a number, `latest`, or what could not be a file everywhere."""
     _check_segment(alias, f"the alias {alias!r}")
     if alias.isdigit() or alias == LATEST:
-        raise NameRefused(f"the alias {alias!r} would hide a version: numbers and {LATEST!r} are taken, choose a word")
+        raise ReferenceNameError(
+            f"the alias {alias!r} would hide a version: numbers and {LATEST!r} are taken, choose a word"
+        )
     return alias
 
 
 @lru_cache(maxsize=2**12, typed=True)
 def check_version(given: str | int) -> int:
-    """The version as a number. Raises NameRefused for all but 1, 2, 3, ... in plain digits."""
+    """The version as a number. Raises ReferenceNameError for all but 1, 2, 3, ... in plain digits."""
     if isinstance(given, bool) or not VERSION.fullmatch(str(given)):
-        raise NameRefused(f"the version {given!r} is not a whole number from 1 up, written without leading zeros")
+        raise ReferenceNameError(
+            f"the version {given!r} is not a whole number from 1 up, written without leading zeros"
+        )
     return int(given)
 
 
 def _check_segment(segment: str, where: str) -> None:
     if not SEGMENT.fullmatch(segment):
-        raise NameRefused(f"{where} has the part {segment!r}; {RULE}")
+        raise ReferenceNameError(f"{where} has the part {segment!r}; {RULE}")
     if segment.endswith(".") or DEVICES.fullmatch(segment):
-        raise NameRefused(f"{where} has the part {segment!r}, which Windows cannot hold as a file; choose another")
+        raise ReferenceNameError(
+            f"{where} has the part {segment!r}, which Windows cannot hold as a file; choose another"
+        )
     if segment.lower().endswith(SUFFIX):
-        raise NameRefused(f"{where} ends in {SUFFIX}, as the files themselves do; leave the ending out")
+        raise ReferenceNameError(f"{where} ends in {SUFFIX}, as the files themselves do; leave the ending out")

@@ -78,7 +78,7 @@ class Registry:
     def put(self, name: str, adapter: Adapter, *, alias: str | None = None, dtype: str = "float32") -> AdapterRef:
         """Publishes an adapter as the next version of a name, and points the alias at it; returns when it is durable.
 
-        Raises NameRefused, FormatError for an adapter with NaN or infinity, StoreError.
+        Raises ReferenceNameError, FormatError for an adapter with NaN or infinity, StoreError.
         """
         check_name(name)
         if alias is not None:
@@ -132,7 +132,10 @@ class Registry:
         return list(slots)
 
     def resolve(self, which: str) -> AdapterRef:
-        """`name` (the latest version), `name@latest`, `name@3` or `name@alias`. Raises NotFoundError, NameRefused."""
+        """`name` (the latest version), `name@latest`, `name@3` or `name@alias`.
+
+        Raises NotFoundError, ReferenceNameError.
+        """
         reference = parse_reference(which)
         if reference.version is not None:
             return self._exact(reference.name, reference.version)
@@ -170,7 +173,7 @@ class Registry:
         self.files.replace(_file(ref.name, ref.version), REMOVED)
 
     def alias(self, name: str, alias: str, version: int) -> AdapterRef:
-        """Points an alias at a version, in one step. Raises NotFoundError, NameRefused."""
+        """Points an alias at a version, in one step. Raises NotFoundError, ReferenceNameError."""
         ref = self._exact(check_name(name), check_version(version))
         self.files.replace(_alias_file(name, check_alias(alias)), f"{version}\n".encode())
         return ref

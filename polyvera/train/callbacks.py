@@ -30,7 +30,7 @@ class Stateful(Protocol):
         """The inverse of `state`."""
 
 
-class Best(TrainerCallback):
+class KeepBest(TrainerCallback):
     """Keeps the numbers of the lowest validation loss in a file; ends the run after `patience` without a lower one.
 
     Only evaluations after the step `begin` count: a rank budget is kept from then on.

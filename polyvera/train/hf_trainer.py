@@ -1,4 +1,4 @@
-"""Loop: transformers' Trainer on the trained parameters alone, with a checkpoint that holds nothing of the base."""
+"""AdapterTrainer: transformers' Trainer of the trained parameters alone; its checkpoints hold nothing of the base."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BESIDE = "beside.safetensors"
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
-class Loop(Trainer):
+class AdapterTrainer(Trainer):
     """The training loop of one bank of slots (of the bare model in full fine-tuning, where bank is None)."""
 
     def __init__(
@@ -38,7 +38,7 @@ class Loop(Trainer):
         model: nn.Module,
         bank: Bank | None,
         rows: Encoded,
-        held: Encoded | None,
+        held_out: Encoded | None,
         args: TrainingArguments,
         pad_id: int,
         head: set[str],
@@ -47,10 +47,10 @@ class Loop(Trainer):
         # accumulated batches the loss instead of their mean.
         own_loss = class_loss if isinstance(rows[0]["labels"], int) else None
         with _adapters_shown(model):
-            super().__init__(model, args, Collator(pad_id), rows, held, compute_loss_func=own_loss)
+            super().__init__(model, args, Collator(pad_id), rows, held_out, compute_loss_func=own_loss)
         self.pop_callback(PrinterCallback)
         self.recipe, self.bank, self.rows, self.head = recipe, bank, rows, head
-        self.held = () if held is None else held.rows
+        self.held_out = () if held_out is None else held_out.rows
         self.beside: list[Stateful] = []
         choice = recipe.budget
         self.orthogonal = 0.0 if choice is None or bank is None else orthogonal_weight(choice, bank)
@@ -97,12 +97,12 @@ class Loop(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """The mean validation loss: over the learnt tokens, or over the rows for classes; nats."""
+        """The mean validation loss: over the target tokens, or over the rows for classes; nats."""
         was_training = self.whole.training
         self.whole.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         with torch.no_grad():
-            for inputs in self._held_batches():
+            for inputs in self._held_out_batches():
                 num_items = int(_items(inputs["labels"]))
                 loss: Any = super().compute_loss(self.whole, self._prepare_inputs(inputs))
                 total += torch.tensor([float(loss) * num_items, num_items], dtype=torch.float64, device=total.device)
@@ -117,12 +117,12 @@ class Loop(Trainer):
         """Not counted: the Trainer's estimate walks over all parameters at every step."""
         return 0
 
-    def _held_batches(self) -> Iterator[dict[str, Tensor]]:
+    def _held_out_batches(self) -> Iterator[dict[str, Tensor]]:
         """This process's share of the validation rows, none of them twice."""
-        held = self.held
-        batches = range(0, len(held), self.recipe.batch_size)
+        held_out = self.held_out
+        batches = range(0, len(held_out), self.recipe.batch_size)
         for first in batches[self.args.process_index :: self.args.world_size]:
-            yield self.data_collator(list(held[first : first + self.recipe.batch_size]))
+            yield self.data_collator(list(held_out[first : first + self.recipe.batch_size]))
 
     @property
     def whole(self) -> nn.Module:

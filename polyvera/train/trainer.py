@@ -21,16 +21,16 @@ from polyvera.adapter.inject import banks_of, eject, extract, inject
 from polyvera.adapter.route import checkpoint_context, route
 from polyvera.adapter.slot_table import BASE_SLOT
 from polyvera.adapter.targets import find_head
-from polyvera.data.encoding import LABEL, Encoded, encode
+from polyvera.data.encoding import Encoded, encode
 from polyvera.data.tables import Table
 from polyvera.errors import RecipeError
 from polyvera.evaluate.evaluate import evaluate, measured
-from polyvera.evaluate.generate import positions
-from polyvera.model.load import Base, load_base, pad_id
+from polyvera.model.config import LABEL, are_placeholders, context_length, labels_of, pad_token, set_labels
+from polyvera.model.load import Base, load_base
 from polyvera.train import checkpoint
 from polyvera.train.budget import Allocator, compacted, schedule
-from polyvera.train.callbacks import Best, Pruning, Shown
-from polyvera.train.hf_trainer import Loop, arguments, columns_of
+from polyvera.train.callbacks import KeepBest, Pruning, Shown
+from polyvera.train.hf_trainer import AdapterTrainer, arguments, columns_of
 from polyvera.train.loss_curve import History, draw
 from polyvera.train.recipe import Recipe
 from polyvera.train.tenants import Tables, only_tenant
@@ -44,7 +44,7 @@ class TrainResult:
     """What a run made.
 
     adapter: None after full fine-tuning, whose result is base.model itself. base: the model, bare again, and its
-    tokenizer. labels: names of the classes, in the order of the outputs. rows, held: the training and validation rows,
+    tokenizer. labels: names of the classes, in the order of the outputs. rows, held_out: training and validation rows,
     with those that were shortened or skipped. paths: files of the run by name ('curve', 'history', 'model').
     """
 
@@ -53,7 +53,7 @@ class TrainResult:
     scores: Mapping[str, float]
     history: History
     rows: Encoded
-    held: Encoded | None
+    held_out: Encoded | None
     labels: tuple[str, ...]
     num_trained: int
     num_params: int
@@ -82,9 +82,9 @@ def train(
     started = time.monotonic()
     set_seed(recipe.run_seed)
     tables = read_tables(recipe)
-    base = base or load_base(recipe.model, task=task_of(tables), dtype=recipe.dtype, labels=tables.training.labels)
+    base = base or load_base(recipe.model, task=tables.training.task, dtype=recipe.dtype, labels=tables.training.labels)
     tables = tables.labelled(class_names(base, tables.training))
-    rows, held = encode_tables(recipe, tables, base)
+    rows, held_out = encode_tables(recipe, tables, base)
     num_params = base.model.num_parameters()
     with ExitStack() as stack:
         folder = stack.enter_context(_folder(recipe))
@@ -95,30 +95,31 @@ def train(
         bank = stack.enter_context(adapted(recipe, base))
         if start is not None and bank is not None:
             bank.put(bank.first, start)
-        loop = Loop(recipe, model, bank, rows, held, args, pad_id(base.tokenizer), _head_names(recipe, model, bank))
-        best, allocator = _watched(loop, folder, progress, callbacks)
+        heads = _head_names(recipe, model, bank)
+        trainer = AdapterTrainer(recipe, model, bank, rows, held_out, args, pad_token(model, base.tokenizer), heads)
+        best, allocator = _watched(trainer, folder, progress, callbacks)
         at = _begin(folder, recipe, rows, resume)
         slot = BASE_SLOT if bank is None else bank.first
         with route(slot):
-            _run(loop, at, best)
-        history = History(columns_of(loop.state.log_history, "loss"), columns_of(loop.state.log_history, "eval_loss"))
+            _run(trainer, at, best)
+        history = History(*(columns_of(trainer.state.log_history, name) for name in ("loss", "eval_loss")))
         scores = {"train_loss": history.recent()} | ({} if best is None else {"eval_loss": best.loss})
         if tables.test is not None:
             scores |= evaluate(base.model, base.tokenizer, tables.test, slot).scores
         return TrainResult(
-            adapter=_adapter(recipe, loop, allocator, scores, tables.training.labels),
+            adapter=_adapter(recipe, trainer, allocator, scores, tables.training.labels),
             base=base,
             scores=scores,
             history=history,
             rows=rows,
-            held=held,
+            held_out=held_out,
             labels=tables.training.labels,
-            num_trained=sum(p.numel() for p in checkpoint.trained(loop.whole).values()),
+            num_trained=sum(p.numel() for p in checkpoint.trained(trainer.whole).values()),
             num_params=num_params,
-            num_steps=loop.state.global_step,
+            num_steps=trainer.state.global_step,
             seconds=time.monotonic() - started,
             ranks={} if allocator is None else allocator.ranks,
-            paths=_written(recipe, base, history, loop.is_world_process_zero()),
+            paths=_written(recipe, base, history, trainer.is_world_process_zero()),
         )
 
 
@@ -131,30 +132,21 @@ def class_names(base: Base, table: Table) -> tuple[str, ...]:
     """The classes of the table in the order of the model's outputs, which get these names. Raises RecipeError."""
     if table.kind != LABEL:
         return ()
-    config = base.model.config
-    known = tuple((config.id2label or {}).values())
+    known = labels_of(base.model.config)
     if set(known) == set(table.labels):
         return known
-    if len(known) != len(table.labels) or known != tuple(f"LABEL_{i}" for i in range(len(known))):
+    if len(known) != len(table.labels) or not are_placeholders(known):
         raise RecipeError(
             f"{table.source} has the classes {', '.join(table.labels)}, and the model's outputs are "
             f"{', '.join(known)}: load it with load_base(..., labels=...)"
         )
-    config.id2label, config.label2id = dict(enumerate(table.labels)), {name: i for i, name in enumerate(table.labels)}
+    set_labels(base.model.config, table.labels)
     return table.labels
-
-
-def task_of(tables: Tables) -> str:
-    """The task of the base model, as load_base has it."""
-    return LABEL if tables.training.kind == LABEL else "lm"
 
 
 def encode_tables(recipe: Recipe, tables: Tables, base: Base) -> tuple[Encoded, Encoded | None]:
     """The tokens of the training and the validation rows. Raises DataError or RecipeError."""
-    limit = positions(base.model)
-    if limit is not None and (recipe.max_length or 0) > limit:
-        raise RecipeError(f"max_length={recipe.max_length} is more than the {limit} positions of {recipe.model}")
-    length = recipe.max_length or min(MAX_LENGTH, limit or MAX_LENGTH)
+    length = row_length(recipe, context_length(base.model, base.tokenizer))
 
     def encoded(table: Table) -> Encoded:
         return encode(table, base.tokenizer, length, turns=recipe.turns, too_long=recipe.too_long)
@@ -162,6 +154,13 @@ def encode_tables(recipe: Recipe, tables: Tables, base: Base) -> tuple[Encoded, 
     if tables.test is not None:
         measured(base.model, base.tokenizer, tables.test)
     return encoded(tables.training), None if tables.validation is None else encoded(tables.validation)
+
+
+def row_length(recipe: Recipe, limit: int | None) -> int:
+    """The most tokens of a row. limit: what the model reads, None where unknown. Raises RecipeError beyond it."""
+    if limit is not None and (recipe.max_length or 0) > limit:
+        raise RecipeError(f"max_length={recipe.max_length} is more than the {limit} tokens that {recipe.model} reads")
+    return recipe.max_length or min(MAX_LENGTH, limit or MAX_LENGTH)
 
 
 @contextmanager
@@ -217,44 +216,48 @@ def _head_names(recipe: Recipe, model: nn.Module, bank: Bank | None) -> set[str]
 
 
 def _watched(
-    loop: Loop, folder: Path, progress: bool, callbacks: Sequence[TrainerCallback]
-) -> tuple[Best | None, Allocator | None]:
-    recipe, best, allocator = loop.recipe, None, None
-    if recipe.budget is not None and loop.bank is not None:
-        plan = schedule(recipe.budget, loop.bank, loop.args.max_steps)
-        allocator = Allocator(loop.bank, plan, recipe.budget.beta1, recipe.budget.beta2)
-        loop.watch(Pruning(allocator), allocator)
+    trainer: AdapterTrainer, folder: Path, progress: bool, callbacks: Sequence[TrainerCallback]
+) -> tuple[KeepBest | None, Allocator | None]:
+    recipe, best, allocator = trainer.recipe, None, None
+    if recipe.budget is not None and trainer.bank is not None:
+        plan = schedule(recipe.budget, trainer.bank, trainer.args.max_steps)
+        allocator = Allocator(trainer.bank, plan, recipe.budget.beta1, recipe.budget.beta2)
+        trainer.watch(Pruning(allocator), allocator)
     if recipe.validation is not None:
-        best = Best(
-            loop.whole, folder / BEST, recipe.early_stopping, 0 if allocator is None else allocator.schedule.freezes
+        best = KeepBest(
+            trainer.whole, folder / BEST, recipe.early_stopping, 0 if allocator is None else allocator.schedule.freezes
         )
-        loop.watch(best, best)
-    if progress and loop.is_world_process_zero():
-        loop.watch(Shown())
+        trainer.watch(best, best)
+    if progress and trainer.is_world_process_zero():
+        trainer.watch(Shown())
     for callback in callbacks:
-        loop.watch(callback)
+        trainer.watch(callback)
     return best, allocator
 
 
-def _run(loop: Loop, at: Path | None, best: Best | None) -> None:
+def _run(trainer: AdapterTrainer, at: Path | None, best: KeepBest | None) -> None:
     """Trains from the start or from a checkpoint; leaves the best numbers in the model."""
     if at is None:
-        loop.train()
+        trainer.train()
     else:
-        loop.restore(at)
-        if loop.state.global_step < loop.args.max_steps and not (best is not None and best.stops):
-            loop.train(resume_from_checkpoint=str(at))
-    loop.accelerator.wait_for_everyone()
+        trainer.restore(at)
+        if trainer.state.global_step < trainer.args.max_steps and not (best is not None and best.stops):
+            trainer.train(resume_from_checkpoint=str(at))
+    trainer.accelerator.wait_for_everyone()
     if best is not None and best.path.exists():
-        checkpoint.read_into(best.path, loop.whole)
+        checkpoint.read_into(best.path, trainer.whole)
 
 
 def _adapter(
-    recipe: Recipe, loop: Loop, allocator: Allocator | None, scores: Mapping[str, float], labels: tuple[str, ...]
+    recipe: Recipe,
+    trainer: AdapterTrainer,
+    allocator: Allocator | None,
+    scores: Mapping[str, float],
+    labels: tuple[str, ...],
 ) -> Adapter | None:
-    if loop.bank is None:
+    if trainer.bank is None:
         return None
-    adapter = extract(loop.bank, loop.bank.first, loop.whole, scores)
+    adapter = extract(trainer.bank, trainer.bank.first, trainer.whole, scores)
     adapter = adapter if allocator is None else compacted(adapter)
     return replace(adapter, model=recipe.model, labels=labels)
 

@@ -1,4 +1,4 @@
-"""starting_point: the adapter that a run begins from, one of the store or the mean of many."""
+"""warm_start: the adapter that a run begins from, one of the store or the mean of many."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from polyvera.train.recipe import Recipe
 MEAN = "mean"
 
 
-def starting_point(recipe: Recipe, registry: Registry) -> Adapter | None:
+def warm_start(recipe: Recipe, registry: Registry) -> Adapter | None:
     """What recipe.init_from names: an adapter of the registry, or the mean of the latest versions that fit the recipe.
 
     None where it names nothing. Raises NotFoundError, FormatError, or RecipeError where no adapter fits.

@@ -7,7 +7,7 @@ import asyncio
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver
 
-from polyvera.errors import NameRefused, NotFoundError
+from polyvera.errors import NotFoundError, ReferenceNameError
 from polyvera.store.registry import Registry
 from polyvera.vllm.source import SCHEME
 
@@ -25,7 +25,7 @@ class StoreResolver(LoRAResolver):
         """The request that loads that version, or None, which vLLM answers with 404."""
         try:
             ref = await asyncio.to_thread(self.registry.resolve, lora_name)
-        except (NameRefused, NotFoundError):
+        except (ReferenceNameError, NotFoundError):
             return None
         # vLLM gives the number itself; the path names the version, and vLLM's prefix cache goes by name and path.
         return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=f"{SCHEME}{ref}")

@@ -3,9 +3,10 @@ from collections.abc import Callable
 import pytest
 from tiny_models import WORDS, make_tokenizer
 
-from polyvera.data.encoding import IGNORED, encode, prompt_ids
-from polyvera.data.tables import Message, read
+from polyvera.data.encoding import IGNORED, encode
+from polyvera.data.tables import read
 from polyvera.errors import DataError
+from polyvera.model.prompt import Message, prompt_ids
 
 Write = Callable[..., str]
 EOS = WORDS.index("</s>")
@@ -15,7 +16,7 @@ def words(ids: list[int]) -> str:
     return " ".join(WORDS[i] for i in ids)
 
 
-def learnt(row: dict[str, list[int]]) -> str:
+def targets(row: dict[str, list[int]]) -> str:
     return words([label for label in row["labels"] if label != IGNORED])
 
 
@@ -23,7 +24,7 @@ def test_only_the_completion_and_its_end_are_learnt(jsonl: Write) -> None:
     tokenizer = make_tokenizer(bos=True)
     (row,) = encode(read(jsonl([{"prompt": "w1 w2", "completion": "w3 w4"}])), tokenizer, 64).rows
     assert words(row["input_ids"]) == "<s> w1 w2 w3 w4 </s>"
-    assert learnt(row) == "w3 w4 </s>"
+    assert targets(row) == "w3 w4 </s>"
     assert row["input_ids"][:3] == prompt_ids(tokenizer, "w1 w2")  # what generation starts from
 
 
@@ -49,7 +50,7 @@ def test_an_answer_is_never_cut(jsonl: Write) -> None:
 
 def test_plain_text_is_learnt_whole(jsonl: Write) -> None:
     (row,) = encode(read(jsonl([{"text": "w1 w2"}])), make_tokenizer(), 8).rows
-    assert learnt(row) == words(row["input_ids"]) == "w1 w2 </s>"
+    assert targets(row) == words(row["input_ids"]) == "w1 w2 </s>"
 
 
 CHAT = [
@@ -67,7 +68,7 @@ def test_assistant_turns_are_learnt_with_their_end(jsonl: Write, turns: str, ans
     (row,) = encode(read(jsonl([{"messages": CHAT}])), tokenizer, 64, turns=turns).rows
     whole = "system : w0 </s> user : w1 </s> assistant : w2 w3 </s> user : w4 </s> assistant : w5 </s>"
     assert words(row["input_ids"]) == whole
-    assert learnt(row) == answers
+    assert targets(row) == answers
     asked = prompt_ids(tokenizer, tuple(Message(**turn) for turn in CHAT[:-1]))
     assert row["input_ids"][: len(asked)] == asked
 
@@ -75,7 +76,7 @@ def test_assistant_turns_are_learnt_with_their_end(jsonl: Write, turns: str, ans
 def test_a_template_that_ends_no_turn_gets_an_end(jsonl: Write) -> None:
     plain = "{% for m in messages %} {{ m['content'] }} {% endfor %}"
     (row,) = encode(read(jsonl([{"messages": CHAT}])), make_tokenizer(template=plain), 64, turns="last").rows
-    assert learnt(row) == "w5 </s>"
+    assert targets(row) == "w5 </s>"
 
 
 def test_templates_that_cannot_serve(jsonl: Write) -> None:
@@ -85,7 +86,7 @@ def test_templates_that_cannot_serve(jsonl: Write) -> None:
     moody = "{% for m in messages %} {{ m['content'] if loop.last else '' }} {% endfor %}"
     with pytest.raises(DataError, match="changes earlier turns"):
         encode(table, make_tokenizer(template=moody), 64)
-    with pytest.raises(DataError, match="refuses the conversation: never"):
+    with pytest.raises(DataError, match="refuses the messages: never"):
         encode(table, make_tokenizer(template="{{ raise_exception('never') }}"), 64)
 
 

@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from polyvera.data.tables import Message, alike, drawn, read, split
+from polyvera.data.tables import alike, drawn, read, split
 from polyvera.errors import DataError
+from polyvera.model.prompt import Message
 
 ROWS = [{"prompt": "a b", "completion": "c"}, {"prompt": 'd, "e"\nf', "completion": "ü"}]
 Write = Callable[..., str]

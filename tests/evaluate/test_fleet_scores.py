@@ -9,7 +9,7 @@ from tiny_models import counting_rows, make_classifier, make_model, make_tokeniz
 from polyvera.adapter.inject import banks_of, load
 from polyvera.data.tables import Table, read
 from polyvera.evaluate.evaluate import bleu, evaluate
-from polyvera.evaluate.fleet_scores import Standing, draw, page, standings, write
+from polyvera.evaluate.fleet_scores import TenantScores, draw, fleet_scores, page, write
 from polyvera.model.load import Base
 from polyvera.train.fleet.fleet import train_fleet
 from polyvera.train.recipe import Recipe
@@ -33,7 +33,7 @@ def test_a_fleet_is_scored_as_each_adapter_is_alone(tmp_path: Path) -> None:
     found = tables(tmp_path / "a", lambda k: counting_rows(5 + k))
     base = Base(make_model(), make_tokenizer())
     adapters = trained(tmp_path / "a", base)
-    several = list(standings(base, adapters, found, at_a_time=3))
+    several = list(fleet_scores(base, adapters, found, at_a_time=3))
     assert sorted(one.name for one in several) == sorted(found)
     assert not banks_of(base.model)
     for one in several:
@@ -55,14 +55,16 @@ def test_tenants_may_name_their_classes_each_in_its_own_way(tmp_path: Path) -> N
     )
     base = Base(make_classifier(), make_tokenizer())
     adapters = trained(tmp_path / "a", base)
-    for one in standings(base, adapters, found):
+    for one in fleet_scores(base, adapters, found):
         assert one.scores["accuracy"] == 1.0 and one.base == {}  # the word w20 or w21 gives the class away
 
 
 def test_the_table_and_the_picture(tmp_path: Path) -> None:
     several = [
-        Standing("a", {"exact_match": 0.5, "majority": 0.25, "loss": 1.0}, {"exact_match": 0.0, "loss": 2.0}, 8),
-        Standing("b", {"exact_match": 0.0, "majority": 0.0, "rouge_l": 0.5}, {"exact_match": 0.0, "rouge_l": 0.1}, 8),
+        TenantScores("a", {"exact_match": 0.5, "majority": 0.25, "loss": 1.0}, {"exact_match": 0.0, "loss": 2.0}, 8),
+        TenantScores(
+            "b", {"exact_match": 0.0, "majority": 0.0, "rouge_l": 0.5}, {"exact_match": 0.0, "rouge_l": 0.1}, 8
+        ),
     ]
     with write(several, tmp_path / "new" / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))

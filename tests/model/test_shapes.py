@@ -8,23 +8,17 @@ import pytest
 import torch
 from transformers import (
     AutoConfig,
-    BertConfig,
-    CLIPVisionConfig,
     GPT2Config,
     LlamaConfig,
     LlamaForCausalLM,
     RobertaConfig,
-    T5Config,
 )
 
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import SpecError, TargetError
+from polyvera.model.config import CAUSAL_LM, CLASSIFICATION, ENCODER
 from polyvera.model.shapes import (
-    CAUSAL_LM,
-    CLASSIFICATION,
-    ENCODER,
     MAX_CONFIG_BYTES,
-    kind_of,
     meta_model,
     model_shapes,
     read_config,
@@ -103,29 +97,6 @@ def test_the_meta_model_holds_no_numbers_and_leaves_the_configuration_alone():
     assert model.config.num_labels == 5
     assert config.to_dict() == before
     assert torch.zeros(1).device.type == "cpu"
-
-
-# --- which kind of model ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("config", "kind"),
-    [
-        (LlamaConfig(), CAUSAL_LM),
-        (GPT2Config(), CAUSAL_LM),
-        (GPT2Config(architectures=["GPT2LMHeadModel"]), CAUSAL_LM),
-        (GPT2Config(architectures=["GPT2ForSequenceClassification"]), CLASSIFICATION),
-        (RobertaConfig(), ENCODER),
-        (RobertaConfig(architectures=["RobertaForMaskedLM"]), ENCODER),
-        (RobertaConfig(architectures=["RobertaForSequenceClassification"]), CLASSIFICATION),
-        (RobertaConfig(architectures=["RobertaForCausalLM"]), CAUSAL_LM),
-        (BertConfig(), ENCODER),
-        (T5Config(), ENCODER),
-        (CLIPVisionConfig(), ENCODER),
-    ],
-)
-def test_kind_of(config, kind):
-    assert kind_of(config) == kind
 
 
 def test_a_head_asked_of_an_encoder_makes_a_classifier_and_is_priced():

@@ -1,10 +1,7 @@
 """Two replicas as processes of their own: what they answer, and what becomes of a request when one of them dies."""
 
 import os
-import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +10,13 @@ from threading import Thread
 import openai
 import psutil
 import pytest
-from fastapi.testclient import TestClient
-from tiny_serve import LONGEST_WAIT, Heard, Solo, make_llama, make_prompt, make_tokenizer, submit, until
-from tiny_server import GREEDY, TEMPLATE, Served, some_adapters
-from transformers import LlamaForCausalLM
+from tiny_serve import LONGEST_WAIT, Heard, Solo, make_prompt, submit, until
+from tiny_server import GREEDY, Served, make_base, some_adapters
 
 from polyvera.adapter.fingerprint import fingerprint
 from polyvera.engine.generation.request import CANCELLED, FAILED, LENGTH, Request, SamplingParams
 from polyvera.engine.limits import Limits
 from polyvera.errors import BusyError, ClosedError, SamplingError, ServeError, StoreError
-from polyvera.replicas import replica_pool as module
 from polyvera.replicas.replica_pool import ReplicaPool
 from polyvera.server.app import make_app
 from polyvera.server.config import ServerConfig
@@ -39,26 +33,6 @@ SHORTER = SamplingParams(max_tokens=300, ignore_eos=True)
 LIMITS = Limits(max_rows=4, max_waiting=8, num_slots=3)
 
 
-def make_base() -> LlamaForCausalLM:
-    """Answers long enough that they run while a test looks."""
-    model = make_llama(CONTEXT)
-    model.config.eos_token_id = model.generation_config.eos_token_id = 1
-    return model
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base model, and a store of three adapters."""
-    root = tmp_path_factory.mktemp("replicas")
-    model, tokenizer = make_base(), make_tokenizer()
-    tokenizer.chat_template = TEMPLATE
-    model.save_pretrained(root / "tiny")
-    tokenizer.save_pretrained(root / "tiny")
-    for name, adapter in some_adapters(model).items():
-        Registry(root / "store").put(name, adapter)
-    return root
-
-
 @pytest.fixture(scope="module")
 def at(folder: Path) -> Iterator[Served]:
     settings = ServerConfig(base="tiny", lora_root=folder / "loras", drain_s=LONGEST_WAIT)
@@ -68,7 +42,7 @@ def at(folder: Path) -> Iterator[Served]:
         server = Server(make_app(engine, settings, metrics, state), engine, settings, state, "127.0.0.1", 0)
         thread = Thread(target=server.run, daemon=True)
         thread.start()
-        yield Served(server.url, engine, registry, some_adapters(make_base()), server, None)  # type: ignore[arg-type]
+        yield Served(server.url, engine, registry, some_adapters(make_base(CONTEXT)), server, None)  # type: ignore[arg-type]
         last = submit(engine, [5], None, SHORTER)[1]
         server.stop()
         thread.join(LONGEST_WAIT)
@@ -81,7 +55,7 @@ def at(folder: Path) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def solo() -> Solo:
-    return Solo(make_base())
+    return Solo(make_base(CONTEXT))
 
 
 def test_a_mix_over_both_equals_each_adapter_alone(at: Served, solo: Solo) -> None:
@@ -132,7 +106,7 @@ def test_the_like_goes_to_the_like_and_the_idle_help(at: Served) -> None:
 
 def test_the_front_has_shapes_and_no_weights(at: Served) -> None:
     assert all(p.is_meta for p in at.engine.model.parameters())
-    assert at.engine.fingerprint == fingerprint(make_base())
+    assert at.engine.fingerprint == fingerprint(make_base(CONTEXT))
     assert at.engine.limits == replace(LIMITS, max_rows=8, max_context=CONTEXT, chunk=256)
 
 
@@ -296,54 +270,6 @@ def test_a_killed_replica_is_begun_anew_and_the_others_go_on(at: Served, solo: S
     assert all(one.wait() and one.ids == expected for one in heard)
     assert engine.stats().totals["steps"] >= steps and engine.failed is None
     engine.unpin(pinned)
-
-
-def test_one_that_is_stuck_is_killed_and_begun_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("WATCH_S", 0.1), ("STUCK_S", 1.0), ("STATS_S", 0.3), ("BACKOFF_S", 0.01)):
-        monkeypatch.setattr(module, name, seconds)
-    with ReplicaPool(str(folder / "tiny"), None, LIMITS, num=2) as engine:
-        pids = engine.pids
-        asked = [submit(engine, [5 + i], None, LONG)[1] for i in range(2)]
-        os.kill(pids[0], signal.SIGSTOP)
-        assert {one.wait().finish_reason for one in asked} == {FAILED, LENGTH}, "the other's goes on"
-        until(lambda: all(replica.is_accepting for replica in engine._all()))
-        assert engine.pids[0] != pids[0] and engine.pids[1] == pids[1]
-
-
-def test_one_that_dies_again_and_again_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BACKOFF_S", 0.01)
-    with ReplicaPool(str(folder / "tiny"), None, LIMITS, num=1) as engine:
-        for _ in range(module.MAX_DEATHS):
-            (pid,) = engine.pids
-            os.kill(pid, signal.SIGKILL)
-            until(lambda pid=pid: engine.pids != [pid] or engine.failed)
-        assert "3 times in quick succession" in str(engine.failed)
-        health = TestClient(make_app(engine, ServerConfig(base="tiny")), base_url="http://localhost").get("/health")
-        assert health.status_code == 503 and health.json() == {"status": "failed"}
-        with pytest.raises(ClosedError):
-            submit(engine, [5])
-
-
-def test_one_that_cannot_start_says_why(folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(folder / "tiny", tmp_path / "tiny")
-    (tmp_path / "tiny" / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(ServeError, match="eader"):
-        ReplicaPool(str(tmp_path / "tiny"), num=2).start()
-
-
-def test_children_end_when_their_front_is_killed(folder: Path) -> None:
-    program = str(Path(sys.executable).with_name("polyvera"))
-    command = [program, "serve", str(folder / "tiny"), "--replicas", "2", "--port", "0"]
-    with subprocess.Popen([*command, "--store", str(folder / "store")], stdout=subprocess.PIPE, text=True) as front:
-        assert front.stdout is not None
-        assert any("http://" in line for line in front.stdout)
-        children = psutil.Process(front.pid).children()
-        assert len([one for one in children if "polyvera.replicas.replica_main" in one.cmdline()]) == 2
-        for replica in children:
-            replica.send_signal(signal.SIGTERM)  # as a service manager tells all processes of a group
-        assert psutil.wait_procs(children, timeout=0.5)[0] == [], "it is the front's to answer"
-        front.kill()
-    assert psutil.wait_procs(children, timeout=LONGEST_WAIT)[1] == []
 
 
 def test_what_cannot_be_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_failed_engine_is_told_to_ray(folder: Path) -> None:
     one = Deployed(Deployment(**given))
     assert [resident.is_pinned for resident in one._engine.stats().resident] == [True]
     one.check_health()
-    one._engine._loop.step = None  # type: ignore[method-assign, assignment]
+    one._engine._core.step = None  # type: ignore[method-assign, assignment]
     until(lambda: one._engine.failed)
     with pytest.raises(ServeError, match="error of its own"):
         one.check_health()

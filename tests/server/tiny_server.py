@@ -52,9 +52,9 @@ class Served:
         return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=LONGEST_WAIT)
 
 
-def make_base() -> LlamaForCausalLM:
+def make_base(context: int = 160) -> LlamaForCausalLM:
     """Ends its answers with </s> alone, not with characters that JSON needs."""
-    model = make_llama()
+    model = make_llama(context)
     model.config.eos_token_id = model.generation_config.eos_token_id = 1
     return model
 

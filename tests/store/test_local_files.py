@@ -9,7 +9,7 @@ import pytest
 from drawn_adapters import drawn
 
 from polyvera.adapter.method import METHODS
-from polyvera.errors import NameRefused, StoreError
+from polyvera.errors import ReferenceNameError, StoreError
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
@@ -25,7 +25,7 @@ def test_a_ref_made_by_hand_stays_inside(folder, tmp_path):
     folder.put("a", drawn(FIRST))
     (tmp_path / "1.safetensors").write_bytes((tmp_path / "registry/adapters/a/1.safetensors").read_bytes())
     for name in ("../..", "a/../../..", "/" + str(tmp_path), ""):
-        with pytest.raises(NameRefused):
+        with pytest.raises(ReferenceNameError):
             folder.get(AdapterRef(name, 1, str(tmp_path / "1.safetensors"), 1))
 
 

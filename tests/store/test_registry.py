@@ -14,7 +14,7 @@ from polyvera.adapter.inject import add_bank, eject, extract, inject, load
 from polyvera.adapter.method import METHODS
 from polyvera.adapter.route import route
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.errors import FingerprintError, FormatError, NameRefused, NotFoundError, SlotError, StoreError
+from polyvera.errors import FingerprintError, FormatError, NotFoundError, ReferenceNameError, SlotError, StoreError
 from polyvera.store.file.codec import read_header
 from polyvera.store.file.stored_dtype import PACKINGS
 from polyvera.store.reference import AdapterRef
@@ -104,7 +104,7 @@ def test_what_cannot_be_stored_leaves_no_trace(registry):
     with pytest.raises(FormatError, match="none of"):
         registry.put("a", drawn(FIRST), dtype="int4")
     for name, alias in (("../a", None), ("a", "latest"), ("a", "7")):
-        with pytest.raises(NameRefused):
+        with pytest.raises(ReferenceNameError):
             registry.put(name, drawn(FIRST), alias=alias)
     assert registry.list() == []
 

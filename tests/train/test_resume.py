@@ -92,10 +92,11 @@ def test_two_processes_train_as_one_with_their_batches_together(counting: str, t
     whole = run(recipe(counting, tmp_path / "one", **choices))
     code = tmp_path / "both.py"
     code.write_text("import sys, test_resume as t; t.run(t.Recipe.model_validate_json(sys.argv[1]))")
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     halves = recipe(counting, tmp_path / "two", **{**choices, "batch_size": 2}).model_dump_json(exclude_unset=True)
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(code), halves],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         check=True,
         capture_output=True,
     )

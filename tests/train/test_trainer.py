@@ -51,10 +51,10 @@ def test_the_adapter_is_what_was_trained(counting: str, method: str) -> None:
     """Loaded into a fresh base, it has the validation loss that the run reports."""
     result = run(counting, method=method, validation=0.25, eval_every=3, max_steps=9, targets="all-linear")
     fresh = make_model()
-    assert result.adapter is not None and result.held is not None
+    assert result.adapter is not None and result.held_out is not None
     load(fresh, result.adapter)
     total, count = 0.0, 0
-    for row in result.held.rows:
+    for row in result.held_out.rows:
         ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
         num = int((labels[:, 1:] != -100).sum())
         total += float(fresh(ids, labels=labels).loss.detach()) * num
@@ -240,7 +240,7 @@ def test_a_run_that_came_to_nothing_leaves_its_folder_free(counting: str, tmp_pa
     ("choices", "error", "problem"),
     [
         ({"head_lr": 0.1}, RecipeError, "LlamaForCausalLM has no head that is trained"),
-        ({"max_length": 65}, RecipeError, "max_length=65 is more than the 64 positions"),
+        ({"max_length": 65}, RecipeError, "max_length=65 is more than the 64 tokens that tiny reads"),
         ({"max_length": 2}, DataError, "the answers of 24 rows are longer than max_length=2"),
         ({"max_steps": 2, "budget": {"rank": 2, "final": 2}}, RecipeError, "leave none of the 2 steps"),
     ],

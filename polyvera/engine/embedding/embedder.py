@@ -12,7 +12,7 @@ from torch import Tensor
 
 from polyvera.adapter.packed_linear import Packs
 from polyvera.engine.adapter_cache import AdapterCache, Observe
-from polyvera.engine.embedding.model_runner import EncoderRunner, own_labels
+from polyvera.engine.embedding.model_runner import EncoderRunner
 from polyvera.engine.embedding.pooling import pooling_of
 from polyvera.engine.embedding.request import Classes, EncodeRequest
 from polyvera.engine.embedding.steps import EncoderCore
@@ -23,6 +23,7 @@ from polyvera.engine.limits import Limits
 from polyvera.engine.request_queue import RequestQueue
 from polyvera.engine.stats import EngineStats
 from polyvera.errors import ClosedError, SamplingError, ServeError
+from polyvera.model.config import CLASSIFICATION, ENCODER, kind_of, trained_labels, vocabulary_size
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
@@ -55,11 +56,11 @@ class Embedder:
         observe: Observe = lambda name, seconds: None,
     ) -> None:
         given = limits or Limits()
-        self.max_context = context_of(model, given.max_context, DEFAULT_CONTEXT)
+        self.max_context = context_of(model, tokenizer, given.max_context, DEFAULT_CONTEXT)
         chunk = given.chunk or (CPU_CHUNK if model.device.type == "cpu" else GPU_CHUNK)
         self.limits = replace(given, max_context=self.max_context, chunk=chunk)
         self.model, self.tokenizer, self.registry = model, tokenizer, registry
-        self.num_tokens = int(model.config.get_text_config().vocab_size)
+        self.num_tokens = vocabulary_size(model)
         self.pooling = pooling_of(model.name_or_path)
         self._observe = observe
         self._queue: RequestQueue[EncodeRequest] = RequestQueue(self.limits.max_waiting)
@@ -69,7 +70,7 @@ class Embedder:
         """Takes the model and begins to answer. Raises ServeError for a model that it doesn't fit."""
         if self._engine.is_started:
             raise ClosedError("this encoder was started before: make a new one")
-        self._runner = EncoderRunner(self.model)
+        self._runner = EncoderRunner(self.model, self.tokenizer)
         limits = self.limits
         self._adapters = AdapterCache(
             self.model,
@@ -102,7 +103,7 @@ class Embedder:
         self, rows: Sequence[Sequence[int]], adapter: AdapterRef | None = None, *, tenant: str = ""
     ) -> Future[Classes]:
         """Token rows to the probabilities of the adapter's classes. As embed(), and ServeError without a head."""
-        if adapter is None and not own_labels(self.model):
+        if adapter is None and not trained_labels(self.model):
             raise ServeError(
                 "the base model has no trained head for classes: name an adapter that was trained on labels, or ask "
                 "for embeddings"
@@ -178,6 +179,5 @@ def engine_for(
     observe: Observe = lambda name, seconds: None,
 ) -> Generator | Embedder:
     """What serves a base: a Generator for one that writes text, an Embedder for one that reads it only."""
-    model: Any = base.model
-    reads_only = not (model.config.is_encoder_decoder or model.can_generate())
+    reads_only = kind_of(base.model) in (CLASSIFICATION, ENCODER)
     return (Embedder if reads_only else Generator)(base.model, base.tokenizer, registry, limits, observe)

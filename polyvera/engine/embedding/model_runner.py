@@ -13,13 +13,13 @@ from polyvera.adapter.inject import banks_of, eject, head_tensors, num_classes
 from polyvera.adapter.targets import find_head
 from polyvera.engine.generation.model_runner import LOW_TOLERANCE, TOLERANCE, check_sites, noting
 from polyvera.errors import LayoutError, ServeError
+from polyvera.model.config import CAUSAL_LM, kind_of, pad_token, trained_labels, vocabulary_size
 from polyvera.store.reference import AdapterRef
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TRIAL_LENGTHS = (5, 3)
-ONE_CLASS_EACH = (None, "single_label_classification")
 
 
 class EncoderRunner:
@@ -29,14 +29,14 @@ class EncoderRunner:
     see one input a row, so that each row has its adapter there.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         _check(model)
         self._model: Any = model
-        self._pad = model.config.pad_token_id or 0
+        self._pad = pad_token(model, tokenizer)
         self._was_training = model.training
         self._hidden: Tensor | None = None
         self._hook = model.base_model.register_forward_hook(self._keep)
-        self.labels = own_labels(model)
+        self.labels = trained_labels(model)
         self.layers: set[str] = set()
         model.train(False)
         try:
@@ -87,7 +87,7 @@ class EncoderRunner:
 
     def _try(self) -> None:
         """Compares rows side by side with each alone."""
-        size = self._model.config.get_text_config().vocab_size
+        size = vocabulary_size(self._model)
         rows = [[i % size for i in range(1, length + 1)] for length in TRIAL_LENGTHS]
         with torch.inference_mode():
             expected = [self([row])[0][0] for row in rows]
@@ -102,17 +102,9 @@ class EncoderRunner:
                 )
 
 
-def own_labels(model: PreTrainedModel) -> tuple[str, ...]:
-    """The classes of a model whose head came with its checkpoint and chooses one of several."""
-    config: Any = model.config
-    is_own = type(model).__name__ in (config.architectures or ()) and bool(find_head(model))
-    is_choice = config.num_labels > 1 and getattr(config, "problem_type", None) in ONE_CLASS_EACH
-    return tuple(config.id2label[i] for i in range(config.num_labels)) if is_own and is_choice else ()
-
-
 def _check(model: PreTrainedModel) -> None:
     name = type(model).__name__
-    if model.config.is_encoder_decoder or model.can_generate():
+    if model.config.is_encoder_decoder or kind_of(model) == CAUSAL_LM:
         raise ServeError(f"{name} writes text: a Generator serves it; an Embedder takes BERT and its kin")
     if model.base_model._forward_hooks:
         raise ServeError(f"this {name} is held by an encoder already, or has hooks of its own: take them out first")

@@ -13,7 +13,7 @@ import torch
 from polyvera.adapter.packed_linear import PackedModel, Packs, packed
 from polyvera.engine.adapter_cache import AdapterCache, Observe
 from polyvera.engine.generation.grammar import Grammars
-from polyvera.engine.generation.model_runner import ModelRunner, context_of, ends_of
+from polyvera.engine.generation.model_runner import ModelRunner, context_of
 from polyvera.engine.generation.request import CANCELLED, GREEDY, Answer, Request, RequestOutput, SamplingParams
 from polyvera.engine.generation.sampler import RequestSampler
 from polyvera.engine.generation.steps import LOOK_AHEAD, EngineCore
@@ -22,6 +22,7 @@ from polyvera.engine.limits import Limits
 from polyvera.engine.request_queue import RequestQueue
 from polyvera.engine.stats import EngineStats
 from polyvera.errors import ClosedError, SamplingError
+from polyvera.model.config import end_tokens, vocabulary_size
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
@@ -49,12 +50,12 @@ class Generator:
         observe: Observe = lambda name, seconds: None,
     ) -> None:
         given = limits or Limits()
-        self.max_context = context_of(model, given.max_context, DEFAULT_CONTEXT)
+        self.max_context = context_of(model, tokenizer, given.max_context, DEFAULT_CONTEXT)
         chunk = given.chunk or (CPU_CHUNK if model.device.type == "cpu" else GPU_CHUNK)
         self.limits = replace(given, max_context=self.max_context, chunk=chunk)
         self.model, self.tokenizer, self.registry = model, tokenizer, registry
-        self.num_tokens = min(len(tokenizer), int(model.config.get_text_config().vocab_size))
-        self.ends = ends_of(model, tokenizer)
+        self.num_tokens = min(len(tokenizer), vocabulary_size(model))
+        self.ends = end_tokens(model, tokenizer)
         self._grammars = Grammars(tokenizer, self.num_tokens, self.ends)
         self._observe = observe
         self._queue: RequestQueue[Request] = RequestQueue(self.limits.max_waiting)

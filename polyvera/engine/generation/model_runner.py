@@ -16,6 +16,7 @@ from polyvera.adapter.targets import linear_layers
 from polyvera.engine.generation.attention import NAME, AttentionMetadata, Span, attending, register
 from polyvera.engine.generation.kv_cache import KVCache
 from polyvera.errors import LayoutError, ServeError
+from polyvera.model.config import CAUSAL_LM, context_length, kind_of, text_config, vocabulary_size
 from polyvera.store.reference import AdapterRef
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class ModelRunner:
     def _try(self) -> None:
         """Compares a packed forward with the model's own."""
         model = self._model
-        ids = torch.arange(1, TRIAL_TOKENS + 1, device=model.device)[None] % model.config.get_text_config().vocab_size
+        ids = torch.arange(1, TRIAL_TOKENS + 1, device=model.device)[None] % vocabulary_size(model)
         with torch.inference_mode():
             expected = model(input_ids=ids, use_cache=False).logits
             for config in self._configs:
@@ -129,8 +130,8 @@ def _packed_trial(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 def _check(model: PreTrainedModel) -> None:
     name = type(model).__name__
-    config: Any = model.config.get_text_config()
-    if model.config.is_encoder_decoder or not hasattr(model, "generate") or not model.can_generate():
+    config: Any = text_config(model.config)
+    if kind_of(model) != CAUSAL_LM:
         raise ServeError(f"{name} writes no text token by token; load a causal language model")
     others = set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYERS
     if others:
@@ -143,27 +144,9 @@ def _check(model: PreTrainedModel) -> None:
         raise ServeError(f"this {name} has adapters in it: eject(model) first, an engine loads its own from a store")
 
 
-def context_of(model: PreTrainedModel, asked: int | None, default: int) -> int:
+def context_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: int | None, default: int) -> int:
     """Tokens of a request at most. Raises ServeError where more are asked for than the model reads."""
-    known = positions_of(model)
+    known = context_length(model, tokenizer)
     if asked is not None and known is not None and asked > known:
         raise ServeError(f"max_context={asked}: {type(model).__name__} reads at most {known} tokens")
     return asked or min(default, known or default)
-
-
-def positions_of(model: PreTrainedModel) -> int | None:
-    """Tokens that the model reads at most, None where its config does not say."""
-    known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(known, int) or known < 1:
-        return None
-    tables = (m for name, m in model.named_modules() if name.endswith("position_embeddings"))
-    padded = [m.padding_idx for m in tables if isinstance(m, nn.Embedding) and m.padding_idx is not None]
-    return known - max(padded) - 1 if padded else known  # RoBERTa's positions begin after the padding's
-
-
-def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that end an answer: the model's own and the tokenizer's."""
-    config = model.generation_config
-    ends = config.eos_token_id if config is not None else None
-    several = ends if isinstance(ends, list) else [ends]
-    return frozenset(int(token) for token in (*several, tokenizer.eos_token_id) if token is not None)

@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse, Response
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.fingerprint import check_fingerprint
 from polyvera.engine.openmp import guest
-from polyvera.errors import AccessError, NameRefused, NotFoundError, PolyveraError, SizeError
+from polyvera.errors import AccessError, NotFoundError, PolyveraError, ReferenceNameError, SizeError
 from polyvera.server.api_keys import Caller
 from polyvera.server.context import ServerContext, body_of, caller_of
 from polyvera.server.requests import AliasBody, LoadBody, UnloadBody
@@ -96,7 +96,7 @@ def _page(context: ServerContext, caller: Caller, prefix: str, limit: int, after
 
 
 def _publisher(context: ServerContext, caller: Caller, name: str) -> Registry:
-    """The store, for a caller who may publish under that name. Raises AccessError, NameRefused."""
+    """The store, for a caller who may publish under that name. Raises AccessError, ReferenceNameError."""
     caller.check_admin()
     check_name(name)
     if not caller.sees(name):
@@ -126,7 +126,7 @@ def _removed(context: ServerContext, caller: Caller, reference: str, with_aliase
     caller.check_admin()
     ref = context.catalog.find(caller, reference)
     if parse_reference(reference).version is None:
-        raise NameRefused(f"{reference}: one version is removed at a time; name it, such as {ref}")
+        raise ReferenceNameError(f"{reference}: one version is removed at a time; name it, such as {ref}")
     assert context.catalog.registry is not None
     context.catalog.registry.remove(str(ref), with_aliases=with_aliases)
     context.engine.evict(ref)
@@ -146,7 +146,7 @@ def _aliased(context: ServerContext, caller: Caller, body: AliasBody) -> dict[st
 def _loaded(context: ServerContext, caller: Caller, body: LoadBody, base: str) -> None:
     registry = _publisher(context, caller, body.lora_name)
     if not body.lora_path:
-        raise NameRefused("lora_path is empty: name a PEFT folder or an adapter's file")
+        raise ReferenceNameError("lora_path is empty: name a PEFT folder or an adapter's file")
     known = _is_known(context, caller, body.lora_name)
     if known and not body.load_inplace:
         raise HTTPException(

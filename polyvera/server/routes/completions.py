@@ -17,11 +17,11 @@ from starlette.types import Receive, Scope, Send
 
 from polyvera.engine.generation.request import SamplingParams, Token
 from polyvera.errors import PolyveraError, SamplingError, ServeError
+from polyvera.model.prompt import chat_ids, prompt_ids
 from polyvera.server.answers import AnswerStream
 from polyvera.server.context import ServerContext, body_of, caller_of
 from polyvera.server.error_response import error_response
-from polyvera.server.prompt import chat_ids, text_ids
-from polyvera.server.requests import ChatBody, CompletionBody, GenerationBody
+from polyvera.server.requests import ChatBody, CompletionBody, GenerationBody, messages_of
 from polyvera.server.responses import CHAT, TEXT, Json, ResponseShape
 
 DONE = b"data: [DONE]\n\n"
@@ -110,9 +110,9 @@ async def _answered(
 def _prompts(context: ServerContext, body: GenerationBody) -> tuple[list[list[int]], list[str]]:
     tokenizer = context.engine.tokenizer
     if isinstance(body, ChatBody):
-        return [chat_ids(tokenizer, body.messages)], []
+        return [chat_ids(tokenizer, messages_of(body.messages))], []
     assert isinstance(body, CompletionBody)
-    ids = [text_ids(tokenizer, prompt) for prompt in body.prompts]
+    ids = [p if isinstance(p, list) else prompt_ids(tokenizer, p) for p in body.prompts]
     if not ids:
         raise SamplingError("prompt: the list is empty, there is nothing to answer")
     if not body.echo:

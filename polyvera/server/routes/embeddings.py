@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -12,9 +13,9 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 
 from polyvera.errors import SamplingError, ServeError
+from polyvera.model.prompt import passage
 from polyvera.server.answers import while_there
 from polyvera.server.context import ServerContext, body_of, caller_of
-from polyvera.server.prompt import text_ids
 from polyvera.server.requests import ClassifyBody, EmbeddingBody
 from polyvera.store.reference import AdapterRef
 
@@ -63,10 +64,14 @@ async def _asked(
         )
     adapter = await asyncio.to_thread(context.catalog.resolve, caller_of(request), body.model)
     tokenizer = context.engine.tokenizer
-    rows = await asyncio.to_thread(lambda: [text_ids(tokenizer, prompt) for prompt in body.prompts])
+    rows = await asyncio.to_thread(_rows, tokenizer, body.prompts)
     if not rows:
         raise SamplingError("input: the list is empty")
     return adapter, rows
+
+
+def _rows(tokenizer: Any, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+    return [p if isinstance(p, list) else passage(tokenizer, p)["input_ids"] for p in prompts]
 
 
 async def _done(context: ServerContext, request: HttpRequest, rows: list[list[int]], ask: Any) -> Any:

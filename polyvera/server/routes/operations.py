@@ -10,11 +10,11 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from polyvera.model.prompt import bare_ids, chat_ids, ids_text, passage, prompt_ids
 from polyvera.server.api_keys import Caller
 from polyvera.server.catalog import BASE
 from polyvera.server.context import ServerContext, body_of, caller_of
-from polyvera.server.prompt import chat_ids, ids_text, text_ids
-from polyvera.server.requests import DetokenizeBody, TokenizeBody
+from polyvera.server.requests import DetokenizeBody, TokenizeBody, messages_of
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -45,10 +45,11 @@ def _add_tokens(router: APIRouter, context: ServerContext) -> None:
         body = await body_of(request, TokenizeBody)
         await _check_model(context, caller_of(request), body.model)
         if body.messages is not None:
-            ids = await asyncio.to_thread(chat_ids, tokenizer, body.messages, generation=body.add_generation_prompt)
+            messages = messages_of(body.messages)
+            ids = await asyncio.to_thread(chat_ids, tokenizer, messages, answer_next=body.add_generation_prompt)
         else:
             assert body.prompt is not None
-            ids = await asyncio.to_thread(text_ids, tokenizer, body.prompt, special=body.add_special_tokens)
+            ids = await asyncio.to_thread(_text_ids, context, body.prompt, special=body.add_special_tokens)
         return {"count": len(ids), "max_model_len": context.engine.max_context, "tokens": ids}
 
     @router.post("/detokenize")
@@ -56,6 +57,14 @@ def _add_tokens(router: APIRouter, context: ServerContext) -> None:
         body = await body_of(request, DetokenizeBody)
         await _check_model(context, caller_of(request), body.model)
         return {"prompt": await asyncio.to_thread(ids_text, tokenizer, body.tokens, len(tokenizer))}
+
+
+def _text_ids(context: ServerContext, text: str, *, special: bool) -> list[int]:
+    """The tokens of a text as the route that takes it would make them, or nothing but the text's."""
+    tokenizer = context.engine.tokenizer
+    if not special:
+        return bare_ids(tokenizer, text)
+    return prompt_ids(tokenizer, text) if context.writes else list(passage(tokenizer, text)["input_ids"])
 
 
 async def _check_model(context: ServerContext, caller: Caller, model: str | None) -> None:

@@ -26,14 +26,14 @@ from polyvera.adapter.inject import extract, head_tensors
 from polyvera.adapter.route import route
 from polyvera.adapter.targets import find_head
 from polyvera.data.batching import Collator, packed
-from polyvera.data.encoding import LABEL
-from polyvera.data.packed_rows import TokenRows
+from polyvera.data.packed_rows import PackedRows
 from polyvera.data.tables import Table
 from polyvera.errors import DataError, PolyveraError
-from polyvera.evaluate.generate import evaluating
-from polyvera.model.load import Base, load_base, pad_id, place
+from polyvera.model.config import LABEL, labels_of, pad_token
+from polyvera.model.inference import evaluating
+from polyvera.model.load import Base, load_base, place
 from polyvera.store.registry import Registry
-from polyvera.train.fleet.journal import FINISHED, QUARANTINED, SKIPPED, Ledger, Outcome
+from polyvera.train.fleet.journal import FINISHED, QUARANTINED, SKIPPED, Journal, Outcome
 from polyvera.train.fleet.member import Member, SlotWeights, num_items
 from polyvera.train.loss import row_losses
 from polyvera.train.recipe import Recipe
@@ -116,24 +116,23 @@ def train_fleet(
     """
     started = time.monotonic()
     set_seed(recipe.run_seed)
-    ledger = Ledger(_folder(recipe), registry, prefix, stored)
-    ledger.open(recipe, resume=resume)
-    start = ledger.start(start)
-    line = [tenant for tenant in everyone or tenants(recipe) if tenant.name not in ledger.outcomes]
+    journal = Journal(_folder(recipe), registry, prefix, stored)
+    journal.open(recipe, resume=resume)
+    start = journal.start(start)
+    line = [tenant for tenant in everyone or tenants(recipe) if tenant.name not in journal.outcomes]
     first = first_table(line, recipe)
     traffic = Traffic()
     if first is None:
-        _skip_all(line, recipe, ledger)
+        _skip_all(line, recipe, journal)
     else:
-        kind = LABEL if first.kind == LABEL else "lm"
-        base = base or load_base(recipe.model, task=kind, dtype=recipe.dtype, labels=first.labels)
+        base = base or load_base(recipe.model, task=first.task, dtype=recipe.dtype, labels=first.labels)
         place(base)
         slots = min(recipe.slots or SLOTS, len(line))
         with adapted(recipe, base, slots) as bank:
             assert bank is not None
-            fleet = Fleet(recipe, base, bank, ledger, deque(line), first.kind, start, traffic=traffic)
+            fleet = Fleet(recipe, base, bank, journal, deque(line), first.kind, start, traffic=traffic)
             fleet.run(watch)
-    return FleetResult(tuple(ledger.outcomes.values()), traffic, time.monotonic() - started, base)
+    return FleetResult(tuple(journal.outcomes.values()), traffic, time.monotonic() - started, base)
 
 
 @dataclass
@@ -143,7 +142,7 @@ class Fleet:
     recipe: Recipe
     base: Base
     bank: Bank
-    ledger: Ledger
+    journal: Journal
     waiting: deque[Tenant]
     kind: str
     start: Adapter | None = None
@@ -152,13 +151,13 @@ class Fleet:
 
     def __post_init__(self) -> None:
         self.grads = self.bank.gradients()
-        self.collate = Collator(pad_id(self.base.tokenizer))
+        self.collate = Collator(pad_token(self.base.model, self.base.tokenizer))
         self.spec = self.recipe.spec(find_head(self.base.model))
         self.head = head_tensors(self.base.model, self.spec.head)
         self.fingerprint = fingerprint(self.base.model)
         if self.start is not None:
             self.bank.put(self.bank.first, self.start)  # raises where it does not fit
-        self.states = self.ledger.states()
+        self.states = self.journal.states()
         self.waiting = deque(sorted(self.waiting, key=lambda tenant: tenant.name not in self.states))
 
     def run(self, watch: Watch) -> None:
@@ -172,7 +171,7 @@ class Fleet:
                 self.settle()
                 self.admit()
                 if self.traffic.rounds % (self.recipe.save_every or SAVE_EVERY) == 0:
-                    self.ledger.save(self.members)
+                    self.journal.save(self.members)
                 watch(self)
 
     def admit(self) -> None:
@@ -184,7 +183,7 @@ class Fleet:
             try:
                 self.members.append(self._admitted(tenant, free[0]))
             except PolyveraError as error:
-                self.ledger.record(Outcome(tenant.name, SKIPPED, str(error)))
+                self.journal.record(Outcome(tenant.name, SKIPPED, str(error)))
             else:
                 free.pop(0)
 
@@ -209,12 +208,12 @@ class Fleet:
         due = [member for member in self.members if member.is_due]
         rows: Rows = []
         for member in due:
-            rows += _weighted(member, list(member.held or ()))
+            rows += _weighted(member, list(member.held_out or ()))
         with evaluating(self.base.model):
             losses = self._losses(rows, lambda loss: None, Traffic())
         for member in due:
             loss = losses[member.slot]
-            member.held_losses.append((member.step, loss))
+            member.eval_losses.append((member.step, loss))
             member.best.take(loss, partial(self.bank.take, member.slot))
 
     def settle(self) -> None:
@@ -242,17 +241,17 @@ class Fleet:
         return totals
 
     def _admitted(self, tenant: Tenant, slot: int) -> Member:
-        self.ledger.name_of(tenant.name)
+        self.journal.name_of(tenant.name)
         tables = self._labelled(tenant.tables(self.recipe))
         encoded, watched = encode_tables(self.recipe, tables, self.base)
-        rows, held = TokenRows.of(encoded), None if watched is None else TokenRows.of(watched)
+        rows, held_out = PackedRows.of(encoded), None if watched is None else PackedRows.of(watched)
         self.bank.clear(slot)
         if self.start is None:
             self.bank.start(slot, self.head)
         else:
             self.bank.put(slot, self.start)
         weights = SlotWeights.of(self.bank, self.bank.slots.index(slot), self.grads)
-        member = Member(tenant.name, slot, self.recipe, rows, held, tables.training.labels, weights)
+        member = Member(tenant.name, slot, self.recipe, rows, held_out, tables.training.labels, weights)
         state = self.states.pop(tenant.name, None)
         if state is not None:
             member.restore(state)
@@ -265,7 +264,7 @@ class Fleet:
             raise DataError(f"{training.source} holds {training.kind} rows, and the fleet's first tenant {self.kind}")
         if self.kind != LABEL:
             return tables
-        known: tuple[str, ...] = tuple((self.base.model.config.id2label or {}).values())
+        known = labels_of(self.base.model.config)
         if len(known) != len(training.labels):
             raise DataError(
                 f"{training.source} has {len(training.labels)} classes, and the model has {len(known)} outputs: train "
@@ -275,14 +274,14 @@ class Fleet:
 
     def _adapter(self, member: Member) -> Adapter:
         scores = {"train_loss": float(np.mean(member.losses[-RECENT:]))}
-        if member.held is not None and member.best.numbers is not None:
+        if member.held_out is not None and member.best.numbers is not None:
             scores["eval_loss"] = member.best.loss
         adapter = extract(self.bank, member.slot, None, scores)
         flat = adapter.flat if member.best.numbers is None else member.best.numbers
         return replace(adapter, base=self.fingerprint, model=self.recipe.model, labels=member.labels, flat=flat)
 
     def _leave(self, member: Member, outcome: Outcome) -> None:
-        self.ledger.record(outcome)
+        self.journal.record(outcome)
         self.members.remove(member)
 
 
@@ -306,9 +305,9 @@ def first_table(line: Iterable[Tenant], recipe: Recipe) -> Table | None:
     return None
 
 
-def _skip_all(line: Iterable[Tenant], recipe: Recipe, ledger: Ledger) -> None:
+def _skip_all(line: Iterable[Tenant], recipe: Recipe, journal: Journal) -> None:
     for tenant in line:
         try:
             tenant.tables(recipe)
         except PolyveraError as error:
-            ledger.record(Outcome(tenant.name, SKIPPED, str(error)))
+            journal.record(Outcome(tenant.name, SKIPPED, str(error)))

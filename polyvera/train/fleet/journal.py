@@ -1,4 +1,4 @@
-"""Ledger: what became of each tenant of a fleet, and what a killed run needs to go on, in one folder.
+"""Journal: what became of each tenant of a fleet, and what a killed run needs to go on, in one folder.
 
 outcomes.jsonl          a line for each tenant that has left the fleet, appended and synced
 training.safetensors    the tenants that were training at the last save
@@ -50,7 +50,7 @@ class Outcome:
     adapter: Adapter | None = None
 
 
-class Ledger:
+class Journal:
     """The folder of a fleet's run and the store that its adapters go to; None for either keeps nothing there."""
 
     def __init__(self, folder: Path | None, registry: Registry | None, prefix: str = "", stored: str = "float32"):
@@ -71,7 +71,7 @@ class Ledger:
         self._publish_the_leaving()
 
     def name_of(self, tenant: str) -> str:
-        """The tenant's name in the store. Raises NameRefused."""
+        """The tenant's name in the store. Raises ReferenceNameError."""
         return check_name(self.prefix + tenant) if self.registry is not None else tenant
 
     def record(self, outcome: Outcome) -> None:

@@ -20,7 +20,7 @@ from transformers import get_scheduler
 from polyvera.adapter.bank import Bank
 from polyvera.data.batching import order
 from polyvera.data.encoding import IGNORED
-from polyvera.data.packed_rows import TokenRows
+from polyvera.data.packed_rows import PackedRows
 from polyvera.errors import DataError
 from polyvera.train.hf_trainer import SCHEDULES, num_steps
 from polyvera.train.recipe import Recipe
@@ -82,18 +82,18 @@ class Best:
 
 @dataclass
 class Member:
-    """A tenant that trains. losses: of each step so far, in nats; held_losses: (step, validation loss)."""
+    """A tenant that trains. losses: of each step so far, in nats; eval_losses: (step, validation loss)."""
 
     name: str
     slot: int
     recipe: Recipe
-    rows: TokenRows
-    held: TokenRows | None
+    rows: PackedRows
+    held_out: PackedRows | None
     labels: tuple[str, ...]
     weights: SlotWeights
     step: int = 0
     losses: list[float] = field(default_factory=list)
-    held_losses: list[tuple[int, float]] = field(default_factory=list)
+    eval_losses: list[tuple[int, float]] = field(default_factory=list)
     best: Best = field(default_factory=Best)
 
     def __post_init__(self) -> None:
@@ -117,7 +117,7 @@ class Member:
     @property
     def is_due(self) -> bool:
         """Whether the validation rows are to be looked at after this step."""
-        return self.held is not None and self.step % self.eval_every == 0
+        return self.held_out is not None and self.step % self.eval_every == 0
 
     def next_rows(self) -> list[dict[str, Any]]:
         """The rows of the next step, in the order in which the solo loop takes them."""
@@ -145,7 +145,7 @@ class Member:
         for i, weight in enumerate(self.weights.all):
             own = self.optimizer.state[weight]
             found |= {f"{i}.weight": weight} | {f"{i}.{name}": own[name] for name in MOMENTS if name in own}
-        found["held"] = torch.tensor(self.held_losses, dtype=torch.float64).reshape(-1, 2)
+        found["eval_losses"] = torch.tensor(self.eval_losses, dtype=torch.float64).reshape(-1, 2)
         found["best"] = torch.tensor([self.best.loss, self.best.since], dtype=torch.float64)
         return found if self.best.numbers is None else found | {"numbers": self.best.numbers}
 
@@ -155,7 +155,7 @@ class Member:
             raise DataError(f"the rows of {self.name!r} have changed since the run that is resumed was begun")
         self.losses = state["losses"].tolist()
         self.step = len(self.losses)
-        self.held_losses = [(int(step), loss) for step, loss in state["held"].tolist()]
+        self.eval_losses = [(int(step), loss) for step, loss in state["eval_losses"].tolist()]
         loss, since = state["best"].tolist()
         self.best = Best(loss, int(since), state.get("numbers"))
         with torch.no_grad():
@@ -175,6 +175,6 @@ class Member:
 
 
 def num_items(row: Mapping[str, Any]) -> int:
-    """What the mean loss counts: a row's learnt tokens, or 1 for a class."""
+    """What the mean loss counts: a row's target tokens, or 1 for a class."""
     labels = row["labels"]
     return 1 if isinstance(labels, int) else sum(label != IGNORED for label in labels[1:])

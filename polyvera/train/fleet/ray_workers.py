@@ -20,7 +20,7 @@ from polyvera.train.fleet.fleet import FleetResult, Traffic, train_fleet
 from polyvera.train.fleet.journal import Outcome
 from polyvera.train.recipe import Recipe
 from polyvera.train.tenants import Tenant, tenants
-from polyvera.train.warm_start import starting_point
+from polyvera.train.warm_start import warm_start
 
 RETRIES = 5
 
@@ -54,7 +54,7 @@ def train_on_workers(
         gpus = ray.cluster_resources().get("GPU", 0.0) / len(shares)
         work = ray.remote(num_cpus=cpus, num_gpus=min(1.0, gpus), max_retries=RETRIES)(_share)
         again = None if resume else uuid4().hex
-        start = starting_point(recipe, Registry(store))  # once for all: the store grows while they train
+        start = warm_start(recipe, Registry(store))  # once for all: the store grows while they train
         given = None if start is None else encode(start)
         tasks = [work.remote(recipe, i, share, store, prefix, stored, again, given) for i, share in enumerate(shares)]
         found: list[tuple[tuple[Outcome, ...], Traffic]] = ray.get(tasks)

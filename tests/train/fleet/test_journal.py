@@ -14,13 +14,13 @@ from polyvera.adapter.method import METHODS
 from polyvera.errors import RecipeError
 from polyvera.store.registry import Registry
 from polyvera.train.fleet.fleet import Fleet
-from polyvera.train.fleet.journal import FINISHED, SKIPPED, Ledger, Outcome
+from polyvera.train.fleet.journal import FINISHED, SKIPPED, Journal, Outcome
 
 SHARED = next(name for name, row in METHODS.items() if row.shares_basis)
 
 SCRIPT = """
 import os, signal, sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from pathlib import Path
 import tiny_fleet
 from polyvera.store.registry import Registry
@@ -35,8 +35,10 @@ tiny_fleet.fleet(Path({data!r}), kill, registry=Registry({store!r}), output={out
 def test_a_fleet_killed_in_the_middle_ends_as_if_it_had_not_been(folder: Path, tmp_path: Path, method: str) -> None:
     choices = {"method": method, "validation": 0.3, "eval_every": 3, "max_steps": 10}
     store, output = str(tmp_path / "store"), str(tmp_path / "run")
-    own = str(Path(__file__).parent)
-    script = SCRIPT.format(tests=own, rounds=15, data=str(folder), store=store, output=output, choices=choices)
+    own = Path(__file__).parent
+    script = SCRIPT.format(
+        tests=[str(own), str(own.parent)], rounds=15, data=str(folder), store=store, output=output, choices=choices
+    )
     done = subprocess.run([sys.executable, "-c", script], check=False, cwd=own, env={**os.environ})
     assert done.returncode == -signal.SIGKILL
     registry = Registry(store)
@@ -60,11 +62,11 @@ def test_a_kill_between_publishing_and_the_record_publishes_once(
 ) -> None:
     registry, output = Registry(tmp_path / "store"), str(tmp_path / "run")
 
-    def cut(self: Ledger, outcome: Outcome) -> None:
+    def cut(self: Journal, outcome: Outcome) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Ledger, "_append", cut)
+        patched.setattr(Journal, "_append", cut)
         fleet(folder, registry=registry, output=output)
     assert len(registry.list()) == 1
     fleet(folder, registry=registry, output=output, resume=True)

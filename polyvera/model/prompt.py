@@ -1,0 +1,93 @@
+"""Texts and conversations as tokens, for training, evaluation, generation and the server alike.
+
+A prompt is answered, so no end token stands behind it, even where the tokenizer closes every text with one. A passage
+is read whole, with all that the tokenizer puts around it. No template is put around a plain text; a conversation goes
+through the tokenizer's chat template, which writes the beginning token itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from polyvera.errors import PromptError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+Prompt = str | tuple[Message, ...]
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+    """The tokens that a model is given before it answers. Raises PromptError as chat_text()."""
+    if not isinstance(prompt, str):
+        return chat_ids(tokenizer, prompt)
+    whole, bare = _ids(tokenizer, prompt, special=True), bare_ids(tokenizer, prompt)
+    added = _num_ends(tokenizer, whole) - _num_ends(tokenizer, bare)
+    return whole[: max(1, len(whole) - added)]
+
+
+def chat_ids(tokenizer: Tokenizer, messages: Sequence[Message], *, answer_next: bool = True) -> list[int]:
+    """The tokens of a conversation. Raises PromptError as chat_text()."""
+    return bare_ids(tokenizer, chat_text(tokenizer, messages, answer_next=answer_next))
+
+
+def chat_text(tokenizer: Tokenizer, messages: Sequence[Message], *, answer_next: bool) -> str:
+    """A conversation as one text by the chat template.
+
+    answer_next: whether the template opens the assistant's turn. Raises PromptError where the tokenizer has no
+    template, or the template refuses the messages.
+    """
+    if not tokenizer.chat_template:
+        raise PromptError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no chat template, so messages cannot be turned into text: "
+            "give a plain prompt, or use a model that is tuned for chat"
+        )
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer_next))
+    except Exception as error:  # templates raise what they like
+        raise PromptError(f"the chat template refuses the messages: {error}") from error
+
+
+def bare_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The tokens of a text with nothing around it, such as an answer or a text that a template has made."""
+    return _ids(tokenizer, text, special=False)
+
+
+def passage(tokenizer: Tokenizer, text: str, pair: str | None = None, max_length: int | None = None) -> dict[str, Any]:
+    """What a model that reads a text whole, or two of them, is given: input_ids, and token_type_ids where it has them.
+
+    max_length: the tokens to cut it to, those around it kept; None for no limit.
+    """
+    cut: dict[str, Any] = {} if max_length is None else {"truncation": True, "max_length": max_length}
+    row = tokenizer(text, pair, verbose=False, **cut)
+    return {key: list(row[key]) for key in ("input_ids", "token_type_ids") if key in row}
+
+
+def ids_text(tokenizer: Tokenizer, ids: Sequence[int], num_tokens: int) -> str:
+    """Tokens as text. Raises PromptError for a number that is not one of num_tokens."""
+    beyond = next((i for i in ids if not 0 <= i < num_tokens), None)
+    if beyond is not None:
+        raise PromptError(f"tokens: {beyond} is not a token; they are from 0 to {num_tokens - 1}")
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False))
+
+
+def _ids(tokenizer: Tokenizer, text: str, *, special: bool) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+
+def _num_ends(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
+    """How many tokens that close a text stand at its end."""
+    ends = {tokenizer.eos_token_id, tokenizer.sep_token_id}
+    return next((i for i, token in enumerate(reversed(ids)) if token not in ends), len(ids))
