@@ -156,7 +156,7 @@ class LayerBank(nn.Module):
         known, num_slots = self._every_norm, self.bank.num_slots
         if known is None or len(known) != num_slots:
             with torch.inference_mode(False), torch.no_grad():
-                known = torch.ones(num_slots, self.site.out_features, device=self.m.device)
+                known = torch.ones(num_slots, self.site.out_features, device=self.of_slot(0)["m"].device)
                 for slot in self.bank.occupied:
                     known[slot] = self.row_norm(slot)
             self._every_norm = known

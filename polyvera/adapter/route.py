@@ -6,7 +6,7 @@ with route([3, 0, 7]): model(...)      # a mixed batch; slot 0 is the bare base 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -99,7 +99,8 @@ class Route:
     """
 
     def __init__(self, slots: Slots, held: bool = False, once: bool = False) -> None:
-        self.is_held, self.is_once = held, once
+        self.is_held, self.is_once, self.is_on_device = held, once, False
+        self.banks: Collection[BankState] | None = None
         self.shape: torch.Size | None = None
         self.slots: int | Tensor
         if isinstance(slots, int):
@@ -111,23 +112,22 @@ class Route:
         self._picks: dict[int, tuple[int, Pick | None]] = {}
 
     @classmethod
-    def on_device(cls, slots: Tensor, banks: Sequence[BankState], table: SlotTable) -> Route:
-        """Slots that the layers look up on their device, of some banks or of the base; nothing is checked.
+    def on_device(cls, slots: Tensor, banks: Collection[BankState] | None = None) -> Route:
+        """Slots that are looked up on their device, one for each row; the host neither reads nor checks them.
 
-        A captured forward follows what is written to `slots` later, as long as no bank is added or grows.
+        A captured forward follows what is written to `slots` later, as long as no bank is added or grows. banks: all
+        that rows may use, None for every bank of the model.
         """
-        chosen = cls(BASE_SLOT, held=True, once=True)
-        for bank in banks:
-            rows = table.lookup(bank, slots.device)[slots]
-            pick = Pick(None, rows.clamp(min=0), (rows >= 0).float(), slots.shape, True, True)
-            chosen._picks[id(bank)] = bank.version, pick
-        return chosen
+        made = cls(BASE_SLOT, held=True, once=True)
+        made.is_on_device, made.shape, made.slots, made.banks = True, slots.shape, slots, banks
+        return made
 
     def pick(self, bank: BankState, table: SlotTable) -> Pick | None:
         """How this batch uses the bank, or None where no row does. Raises SlotError for a slot that isn't there."""
         known = self._picks.get(id(bank))
         if known is None or not (self.is_held or known[0] == bank.version):
-            table.check(self.slots)
+            if not self.is_on_device:
+                table.check(self.slots)
             known = self._picks[id(bank)] = (bank.version, self._pick(bank, table))
         return known[1]
 
@@ -135,12 +135,20 @@ class Route:
         if isinstance(self.slots, int):
             index = table.index(self.slots, bank)
             return None if index is None else Pick(index, torch.tensor([index]), None, self.shape, self.is_once)
+        if self.is_on_device:
+            return self._pick_on_device(bank, table, self.slots)
         rows = table.lookup(bank)[self.slots]
         mine = rows >= 0
         if not bool(mine.any()):
             return None
         mask = None if bool(mine.all()) else mine.float()
         return Pick(None, rows.clamp(min=0), mask, self.shape, self.is_once)
+
+    def _pick_on_device(self, bank: BankState, table: SlotTable, slots: Tensor) -> Pick | None:
+        if self.banks is not None and all(bank is not one for one in self.banks):
+            return None
+        rows = table.lookup(bank, slots.device)[slots]
+        return Pick(None, rows.clamp(min=0), (rows >= 0).float(), self.shape, True, True)
 
 
 _ROUTE: ContextVar[Route | None] = ContextVar("polyvera_route", default=None)

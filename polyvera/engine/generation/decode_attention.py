@@ -46,7 +46,7 @@ def attend_naive(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, lo: Tensor, hi: 
     tokens, heads, _ = q.shape
     at = torch.arange(k.shape[1], device=q.device)
     seen = (at >= lo[:, None]) & (at < hi[:, None])
-    own = q.unflatten(1, (k.shape[2], -1))
+    own = torch.unflatten(q, 1, (k.shape[2], -1))
     scores = torch.einsum("tkgw,tckw->tkgc", own.float(), k[rows].float()) * scaling
     weights = scores.masked_fill(~seen[:, None, None], -torch.inf).softmax(-1)
     values = v[rows].float().masked_fill(~seen[:, :, None, None], 0.0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ class _Replay:
     scores: Scores
 
 
-class DecodeGraphs:
+class DecodeGraphs(Generic[B]):
     """Decode forwards of padded numbers of rows.
 
     forward: the logits (n, vocabulary) of such inputs, for rows that use some banks. max_rows, context: of the cache,
@@ -78,7 +78,8 @@ class DecodeGraphs:
         self._replays: dict[tuple[int, tuple[B, ...]], _Replay] = {}
         self._state: Hashable = None
         if is_captured:
-            self._stream, self._pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._pool = torch.cuda.graph_pool_handle()
             self.is_captured = self._can_be_captured()
 
     def __call__(self, tokens: Sequence[DecodeToken], banks: Sequence[B], state: Hashable) -> Scores:

@@ -63,13 +63,13 @@ class Forward:
         self._route = NO_ROUTE
 
     def _replayed(self, graphs: DecodeGraphs[Bank], decoding: Sequence[Chunk]) -> Scores:
-        tokens = [DecodeToken(*c.row.tokens(c.start, c.stop), c.start, c.row.index, c.row.slot) for c in decoding]
+        tokens = [DecodeToken(c.row.tokens(c.start, c.stop)[0], c.start, c.row.index, c.row.slot) for c in decoding]
         state = tuple((id(bank), bank.num_slots, bank.flat.data_ptr()) for bank in self._adapters.banks)
         return graphs(tokens, self._adapters.banks_of({token.slot for token in tokens}), state)
 
     def _decode(self, inputs: DecodeInputs, banks: Sequence[Bank]) -> Tensor:
         """(rows, vocabulary)"""
-        chosen = Route.on_device(inputs.slots, banks, banks[0].table) if banks else Route(BASE_SLOT)
+        chosen = Route.on_device(inputs.slots, banks) if banks else Route(BASE_SLOT)
         attention = AttentionMetadata((), inputs.positions[0], inputs.rows)
         return self._logits(inputs.ids, inputs.positions, inputs.slot_mapping, attention, chosen, 0)
 

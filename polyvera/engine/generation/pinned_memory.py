@@ -27,7 +27,7 @@ def to_host(values: Tensor) -> Tensor:
     if not values.is_cuda:
         return values.cpu()
     host = values.to("cpu", non_blocking=True)  # torch makes it in pinned memory
-    done = torch.cuda.Event()
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
     done.record()
     done.synchronize()
     return host
