@@ -77,11 +77,6 @@ def factored_row_norm(parts: NormParts, vectors: Vectors) -> Tensor:
     return torch.where(square > 0, square, 1.0).sqrt()
 
 
-def product(x: Tensor, W: Tensor) -> Tensor:
-    """x Wᵀ for one W (out, in), or for one of each row of x, (..., out, in). (..., in) -> (..., out)."""
-    return linear(x, W) if W.dim() == 2 else torch.matmul(W, x.unsqueeze(-1)).squeeze(-1)
-
-
 def adapt(y: Tensor, u: Tensor, v: Vectors, bias: Tensor | None = None) -> Tensor:
     """The adapted output from the base layer's y = W x + bias and u = A x: the fast path where gradients are asked for.
 
@@ -113,7 +108,7 @@ def without_autocast(like: Tensor) -> AbstractContextManager[Any]:
 
 
 def _expand(u: Tensor, B: Tensor, d: Tensor | None) -> Tensor:
-    return product(u if d is None else (d * u).to(B.dtype), B)
+    return linear(u if d is None else (d * u).to(B.dtype), B)
 
 
 def _scaled(w: Tensor, b: Tensor | None, scale: Scale) -> Tensor:

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from polyvera.adapter.bank_state import BankState
 from polyvera.adapter.base_layer import bias_of, dense_weight
-from polyvera.adapter.equation import NormParts, Vectors, adapt, exact, factored_row_norm, product, without_autocast
+from polyvera.adapter.equation import NormParts, Vectors, adapt, exact, factored_row_norm, without_autocast
 from polyvera.adapter.layout import Site
+from polyvera.adapter.packed_linear import linear
 from polyvera.adapter.route import Pick, current_route
 from polyvera.adapter.slot_table import SlotTable, distinct
 
@@ -53,7 +54,7 @@ class SharedInput:
 def _project(x: Tensor, A: Tensor, dropout: float) -> Tensor:
     x = x.to(A.dtype)
     with without_autocast(x):
-        return product(F.dropout(x, dropout) if dropout else x, A)
+        return linear(F.dropout(x, dropout) if dropout else x, A)
 
 
 class LayerBank(nn.Module):
@@ -70,7 +71,6 @@ class LayerBank(nn.Module):
         self._base = [base]  # in a list, so that the base is not registered a second time
         self._parts: NormParts | None = None
         self._norms: dict[int, tuple[object, Tensor]] = {}
-        self._every_norm: Tensor | None = None
         for letter, value in frozen.items():
             self.register_buffer(letter, value, persistent=False)
 
@@ -82,7 +82,7 @@ class LayerBank(nn.Module):
     def forward(self, x: Tensor, y: Tensor, pick: Pick) -> Tensor:
         """The base's output y (..., out) with this bank's delta added to the rows that are its own."""
         pick.check(x)
-        if pick.slot is None and not pick.is_data and {"A", "B"} & set(self.bank.layout.method.trained):
+        if pick.slot is None and {"A", "B"} & set(self.bank.layout.method.trained):
             return self._by_groups(x, y, pick)
         A, vectors = self._ready(x, pick)
         return adapt(y, self._input(x, A), vectors, self._bias())
@@ -111,12 +111,13 @@ class LayerBank(nn.Module):
         flat_x, flat_y = x.flatten(0, axis - 1), y.flatten(0, axis - 1)
         slots = self._slots() if self.bank.trainable else None
         parts, order = [], []
-        for slot, mine in pick.groups_on(x.device):
+        for slot, mine in pick.groups:
+            mine = mine.to(x.device)
             own = self.of_slot(slot) if slots is None else {letter: views[slot] for letter, views in slots.items()}
             A, vectors = self._of_one(flat_x, slot, own)
             parts.append(adapt(flat_y[mine], self._input(flat_x[mine], A), vectors, self._bias()))
             order.append(mine)
-        others = pick.others_on(x.device)
+        others = pick.others.to(x.device)
         places = torch.cat([*order, others]).argsort()
         return torch.cat([*parts, flat_y[others]])[places].view_as(y)
 
@@ -128,39 +129,19 @@ class LayerBank(nn.Module):
         return Vectors(B, d, own.get("b"), self.site.scale, own.get("m"), norm)
 
     def _gather(self, x: Tensor, pick: Pick) -> tuple[Tensor, Vectors]:
-        """Each row's own factors, and m over the norm."""
+        """Each row's own d, b and m over the norm."""
+        A, B = self._pair(x)
         own = {k: pick.gather(getattr(self, k), x) for k in self.bank.layout.method.trained}
         mask = None if pick.mask is None else pick.gather_mask(x)
         if mask is not None:  # nothing of a slot reaches the rows of others, not even 0 times its infinity
-            own = {
-                k: torch.where(mask.view(*mask.shape, *(1,) * (v.dim() - mask.dim())) > 0, v, 0.0)
-                for k, v in own.items()
-            }
-        A, B = self._pair(x, own)
-        d = own.get("d")
-        if d is not None and "A" in own:
-            A, d = (A * d[..., None]).to(A.dtype), None
-        norm = None if "m" not in own else self._norm_of_rows(x, pick)
-        if norm is not None and mask is not None:  # g = 1 on the rows of others
-            own["m"], norm = torch.where(mask > 0, own["m"], 1.0), torch.where(mask > 0, norm, 1.0)
-        return A, self._vectors(B, d, own, norm)
-
-    def _norm_of_rows(self, x: Tensor, pick: Pick) -> Tensor:
-        if pick.is_data or (x.is_cuda and not self.bank.trainable):
-            return pick.gather(self._all_norms(), x)
-        every = torch.stack([self._norm_to_use(i, self.of_slot(i)) for i in self._used(pick)])
-        return pick.gather(every[self._positions(pick)], x)
-
-    def _all_norms(self) -> Tensor:
-        """row_norm of every slot, (slots, out), where a captured forward finds those of adapters that come later."""
-        known, num_slots = self._every_norm, self.bank.num_slots
-        if known is None or len(known) != num_slots:
-            with torch.inference_mode(False), torch.no_grad():
-                known = torch.ones(num_slots, self.site.out_features, device=self.of_slot(0)["m"].device)
-                for slot in self.bank.occupied:
-                    known[slot] = self.row_norm(slot)
-            self._every_norm = known
-        return known
+            own = {k: torch.where(mask > 0, v, 0.0) for k, v in own.items()}
+        norm = None
+        if "m" in own:
+            every = torch.stack([self._norm_to_use(i, self.of_slot(i)) for i in self._used(pick)])
+            norm = pick.gather(every[self._positions(pick)], x)
+            if mask is not None:  # g = 1 on the rows of others
+                own["m"], norm = torch.where(mask > 0, own["m"], 1.0), torch.where(mask > 0, norm, 1.0)
+        return A, self._vectors(B, own.get("d"), own, norm)
 
     def _used(self, pick: Pick) -> list[int]:
         return distinct(pick.rows)
@@ -185,14 +166,12 @@ class LayerBank(nn.Module):
         """‖W + ΔW‖ of each row in fp32; a constant until the slot changes."""
         known = self._norms.get(slot)
         if known is None or known[0] != self._state(slot):
-            self.keep_norm(slot, self.norm_of(self.of_slot(slot)))
-        return self._norms[slot][1]
+            known = self._norms[slot] = (self._state(slot), self.norm_of(self.of_slot(slot)))
+        return known[1]
 
     def keep_norm(self, slot: int, norm: Tensor) -> None:
         """Says what row_norm of the slot is, as it stands."""
         self._norms[slot] = (self._state(slot), norm)
-        if self._every_norm is not None and slot < len(self._every_norm):
-            self._every_norm[slot].copy_(norm)
 
     def norm_of(self, own: Mapping[str, Tensor]) -> Tensor:
         """row_norm with the trained factors that are given."""

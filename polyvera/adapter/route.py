@@ -6,7 +6,7 @@ with route([3, 0, 7]): model(...)      # a mixed batch; slot 0 is the bare base 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from polyvera.adapter.bank_state import BankState
-from polyvera.adapter.slot_table import BASE_SLOT, SlotTable, distinct
+from polyvera.adapter.slot_table import SlotTable, distinct
 from polyvera.errors import SlotError
 
 Slots = int | Sequence[int] | Tensor
@@ -29,8 +29,7 @@ class Pick:
 
     slot: the bank's own index where all rows use the same one. rows: else the index of each row, 0 where mask is 0.
     mask: 1 for the rows that are this bank's, 0 for all others, None where all are. shape: of the slots named.
-    is_once: whether one forward is all that it is for. is_data: rows and mask are data on the device, to be read by no
-    host, so that a captured forward serves other slots later.
+    is_once: whether one forward is all that it is for.
     """
 
     slot: int | None
@@ -38,7 +37,6 @@ class Pick:
     mask: Tensor | None
     shape: torch.Size | None
     is_once: bool = False
-    is_data: bool = False
     cache: dict[Any, Any] = field(default_factory=dict)
 
     def check(self, x: Tensor) -> None:
@@ -55,22 +53,22 @@ class Pick:
         mine = self.rows if self.mask is None else torch.where(self.mask > 0, self.rows, -1)
         return [(int(i), (mine.flatten() == i).nonzero()[:, 0]) for i in distinct(mine) if i >= 0]
 
-    def groups_on(self, device: torch.device) -> list[tuple[int, Tensor]]:
-        """The same with the row numbers on a device."""
-        return [(index, self._on(device, index, rows)) for index, rows in self.groups]
-
-    def others_on(self, device: torch.device) -> Tensor:
-        """`others` on a device."""
-        return self._on(device, "others", self.others)
-
     @cached_property
     def others(self) -> Tensor:
         """The row numbers that are not this bank's."""
         return torch.empty(0, dtype=torch.long) if self.mask is None else (self.mask.flatten() == 0).nonzero()[:, 0]
 
+    def on(self, device: torch.device) -> Tensor:
+        """`rows` on a device, moved there once."""
+        key = (device, torch.is_inference_mode_enabled())
+        if key not in self.cache:
+            self.cache[key] = self.rows.to(device, non_blocking=True)
+        found: Tensor = self.cache[key]
+        return found
+
     def gather(self, stack: Tensor, like: Tensor) -> Tensor:
         """stack[rows] with axes added so that it broadcasts over the tokens of `like` (rows, ..., features)."""
-        rows = self._on(stack.device, "rows", self.rows)
+        rows = self.on(stack.device)
         between = (1,) * (like.dim() - 1 - rows.dim())
         picked = stack.index_select(0, rows.flatten())  # a third of the time of stack[rows]
         return picked.view(*rows.shape, *between, *stack.shape[1:])
@@ -78,17 +76,7 @@ class Pick:
     def gather_mask(self, like: Tensor) -> Tensor:
         """The mask with axes added so that it broadcasts over `like` (rows, ..., features)."""
         assert self.mask is not None
-        mask = self._on(like.device, "mask", self.mask)
-        return mask.view(*mask.shape, *(1,) * (like.dim() - mask.dim()))
-
-    def _on(self, device: torch.device, name: object, values: Tensor) -> Tensor:
-        """A tensor of this pick on a device, copied at the first layer that asks; a GPU's host does not wait."""
-        if values.device == device:
-            return values
-        if (name, device) not in self.cache:
-            pinned = values.pin_memory() if device.type == "cuda" else values
-            self.cache[name, device] = pinned.to(device, non_blocking=True)
-        return self.cache[name, device]  # type: ignore[no-any-return]
+        return self.mask.to(like.device).view(*self.mask.shape, *(1,) * (like.dim() - self.mask.dim()))
 
 
 class Route:
@@ -99,8 +87,7 @@ class Route:
     """
 
     def __init__(self, slots: Slots, held: bool = False, once: bool = False) -> None:
-        self.is_held, self.is_once, self.is_on_device = held, once, False
-        self.banks: Collection[BankState] | None = None
+        self.is_held, self.is_once = held, once
         self.shape: torch.Size | None = None
         self.slots: int | Tensor
         if isinstance(slots, int):
@@ -111,23 +98,11 @@ class Route:
             self.shape, self.slots = several.shape, numbers[0] if len(numbers) == 1 else several
         self._picks: dict[int, tuple[int, Pick | None]] = {}
 
-    @classmethod
-    def on_device(cls, slots: Tensor, banks: Collection[BankState] | None = None) -> Route:
-        """Slots that are looked up on their device, one for each row; the host neither reads nor checks them.
-
-        A captured forward follows what is written to `slots` later, as long as no bank is added or grows. banks: all
-        that rows may use, None for every bank of the model.
-        """
-        made = cls(BASE_SLOT, held=True, once=True)
-        made.is_on_device, made.shape, made.slots, made.banks = True, slots.shape, slots, banks
-        return made
-
     def pick(self, bank: BankState, table: SlotTable) -> Pick | None:
         """How this batch uses the bank, or None where no row does. Raises SlotError for a slot that isn't there."""
         known = self._picks.get(id(bank))
         if known is None or not (self.is_held or known[0] == bank.version):
-            if not self.is_on_device:
-                table.check(self.slots)
+            table.check(self.slots)
             known = self._picks[id(bank)] = (bank.version, self._pick(bank, table))
         return known[1]
 
@@ -135,20 +110,12 @@ class Route:
         if isinstance(self.slots, int):
             index = table.index(self.slots, bank)
             return None if index is None else Pick(index, torch.tensor([index]), None, self.shape, self.is_once)
-        if self.is_on_device:
-            return self._pick_on_device(bank, table, self.slots)
         rows = table.lookup(bank)[self.slots]
         mine = rows >= 0
         if not bool(mine.any()):
             return None
         mask = None if bool(mine.all()) else mine.float()
         return Pick(None, rows.clamp(min=0), mask, self.shape, self.is_once)
-
-    def _pick_on_device(self, bank: BankState, table: SlotTable, slots: Tensor) -> Pick | None:
-        if self.banks is not None and all(bank is not one for one in self.banks):
-            return None
-        rows = table.lookup(bank, slots.device)[slots]
-        return Pick(None, rows.clamp(min=0), (rows >= 0).float(), self.shape, True, True)
 
 
 _ROUTE: ContextVar[Route | None] = ContextVar("polyvera_route", default=None)

@@ -11,7 +11,6 @@ from polyvera.adapter.bank_state import BankState
 from polyvera.errors import SlotError
 
 BASE_SLOT = 0
-CPU = torch.device("cpu")
 
 
 class SlotTable:
@@ -20,7 +19,7 @@ class SlotTable:
     def __init__(self) -> None:
         self.banks: list[BankState] = []
         self._owners: list[tuple[BankState, int]] = []
-        self._lookups: dict[tuple[int, torch.device], Tensor] = {}
+        self._lookups: dict[int, Tensor] = {}
         self.default: tuple[object, Any] | None = None  # the route of a forward outside `with route(...)`, and for what
 
     @property
@@ -42,13 +41,12 @@ class SlotTable:
         owner, index = self._owners[slot - 1] if 1 <= slot <= len(self._owners) else (None, 0)
         return index if owner is bank else None
 
-    def lookup(self, bank: BankState, device: torch.device = CPU) -> Tensor:
+    def lookup(self, bank: BankState) -> Tensor:
         """The bank's own index of every slot of the model, -1 for those of others; (slots + 1,)."""
-        key = id(bank), device
-        if key not in self._lookups:
+        if id(bank) not in self._lookups:
             mine = [index if owner is bank else -1 for owner, index in self._owners]
-            self._lookups[key] = torch.tensor([-1, *mine], device=device)
-        return self._lookups[key]
+            self._lookups[id(bank)] = torch.tensor([-1, *mine])
+        return self._lookups[id(bank)]
 
     def check(self, slots: int | Tensor) -> None:
         """Raises SlotError unless every slot is the base or holds an adapter."""
