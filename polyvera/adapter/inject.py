@@ -22,17 +22,21 @@ from polyvera.adapter.targets import find_sites, linear_layers
 from polyvera.errors import LayoutError, TargetError, did_you_mean
 
 
-def inject(model: nn.Module, spec: AdapterSpec, num_slots: int = 1) -> Bank:
+def inject(
+    model: nn.Module, spec: AdapterSpec, num_slots: int = 1, *, product_dtype: torch.dtype | None = None
+) -> Bank:
     """Puts a bank of trainable slots into the model, each a fresh adapter (the identity), and freezes all else.
 
-    The model is changed in place and stays an ordinary module. Raises TargetError, LayoutError or SpecError.
+    The model is changed in place and stays an ordinary module. The trained numbers are fp32. product_dtype: of the
+    products with A and B; None is autocast's under autocast, else the input's where that is bfloat16 or float16 on an
+    accelerator, and fp32 otherwise, so on any CPU. Raises TargetError, LayoutError or SpecError.
     """
     sites = find_sites(model, spec)
     head = head_tensors(model, spec.head)
     layout = layout_of(spec, sites, {k: tuple(t.shape) for k, t in head.items()})
     basis = None if layout.basis is None else draw_basis(layout.basis)
     model.requires_grad_(False)
-    bank = add_bank(model, layout, num_slots, basis, spec=spec, trainable=True)
+    bank = add_bank(model, layout, num_slots, basis, spec=spec, trainable=True, product_dtype=product_dtype)
     for slot in bank.slots:
         bank.start(slot, head)
     return bank
@@ -72,6 +76,7 @@ def add_bank(
     spec: AdapterSpec | None = None,
     trainable: bool = False,
     dtype: torch.dtype = torch.float32,
+    product_dtype: torch.dtype | None = None,
     any_classes: bool = False,
 ) -> Bank:
     """An empty bank of that layout in the model, beside those there. Raises LayoutError where it doesn't fit.
@@ -91,6 +96,7 @@ def add_bank(
         dtype=dtype,
         spec=spec,
         trainable=trainable,
+        product_dtype=product_dtype,
     )
     for site in layout.sites:
         _wrap(model, site.name, AdaptedLinear, table, bank.layer(site, layers[site.name]))
