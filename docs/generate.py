@@ -1,7 +1,8 @@
-"""Writes the tables of README.md from the code, between markers such as <!-- methods --> and <!-- end -->.
+"""Writes the tables of README.md from the code, between markers such as <!-- methods --> and <!-- end -->, and
+docs/reference.
 
-python docs/generate.py            # rewrites the blocks
-python docs/generate.py --check    # exits 1 where a block is not what the code says
+python docs/generate.py            # rewrites them
+python docs/generate.py --check    # exits 1 where one is not what the code says
 """
 
 from __future__ import annotations
@@ -30,8 +31,12 @@ from polyvera.adapter.method import (
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.model.shapes import ModelShapes, model_shapes
 from polyvera.plan import bytes_text, compare, plan_rows
+from polyvera.server.config import Serving
+from polyvera.settings.reference import page
+from polyvera.train.recipe import Recipe
 
 README = Path(__file__).parents[1] / "README.md"
+REFERENCE = Path(__file__).parent / "reference"
 BLOCK = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PLAN_COLUMNS = ("method", "rank", "trained", "stored", "per GiB", "10,000 of them", "training", "trains on")
 # What each letter adds to the numbers that a layer of I inputs and O outputs stores at rank r.
@@ -123,16 +128,38 @@ def generated(text: str) -> str:
     return BLOCK.sub(lambda found: f"{found[1]}{BLOCKS[found[2]]()}\n{found[3]}", text)
 
 
+ORDER = """A flag wins over a key of the file, a key over the environment variable, and that over the default; what was
+given counts as given, even where it equals the default. An unknown key is an error, and so are a key and its other name
+together."""
+RECIPE = f"""Every setting of `polyvera train`: a flag, a key of the TOML file that `--recipe FILE` names, an
+environment variable, and an argument of `polyvera.Recipe`. `polyvera train --schema` prints the file's JSON schema.
+
+{ORDER}
+
+Every other verb takes `--recipe FILE`, too, and reads from it the settings that it has: the store, the model, the
+columns of the data."""
+SERVING = f"""Every setting of `polyvera serve MODEL`: a flag, a key of the TOML file that `--config FILE` names, and an
+environment variable; `model` is the argument. `polyvera serve --schema` prints the JSON schema of the file.
+
+{ORDER} `--recipe FILE` takes the model and the store from a recipe, after `--config`."""
+PAGES: Mapping[str, Callable[[], str]] = {
+    "recipe.md": lambda: page(Recipe, "Settings of a training run", RECIPE),
+    "serving.md": lambda: page(Serving, "Settings of a server", SERVING),
+}
+
+
 def main() -> int:
-    """Rewrites or checks the README."""
+    """Rewrites or checks the README and the reference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     chosen = parser.parse_args()
-    text = README.read_text(encoding="utf-8")
-    fresh = generated(text)
+    files = {README: generated(README.read_text(encoding="utf-8"))}
+    files |= {REFERENCE / name: write() for name, write in PAGES.items()}
     if chosen.check:
-        return int(fresh != text)
-    README.write_text(fresh, encoding="utf-8")
+        return int(any(not path.exists() or path.read_text(encoding="utf-8") != text for path, text in files.items()))
+    REFERENCE.mkdir(exist_ok=True)
+    for path, text in files.items():
+        path.write_text(text, encoding="utf-8")
     return 0
 
 

@@ -19,7 +19,7 @@ from polyvera.plan import cost
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MODEL = '"smollm2"'
 
 
@@ -70,6 +70,11 @@ def test_the_tables_are_fresh(generator: ModuleType) -> None:
     assert generator.generated(README) == README, "run: python docs/generate.py"
     for name in generator.BLOCKS:
         assert f"<!-- {name} -->" in README
+
+
+def test_the_reference_is_fresh(generator: ModuleType) -> None:
+    for name, write in generator.PAGES.items():
+        assert (ROOT / "docs" / "reference" / name).read_text(encoding="utf-8") == write(), "run: docs/generate.py"
 
 
 def test_a_stale_table_is_seen(generator: ModuleType) -> None:

@@ -18,6 +18,7 @@ PACKAGE = ROOT / "polyvera"
 ROOMS = {
     "errors": 0,
     "adapter": 1,
+    "settings": 1,
     "plan": 2,
     "model": 2,
     "store": 3,

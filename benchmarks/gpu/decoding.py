@@ -37,11 +37,11 @@ class Ticks:
 
     at: list[float] = field(default_factory=list)
     done: Event = field(default_factory=Event)
+    error: Exception | None = None
 
     def take(self, output: RequestOutput) -> None:
         """Notes one output. Called in the engine's thread."""
-        if output.problem is not None:
-            self.problem: Exception | None = output.problem
+        self.error = output.error
         self.at += [perf_counter()] * len(output.tokens)
         if output.finish_reason is not None:
             self.done.set()
@@ -80,8 +80,8 @@ def step_s(engine: Generator, rows: Sequence[list[int]], refs: Sequence[AdapterR
     for i, (row, ticks) in enumerate(zip(rows, answers, strict=True)):
         engine.submit(row, refs[i % len(refs)], greedy, on_output=ticks.take)
     for ticks in answers:
-        if not ticks.done.wait(300) or len(ticks.at) != num_tokens:
-            raise RuntimeError(f"an answer has {len(ticks.at)} of {num_tokens} tokens")
+        if not ticks.done.wait(60) or len(ticks.at) != num_tokens:
+            raise RuntimeError(f"an answer has {len(ticks.at)} of {num_tokens} tokens: {ticks.error}")
     start, stop = max(t.at[0] for t in answers), min(t.at[-1] for t in answers)
     inside = [at for at in answers[0].at if start < at <= stop]
     return float(median(np.diff(inside)))
@@ -164,7 +164,7 @@ def against_generate(model: LlamaForCausalLM, shape: str, num_rows: int, num_tok
 
         def answer() -> None:
             for one in [engine.answer(row, None, greedy) for row in asked]:
-                one.result(300)
+                one.result(60)
 
         ours = interleaved({"engine": answer}, rounds, model.device)["engine"]
     return {

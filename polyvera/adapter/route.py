@@ -6,7 +6,7 @@ with route([3, 0, 7]): model(...)      # a mixed batch; slot 0 is the bare base 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -120,6 +120,7 @@ class Route:
 
     def __init__(self, slots: Slots, held: bool = False, once: bool = False) -> None:
         self.is_held, self.is_once, self.is_on_device = held, once, False
+        self.banks: Collection[BankState] | None = None
         self.shape: torch.Size | None = None
         self.slots: int | Tensor
         if isinstance(slots, int):
@@ -131,7 +132,7 @@ class Route:
         self._picks: dict[int, tuple[int, Pick | None]] = {}
 
     @classmethod
-    def on_device(cls, slots: Tensor) -> Route:
+    def on_device(cls, slots: Tensor, banks: Collection[BankState] | None = None) -> Route:
         """The route of a buffer that the host never reads: what a captured CUDA graph or a scheduler on the GPU wants.
 
         slots: integers on the device of the model, one for each row of the batch (the leading axes of what the layers
@@ -144,11 +145,12 @@ class Route:
         - Before a capture run one forward under the route (torch wants a warm-up in any case): it moves the table of
           slots and the norms to the device. put(), clear() and settle() of a bank that doesn't train are seen by
           later replays. Adding a bank, growing one or moving the model is not: capture again.
-        - Every bank of the model is computed in every forward, whether a row uses it or not; rows of others pass
-          through bit for bit. Heads are not routed so: they raise SlotError.
+        - Each of `banks`, the only ones that rows may use, is computed in every forward, whether a row uses it or not;
+          rows of others pass through bit for bit. None is all banks of the model.
+        - Heads are not routed so: they raise SlotError.
         """
         made = cls(BASE_SLOT)
-        made.is_on_device, made.shape, made.slots = True, slots.shape, slots
+        made.is_on_device, made.shape, made.slots, made.banks = True, slots.shape, slots, banks
         return made
 
     def entered(self) -> None:
@@ -179,6 +181,8 @@ class Route:
         return known[1]
 
     def _pick_on_device(self, bank: BankState, table: SlotTable) -> Pick | None:
+        if self.banks is not None and bank not in self.banks:
+            return None
         if id(bank) not in self._picks:
             assert isinstance(self.slots, Tensor)
             index = table.lookup(bank, self.slots.device).index_select(0, self.slots.flatten()).view(self.slots.shape)

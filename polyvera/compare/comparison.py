@@ -17,13 +17,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from polyvera.adapter.method import METHODS
 from polyvera.errors import RecipeError, did_you_mean
+from polyvera.settings.source import Source, read_toml
 from polyvera.train.memory import forget_peak, peak_bytes
-from polyvera.train.recipe import FULL_LR, Recipe, read_toml
+from polyvera.train.recipe import FULL_LR, Recipe
 
 FULL = "full"
 RUNS = "runs.csv"
 SWEEP, FINAL = "sweep", "final"
 FP32 = 4
+UNPUBLISHED: Mapping[str, None] = {"name": None, "alias": None}
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
 
@@ -62,8 +64,9 @@ class Comparison(BaseModel):
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:
         """The comparison in a TOML file. Raises RecipeError that names the file."""
+        given = read_toml(path)
         try:
-            return cls(**read_toml(path))
+            return cls(**given)
         except RecipeError as error:
             raise RecipeError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
 
@@ -72,6 +75,9 @@ class Comparison(BaseModel):
         for task, own in self.task.items():
             for method in self.methods:
                 choices = {**self.settings, **own, **self.method.get(method, {})}
+                for name in UNPUBLISHED:
+                    if name in choices:
+                        raise RecipeError(f"{name} has no effect: a comparison publishes no adapters; remove it")
                 score, also = str(choices.pop("score", "accuracy")), tuple(choices.pop("also", ()))
                 yield Plan(task, method, factor, seed, score, choices, also)
 
@@ -92,7 +98,7 @@ class Plan:
         """The recipe of the run. Raises RecipeError."""
         lr = self.factor * (FULL_LR if self.method == FULL else METHODS[self.method].lr)
         what: dict[str, Any] = {"full": True} if self.method == FULL else {"method": self.method, "seed": self.seed}
-        return Recipe(**{**self.choices, **what, "lr": lr, "run_seed": self.seed})
+        return Recipe.read(Source({**self.choices, **what, "lr": lr, "run_seed": self.seed})).replaced(**UNPUBLISHED)
 
 
 @dataclass(frozen=True)

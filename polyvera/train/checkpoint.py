@@ -72,7 +72,7 @@ def begin(folder: Path, recipe: Recipe, rows: Encoded, *, resume: bool) -> Path 
     Raises RecipeError where the folder holds a run and resume is false, or where that run's recipe or rows were others.
     """
     at, file = last(folder), folder / RECIPE
-    choices = {**recipe.model_dump(mode="json", exclude={"output"}), "sha256 of the rows": rows.sha256}
+    choices = {**recipe.of_the_run(), "sha256 of the rows": rows.sha256}
     if at is None:
         file.unlink(missing_ok=True)
         keep_recipe(folder, choices)

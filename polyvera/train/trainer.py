@@ -27,6 +27,8 @@ from polyvera.errors import RecipeError
 from polyvera.evaluate.evaluate import evaluate, measured
 from polyvera.model.config import LABEL, are_placeholders, context_length, labels_of, pad_token, set_labels
 from polyvera.model.load import Base, load_base
+from polyvera.store.reference import AdapterRef
+from polyvera.store.registry import Registry
 from polyvera.train import checkpoint
 from polyvera.train.budget import Allocator, compacted, schedule
 from polyvera.train.callbacks import KeepBest, Pruning, Shown
@@ -34,6 +36,7 @@ from polyvera.train.hf_trainer import AdapterTrainer, arguments, columns_of
 from polyvera.train.loss_curve import History, draw
 from polyvera.train.recipe import Recipe
 from polyvera.train.tenants import Tables, only_tenant
+from polyvera.train.warm_start import warm_start
 
 MAX_LENGTH = 512
 BEST = "best.safetensors"
@@ -44,8 +47,9 @@ class TrainResult:
     """What a run made.
 
     adapter: None after full fine-tuning, whose result is base.model itself. base: the model, bare again, and its
-    tokenizer. labels: names of the classes, in the order of the outputs. rows, held_out: training and validation rows,
-    with those that were shortened or skipped. paths: files of the run by name ('curve', 'history', 'model').
+    tokenizer. ref: what the adapter was published as, None without a recipe.name. labels: names of the classes, in the
+    order of the outputs. rows, held_out: the training and validation rows, with those that were shortened or skipped.
+    paths: files of the run by name ('curve', 'history', 'model').
     """
 
     adapter: Adapter | None
@@ -59,6 +63,7 @@ class TrainResult:
     num_params: int
     num_steps: int
     seconds: float
+    ref: AdapterRef | None = None
     ranks: Mapping[str, int] = field(default_factory=dict)
     paths: Mapping[str, Path] = field(default_factory=dict)
 
@@ -72,15 +77,32 @@ def train(
     progress: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainResult:
-    """Trains what the recipe says.
+    """Trains what the recipe says, and publishes the adapter where the recipe names it.
 
+    recipe: every choice of the run; recipe.name, where given, is what the adapter is published under in recipe.store.
     base: a model that is loaded already, instead of recipe.model; it is bare again afterwards (full fine-tuning changes
-    it). start: the adapter to begin from, instead of the identity. resume: goes on from the last whole checkpoint in
-    recipe.output, where there is one, to the same result bit for bit on a CPU. Raises RecipeError, DataError,
-    TargetError or another PolyveraError before the first step.
+        it).
+    start: the adapter to begin from, instead of recipe.init_from.
+    resume: goes on from the last whole checkpoint in recipe.output, to the same result bit for bit on a CPU.
+    progress: shows a bar, or lines where the output is no terminal.
+    callbacks: of transformers' Trainer.
+
+    Raises RecipeError, DataError, TargetError or another PolyveraError before the first step.
     """
-    started = time.monotonic()
     set_seed(recipe.run_seed)
+    start = start or warm_start(recipe, Registry(recipe.store))
+    return _trained(recipe, base, start, resume, progress, callbacks)
+
+
+def _trained(
+    recipe: Recipe,
+    base: Base | None,
+    start: Adapter | None,
+    resume: bool,
+    progress: bool,
+    callbacks: Sequence[TrainerCallback],
+) -> TrainResult:
+    started = time.monotonic()
     tables = read_tables(recipe)
     base = base or load_base(recipe.model, task=tables.training.task, dtype=recipe.dtype, labels=tables.training.labels)
     tables = tables.labelled(class_names(base, tables.training))
@@ -106,8 +128,9 @@ def train(
         scores = {"train_loss": history.recent()} | ({} if best is None else {"eval_loss": best.loss})
         if tables.test is not None:
             scores |= evaluate(base.model, base.tokenizer, tables.test, slot).scores
+        adapter = _adapter(recipe, trainer, allocator, scores, tables.training.labels)
         return TrainResult(
-            adapter=_adapter(recipe, trainer, allocator, scores, tables.training.labels),
+            adapter=adapter,
             base=base,
             scores=scores,
             history=history,
@@ -118,9 +141,16 @@ def train(
             num_params=num_params,
             num_steps=trainer.state.global_step,
             seconds=time.monotonic() - started,
+            ref=_published(recipe, adapter, trainer.is_world_process_zero()),
             ranks={} if allocator is None else allocator.ranks,
             paths=_written(recipe, base, history, trainer.is_world_process_zero()),
         )
+
+
+def _published(recipe: Recipe, adapter: Adapter | None, main: bool) -> AdapterRef | None:
+    if adapter is None or recipe.name is None or not main:
+        return None
+    return Registry(recipe.store).put(recipe.name, adapter, alias=recipe.alias, dtype=recipe.stored)
 
 
 def read_tables(recipe: Recipe) -> Tables:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +16,7 @@ from torch.nn import functional as F
 from polyvera.engine.generation.decode_attention import attend, attend_naive, visible
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CONTEXT = 300
 
 
@@ -120,11 +125,21 @@ def test_the_default_scale_is_that_of_the_width() -> None:
     assert torch.allclose(attend(q, k, v, seen, None), attend_naive(q, k, v, rows, seen.lo, seen.hi, 0.25), atol=1e-5)
 
 
+@pytest.mark.skipif(IS_INTERPRETED, reason="is the process apart")
+def test_the_kernel_equals_its_twin_in_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    env = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=env, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "13 passed, 1 skipped" in done.stdout, done.stdout[-3000:]
+
+
 @pytest.fixture(scope="module")
 def kernel() -> Any:
-    pytest.importorskip("triton")
-    import triton_interpreter  # noqa: F401
-
+    if IS_INTERPRETED:
+        import triton_interpreter  # noqa: F401
+    elif not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, or Triton's interpreter")
     from polyvera.engine.generation import decode_kernel
 
     return decode_kernel

@@ -86,7 +86,7 @@ def test_a_choice_that_cannot_be_is_refused_by_name(given: dict[str, Any]) -> No
 @pytest.mark.parametrize("given", [{"max_rows": 0}, {"num_slots": 0}, {"chunk": -1}, {"prefix_bytes": -1}], ids=str)
 def test_a_limit_that_cannot_be_is_refused_by_name(given: dict[str, Any]) -> None:
     (name,) = given
-    with pytest.raises(ServeError, match=f"{name}=-?[01]: it is at least"):
+    with pytest.raises(ServeError, match=f"{name}=-?[01]: must be greater than or equal to"):
         Limits(**given)
 
 
