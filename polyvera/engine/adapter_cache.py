@@ -6,7 +6,7 @@ Files are read and checked by threads of their own; a slot is written by the eng
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
@@ -200,11 +200,6 @@ class AdapterCache:
         """The resident adapters, the latest used first. Any thread: the seats are copied in one step."""
         leaving = [entry for entry in list(self._taken.values()) if entry.is_evicted]
         return tuple(entry.snapshot() for entry in (*leaving, *reversed(list(self._entries.values()))))
-
-    def banks_of(self, slots: Iterable[int]) -> tuple[Bank, ...]:
-        """The banks of some slots that are held, in the order in which they came."""
-        used = {id(self._taken[slot].bank) for slot in slots if slot != BASE_SLOT}
-        return tuple(bank for bank in self._banks.values() if id(bank) in used)
 
     @property
     def banks(self) -> list[Bank]:

@@ -50,8 +50,8 @@ class Limits:
     decode_graphs: Annotated[
         bool | None,
         Described(
-            "Decode by forwards that are captured as CUDA graphs and replayed; by default where there is CUDA. Elsewhere "
-            "true goes the same way without captures, more slowly.",
+            "Decode by captured CUDA graphs; by default where there is CUDA. "
+            "Elsewhere true goes the same way without captures, more slowly.",
             ENGINE,
         ),
     ] = None

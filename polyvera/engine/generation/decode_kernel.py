@@ -20,36 +20,12 @@ LOG2_E = 1.4426950408889634
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
 def _attend(
-    q: Any,
-    k: Any,
-    v: Any,
-    rows: Any,
-    lo: Any,
-    hi: Any,
-    out: Any,
-    peaks: Any,
-    sums: Any,
-    scale: Any,
-    q_token: Any,
-    q_head: Any,
-    q_at: Any,
-    k_row: Any,
-    k_key: Any,
-    k_head: Any,
-    v_row: Any,
-    v_key: Any,
-    v_head: Any,
-    KV_HEADS: tl.constexpr,
-    GROUPS: tl.constexpr,
-    GROUPS_TILE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    WIDTH_TILE: tl.constexpr,
-    V_WIDTH: tl.constexpr,
-    V_TILE: tl.constexpr,
-    KEYS: tl.constexpr,
-    SPLITS: tl.constexpr,
+    q: Any, k: Any, v: Any, rows: Any, lo: Any, hi: Any, out: Any, peaks: Any, sums: Any, scale: Any,
+    q_token: Any, q_head: Any, q_at: Any, k_row: Any, k_key: Any, k_head: Any, v_row: Any, v_key: Any, v_head: Any,
+    KV_HEADS: tl.constexpr, GROUPS: tl.constexpr, GROUPS_TILE: tl.constexpr, WIDTH: tl.constexpr,
+    WIDTH_TILE: tl.constexpr, V_WIDTH: tl.constexpr, V_TILE: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr,
     PRECISION: tl.constexpr,
-) -> None:
+) -> None:  # fmt: skip
     """One token, one key head with its group of query heads, one split of the keys that the token sees."""
     program, split = tl.program_id(0), tl.program_id(1)
     token, head = program // KV_HEADS, program % KV_HEADS

@@ -64,8 +64,11 @@ class Forward:
 
     def _replayed(self, graphs: DecodeGraphs[Bank], decoding: Sequence[Chunk]) -> Scores:
         tokens = [DecodeToken(c.row.tokens(c.start, c.stop)[0], c.start, c.row.index, c.row.slot) for c in decoding]
-        state = tuple((id(bank), bank.num_slots, bank.flat.data_ptr()) for bank in self._adapters.banks)
-        return graphs(tokens, self._adapters.banks_of({token.slot for token in tokens}), state)
+        banks = self._adapters.banks
+        holders = [banks[0].table.holder(slot) for slot in {token.slot for token in tokens} - {BASE_SLOT}]
+        used = {id(holder[0]) for holder in holders if holder is not None}
+        state = tuple((id(bank), bank.num_slots, bank.flat.data_ptr()) for bank in banks)
+        return graphs(tokens, [bank for bank in banks if id(bank) in used], state)
 
     def _decode(self, inputs: DecodeInputs, banks: Sequence[Bank]) -> Tensor:
         """(rows, vocabulary)"""

@@ -131,7 +131,8 @@ def test_the_kernel_equals_its_twin_in_the_interpreter() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
     env = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=env, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "13 passed, 1 skipped" in done.stdout, done.stdout[-3000:]
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert done.stdout.split()[0].count("s") == 1  # this test alone is skipped there
 
 
 @pytest.fixture(scope="module")
