@@ -1,5 +1,4 @@
-"""Writes the tables of README.md from the code, between markers such as <!-- methods --> and <!-- end -->, and
-docs/reference.
+"""Writes what the README and the pages take from the code, between markers such as <!-- methods --> and <!-- end -->.
 
 python docs/generate.py            # rewrites them
 python docs/generate.py --check    # exits 1 where one is not what the code says
@@ -8,9 +7,10 @@ python docs/generate.py --check    # exits 1 where one is not what the code says
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from transformers import LlamaConfig
@@ -35,9 +35,11 @@ from polyvera.server.config import Serving
 from polyvera.settings.reference import page
 from polyvera.train.recipe import Recipe
 
-README = Path(__file__).parents[1] / "README.md"
-REFERENCE = Path(__file__).parent / "reference"
+ROOT = Path(__file__).parents[1]
+PAGES = tuple(ROOT / name for name in ("README.md", "docs/architecture.md", "docs/methods.md"))
+REFERENCE = ROOT / "docs" / "reference"
 BLOCK = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+TREE_COLUMN = 28
 PLAN_COLUMNS = ("method", "rank", "trained", "stored", "per GiB", "10,000 of them", "training", "trains on")
 # What each letter adds to the numbers that a layer of I inputs and O outputs stores at rank r.
 SIZES = {"A": "r·I", "B": "O·r", "d": "r", "b": "O", "m": "O"}
@@ -113,6 +115,31 @@ def _planned(name: str, shapes: ModelShapes, dtype: str) -> str:
     return f"{title}\n\n{markdown(rows, PLAN_COLUMNS)}"
 
 
+def tree() -> str:
+    """Every file of the package with the first sentence of its docstring, a folder with that of its `__init__`."""
+    lines = [f"{name:<{TREE_COLUMN}}{text}".rstrip() for name, text in _below(ROOT / "polyvera", "")]
+    return "\n".join(["```text", "polyvera/", *lines, "```"])
+
+
+def _below(folder: Path, indent: str) -> Iterator[tuple[str, str]]:
+    indent += "  "
+    for file in sorted(folder.glob("*.py")):
+        if file.stem != "__init__":
+            yield indent + file.name, _sentence(file)
+    for inner in sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__"):
+        if any(inner.glob("*.py")):
+            yield f"{indent}{inner.name}/", _sentence(inner / "__init__.py")
+            yield from _below(inner, indent)
+        else:
+            yield f"{indent}{inner.name}/", ", ".join(sorted(path.name for path in inner.iterdir()))
+
+
+def _sentence(file: Path) -> str:
+    """The first sentence of a module's docstring, in one line, without its full stop."""
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return re.split(r"\.(?:\s|$)", " ".join(text.split("\n\n")[0].split()), maxsplit=1)[0]
+
+
 def markdown(rows: Sequence[Mapping[str, str]], columns: Sequence[str] = ()) -> str:
     """Rows as a table of GitHub's Markdown."""
     names = columns or list(rows[0])
@@ -120,7 +147,7 @@ def markdown(rows: Sequence[Mapping[str, str]], columns: Sequence[str] = ()) -> 
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-BLOCKS: Mapping[str, Callable[[], str]] = {"methods": methods, "plan": plan}
+BLOCKS: Mapping[str, Callable[[], str]] = {"methods": methods, "plan": plan, "tree": tree}
 
 
 def generated(text: str) -> str:
@@ -142,23 +169,28 @@ SERVING = f"""Every setting of `polyvera serve MODEL`: a flag, a key of the TOML
 environment variable; `model` is the argument. `polyvera serve --schema` prints the JSON schema of the file.
 
 {ORDER} `--recipe FILE` takes the model and the store from a recipe, after `--config`."""
-PAGES: Mapping[str, Callable[[], str]] = {
-    "recipe.md": lambda: page(Recipe, "Settings of a training run", RECIPE),
-    "serving.md": lambda: page(Serving, "Settings of a server", SERVING),
-}
+
+
+def files() -> dict[Path, str]:
+    """Every page that is written here, wholly or in part, as the code gives it."""
+    return {
+        REFERENCE / "recipe.md": page(Recipe, "Settings of a training run", RECIPE),
+        REFERENCE / "serving.md": page(Serving, "Settings of a server", SERVING),
+        **{path: generated(path.read_text(encoding="utf-8")) for path in PAGES},
+    }
 
 
 def main() -> int:
-    """Rewrites or checks the README and the reference."""
+    """Rewrites or checks the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     chosen = parser.parse_args()
-    files = {README: generated(README.read_text(encoding="utf-8"))}
-    files |= {REFERENCE / name: write() for name, write in PAGES.items()}
-    if chosen.check:
-        return int(any(not path.exists() or path.read_text(encoding="utf-8") != text for path, text in files.items()))
-    REFERENCE.mkdir(exist_ok=True)
-    for path, text in files.items():
+    for path, text in files().items():
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        if chosen.check:
+            return 1
+        path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
     return 0
 

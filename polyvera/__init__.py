@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from polyvera.store.registry import Registry
     from polyvera.train.recipe import Recipe
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "METHODS": "adapter.method",

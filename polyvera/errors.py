@@ -9,7 +9,7 @@ PolyveraError
 │   └── FingerprintError  an adapter of another base model
 ├── FormatError        bytes that are not a whole, valid adapter file
 ├── StoreError         a store that cannot do what was asked
-│   ├── ReferenceNameError    a name that is no valid adapter name
+│   ├── ReferenceNameError  a name that is not a valid adapter name
 │   └── NotFoundError  no such adapter, version or alias (also a LookupError)
 ├── ServeError         a request that cannot be served
 │   ├── SamplingError  a sampling choice that cannot be, or a prompt that doesn't fit (also a ValueError)
@@ -66,7 +66,7 @@ class StoreError(PolyveraError):
 
 
 class ReferenceNameError(StoreError, ValueError):
-    """A name that is no valid adapter name."""
+    """A name that is not a valid adapter name."""
 
 
 class NotFoundError(StoreError, LookupError):

@@ -46,21 +46,22 @@ def run(recipe: Recipe, *, resume: bool, dry_run: bool, out: Console) -> None:
 def print_cost(recipe: Recipe, out: Console, everyone: Sequence[Tenant] = ()) -> None:
     """What the run costs; with tenants, what a fleet of them does. Raises DataError, RecipeError or TargetError."""
     from polyvera.adapter.targets import find_head
-    from polyvera.model.config import LABEL
+    from polyvera.model.config import KIND_OF_TASK
     from polyvera.model.load import config_source
     from polyvera.model.shapes import meta_model, model_shapes, read_config
     from polyvera.train.fleet.fleet import SLOTS, first_table
-    from polyvera.train.trainer import read_tables
+    from polyvera.train.preparation import read_tables, row_length
 
     data = first_table(everyone, recipe) if everyone else read_tables(recipe).training
     if data is None:
         raise DataError(f"{recipe.data}: none of the {len(everyone)} tenants has rows that can be used")
-    kind = {LABEL: "classification"}.get(data.kind, "causal-lm")
+    kind = KIND_OF_TASK[data.task]
     config = read_config(config_source(recipe.model))
     num_labels = len(data.labels) or None
     head = find_head(meta_model(config, kind=kind, num_labels=num_labels)) if num_labels else ()
     spec = recipe.spec(head)
     shapes = model_shapes(config, spec, kind=kind, num_labels=num_labels)
+    row_length(recipe, shapes.context_length)
     dtype = shapes.dtype or "float32" if recipe.dtype == "auto" else recipe.dtype
     whole = full_cost(shapes.num_params, base_dtype=dtype)
     own = cost(spec, shapes.sites, shapes.num_params, head=shapes.head, base_dtype=dtype, stored=recipe.stored)

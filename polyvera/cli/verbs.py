@@ -91,7 +91,9 @@ def plan(
         typer.echo(json.dumps([to_dict(cost) | _fleet(cost, fleet) for cost in costs], indent=2))
         return
     out = tables.console()
-    title = f"{shapes.name}, {shapes.num_params:,} parameters, {len(shapes.sites)} adapted layers, base in {base_dtype}"
+    reads = "" if shapes.context_length is None else f", reads {shapes.context_length:,} tokens"
+    title = f"{shapes.name}, {shapes.num_params:,} parameters{reads}, {len(shapes.sites)} adapted layers, "
+    title += f"base in {base_dtype}"
     out.print(tables.cost_table(costs, title))
     out.print(tables.many_table(costs, adapters, fleet))
     out.print("training: the base, 16 bytes a trained number (Adam in fp32) and the basis; activations come on top.")
@@ -204,7 +206,7 @@ def ls(
     from polyvera.store.registry import Registry
 
     registry = Registry(store)
-    refs = registry.list(prefix, latest=not every)
+    refs = registry.list(prefix, latest=not every, missing_ok=False)
     rows = [{"name": r.name, "version": r.version, "bytes": r.num_bytes} for r in refs]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))

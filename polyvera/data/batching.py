@@ -58,7 +58,7 @@ def order(num_rows: int, seed: int, epoch: int, lengths: Sequence[int] | None = 
 
 
 class EpochOrder(Sampler[int]):
-    """The rows in `order`, a new one at each epoch; an epoch that is begun anew has the order that it had."""
+    """The rows in `order`, a new one at each epoch; an epoch that is restarted keeps its order."""
 
     def __init__(self, num_rows: int, seed: int, lengths: Sequence[int] | None = None, batch_size: int = 1) -> None:
         self.num_rows, self.seed, self.lengths, self.batch_size = num_rows, seed, lengths, batch_size

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import set_seed
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
@@ -38,9 +37,10 @@ from polyvera.train.fleet.journal import FINISHED, QUARANTINED, SKIPPED, Journal
 from polyvera.train.fleet.member import Member, num_items
 from polyvera.train.fleet.optimizer import SlotAdamW
 from polyvera.train.loss import TargetTokens, row_losses
+from polyvera.train.preparation import adapted, encode_tables
 from polyvera.train.recipe import Recipe
+from polyvera.train.schedule import seed_everything
 from polyvera.train.tenants import Tables, Tenant, tenants
-from polyvera.train.trainer import adapted, encode_tables
 
 SLOTS = 32
 BATCH_TOKENS = {"cpu": 768}  # enough to keep a CPU's cores busy, and few enough to hold rows of like length
@@ -117,7 +117,7 @@ def train_fleet(
     from. resume: goes on after a kill, from recipe.output. watch is called after each round. Raises PolyveraError.
     """
     started = time.monotonic()
-    set_seed(recipe.run_seed)
+    seed_everything(recipe.run_seed)
     journal = Journal(_folder(recipe), registry, prefix, stored)
     journal.open(recipe, resume=resume)
     start = journal.start(start)

@@ -9,20 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import ceil, inf, isfinite
+from math import inf, isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import get_scheduler
 
 from polyvera.data.batching import order
 from polyvera.data.encoding import IGNORED
 from polyvera.data.packed_rows import PackedRows
 from polyvera.errors import DataError
 from polyvera.train.fleet.optimizer import SlotAdamW
-from polyvera.train.hf_trainer import SCHEDULES, num_steps
 from polyvera.train.recipe import Recipe
+from polyvera.train.schedule import lr_factor, num_steps
 
 
 @dataclass
@@ -63,7 +62,7 @@ class Member:
 
     def __post_init__(self) -> None:
         self.epoch_steps, self.total = num_steps(self.recipe, len(self.rows), 1)
-        self.factor = _schedule(self.recipe, self.total)
+        self.factor = lr_factor(self.recipe, self.total)
 
     @cached_property
     def eval_every(self) -> int:
@@ -109,7 +108,7 @@ class Member:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`. Raises DataError where the rows are others."""
         if not torch.equal(state["rows"], self._digest):
-            raise DataError(f"the rows of {self.name!r} have changed since the run that is resumed was begun")
+            raise DataError(f"the rows of {self.name!r} have changed since the resumed run began")
         self.losses = state["losses"].tolist()
         self.step = len(self.losses)
         self.eval_losses = [(int(step), loss) for step, loss in state["eval_losses"].tolist()]
@@ -130,10 +129,3 @@ def num_items(row: Mapping[str, Any]) -> int:
     """What the mean loss counts: a row's target tokens, or 1 for a class."""
     labels = row["labels"]
     return 1 if isinstance(labels, int) else sum(label != IGNORED for label in labels[1:])
-
-
-def _schedule(recipe: Recipe, total: int) -> Callable[[int], float]:
-    """What the learning rates are multiplied by at each step, as the solo loop has it."""
-    idle = torch.optim.SGD([torch.zeros(1)])  # transformers gives a schedule to an optimizer alone
-    scheduler = get_scheduler(SCHEDULES[recipe.schedule], idle, ceil(recipe.warmup * total), total)
-    return scheduler.lr_lambdas[0]  # type: ignore[no-any-return]

@@ -20,7 +20,7 @@ from polyvera.train.fleet.fleet import Fleet, train_fleet
 from polyvera.train.fleet.journal import FINISHED, QUARANTINED, SKIPPED
 from polyvera.train.fleet.optimizer import SlotAdamW
 from polyvera.train.recipe import Recipe
-from polyvera.train.tenants import Source, Tenant
+from polyvera.train.tenants import Tenant, TenantRows
 from polyvera.train.trainer import train
 
 
@@ -127,8 +127,8 @@ def test_a_bank_of_few_slots_trains_any_number_of_tenants(folder: Path) -> None:
 BAD: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "no rows"),
     "columns": (b'{"question": "w1", "reply": "w2"}\n', "question, reply"),
-    "encoding": (b'{"prompt": "\xff\xfe", "completion": "w1"}\n', "no UTF-8"),
-    "broken": (b'{"prompt": "w1", "completion"\n', "no JSON"),
+    "encoding": (b'{"prompt": "\xff\xfe", "completion": "w1"}\n', "not UTF-8"),
+    "broken": (b'{"prompt": "w1", "completion"\n', "not valid JSON"),
     "long": (json.dumps({"prompt": "w1", "completion": "w2 " * 600}).encode() + b"\n", "longer than"),
     "other-kind": (b'{"text": "w1 w2"}\n', "holds text rows"),
 }
@@ -207,7 +207,9 @@ def test_a_common_file_with_a_column_for_the_tenant(folder: Path, tmp_path: Path
 def test_tenants_can_be_given_in_memory() -> None:
     rows = tuple(enumerate(counting_rows(6), 1))
     recipe = Recipe(**SETTINGS, data="memory", fleet=True)
-    result = train_fleet(recipe, everyone=[Tenant("a", Source("a", rows))], base=Base(make_model(), make_tokenizer()))
+    result = train_fleet(
+        recipe, everyone=[Tenant("a", TenantRows("a", rows))], base=Base(make_model(), make_tokenizer())
+    )
     assert [outcome.status for outcome in result.outcomes] == [FINISHED]
 
 
