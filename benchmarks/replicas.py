@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from polyvera.engine.generation.generator import Generator
-from polyvera.engine.generation.request import RequestOutput, SamplingParams
+from polyvera.engine.generation.request import Request, RequestOutput, SamplingParams
 from polyvera.engine.limits import Limits
 from polyvera.model.load import load_base
 from polyvera.replicas.replica_pool import ReplicaPool
@@ -33,7 +33,7 @@ def answers(engine: Any, num_rows: int, num_tokens: int) -> list[list[int]]:
             if output.finish_reason is not None:
                 ends[row].set()
 
-        return engine.submit([1000 + 7 * row + i for i in range(PROMPT_TOKENS)], None, params, on_output=on_output)
+        return engine.submit(Request([1000 + 7 * row + i for i in range(PROMPT_TOKENS)], None, params, on_output))
 
     requests = [asked(row) for row in range(num_rows)]
     for end in ends:

@@ -25,7 +25,7 @@ from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.inject import eject, extract, inject
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.engine.generation.generator import Generator
-from polyvera.engine.generation.request import RequestOutput, SamplingParams
+from polyvera.engine.generation.request import Request, RequestOutput, SamplingParams
 from polyvera.engine.limits import Limits
 from polyvera.model.load import Base, load_base
 from polyvera.store.reference import AdapterRef
@@ -178,7 +178,7 @@ def _loads(engine: Generator, rows: Sequence[list[int]], warm: AdapterRef, cold:
     on_output = lambda output: ticks.append(monotonic()) if output.tokens else None  # noqa: E731
     endless = SamplingParams(max_tokens=engine.max_context - PROMPT, ignore_eos=True)
     others = [
-        engine.submit(row, None, endless, on_output=on_output if i == 0 else _ignore) for i, row in enumerate(rows[1:])
+        engine.submit(Request(row, None, endless, on_output if i == 0 else _ignore)) for i, row in enumerate(rows[1:])
     ]
     draw, found = np.random.RandomState(0), {"resident": ([], []), "new": ([], [])}  # type: ignore[var-annotated]
     for ref in cold:

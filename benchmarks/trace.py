@@ -23,7 +23,7 @@ import torch
 from serve import published
 
 from polyvera.engine.generation.generator import Generator
-from polyvera.engine.generation.request import RequestOutput, SamplingParams
+from polyvera.engine.generation.request import Request, RequestOutput, SamplingParams
 from polyvera.engine.limits import Limits
 from polyvera.model.load import Base, load_base
 from polyvera.store.registry import Registry
@@ -73,7 +73,7 @@ def run_engine(
             for one in asked:
                 time.sleep(max(0.0, started + one.arrival - time.monotonic()))
                 params = SamplingParams(max_tokens=one.num_tokens, ignore_eos=True)
-                engine.submit(one.prompt, refs[one.adapter], params, on_output=_listener(one, started))
+                engine.submit(Request(one.prompt, refs[one.adapter], params, _listener(one, started)))
             for one in asked:
                 one.ended.wait(600)
             return asked, time.monotonic() - started

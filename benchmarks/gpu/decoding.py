@@ -21,7 +21,7 @@ from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.inject import eject, extract, inject
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.engine.generation.generator import Generator
-from polyvera.engine.generation.request import RequestOutput, SamplingParams
+from polyvera.engine.generation.request import Request, RequestOutput, SamplingParams
 from polyvera.engine.limits import Limits
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
@@ -78,7 +78,7 @@ def step_s(engine: Generator, rows: Sequence[list[int]], refs: Sequence[AdapterR
     greedy = SamplingParams(max_tokens=num_tokens, ignore_eos=True)
     answers = [Ticks() for _ in rows]
     for i, (row, ticks) in enumerate(zip(rows, answers, strict=True)):
-        engine.submit(row, refs[i % len(refs)], greedy, on_output=ticks.take)
+        engine.submit(Request(row, refs[i % len(refs)], greedy, ticks.take))
     for ticks in answers:
         if not ticks.done.wait(60) or len(ticks.at) != num_tokens:
             raise RuntimeError(f"an answer has {len(ticks.at)} of {num_tokens} tokens: {ticks.error}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,8 +16,12 @@ from polyvera.plan import bytes_text
 from polyvera.server.config import ServerConfig, Serving
 
 if TYPE_CHECKING:
-    from polyvera.engine.adapter_cache import Observe
+    from polyvera.engine.adapter_loader import Observe
+    from polyvera.engine.embedding.embedder import Embedder
+    from polyvera.engine.generation.generator import Generator
     from polyvera.engine.limits import Limits
+    from polyvera.engine.protocol import EmbeddingEngine, ServedEngine
+    from polyvera.replicas.replica_pool import ReplicaPool
     from polyvera.store.registry import Registry
 
 
@@ -55,7 +59,7 @@ def _run(
         for one in pinned:
             engine.pin(registry.resolve(one))
         app = make_app(engine, config, metrics, state)
-        typer.echo(_vectors(engine) if hasattr(engine, "pooling") else _costs(engine))
+        typer.echo(_costs(engine) if engine.embedding is None else _vectors(engine.embedding))
         if address is None:
             return
         server = Server(app, engine, config, state, *address)
@@ -66,7 +70,7 @@ def _run(
     typer.echo("stopped")
 
 
-def _vectors(encoder: Any) -> str:
+def _vectors(encoder: EmbeddingEngine) -> str:
     limits = encoder.limits
     return (
         f"an encoder for /v1/embeddings ({encoder.pooling}) and /v1/classify: {limits.max_rows} texts of up to "
@@ -75,9 +79,11 @@ def _vectors(encoder: Any) -> str:
     )
 
 
-def _engine(model: str, registry: Registry, limits: Limits, observe: Observe, num_replicas: int) -> Any:
+def _engine(
+    model: str, registry: Registry, limits: Limits, observe: Observe, num_replicas: int
+) -> Generator | Embedder | ReplicaPool:
     """What answers: an engine in this process, or several in processes of their own."""
-    from polyvera.engine.embedding.embedder import engine_for
+    from polyvera.engine.factory import engine_for
     from polyvera.model.config import AUTO_TASK
     from polyvera.model.load import load_base, place
     from polyvera.replicas.replica_pool import ReplicaPool
@@ -87,7 +93,7 @@ def _engine(model: str, registry: Registry, limits: Limits, observe: Observe, nu
     return engine_for(place(load_base(model, task=AUTO_TASK)), registry, limits, observe)
 
 
-def _costs(engine: Any) -> str:
+def _costs(engine: ServedEngine) -> str:
     limits, config = engine.limits, engine.model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

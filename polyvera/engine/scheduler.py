@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import heapq
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from time import monotonic
 from typing import Generic, Protocol, TypeVar
 
@@ -80,11 +82,12 @@ class Scheduler(Generic[Q, R]):
         self._waiting.setdefault(request.tenant, deque()).append(request)
 
     def drop(self, request: Q) -> None:
-        """Takes a waiting request out."""
-        queue = self._waiting[request.tenant]
-        queue.remove(request)
+        """Takes a waiting request out, if it is there."""
+        queue = self._waiting.get(request.tenant, deque())
+        with suppress(ValueError):
+            queue.remove(request)
         if not queue:
-            del self._waiting[request.tenant]
+            self._waiting.pop(request.tenant, None)
 
     def admit(
         self, acquire: Callable[[Q], int | None], start: Callable[[Q, int, int], R]
@@ -108,8 +111,7 @@ class Scheduler(Generic[Q, R]):
             self.drop(request)
             request.admitted = monotonic()
             # The lowest free index, so that neighbours in the cache can attend in one call.
-            self.running.append(start(request, heapq.heappop(self._free), slot))
-            self.running.sort(key=lambda row: row.index)
+            insort(self.running, start(request, heapq.heappop(self._free), slot), key=lambda row: row.index)
         return failed
 
     def finish(self, row: R) -> None:

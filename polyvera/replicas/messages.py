@@ -13,7 +13,7 @@ from polyvera.engine.adapter_cache import ResidentAdapter
 from polyvera.engine.generation.request import SamplingParams, Token
 from polyvera.engine.limits import Limits
 from polyvera.engine.stats import RunningRequest
-from polyvera.errors import BusyError, FormatError, PolyveraError, SamplingError, ServeError
+from polyvera.errors import BusyError, EngineError, FormatError, PolyveraError, SamplingError
 from polyvera.store.reference import AdapterRef
 
 # --- to a replica ---
@@ -82,12 +82,12 @@ class Fault:
     retry_s: float | None = None
 
     def error(self) -> PolyveraError:
-        """The error itself: a ServeError where the class is none of polyvera's own."""
+        """The error itself: an EngineError where the class is none of polyvera's own."""
         known = getattr(errors, self.name, None)
         if known is BusyError:
             return BusyError(self.message, self.retry_s or 1.0)
         is_own = isinstance(known, type) and issubclass(known, PolyveraError)
-        return known(self.message) if is_own else ServeError(f"{self.name}: {self.message}")  # type: ignore[misc]
+        return known(self.message) if is_own else EngineError(f"{self.name}: {self.message}")  # type: ignore[misc]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,36 +11,20 @@ import os
 import signal
 import socket
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from threading import Event, Thread
 from typing import NoReturn
 
 import torch
 
 from polyvera.adapter.fingerprint import fingerprint
-from polyvera.engine.adapter_cache import Observe
+from polyvera.engine.adapter_loader import Observe
 from polyvera.engine.generation.generator import Generator
 from polyvera.engine.generation.request import Request, RequestOutput
-from polyvera.errors import FormatError, PolyveraError, ServeError
+from polyvera.errors import EngineError, FormatError, PolyveraError
 from polyvera.model.load import load_base, place
+from polyvera.replicas import messages
 from polyvera.replicas.connection import Connection
-from polyvera.replicas.messages import (
-    TO_REPLICA,
-    Accepted,
-    Cancel,
-    Command,
-    CommandDone,
-    Delta,
-    Fatal,
-    GetStats,
-    Ready,
-    Start,
-    Stats,
-    Submit,
-    Timing,
-    ToReplica,
-    fault_of,
-)
 from polyvera.store.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -57,11 +41,11 @@ class Replica:
         self._open: dict[int, Request] = {}
         self._pool = ThreadPoolExecutor(WORKERS, "polyvera-replica")
 
-    def start(self, given: Start) -> None:
-        """Loads the model, starts the engine, and says Ready. Raises what load_base and Generator raise."""
+    def start(self, given: messages.Start) -> None:
+        """Loads the model, starts the engine, and says messages.Ready. Raises what load_base and Generator raise."""
         self._engine = engine = engine_of(given, self._observe).start()
         dtype = str(engine.model.dtype).removeprefix("torch.")
-        self._connection.send(Ready(fingerprint(engine.model), dtype, engine.num_tokens, engine.limits))
+        self._connection.send(messages.Ready(fingerprint(engine.model), dtype, engine.num_tokens, engine.limits))
 
     def watch(self) -> None:
         """Returns when the engine has failed."""
@@ -69,51 +53,52 @@ class Replica:
         while self._engine.failed is None:
             pause.wait(WATCH_S)
 
-    def handle(self, message: ToReplica) -> None:
+    def handle(self, message: messages.ToReplica) -> None:
         """Does what the front says; what may take its time is done beside the next messages."""
         match message:
-            case Cancel():
+            case messages.Cancel():
                 request = self._open.get(message.number)
                 if request is not None:
                     self._engine.cancel(request)
-            case Submit() if message.params.schema is None:
+            case messages.Submit() if message.params.schema is None:
                 self._submit(message)
-            case Submit():
+            case messages.Submit():
                 self._pool.submit(self._submit, message)  # a schema is compiled first
-            case Command():
+            case messages.Command():
                 self._pool.submit(self._command, message)
-            case GetStats():
+            case messages.GetStats():
                 self._get_stats(message)
-            case Start():
+            case messages.Start():
                 raise FormatError("a replica is started once")
 
-    def _submit(self, message: Submit) -> None:
-        number, asked = message.number, Future[Request]()
+    def _submit(self, message: messages.Submit) -> None:
+        accepted = Event()
 
         def on_output(output: RequestOutput) -> None:
-            self._tell(number, asked.result(), output)  # Accepted comes first
+            accepted.wait()  # Accepted comes first
+            self._on_output(message.number, request, output)
 
+        request = Request(message.prompt, message.adapter, message.params, on_output, message.tenant)
+        self._open[message.number] = request
         try:
-            request = self._engine.submit(
-                message.prompt, message.adapter, message.params, on_output=on_output, tenant=message.tenant
-            )
+            self._engine.submit(request)
         except PolyveraError as error:
-            self._connection.send(Accepted(number, fault_of(error)))
+            del self._open[message.number]
+            self._connection.send(messages.Accepted(message.number, messages.fault_of(error)))
             return
-        self._open[number] = request
-        self._connection.send(Accepted(number))
-        asked.set_result(request)
+        self._connection.send(messages.Accepted(message.number))
+        accepted.set()
 
-    def _tell(self, number: int, request: Request, output: RequestOutput) -> None:
+    def _on_output(self, number: int, request: Request, output: RequestOutput) -> None:
         """In the engine's thread."""
         if output.finish_reason is not None:
             del self._open[number]
-        fault = None if output.error is None else fault_of(output.error)
+        fault = None if output.error is None else messages.fault_of(output.error)
         self._connection.send(
-            Delta(number, output.tokens, output.text, output.finish_reason, fault, request.num_reused)
+            messages.Delta(number, output.tokens, output.text, output.finish_reason, fault, request.num_reused)
         )
 
-    def _command(self, message: Command) -> None:
+    def _command(self, message: messages.Command) -> None:
         adapter, engine = message.adapter, self._engine
         words = {
             "preload": lambda: engine.preload(adapter, timeout_s=message.timeout_s),
@@ -123,21 +108,23 @@ class Replica:
         }
         try:
             words[message.name]()
-            self._connection.send(CommandDone(message.number))
+            self._connection.send(messages.CommandDone(message.number))
         except PolyveraError as error:
-            self._connection.send(CommandDone(message.number, fault_of(error)))
+            self._connection.send(messages.CommandDone(message.number, messages.fault_of(error)))
 
-    def _get_stats(self, message: GetStats) -> None:
+    def _get_stats(self, message: messages.GetStats) -> None:
         stats = self._engine.stats()
         self._connection.send(
-            Stats(message.number, stats.running, stats.waiting, stats.resident, stats.num_slots, dict(stats.totals))
+            messages.Stats(
+                message.number, stats.running, stats.waiting, stats.resident, stats.num_slots, dict(stats.totals)
+            )
         )
 
     def _observe(self, name: str, seconds: float) -> None:
-        self._connection.send(Timing(name, seconds))
+        self._connection.send(messages.Timing(name, seconds))
 
 
-def engine_of(given: Start, observe: Observe) -> Generator:
+def engine_of(given: messages.Start, observe: Observe) -> Generator:
     """An engine that is not started yet, its model loaded and on its device; sets the process's threads.
 
     Raises what load_base and Generator raise.
@@ -150,28 +137,28 @@ def engine_of(given: Start, observe: Observe) -> Generator:
 
 def run(end: socket.socket) -> NoReturn:
     """Serves the front at the other end until it has gone, or the engine has failed."""
-    connection = Connection(end, TO_REPLICA)
-    messages = connection.messages()
-    given = next(messages, None)
-    if isinstance(given, Start):
+    connection = Connection(end, messages.TO_REPLICA)
+    received = connection.messages()
+    given = next(received, None)
+    if isinstance(given, messages.Start):
         replica = Replica(connection)
         Thread(target=_live, args=(replica, connection, given), name="polyvera-replica", daemon=True).start()
-        for message in messages:
+        for message in received:
             replica.handle(message)
     os._exit(0)  # nobody hears what is left, and a model that is being loaded cannot be asked to stop
 
 
-def _live(replica: Replica, connection: Connection, given: Start) -> NoReturn:
+def _live(replica: Replica, connection: Connection, given: messages.Start) -> NoReturn:
     """From the loading of the model to the engine's failure."""
     try:
         replica.start(given)
         replica.watch()
-        fault = fault_of(ServeError("the engine of a replica has stopped after an error of its own"))
+        fault = messages.fault_of(EngineError("the engine of a replica has stopped after an error of its own"))
     except BaseException as error:
         if not isinstance(error, PolyveraError):
             log.exception("a replica could not be started")
-        fault = fault_of(error)
-    connection.send(Fatal(fault))
+        fault = messages.fault_of(error)
+    connection.send(messages.Fatal(fault))
     connection.close()
     os._exit(1)
 

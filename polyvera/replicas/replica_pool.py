@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import suppress
 from dataclasses import replace
@@ -15,11 +14,12 @@ from typing import Any, Literal
 import torch
 from xxhash import xxh64_intdigest
 
-from polyvera.engine.adapter_cache import Observe, ResidentAdapter
-from polyvera.engine.generation.request import GREEDY, Request, RequestOutput, SamplingParams
+from polyvera.engine.adapter_cache import ResidentAdapter
+from polyvera.engine.adapter_loader import Observe
+from polyvera.engine.generation.request import Request
 from polyvera.engine.limits import Limits
 from polyvera.engine.stats import EngineStats
-from polyvera.errors import BusyError, ClosedError, PolyveraError, ServeError
+from polyvera.errors import BusyError, ClosedError, EngineError, PolyveraError, ServeError
 from polyvera.model.config import CAUSAL_LM, kind_of
 from polyvera.model.load import locate
 from polyvera.model.shapes import meta_model, read_config
@@ -106,17 +106,8 @@ class ReplicaPool:
         self._is_open = True
         return self
 
-    def submit(
-        self,
-        prompt: Sequence[int],
-        adapter: AdapterRef | None = None,
-        params: SamplingParams = GREEDY,
-        *,
-        on_output: Callable[[RequestOutput], None],
-        tenant: str = "",
-    ) -> Request:
+    def submit(self, request: Request) -> Request:
         """As Generator.submit; on_output is called in a thread of the replica's. Blocks until it is accepted."""
-        request = Request(prompt, adapter, params, on_output, tenant)
         self._place(request).submit(request)
         return request
 
@@ -187,6 +178,15 @@ class ReplicaPool:
         self.stop()
 
     @property
+    def generation(self) -> ReplicaPool:
+        """Itself: it writes text."""
+        return self
+
+    @property
+    def embedding(self) -> None:
+        """None: it gives no vectors."""
+
+    @property
     def pids(self) -> list[int]:
         """The numbers of the processes."""
         return [replica.pid for replica in self._all()]
@@ -235,7 +235,7 @@ class ReplicaPool:
             log.exception("replica %d cannot be begun", number)
             self.failed = error
             if not first.done():
-                first.set_exception(ServeError(f"replica {number} cannot be begun: {error}"))
+                first.set_exception(EngineError(f"replica {number} cannot be begun: {error}"))
 
     def _restart_until_stopped(self, number: int, given: Start, first: Future[Ready]) -> None:
         """Begins a replica, and begins it anew when it ends, until the end of all or too many ends."""
@@ -247,7 +247,7 @@ class ReplicaPool:
             num_deaths = 1 if monotonic() - since >= QUICK_S else num_deaths + 1
             log.error("replica %d has ended, %d times in quick succession", number, num_deaths)
             if num_deaths >= MAX_DEATHS:
-                self.failed = ServeError(f"replica {number} has ended {num_deaths} times in quick succession")
+                self.failed = EngineError(f"replica {number} has ended {num_deaths} times in quick succession")
                 return
             self._stopping.wait(min(BACKOFF_S * 4 ** (num_deaths - 1), MAX_BACKOFF_S))
 

@@ -12,9 +12,9 @@ from threading import Event, Lock, Thread
 from time import monotonic
 from typing import Any, Literal
 
-from polyvera.engine.adapter_cache import Observe
+from polyvera.engine.adapter_loader import Observe
 from polyvera.engine.generation.request import CANCELLED, FAILED, Request, RequestOutput
-from polyvera.errors import ClosedError, FormatError, PolyveraError, ServeError
+from polyvera.errors import ClosedError, EngineError, FormatError, PolyveraError
 from polyvera.replicas.connection import Connection
 from polyvera.replicas.messages import (
     FROM_REPLICA,
@@ -160,7 +160,7 @@ class ReplicaProcess:
         if not self.ready.done():
             status = self._process.returncode
             self.ready.set_exception(
-                ServeError(f"replica {self.number} ended with status {status} before it was ready")
+                EngineError(f"replica {self.number} ended with status {status} before it was ready")
             )
         self.ended.set()
 
@@ -201,15 +201,10 @@ class ReplicaProcess:
         request.answer += [token.id for token in message.tokens]
         request.num_reused = message.num_reused
         error = None if message.fault is None else message.fault.error()
-        self._tell(request, RequestOutput(message.tokens, message.text, message.finish_reason, error))
+        self._report(request, RequestOutput(message.tokens, message.text, message.finish_reason, error))
 
-    def _tell(self, request: Request, output: RequestOutput) -> None:
-        if output.finish_reason is not None:
-            request.finished = monotonic()
-        try:
-            request.on_output(output)
-        except Exception:
-            log.exception("a listener failed; its request is cancelled")
+    def _report(self, request: Request, output: RequestOutput) -> None:
+        if not request.report(output):
             self._connection.send(Cancel(request.number))
         if output.finish_reason is not None:
             self._open.pop(request.number, None)
@@ -227,7 +222,7 @@ class ReplicaProcess:
             else RequestOutput(finish_reason=FAILED, error=self._exited())
         )
         for request in list(self._open.values()):
-            self._tell(request, end)
+            self._report(request, end)
 
     def _exited(self) -> ClosedError:
         return ClosedError(f"replica {self.number} has ended, and its answers with it: try again, others go on")

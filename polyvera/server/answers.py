@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from time import monotonic
 from typing import TypeVar
 
 from starlette.requests import Request as HttpRequest
 
-from polyvera.engine.generation.request import CANCELLED, Request, RequestOutput, SamplingParams, Token
+from polyvera.engine.generation.request import CANCELLED, Answer, Request, RequestOutput, SamplingParams
+from polyvera.engine.protocol import GenerationEngine
 from polyvera.errors import ClosedError
 from polyvera.server.context import ServerContext
 from polyvera.store.reference import AdapterRef
@@ -20,28 +20,13 @@ Part = tuple[int, RequestOutput]
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
-class PartialAnswer:
-    """One answer as far as it was told."""
-
-    tokens: list[Token] = field(default_factory=list)
-    text: str = ""
-    finish_reason: str = ""
-
-    def add(self, output: RequestOutput) -> None:
-        """Takes in a part."""
-        self.tokens += output.tokens
-        self.text += output.text
-        self.finish_reason = output.finish_reason or ""
-
-
 class AnswerStream:
     """Several answers being made. A context: what has not ended when it is left is cancelled."""
 
-    def __init__(self, context: ServerContext, tenant: str) -> None:
-        self._context, self._tenant = context, tenant
+    def __init__(self, context: ServerContext, engine: GenerationEngine, tenant: str) -> None:
+        self._context, self._engine, self._tenant = context, engine, tenant
         self._loop, self._parts = asyncio.get_running_loop(), asyncio.Queue[Part]()
-        self._held, self._num_left = ExitStack(), 0
+        self._quota, self._num_left = ExitStack(), 0
         self._last: dict[int, float] = {}
         self.requests: list[Request] = []
 
@@ -50,14 +35,14 @@ class AnswerStream:
     ) -> None:
         """Asks the engine: every prompt with every choice. Raises BusyError, SamplingError, ClosedError."""
         num = len(prompts) * len(all_params)
-        self._held.enter_context(self._context.quotas.taken(self._tenant, num))
+        self._quota.enter_context(self._context.quotas.reserve(self._tenant, num))
         asked = [(prompt, params) for prompt in prompts for params in all_params]
         self._num_left, started = num, monotonic()
         self._last = dict.fromkeys(range(num), started)
         await asyncio.to_thread(self._submit, asked, adapter)
 
     async def parts(self) -> AsyncIterator[Part]:
-        """(which answer, what it is told), until all have ended. Raises what ended one of them."""
+        """(which answer, its next part), until all have ended. Raises what ended one of them."""
         while self._num_left:
             i, output = await self._parts.get()
             self._count(i, output)
@@ -69,7 +54,7 @@ class AnswerStream:
                 raise ClosedError("the answer was cancelled: the server is stopping, or its parts were not fetched")
             yield i, output
 
-    async def whole(self, request: HttpRequest) -> list[PartialAnswer]:
+    async def whole(self, request: HttpRequest) -> list[Answer]:
         """All answers; cancelled where the client goes."""
         return await while_there(request, self._gathered())
 
@@ -92,12 +77,12 @@ class AnswerStream:
         """Cancels what has not ended, and gives the quota back."""
         for request in self.requests:
             if not request.finished:
-                self._context.engine.cancel(request)
+                self._engine.cancel(request)
         if self.requests:
             tokens = self._context.metrics.tokens
             tokens.labels(self._tenant, "prompt").inc(self.num_prompt_tokens)
             tokens.labels(self._tenant, "answer").inc(self.num_answer_tokens)
-        self._held.close()
+        self._quota.close()
 
     def __enter__(self) -> AnswerStream:
         return self
@@ -105,18 +90,17 @@ class AnswerStream:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    async def _gathered(self) -> list[PartialAnswer]:
-        told = [PartialAnswer() for _ in self.requests]
+    async def _gathered(self) -> list[Answer]:
+        answers = [Answer() for _ in self.requests]
         async for i, output in self.parts():
-            told[i].add(output)
-        return told
+            answers[i].add(output)
+        return answers
 
     def _submit(self, asked: Sequence[tuple[Sequence[int], SamplingParams]], adapter: AdapterRef | None) -> None:
         for i, (prompt, params) in enumerate(asked):
             on_output = lambda output, i=i: self._hop(i, output)  # noqa: E731
-            self.requests.append(
-                self._context.engine.submit(prompt, adapter, params, on_output=on_output, tenant=self._tenant)
-            )
+            request = Request(prompt, adapter, params, on_output, self._tenant)
+            self.requests.append(self._engine.submit(request))
 
     def _hop(self, i: int, output: RequestOutput) -> None:
         """In the engine's thread."""
@@ -129,7 +113,7 @@ class AnswerStream:
         self._parts.put_nowait((i, output))
         if self._parts.qsize() > self._context.config.max_queued * max(1, len(self.requests)):
             for request in self.requests:  # nobody fetches them
-                self._context.engine.cancel(request)
+                self._engine.cancel(request)
 
     def _count(self, i: int, output: RequestOutput) -> None:
         metrics, now = self._context.metrics, monotonic()

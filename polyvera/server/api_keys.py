@@ -18,7 +18,7 @@ from threading import Lock
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from polyvera.errors import AccessError, ServeError
+from polyvera.errors import AccessError, ForbiddenError, ServeError
 from polyvera.store.reference import SEGMENT, is_name
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Caller:
     def check_admin(self) -> None:
         """Raises AccessError for a key without the admin scope."""
         if not self.admin:
-            raise AccessError("this needs a key with the admin scope", is_known=True)
+            raise ForbiddenError("this needs a key with the admin scope")
 
 
 EVERYONE = Caller("", ("*",), base=True, admin=True)

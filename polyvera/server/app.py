@@ -14,13 +14,12 @@ from starlette.middleware import Middleware
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from polyvera.adapter.fingerprint import fingerprint
+from polyvera.engine.protocol import ServedEngine
 from polyvera.errors import PolyveraError
 from polyvera.server.api_keys import KeyFile, read_keys
 from polyvera.server.catalog import Catalog
 from polyvera.server.config import ServerConfig
 from polyvera.server.context import ServerContext, TenantQuotas
-from polyvera.server.error_response import ErrorResponse, error_response
 from polyvera.server.metrics import Metrics
 from polyvera.server.middleware import AuthMiddleware, ServerState
 from polyvera.server.routes import adapters, completions, embeddings, models, operations
@@ -41,11 +40,11 @@ PAGE_HEADERS = {
 
 
 def make_app(
-    engine: Any, config: ServerConfig, metrics: Metrics | None = None, state: ServerState | None = None
+    engine: ServedEngine, config: ServerConfig, metrics: Metrics | None = None, state: ServerState | None = None
 ) -> FastAPI:
-    """The app of a started engine (a Generator, an Embedder, or ReplicaPool, which has the methods of one).
+    """The app of a started engine: a Generator, an Embedder, or a ReplicaPool.
 
-    metrics: whose observe() the engine was given, for the times that it tells. state: to say that the server stops.
+    metrics: whose observe() the engine was given, for the times that it measures. state: to say that the server stops.
     Raises ServeError for a file of keys that cannot be read.
     """
     state, metrics = state or ServerState(), metrics or Metrics()
@@ -56,13 +55,11 @@ def make_app(
     metrics.watch(engine.stats)
     catalog = Catalog(engine.registry, config.base)
     context = ServerContext(engine, config, catalog, metrics, state, TenantQuotas(config.max_per_tenant))
-    auth = Middleware(AuthMiddleware, config=config, keys=keys, state=state)
+    auth = Middleware(AuthMiddleware, config=config, keys=keys, state=state, metrics=metrics)
     app = FastAPI(title="polyvera", docs_url=None, redoc_url=None, openapi_url=None, middleware=[auth])
     for router in (completions, models, operations, embeddings):
         app.include_router(router.routes(context))
-    # Replicas hold the weights in other processes, and were told what they are.
-    base = engine.fingerprint if hasattr(engine, "fingerprint") else fingerprint(engine.model)
-    app.include_router(adapters.routes(context, base))
+    app.include_router(adapters.routes(context, engine.fingerprint))
     _add_page(app)
     _add_errors(app, metrics)
     return app
@@ -86,17 +83,8 @@ def _sender(data: bytes, kind: str) -> Any:
 def _add_errors(app: FastAPI, metrics: Metrics) -> None:
     """One way for all errors."""
 
-    async def told(request: HttpRequest, error: Exception) -> Response:
-        problem = _of_fields(error) if isinstance(error, RequestValidationError) else None
-        problem = problem or error_response(error, request.state.request_id)
-        metrics.refused.labels(str(problem.status)).inc()
-        return problem.response()
+    async def failed(request: HttpRequest, error: Exception) -> Response:
+        return metrics.failed(error, request.state.request_id).response()
 
     for kind in (PolyveraError, ValidationError, RequestValidationError, HTTPException, Exception):
-        app.add_exception_handler(kind, told)
-
-
-def _of_fields(error: RequestValidationError) -> ErrorResponse:
-    first = error.errors()[0]
-    where = ".".join(map(str, first["loc"][1:]))
-    return ErrorResponse(400, f"{where}: {first['msg']}", param=where or None)
+        app.add_exception_handler(kind, failed)

@@ -9,7 +9,7 @@ from datetime import datetime
 from threading import Lock
 from typing import Any
 
-from polyvera.errors import AccessError, FormatError, NotFoundError, PolyveraError
+from polyvera.errors import ForbiddenError, FormatError, NotFoundError, PolyveraError
 from polyvera.server.api_keys import Caller
 from polyvera.store.reference import AdapterRef, Reference, parse_reference
 from polyvera.store.registry import Registry
@@ -55,7 +55,7 @@ class Catalog:
         name = self._without_base(model)
         if name is None:
             if not caller.base:
-                raise AccessError("this API key may call adapters only, not the bare base model", is_known=True)
+                raise ForbiddenError("this API key may call adapters only, not the bare base model")
             return None
         return self.find(caller, name)
 

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import time
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 
-from polyvera.errors import BusyError
+from polyvera.engine.protocol import EmbeddingEngine, GenerationEngine, ServedEngine
+from polyvera.errors import BusyError, ServeError
 from polyvera.server.api_keys import Caller
 from polyvera.server.catalog import Catalog
 from polyvera.server.config import ServerConfig
@@ -31,8 +32,8 @@ class TenantQuotas:
     _taken: Counter[str] = field(default_factory=Counter)
 
     @contextmanager
-    def taken(self, tenant: str, num: int) -> Iterator[None]:
-        """Holds so many. Raises BusyError where the tenant would have too many."""
+    def reserve(self, tenant: str, num: int) -> Iterator[None]:
+        """Counts so many for the time of the context. Raises BusyError where the tenant would have too many."""
         if self._taken[tenant] + num > self.max_per_tenant:
             raise BusyError(
                 f"{self._taken[tenant]} answers are under way for this tenant, and {num} more would be over its "
@@ -49,9 +50,9 @@ class TenantQuotas:
 
 @dataclass(frozen=True)
 class ServerContext:
-    """An engine and what stands around it. engine: a Generator, an Embedder, or what has the methods of one."""
+    """A running engine and what stands around it."""
 
-    engine: Any
+    engine: ServedEngine
     config: ServerConfig
     catalog: Catalog
     metrics: Metrics
@@ -60,9 +61,24 @@ class ServerContext:
     started: int = field(default_factory=lambda: int(time()))
 
     @property
-    def writes(self) -> bool:
-        """Whether the engine writes text, where an encoder only reads it."""
-        return hasattr(self.engine, "submit")
+    def generation(self) -> GenerationEngine:
+        """The engine, which writes text. Raises ServeError where it doesn't."""
+        if self.engine.generation is None:
+            raise ServeError(
+                f"this server runs {self.catalog.base}, an encoder: ask /v1/embeddings or /v1/classify for vectors "
+                "and classes, it writes no text"
+            )
+        return self.engine.generation
+
+    @property
+    def embedding(self) -> EmbeddingEngine:
+        """The engine, which gives vectors and classes. Raises ServeError where it doesn't."""
+        if self.engine.embedding is None:
+            raise ServeError(
+                f"this server runs {self.catalog.base}, which answers /v1/completions and /v1/chat/completions; "
+                "embeddings and classes come from an encoder"
+            )
+        return self.engine.embedding
 
 
 def caller_of(request: HttpRequest) -> Caller:

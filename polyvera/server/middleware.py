@@ -12,10 +12,10 @@ from uuid import uuid4
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from polyvera.errors import AccessError, ClosedError, PolyveraError, SizeError, SlowError
+from polyvera.errors import AccessError, ClosedError, ForbiddenError, PolyveraError, SizeError, SlowError
 from polyvera.server.api_keys import EVERYONE, Caller, KeyFile
 from polyvera.server.config import ServerConfig
-from polyvera.server.error_response import error_response
+from polyvera.server.metrics import Metrics
 
 ALWAYS_OPEN = ("/health", "/ready", "/version")
 PAGE = ("/", "/page/", "/favicon.ico")
@@ -34,8 +34,10 @@ class ServerState:
 class AuthMiddleware:
     """An ASGI middleware. Answers what is refused itself, in the shape of all errors."""
 
-    def __init__(self, app: ASGIApp, config: ServerConfig, keys: KeyFile | None, state: ServerState) -> None:
-        self._app, self._config, self._keys, self._state = app, config, keys, state
+    def __init__(
+        self, app: ASGIApp, config: ServerConfig, keys: KeyFile | None, state: ServerState, metrics: Metrics
+    ) -> None:
+        self._app, self._config, self._keys, self._state, self._metrics = app, config, keys, state, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -43,16 +45,16 @@ class AuthMiddleware:
             await self._app(scope, receive, send)
             return
         request_id = uuid4().hex
-        told = BoundedSend(send, request_id, self._config.write_s)
+        bounded = BoundedSend(send, request_id, self._config.write_s)
         try:
             caller = self._admitted(scope["path"], Headers(scope=scope))
         except PolyveraError as error:
-            response = error_response(error, request_id).response()
+            response = self._metrics.failed(error, request_id).response()
             response.headers["connection"] = "close"  # its body is not read
-            await response(scope, receive, told)
+            await response(scope, receive, bounded)
             return
         scope.setdefault("state", {}).update(caller=caller, request_id=request_id)
-        await self._app(scope, BoundedReceive(receive, self._limit(scope["path"]), self._config.read_s), told)
+        await self._app(scope, BoundedReceive(receive, self._limit(scope["path"]), self._config.read_s), bounded)
 
     def _admitted(self, path: str, headers: Headers) -> Caller:
         """Raises AccessError, ClosedError, SizeError."""
@@ -81,10 +83,10 @@ class AuthMiddleware:
         """A page of another site must not reach an open server through its visitor's browser."""
         host = _host(f"//{headers.get('host', '')}")
         if not (is_loopback(host) or host in self._config.hosts):
-            raise AccessError(f"an open server answers to this machine's own names only, not to {host!r}", True)
+            raise ForbiddenError(f"an open server answers to this machine's own names only, not to {host!r}")
         origin = headers.get("origin")
         if origin is not None and _host(origin) != host:
-            raise AccessError(f"an open server takes no requests of pages from {origin!r}", True)
+            raise ForbiddenError(f"an open server takes no requests of pages from {origin!r}")
 
     def _limit(self, path: str) -> int:
         given = self._config

@@ -13,7 +13,7 @@ from annotated_types import Ge
 from ray import serve
 from ray.serve import Application
 
-from polyvera.errors import ServeError
+from polyvera.errors import EngineError, ServeError
 from polyvera.replicas.messages import Start
 from polyvera.replicas.replica_main import engine_of
 from polyvera.server.app import make_app
@@ -79,9 +79,9 @@ class Deployed:
         return make_app(self._engine, self._config, self._metrics)
 
     def check_health(self) -> None:
-        """Raises ServeError where the engine has failed; Ray then replaces the replica."""
+        """Raises EngineError where the engine has failed; Ray then replaces the replica."""
         if self._engine.failed is not None:
-            raise ServeError("the engine has stopped after an error of its own")
+            raise EngineError("the engine has stopped after an error of its own")
 
     def __del__(self) -> None:
         """Ray calls it when the last answers have ended."""

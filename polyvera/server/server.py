@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from polyvera.engine.protocol import ServedEngine
 from polyvera.errors import ServeError
 from polyvera.server.config import ServerConfig
 from polyvera.server.middleware import ServerState, is_loopback
@@ -66,7 +67,7 @@ class Server:
     """
 
     def __init__(
-        self, app: FastAPI, engine: Any, config: ServerConfig, state: ServerState, host: str, port: int
+        self, app: FastAPI, engine: ServedEngine, config: ServerConfig, state: ServerState, host: str, port: int
     ) -> None:
         check_address(host, config)
         self._engine, self._config, self._state = engine, config, state

@@ -232,7 +232,7 @@ def test_a_new_adapter_is_read_from_its_submission_on_beside_the_step_under_way(
             engine._queue.do(stand)  # a step that does not end
             assert entered.wait(LONGEST_WAIT)
             answers = [engine.answer(PROMPT, ref, SHORT) for ref in refs[:3]]
-            until(lambda: engine._adapters._done.qsize() == 3)
+            until(lambda: engine._adapters._loader._done.qsize() == 3)
         finally:
             gate.set()
         for adapter, answer in zip(adapters, all_of(answers), strict=False):

@@ -94,9 +94,9 @@ class Alone:
 
 
 def assert_nothing_is_left(encoder: Embedder) -> None:
-    core, adapters = encoder._core, encoder._adapters
-    until(lambda: not core.is_busy and not core._scheduler.running)
-    assert not core._calls and not list(core._scheduler.waiting())
+    workload, adapters = encoder._core.workload, encoder._adapters
+    until(lambda: not encoder._core.is_busy and not workload.scheduler.running)
+    until(lambda: not list(workload.scheduler.waiting()))
     assert encoder._queue.num_waiting == encoder._queue.num_open == 0
     assert all(entry.num_users == 0 for entry in adapters._taken.values())
 

@@ -19,8 +19,9 @@ from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.inject import eject, extract, inject, load
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.engine.generation.generator import Generator
-from polyvera.engine.generation.request import Answer, Request, RequestOutput
+from polyvera.engine.generation.request import GREEDY, Answer, Request, RequestOutput, SamplingParams
 from polyvera.engine.limits import Limits
+from polyvera.engine.protocol import GenerationEngine
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
@@ -156,16 +157,22 @@ def publish(root: Path, adapters: Iterable[Adapter], name: str = "team/a") -> tu
     return registry, [registry.put(f"{name}{i}", adapter) for i, adapter in enumerate(adapters)]
 
 
-def submit(engine: Generator, prompt: Sequence[int], *args: object, **kwargs: object) -> tuple[Request, Heard]:
+def submit(
+    engine: GenerationEngine,
+    prompt: Sequence[int],
+    adapter: AdapterRef | None = None,
+    params: SamplingParams = GREEDY,
+    tenant: str = "",
+) -> tuple[Request, Heard]:
     heard = Heard()
-    return engine.submit(prompt, *args, on_output=heard, **kwargs), heard  # type: ignore[arg-type]
+    return engine.submit(Request(prompt, adapter, params, heard, tenant)), heard
 
 
 def assert_nothing_is_left(engine: Generator) -> None:
     """No row, user of a slot, or number in a row of the cache is left of ended requests."""
-    core, adapters = engine._core, engine._adapters
-    until(lambda: not core.is_busy)
-    scheduler, limits = core._scheduler, engine.limits
+    core, adapters = engine._core.workload, engine._adapters
+    until(lambda: not engine._core.is_busy)
+    scheduler, limits = core.scheduler, engine.limits
     assert not scheduler.running and sorted(scheduler._free) == list(range(limits.max_rows))
     assert not scheduler._waiting and engine._queue.num_waiting == 0
     assert all(entry.num_users == 0 for entry in adapters._taken.values())

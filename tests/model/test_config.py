@@ -11,7 +11,8 @@ import transformers as T
 from families import BERT, FAMILIES, GPT2, LLAMA
 from tiny_models import WORDS, make_model, make_tokenizer
 
-from polyvera.engine.embedding.embedder import Embedder, engine_for
+from polyvera.engine.embedding.embedder import Embedder
+from polyvera.engine.factory import engine_for
 from polyvera.engine.generation.generator import Generator
 from polyvera.errors import RecipeError, SpecError
 from polyvera.model.config import (

@@ -10,7 +10,7 @@ from polyvera.engine.adapter_cache import ResidentAdapter
 from polyvera.engine.generation.request import SamplingParams, Token
 from polyvera.engine.limits import Limits
 from polyvera.engine.stats import RunningRequest
-from polyvera.errors import BusyError, FormatError, NotFoundError, SamplingError, ServeError
+from polyvera.errors import FormatError, SamplingError
 from polyvera.replicas.connection import Connection
 from polyvera.replicas.messages import (
     FROM_REPLICA,
@@ -28,7 +28,6 @@ from polyvera.replicas.messages import (
     Stats,
     Submit,
     Timing,
-    fault_of,
 )
 from polyvera.store.reference import AdapterRef
 
@@ -125,11 +124,3 @@ def test_what_cannot_be_sent_is_told(ends: tuple[socket.socket, socket.socket]) 
     ends[1].close()
     one.send(Cancel(1))
     until(lambda: not one._writer.is_alive())
-
-
-def test_errors_keep_their_class() -> None:
-    again = fault_of(BusyError("later", 7.0)).error()
-    assert isinstance(again, BusyError) and str(again) == "later" and again.retry_s == 7.0
-    assert type(fault_of(NotFoundError("gone")).error()) is NotFoundError
-    for name in ("OSError", "annotations", "get_close_matches", "__doc__", "Iterable"):
-        assert type(Fault(name, "x").error()) is ServeError

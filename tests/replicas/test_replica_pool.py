@@ -153,7 +153,7 @@ def test_a_listener_that_fails_is_cancelled(at: Served) -> None:
         told.append(output)
         raise ValueError("deaf")
 
-    at.engine.submit([5], None, LONG, on_output=on_output)
+    at.engine.submit(Request([5], None, LONG, on_output))
     until(lambda: told and told[-1].finish_reason == CANCELLED)
 
 

@@ -17,7 +17,7 @@ from tiny_serve import LONGEST_WAIT, Solo, make_tokenizer, until
 from tiny_server import GREEDY, make_base, some_adapters
 
 from polyvera.engine.limits import Limits
-from polyvera.errors import ServeError
+from polyvera.errors import EngineError, ServeError
 from polyvera.replicas.messages import Start
 from polyvera.server.api_keys import KeyFile
 from polyvera.store.registry import Registry
@@ -139,7 +139,7 @@ def test_a_failed_engine_is_told_to_ray(folder: Path) -> None:
     one.check_health()
     one._engine._core.step = None  # type: ignore[method-assign, assignment]
     until(lambda: one._engine.failed)
-    with pytest.raises(ServeError, match="error of its own"):
+    with pytest.raises(EngineError, match="error of its own"):
         one.check_health()
     one.__del__()
 

@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.engine.embedding.embedder import engine_for
+from polyvera.engine.factory import engine_for
 from polyvera.engine.limits import Limits
 from polyvera.model.load import Base
 from polyvera.server.api_keys import KeyFile

@@ -57,7 +57,7 @@ class EncodeRequest:
         return Classes(self.labels, whole) if self.is_classes else whole
 
     def end(self, error: PolyveraError | None = None) -> None:
-        """Tells the caller, unless it has gone."""
+        """Gives the caller the result or the error, unless it has gone."""
         self.is_over = True
         if not self.done.set_running_or_notify_cancel():
             return
@@ -69,26 +69,36 @@ class EncodeRequest:
 
 @dataclass(eq=False, slots=True)
 class Text:
-    """One text of a call."""
+    """One text of a request. whole: that request."""
 
-    call: EncodeRequest
+    whole: EncodeRequest
     index: int
     admitted: float = 0.0
 
     @property
     def tokens(self) -> Sequence[int]:
         """Its token numbers."""
-        return self.call.rows[self.index]
+        return self.whole.rows[self.index]
+
+    @property
+    def num_tokens(self) -> int:
+        """How many they are."""
+        return len(self.tokens)
+
+    @property
+    def adapter(self) -> AdapterRef | None:
+        """Of its request."""
+        return self.whole.adapter
 
     @property
     def tenant(self) -> str:
         """Who asks."""
-        return self.call.tenant
+        return self.whole.tenant
 
     @property
     def number(self) -> int:
-        """The call's: its texts wait for one adapter."""
-        return self.call.number
+        """The request's: its texts wait for one adapter."""
+        return self.whole.number
 
 
 @dataclass(eq=False, slots=True)

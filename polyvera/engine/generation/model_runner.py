@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from polyvera.adapter.adapter import Adapter
-from polyvera.adapter.inject import banks_of, eject
-from polyvera.adapter.targets import linear_layers
+from polyvera.adapter.inject import eject
 from polyvera.engine.generation.attention import NAME, AttentionMetadata, Span, attending, register
 from polyvera.engine.generation.kv_cache import KVCache
+from polyvera.engine.trial import check_close, check_free, check_sites, recording, trying
 from polyvera.errors import LayoutError, ServeError
-from polyvera.model.config import CAUSAL_LM, context_length, kind_of, text_config, vocabulary_size
+from polyvera.model.config import CAUSAL_LM, kind_of, text_config, vocabulary_size
 from polyvera.store.reference import AdapterRef
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
-# How far the packed forward may be from the model's own, relative to the largest logit.
-TOLERANCE = {torch.float32: 1e-3}
-LOW_TOLERANCE = 5e-2
 TRIAL_TOKENS = 5
 
 
@@ -45,13 +38,8 @@ class ModelRunner:
         self._before = [config._attn_implementation for config in self._configs]
         self.layers: set[str] = set()
         model.train(False)
-        try:
+        with trying(model, self.undo, "packed"):
             self._try()
-        except BaseException as error:
-            self.undo()
-            if isinstance(error, ServeError) or not isinstance(error, Exception):
-                raise
-            raise ServeError(f"{type(model).__name__} cannot be called with packed rows: {error}") from error
 
     def check(self, ref: AdapterRef, adapter: Adapter) -> tuple[str, ...]:
         """No classes. Raises LayoutError for an adapter that a batch of packed tokens cannot hold."""
@@ -76,38 +64,9 @@ class ModelRunner:
             expected = model(input_ids=ids, use_cache=False).logits
             for config in self._configs:
                 config._attn_implementation = NAME
-            with noting(model, self.layers, lambda shape: len(shape) == 3 and shape[0] == 1):
+            with recording(model, self.layers, lambda shape: len(shape) == 3 and shape[0] == 1):
                 found = _packed_trial(model, ids)
-        far = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
-        if not far <= TOLERANCE.get(expected.dtype, LOW_TOLERANCE):
-            raise ServeError(
-                f"{type(model).__name__} answers otherwise when its rows are packed (relative difference {far:.2g}), "
-                "so this engine cannot serve it"
-            )
-
-
-def check_sites(ref: AdapterRef, adapter: Adapter, layers: Collection[str]) -> None:
-    """Raises LayoutError for an adapter of other layers."""
-    others = [name for name in adapter.layout.site_names if name not in layers]
-    if others:
-        raise LayoutError(f"{ref} adapts {others[0]}, which this model lacks, or calls with tokens in another order")
-
-
-@contextmanager
-def noting(model: nn.Module, layers: set[str], fits: Callable[[torch.Size], bool]) -> Iterator[None]:
-    """Collects the linear layers that are called with inputs of fitting shapes, and nothing else."""
-    inputs: dict[str, list[torch.Size]] = {}
-
-    def note(name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
-        inputs.setdefault(name, []).append(args[0].shape)
-
-    hooks = [layer.register_forward_pre_hook(partial(note, name)) for name, layer in linear_layers(model).items()]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-    layers.update(name for name, shapes in inputs.items() if all(map(fits, shapes)))
+        check_close(model, found, expected, "packed")
 
 
 def _packed_trial(model: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -138,15 +97,4 @@ def _check(model: PreTrainedModel) -> None:
         raise ServeError(
             f"{name} has layers of {', '.join(sorted(others))}, whose state is no cache of keys and values"
         )
-    if config._attn_implementation == NAME:
-        raise ServeError(f"this {name} is held by an engine already: stop that one first")
-    if banks_of(model):
-        raise ServeError(f"this {name} has adapters in it: eject(model) first, an engine loads its own from a store")
-
-
-def context_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: int | None, default: int) -> int:
-    """Tokens of a request at most. Raises ServeError where more are asked for than the model reads."""
-    known = context_length(model, tokenizer)
-    if asked is not None and known is not None and asked > known:
-        raise ServeError(f"max_context={asked}: {type(model).__name__} reads at most {known} tokens")
-    return asked or min(default, known or default)
+    check_free(model, config._attn_implementation == NAME)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -15,6 +16,7 @@ STOP, LENGTH, CANCELLED, FAILED = "stop", "length", "cancelled", "error"
 MAX_LOGPROBS, MAX_STOPS, MAX_STOP_CHARS = 20, 16, 256
 MIN_TEMPERATURE = 1e-5  # logits over less are beyond fp32
 _numbers = count(1)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
-    """What a request is told at one step: new tokens, new text, and at the end why it ended.
+    """What one step adds to an answer: new tokens, new text, and at the end why it ended.
 
     text may lag behind the tokens, where it could be the beginning of a stop text or of a character. finish_reason:
     None while it runs, else 'stop', 'length', 'cancelled' or 'error', with the error.
@@ -105,18 +107,24 @@ class RequestOutput:
     error: PolyveraError | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
-    """A whole answer."""
+    """An answer as far as it was reported: tokens, text, and at its end why it ended."""
 
-    tokens: tuple[Token, ...]
-    text: str
-    finish_reason: str
+    tokens: list[Token] = field(default_factory=list)
+    text: str = ""
+    finish_reason: str | None = None
 
     @property
     def ids(self) -> list[int]:
         """The token numbers."""
         return [token.id for token in self.tokens]
+
+    def add(self, output: RequestOutput) -> None:
+        """Takes in the next part."""
+        self.tokens += output.tokens
+        self.text += output.text
+        self.finish_reason = output.finish_reason
 
 
 @dataclass(eq=False, slots=True)
@@ -140,7 +148,22 @@ class Request:
     admitted: float = 0.0
     first_token: float = 0.0
     finished: float = 0.0
-    is_cancelled: bool = False
+
+    def report(self, output: RequestOutput) -> bool:
+        """Gives the caller the next part; whether it took it."""
+        if output.finish_reason is not None:
+            self.finished = monotonic()
+        try:
+            self.on_output(output)
+        except Exception:
+            log.exception("a listener failed; its request is cancelled")
+            return False
+        return True
+
+    @property
+    def whole(self) -> Request:
+        """Itself: it is scheduled in one part."""
+        return self
 
     @property
     def num_tokens(self) -> int:

@@ -12,10 +12,10 @@ from torch import Tensor
 from polyvera.engine.generation.grammar import Grammar
 from polyvera.engine.generation.pinned_memory import to_device, to_host
 from polyvera.engine.generation.request import SamplingParams, Token
-from polyvera.errors import ServeError
+from polyvera.errors import NonFiniteError, PolyveraError, ServeError
 
 SEED_BITS = 63
-Sampled = Token | ServeError
+Sampled = Token | PolyveraError
 
 
 class RequestSampler:
@@ -143,7 +143,7 @@ def sample(scores: Scores, samplers: Sequence[RequestSampler], answers: Sequence
     tokens: list[Sampled] = []
     for i, sampler in enumerate(samplers):
         if not abs(values[i]) < float("inf"):  # a NaN is the largest, and less than nothing
-            tokens.append(ServeError("this model and adapter gave numbers that are not finite for this prompt"))
+            tokens.append(NonFiniteError("this model and adapter gave numbers that are not finite for this prompt"))
         elif sampler.is_plain or sampler.is_drawn:
             tokens.append(Token(chosen[i]))
         else:

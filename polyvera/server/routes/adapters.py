@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse, Response
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.fingerprint import check_fingerprint
 from polyvera.engine.openmp import guest
-from polyvera.errors import AccessError, NotFoundError, PolyveraError, ReferenceNameError, SizeError
+from polyvera.errors import ForbiddenError, NotFoundError, PolyveraError, ReferenceNameError, SizeError
 from polyvera.server.api_keys import Caller
 from polyvera.server.context import ServerContext, body_of, caller_of
 from polyvera.server.requests import AliasBody, LoadBody, UnloadBody
@@ -100,9 +100,9 @@ def _publisher(context: ServerContext, caller: Caller, name: str) -> Registry:
     caller.check_admin()
     check_name(name)
     if not caller.sees(name):
-        raise AccessError(f"this API key may not publish {name!r}", is_known=True)
+        raise ForbiddenError(f"this API key may not publish {name!r}")
     if context.catalog.registry is None:
-        raise AccessError("this server has no store: start it with --store", is_known=True)
+        raise ForbiddenError("this server has no store: start it with --store")
     return context.catalog.registry
 
 
@@ -168,10 +168,10 @@ def _is_known(context: ServerContext, caller: Caller, name: str) -> bool:
 
 def _inside(root: Path | None, given: str) -> Path:
     if root is None:
-        raise AccessError("this server reads no adapters by path: start it with --lora-root FOLDER", is_known=True)
+        raise ForbiddenError("this server reads no adapters by path: start it with --lora-root FOLDER")
     path = (root / given).resolve()
     if not path.is_relative_to(root.resolve()) or "\0" in given:
-        raise AccessError(f"lora_path={given!r} is not inside the folder that this server reads adapters from", True)
+        raise ForbiddenError(f"lora_path={given!r} is not inside the folder that this server reads adapters from")
     return path
 
 

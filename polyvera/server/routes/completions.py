@@ -16,11 +16,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from polyvera.engine.generation.request import SamplingParams, Token
-from polyvera.errors import PolyveraError, SamplingError, ServeError
+from polyvera.errors import SamplingError
 from polyvera.model.prompt import chat_ids, prompt_ids
 from polyvera.server.answers import AnswerStream
 from polyvera.server.context import ServerContext, body_of, caller_of
-from polyvera.server.error_response import error_response
 from polyvera.server.requests import ChatBody, CompletionBody, GenerationBody, messages_of
 from polyvera.server.responses import CHAT, TEXT, Json, ResponseShape
 
@@ -88,8 +87,7 @@ async def _answered(
     body: GenerationBody,
     all_params: Sequence[SamplingParams],
 ) -> Response:
-    if not context.writes:
-        raise ServeError(f"this server runs {context.catalog.base}, an encoder: ask /v1/embeddings or /v1/classify")
+    engine = context.generation
     caller = caller_of(request)
     adapter = await asyncio.to_thread(context.catalog.resolve, caller, body.model)
     prompts, echo = await asyncio.to_thread(_prompts, context, body)
@@ -99,7 +97,7 @@ async def _answered(
     model = context.catalog.base if adapter is None else str(adapter)
     asked = CompletionTask(context, shape, body, model, request.state.request_id, prompts, all_params, echo)
     with ExitStack() as stack:
-        stream = stack.enter_context(AnswerStream(context, caller.tenant))
+        stream = stack.enter_context(AnswerStream(context, engine, caller.tenant))
         await stream.start(prompts, adapter, all_params)
         if not body.stream:
             return await _whole(asked, stream, request)
@@ -122,9 +120,9 @@ def _prompts(context: ServerContext, body: GenerationBody) -> tuple[list[list[in
 
 
 async def _whole(asked: CompletionTask, stream: AnswerStream, request: HttpRequest) -> Response:
-    told = await stream.whole(request)
+    answers = await stream.whole(request)
     choices = []
-    for i, one in enumerate(told):
+    for i, one in enumerate(answers):
         fields = asked.shape.choice(asked.echoed(i) + one.text, asked.logprobs(one.tokens))
         choices.append({"index": i, **fields, "finish_reason": one.finish_reason})
     return JSONResponse({**asked.head(asked.shape.kind), "choices": choices, "usage": _usage(stream)})
@@ -153,8 +151,8 @@ class EventStream(StreamingResponse):
                     yield _event(self._part(i, output.tokens, output.text, output.finish_reason, with_usage))
             if with_usage:
                 yield _event({**asked.head(asked.shape.part_kind), "choices": [], "usage": _usage(self._stream)})
-        except PolyveraError as error:
-            yield _event(error_response(error, asked.request_id).body)
+        except Exception as error:  # the status is sent: it is reported as an event, and counted
+            yield _event(asked.context.metrics.failed(error, asked.request_id).body)
         yield DONE
 
     def _part(self, i: int, tokens: Sequence[Token], text: str, finish_reason: str | None, with_usage: bool) -> Json:

@@ -12,7 +12,7 @@ import numpy as np
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 
-from polyvera.errors import SamplingError, ServeError
+from polyvera.errors import SamplingError
 from polyvera.model.prompt import passage
 from polyvera.server.answers import while_there
 from polyvera.server.context import ServerContext, body_of, caller_of
@@ -26,18 +26,18 @@ def routes(context: ServerContext) -> APIRouter:
 
     @router.post("/v1/embeddings")
     async def embeddings(request: HttpRequest) -> dict[str, Any]:
-        body = await body_of(request, EmbeddingBody)
+        engine, body = context.embedding, await body_of(request, EmbeddingBody)
         adapter, rows = await _asked(context, request, body)
-        found = await _done(context, request, rows, lambda t: context.engine.embed(rows, adapter, tenant=t))
+        found = await _done(context, request, rows, lambda t: engine.embed(rows, adapter, tenant=t))
         worded: Any = _as_base64 if body.encoding_format == "base64" else np.ndarray.tolist
         data = [{"object": "embedding", "index": i, "embedding": worded(v)} for i, v in enumerate(found.numpy())]
         return {"object": "list", "data": data, "model": _name(context, adapter), "usage": _usage(rows)}
 
     @router.post("/v1/classify")
     async def classify(request: HttpRequest) -> dict[str, Any]:
-        body = await body_of(request, ClassifyBody)
+        engine, body = context.embedding, await body_of(request, ClassifyBody)
         adapter, rows = await _asked(context, request, body)
-        found = await _done(context, request, rows, lambda t: context.engine.classify(rows, adapter, tenant=t))
+        found = await _done(context, request, rows, lambda t: engine.classify(rows, adapter, tenant=t))
         data = [
             {"index": i, "label": found.labels[int(p.argmax())], "probs": p.tolist(), "num_classes": len(p)}
             for i, p in enumerate(found.probs.numpy())
@@ -57,11 +57,6 @@ def routes(context: ServerContext) -> APIRouter:
 async def _asked(
     context: ServerContext, request: HttpRequest, body: EmbeddingBody
 ) -> tuple[AdapterRef | None, list[list[int]]]:
-    if context.writes:
-        raise ServeError(
-            f"this server runs {context.catalog.base}, which answers /v1/completions and /v1/chat/completions; "
-            "embeddings and classes come of an encoder"
-        )
     adapter = await asyncio.to_thread(context.catalog.resolve, caller_of(request), body.model)
     tokenizer = context.engine.tokenizer
     rows = await asyncio.to_thread(_rows, tokenizer, body.prompts)
@@ -76,7 +71,7 @@ def _rows(tokenizer: Any, prompts: Sequence[str | list[int]]) -> list[list[int]]
 
 async def _done(context: ServerContext, request: HttpRequest, rows: list[list[int]], ask: Any) -> Any:
     tenant = caller_of(request).tenant
-    with context.quotas.taken(tenant, 1):
+    with context.quotas.reserve(tenant, 1):
         future: Future[Any] = await asyncio.to_thread(ask, tenant)
         found = await while_there(request, asyncio.wrap_future(future))
     context.metrics.tokens.labels(tenant, "prompt").inc(sum(map(len, rows)))

@@ -64,7 +64,9 @@ def _text_ids(context: ServerContext, text: str, *, special: bool) -> list[int]:
     tokenizer = context.engine.tokenizer
     if not special:
         return bare_ids(tokenizer, text)
-    return prompt_ids(tokenizer, text) if context.writes else list(passage(tokenizer, text)["input_ids"])
+    return (
+        prompt_ids(tokenizer, text) if context.engine.embedding is None else list(passage(tokenizer, text)["input_ids"])
+    )
 
 
 async def _check_model(context: ServerContext, caller: Caller, model: str | None) -> None:

@@ -27,7 +27,16 @@ from polyvera.adapter.method import METHODS
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.engine.embedding.embedder import Embedder
 from polyvera.engine.limits import Limits
-from polyvera.errors import BusyError, ClosedError, NotFoundError, PolyveraError, SamplingError, ServeError
+from polyvera.errors import (
+    BusyError,
+    ClosedError,
+    EngineError,
+    NonFiniteError,
+    NotFoundError,
+    PolyveraError,
+    SamplingError,
+    ServeError,
+)
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
@@ -167,7 +176,7 @@ def test_numbers_that_are_not_finite_reach_no_other_text(
             base = encoder.embed(texts(1))
             for i, future in enumerate(futures):
                 if i % 3 == 1:
-                    with pytest.raises(ServeError, match="not finite"):
+                    with pytest.raises(NonFiniteError, match="not finite"):
                         got(future)
                 else:
                     assert_classes(got(future), alone, good[i % 3 // 2], texts(i))
@@ -180,7 +189,7 @@ def test_a_call_that_has_failed_is_not_computed_on(alone: Alone) -> None:
     with torch.no_grad():
         bert.base_model.embeddings.word_embeddings.weight[9] = torch.nan
     with Embedder(bert, TOKENIZER, limits=Limits(max_rows=4, chunk=60)) as encoder:
-        with pytest.raises(ServeError, match="not finite"):
+        with pytest.raises(NonFiniteError, match="not finite"):
             got(encoder.embed([[9], [5] * 60, *[[5] * 50] * 100]))
         assert_nothing_is_left(encoder)
         assert encoder.stats().totals["steps"] == 1, "neither in the same step nor later"
@@ -255,7 +264,7 @@ def test_a_drained_encoder_ends_what_it_has_and_a_stopped_one_tells(bert: PreTra
     assert encoder.stats().num_slots == 1024
     before = [p.requires_grad for p in bert.parameters()], list(dict(bert.named_modules()))
     with encoder:
-        with pytest.raises(ServeError, match="is held by an encoder already"):
+        with pytest.raises(ServeError, match="is held by an engine already"):
             Embedder(bert, TOKENIZER).start()
         future = encoder.embed([[5]] * 100)
         assert encoder.drain(LONGEST_WAIT) and len(future.result(0)) == 100
@@ -280,12 +289,12 @@ def test_an_error_of_its_own_is_told_and_several_end_it(bert: PreTrainedModel, a
 
         hook = bert.base_model.embeddings.register_forward_pre_hook(fail)
         try:
-            with pytest.raises(ServeError, match="this step of the encoder failed"):
+            with pytest.raises(EngineError, match="a step of the engine failed"):
                 got(encoder.embed(texts(1)))
             assert_vectors(got(encoder.embed(texts(1))), alone, None, texts(1))
             times[0] = 3
             for _ in range(3):
-                with pytest.raises(ServeError):
+                with pytest.raises(EngineError):
                     got(encoder.embed(texts(1)))
             until(lambda: encoder.failed is not None)
             with pytest.raises(ClosedError):

@@ -16,7 +16,8 @@ from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.fingerprint import fingerprint
 from polyvera.adapter.inject import inject, load
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.engine.embedding.embedder import Embedder, engine_for
+from polyvera.engine.embedding.embedder import Embedder
+from polyvera.engine.factory import engine_for
 from polyvera.errors import LayoutError, ServeError
 from polyvera.model.load import AUTO_TASK, Base, load_base
 from polyvera.store.registry import Registry
@@ -47,7 +48,9 @@ def beheaded(adapter: Adapter, **changed: Any) -> Adapter:
     """Another head in place of its own."""
     head = tuple(sorted((dict(adapter.layout.head) | changed).items()))
     layout = replace(adapter.layout, head=tuple((k, s) for k, s in head if s is not None))
-    return replace(adapter, layout=layout, flat=torch.zeros(layout.num_params))
+    owners = tuple(sorted({key.rpartition(".")[0] for key, _ in layout.head}))
+    spec = replace(adapter.spec, head=owners)
+    return replace(adapter, spec=spec, layout=layout, flat=torch.zeros(layout.num_params))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from tiny_serve import assert_nothing_is_left, make_adapter, make_llama, make_to
 from polyvera.adapter.method import METHODS
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.engine.generation.generator import Generator
-from polyvera.engine.generation.request import RequestOutput, SamplingParams
+from polyvera.engine.generation.request import Request, RequestOutput, SamplingParams
 from polyvera.engine.limits import Limits
 from polyvera.store.reference import AdapterRef
 
@@ -37,7 +37,7 @@ def serve(engine: Generator, refs: Sequence[AdapterRef], draw: random.Random, nu
     for i in range(num):
         params = SamplingParams(max_tokens=draw.randint(1, 3), temperature=draw.choice([0.0, 1.0]), stop=("xyz",))
         prompt = [draw.randrange(3, 260) for _ in range(draw.randint(1, 40))]
-        request = engine.submit(prompt, draw.choice([*refs, None]), params, on_output=on_output, tenant=str(i % 7))
+        request = engine.submit(Request(prompt, draw.choice([*refs, None]), params, on_output, str(i % 7)))
         if draw.random() < 0.1:
             engine.cancel(request)
     until(lambda: not engine._core.is_busy)

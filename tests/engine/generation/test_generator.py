@@ -28,7 +28,7 @@ from polyvera.adapter.spec import AdapterSpec
 from polyvera.engine.generation.generator import Generator
 from polyvera.engine.generation.request import LENGTH, STOP, SamplingParams
 from polyvera.engine.limits import Limits
-from polyvera.errors import ServeError
+from polyvera.errors import NonFiniteError
 
 every = pytest.mark.parametrize("name", METHODS)
 
@@ -186,7 +186,7 @@ def test_numbers_without_end_in_one_adapter_reach_no_other_row(
             for adapter, future in zip(trained[some], failing[1::2], strict=True):
                 assert future.result(LONGEST_WAIT).ids == solo.answers(adapter, make_prompt(1, 9, 9), 8)
             for future in failing[::2]:
-                with pytest.raises(ServeError, match="not finite"):
+                with pytest.raises(NonFiniteError, match="not finite"):
                     future.result(LONGEST_WAIT)
             assert_nothing_is_left(engine)
 

@@ -25,18 +25,18 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.engine.generation.generator import Generator
-from polyvera.engine.generation.request import CANCELLED, FAILED, MAX_STOPS, RequestOutput, SamplingParams
+from polyvera.engine.generation.request import CANCELLED, FAILED, MAX_STOPS, Request, RequestOutput, SamplingParams
 from polyvera.engine.limits import Limits
 from polyvera.errors import (
     BusyError,
     ClosedError,
+    EngineError,
     FingerprintError,
     FormatError,
     LayoutError,
     NotFoundError,
     PolyveraError,
     SamplingError,
-    ServeError,
     StoreError,
 )
 from polyvera.store.reference import AdapterRef
@@ -81,13 +81,6 @@ def test_a_choice_that_cannot_be_is_refused_by_name(given: dict[str, Any]) -> No
     (name,) = given
     with pytest.raises(SamplingError, match="logit_bias" if name == "bias" else name):
         SamplingParams(**given)
-
-
-@pytest.mark.parametrize("given", [{"max_rows": 0}, {"num_slots": 0}, {"chunk": -1}, {"prefix_bytes": -1}], ids=str)
-def test_a_limit_that_cannot_be_is_refused_by_name(given: dict[str, Any]) -> None:
-    (name,) = given
-    with pytest.raises(ServeError, match=f"{name}=-?[01]: must be greater than or equal to"):
-        Limits(**given)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +141,7 @@ def test_a_listener_that_fails_is_cancelled_and_others_go_on(engine: Generator, 
         told.append(output)
         raise RuntimeError("the listener is gone")
 
-    engine.submit(PROMPT, None, LONG, on_output=on_output)
+    engine.submit(Request(PROMPT, None, LONG, on_output))
     assert engine.answer(PROMPT, None, SHORT).result(LONGEST_WAIT).ids == solo.answers(None, PROMPT, 6)
     until(lambda: told and told[-1].finish_reason)
     assert told[-1].finish_reason == CANCELLED and len(told) < 10
@@ -260,7 +253,7 @@ def test_one_step_that_fails_ends_its_rows_and_the_engine_goes_on(
         norm = llama.model.norm
         hook = norm.register_forward_pre_hook(lambda *_: 1 / 0)
         heard = submit(engine, PROMPT, None, SHORT)[1]
-        assert heard.wait().finish_reason == FAILED and isinstance(heard.outputs[-1].error, ServeError)
+        assert heard.wait().finish_reason == FAILED and isinstance(heard.outputs[-1].error, EngineError)
         hook.remove()
         assert engine.answer(PROMPT, None, SHORT).result(LONGEST_WAIT).ids == solo.answers(None, PROMPT, 6)
         assert engine.failed is None

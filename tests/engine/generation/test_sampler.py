@@ -142,7 +142,7 @@ def test_rows_of_a_kind_each_are_chosen_as_they_ask() -> None:
     samplers = [[RequestSampler(SamplingParams(**p), [0], frozenset()) for p in (*asked, asked[1])] for _ in range(2)]
     found = sample(Scores.of(logits), samplers[0], [[]] * 5)
     assert found[:4] == [one.token(row, []) for one, row in zip(samplers[1][:4], logits, strict=False)]
-    assert isinstance(found[4], ServeError)
+    assert isinstance(found[4], NonFiniteError)
 
 
 def test_a_seeded_answer_does_not_depend_on_what_else_is_in_the_batch(

@@ -14,7 +14,7 @@ from tiny_server import GREEDY, Served, served
 from tokenizers import Regex, decoders
 
 from polyvera.engine.generation.generator import Generator
-from polyvera.server.answers import Work
+from polyvera.server.answers import AnswerStream
 from polyvera.server.app import PAGE, PAGE_HEADERS, PAGE_KINDS
 
 PROMPT = "the true thing"
@@ -60,13 +60,13 @@ def page(at: Served, browser: Browser) -> Iterator[Browser]:
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every token takes its time."""
-    hop = Work._hop
+    hop = AnswerStream._hop
 
-    def slowly(self: Work, i: int, output: Any) -> None:
+    def slowly(self: AnswerStream, i: int, output: Any) -> None:
         time.sleep(0.05)
         hop(self, i, output)
 
-    monkeypatch.setattr(Work, "_hop", slowly)
+    monkeypatch.setattr(AnswerStream, "_hop", slowly)
 
 
 def send(page: Browser, prompt: str = PROMPT) -> None:
