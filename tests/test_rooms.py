@@ -17,6 +17,7 @@ PACKAGE = ROOT / "polyvera"
 # A room may import itself and the rooms of a lower number. `polyvera` itself is lazy, and no room imports it.
 ROOMS = {
     "errors": 0,
+    "callable_package": 0,
     "adapter": 1,
     "settings": 1,
     "plan": 2,
@@ -31,6 +32,7 @@ ROOMS = {
     "server": 6,
     "compare": 6,
     "cli": 7,
+    "llm": 6,
     "__main__": 8,
     "__init__": 8,
 }

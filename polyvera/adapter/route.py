@@ -2,11 +2,12 @@
 
 with route(3): model(...)              # every row uses slot 3
 with route([3, 0, 7]): model(...)      # a mixed batch; slot 0 is the bare base model
+with route("cafe/tickets"): model(...) # the adapter that was loaded under that name
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from polyvera.adapter.slot_table import BASE_SLOT, SlotTable, distinct
 from polyvera.errors import SlotError
 
 Slots = int | Sequence[int] | Tensor
+Named = str | Sequence[int | str]
 
 
 @dataclass(eq=False)
@@ -201,13 +203,51 @@ class Route:
         return Pick(None, rows.clamp(min=0), mask, self.shape, self.is_once)
 
 
-_ROUTE: ContextVar[Route | None] = ContextVar("polyvera_route", default=None)
+class NamedRoute:
+    """Slots by the names that adapters were loaded under, which each model that a forward passes through knows."""
+
+    def __init__(self, names: Named) -> None:
+        self.names = names
+        self._known: dict[int, tuple[Mapping[str, int], Route]] = {}
+
+    def entered(self) -> None:
+        """Nothing: names are looked up on the host."""
+
+    def of(self, table: SlotTable) -> Route:
+        """The route in one model. Raises SlotError for a name under which nothing was loaded."""
+        known = self._known.get(id(table))
+        if known is None or known[0] is not table.names:
+            known = self._known[id(table)] = (table.names, Route(numbered(self.names, table)))
+        return known[1]
+
+
+def numbered(slots: Slots | Named, table: SlotTable) -> Slots:
+    """The slots by number. Raises SlotError as SlotTable.slot_named()."""
+    if isinstance(slots, Tensor):
+        return slots
+    return table.slot_named(slots) if isinstance(slots, int | str) else [table.slot_named(one) for one in slots]
+
+
+def is_named(slots: Slots | Named) -> bool:
+    """Whether any of the slots is a name."""
+    several = () if isinstance(slots, int | Tensor) else (slots,) if isinstance(slots, str) else slots
+    return any(isinstance(one, str) for one in several)
+
+
+_ROUTE: ContextVar[Route | NamedRoute | None] = ContextVar("polyvera_route", default=None)
 
 
 @contextmanager
-def route(slots: Slots | Route) -> Iterator[Route]:
-    """Sets the slot of every row for the forwards inside: one slot for all, or one for each row of the batch."""
-    chosen = slots if isinstance(slots, Route) else Route(slots)
+def route(slots: Slots | Named | Route | NamedRoute) -> Iterator[Route | NamedRoute]:
+    """Sets the slot of every row for the forwards inside.
+
+    slots: a slot for all rows; or (rows,), one for each row of the batch; a slot is a number as load() returned it, 0
+        for the bare base model, or the name that an adapter was loaded under.
+
+    The forward raises SlotError for a slot that holds no adapter, a name that is not there, and another number of slots
+    than rows.
+    """
+    chosen = _route_of(slots)
     chosen.entered()
     token = _ROUTE.set(chosen)
     try:
@@ -216,9 +256,18 @@ def route(slots: Slots | Route) -> Iterator[Route]:
         _ROUTE.reset(token)
 
 
+def _route_of(slots: Slots | Named | Route | NamedRoute) -> Route | NamedRoute:
+    if isinstance(slots, Route | NamedRoute):
+        return slots
+    return NamedRoute(slots) if is_named(slots) else Route(slots)  # type: ignore[arg-type]
+
+
 def current_route(table: SlotTable) -> Route:
     """The route in force, or the model's default. Raises SlotError where that is not one adapter."""
-    return _ROUTE.get() or _default(table)
+    chosen = _ROUTE.get()
+    if chosen is None:
+        return _default(table)
+    return chosen.of(table) if isinstance(chosen, NamedRoute) else chosen
 
 
 def _default(table: SlotTable) -> Route:

@@ -22,7 +22,7 @@ from polyvera.engine.generation.generator import Generator
 from polyvera.engine.generation.request import LENGTH, STOP, Answer, SamplingParams
 from polyvera.engine.generation.sampler import RequestSampler, Scores, draw, sample
 from polyvera.engine.limits import Limits
-from polyvera.errors import ServeError
+from polyvera.errors import NonFiniteError
 from polyvera.store.reference import AdapterRef
 
 NUM_DRAWS = 4000
