@@ -1,4 +1,4 @@
-"""Message: what a front and its replicas say to each other, as JSON. What is not as it must be is refused."""
+"""Messages between a server and its replicas, as JSON. An invalid one is refused."""
 
 from __future__ import annotations
 

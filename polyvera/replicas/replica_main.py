@@ -1,7 +1,7 @@
-"""A replica: a process with one engine, which its front speaks with over a socket.
+"""A replica: a process with one engine, which its server speaks with over a socket.
 
-Started as `python -m polyvera.replicas.replica_main FD`. It ends when its front does, and by nothing else: SIGINT and
-SIGTERM are the front's to answer.
+Started as `python -m polyvera.replicas.replica_main FD`. It ends when its server does, and by nothing else: the
+server answers SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from polyvera.store.registry import Registry
 log = logging.getLogger(__name__)
 WORKERS = 8
 WATCH_S = 0.5
-SWITCH_S = 0.0005  # what the front says is heard beside the engine's thread, ten times sooner than by Python's own
+SWITCH_S = 0.0005  # what the server says is heard beside the engine's thread, ten times sooner than by Python's own
 
 
 class Replica:
@@ -54,7 +54,7 @@ class Replica:
             pause.wait(WATCH_S)
 
     def handle(self, message: messages.ToReplica) -> None:
-        """Does what the front says; what may take its time is done beside the next messages."""
+        """Does what the server says; what may take its time is done beside the next messages."""
         match message:
             case messages.Cancel():
                 request = self._open.get(message.number)
@@ -136,7 +136,7 @@ def engine_of(given: messages.Start, observe: Observe) -> Generator:
 
 
 def run(end: socket.socket) -> NoReturn:
-    """Serves the front at the other end until it has gone, or the engine has failed."""
+    """Serves the server at the other end until it has gone, or the engine has failed."""
     connection = Connection(end, messages.TO_REPLICA)
     received = connection.messages()
     given = next(received, None)

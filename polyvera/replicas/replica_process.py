@@ -1,4 +1,4 @@
-"""ReplicaProcess: a replica as its front sees it: one process from its start to its end, and what it was asked."""
+"""ReplicaProcess: a replica as its server sees it: one process, from its start to its end."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ TRIAL_LENGTHS = (5, 3)
 class EncoderRunner:
     """Calls the model with padded rows until undo(). Raises ServeError for a model that it doesn't fit.
 
-    labels: the classes of the checkpoint's own head, none where its head was drawn anew. layers: the linear layers that
-    see one input a row, so that each row has its adapter there.
+    labels: the classes of the checkpoint's own head, none where its head was re-initialised. layers: the linear layers
+    that see one input a row, so that each row has its adapter there.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

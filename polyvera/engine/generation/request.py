@@ -1,4 +1,4 @@
-"""Request: what one caller asks for, and what it is told back, step by step."""
+"""Request: what one caller asks for, and the parts of its answer, step by step."""
 
 from __future__ import annotations
 
