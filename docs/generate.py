@@ -156,8 +156,8 @@ def generated(text: str) -> str:
 
 
 ORDER = """A flag wins over a key of the file, the key over the environment variable, and the variable over the default.
-A value that you give counts as given, even if it equals the default. An unknown key is an error, and so is a setting that
-is given under two of its names."""
+A value that you give counts as given, even if it equals the default. An unknown key is an error, and so is a setting
+that is given under two of its names."""
 RECIPE = f"""Every setting of `polyvera train` is a flag, a key of the TOML file that you name with `--recipe FILE`, an
 environment variable, and an argument of `polyvera.Recipe`. `polyvera train --schema` prints the JSON schema of it.
 [Training](../training.md) explains what to choose.
@@ -166,7 +166,7 @@ environment variable, and an argument of `polyvera.Recipe`. `polyvera train --sc
 
 Every other verb takes `--recipe FILE`, too, and reads the settings that it shares from it: the store, the model, the
 columns of the data."""
-SERVING = f"""Every setting of `polyvera serve MODEL` is a flag, a key of the TOML file that you name with `--config FILE`,
+SERVING = f"""Every setting of `polyvera serve MODEL` is a flag, a key of the TOML file named with `--config FILE`,
 and an environment variable; `model` is the argument. `polyvera serve --schema` prints the JSON schema of the file.
 [Serving](../serving.md) explains what they do.
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from polyvera.engine.generation.generator import Generator
 from polyvera.engine.generation.request import GREEDY, Answer, SamplingParams
@@ -22,7 +22,6 @@ from polyvera.store.registry import Registry
 Turn = Message | Mapping[str, str]
 AnyPrompt = str | Sequence[Turn]
 Which = str | AdapterRef | None
-T = TypeVar("T")
 
 
 class LLM:
@@ -111,13 +110,13 @@ def _is_one(prompts: AnyPrompt | Sequence[AnyPrompt]) -> bool:
     return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Message | Mapping))
 
 
-def _prompt(given: AnyPrompt) -> Prompt:
+def _prompt(given: Any) -> Prompt:
     if isinstance(given, str):
         return given
     return tuple(one if isinstance(one, Message) else Message(one["role"], one["content"]) for one in given)
 
 
-def _each(given: T | Sequence[T], num: int, what: str) -> list[T]:
+def _each(given: Any, num: int, what: str) -> list[Any]:
     """One for each prompt. Raises SamplingError where a list has another number."""
     if given is None or isinstance(given, str | AdapterRef | SamplingParams):
         return [given] * num

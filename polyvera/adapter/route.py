@@ -105,7 +105,8 @@ class Pick:
         assert self.mask is not None
         if ("mask", like.device) not in self.cache:
             self.cache["mask", like.device] = _moved(self.mask, like.device)
-        return self.cache["mask", like.device].view(*self.mask.shape, *(1,) * (like.dim() - self.mask.dim()))
+        mask: Tensor = self.cache["mask", like.device]
+        return mask.view(*mask.shape, *(1,) * (like.dim() - mask.dim()))
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
