@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ def kind_of(model: ModelOrConfig) -> str:
     without a head is an encoder: it gives vectors.
     """
     config: Any = getattr(model, "config", model)
-    names: Sequence[str] = (config.architectures or ()) if model is config else (type(model).__name__,)
+    names: Any = (config.architectures or ()) if model is config else (type(model).__name__,)
     for name in names:
         for ending, kind in ENDINGS:
             if name.endswith(ending) and not (kind == CAUSAL_LM and config.is_encoder_decoder):

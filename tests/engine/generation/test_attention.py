@@ -63,19 +63,6 @@ def test_neighbours_of_like_lengths_are_one_call_and_unlike_ones_are_not() -> No
     assert spans_of([], []) == []
 
 
-def test_a_batch_is_rows_that_decode_and_then_pieces_of_prompts() -> None:
-    a, b, c = row(0, 5, 4, slot=3), row(1, 6, 5), row(3, 9, 2, slot=8)
-    b.request.answer[:] = []
-    batch = make_batch([Chunk(a, 4, 5), Chunk(b, 5, 6)], [Chunk(c, 2, 6)], CONTEXT, torch.device("cpu"))
-    assert batch.ids.tolist() == [[4, 105, 302, 303, 304, 305]]
-    assert batch.positions.tolist() == [[4, 5, 2, 3, 4, 5]]
-    assert batch.slot_mapping.tolist() == [4, CONTEXT + 5, *range(3 * CONTEXT + 2, 3 * CONTEXT + 6)]
-    assert batch.slots == (3, 0, 8, 8, 8, 8) and batch.rows == (a, b) and batch.last.tolist() == [0, 1]
-    assert list(batch.attention.spans) == [Span(0, 2, 0, 2, 6), Span(2, 4, 3, 1, 6)] and not batch.is_decoding
-    whole = make_batch([], [Chunk(c, 2, 9)], CONTEXT, torch.device("cpu"))
-    assert whole.rows == (c,) and whole.last.tolist() == [6]
-
-
 def test_pieces_of_prompts_with_equal_positions_in_neighbouring_rows_are_one_span() -> None:
     pieces = [(1, 0, 5), (2, 0, 5), (3, 0, 6), (4, 2, 6), (6, 2, 6), (7, 2, 6)]
     found = joined_spans(pieces, 3)
