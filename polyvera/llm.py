@@ -111,7 +111,7 @@ def _list(prompts: Any) -> list[AnyPrompt]:
     return [prompts] if is_one else list(prompts)
 
 
-def _prompt(given: AnyPrompt) -> Prompt:
+def _prompt(given: Any) -> Prompt:
     if isinstance(given, str):
         return given
     return tuple(one if isinstance(one, Message) else Message(one["role"], one["content"]) for one in given)

@@ -22,12 +22,16 @@ from polyvera.adapter.targets import find_sites, linear_layers
 from polyvera.errors import LayoutError, SlotError, TargetError, did_you_mean
 
 
-def inject(model: nn.Module, spec: AdapterSpec, num_slots: int = 1) -> Bank:
+def inject(
+    model: nn.Module, spec: AdapterSpec, num_slots: int = 1, *, product_dtype: torch.dtype | None = None
+) -> Bank:
     """Puts a bank of trainable slots into the model, each a fresh adapter (the identity), and freezes all else.
 
     model: changed in place; it stays an ordinary module, and eject() gives it back.
     spec: the method, rank, targets and every other choice.
-    num_slots: how many adapters train side by side, in slots of one bank.
+    num_slots: how many adapters train side by side, in slots of one bank; their numbers are fp32.
+    product_dtype: of the products with A and B; None is autocast's under autocast, else the input's where that is
+        bfloat16 or float16 on an accelerator, and fp32 otherwise, so on any CPU.
 
     Raises TargetError for targets that match no layer, LayoutError where layers don't fit, SpecError.
     """
@@ -36,7 +40,7 @@ def inject(model: nn.Module, spec: AdapterSpec, num_slots: int = 1) -> Bank:
     layout = layout_of(spec, sites, {k: tuple(t.shape) for k, t in head.items()})
     basis = None if layout.basis is None else draw_basis(layout.basis)
     model.requires_grad_(False)
-    bank = add_bank(model, layout, num_slots, basis, spec=spec, trainable=True)
+    bank = add_bank(model, layout, num_slots, basis, spec=spec, trainable=True, product_dtype=product_dtype)
     for slot in bank.slots:
         bank.start(slot, head)
     return bank
@@ -102,6 +106,7 @@ def add_bank(
     spec: AdapterSpec | None = None,
     trainable: bool = False,
     dtype: torch.dtype = torch.float32,
+    product_dtype: torch.dtype | None = None,
     any_classes: bool = False,
 ) -> Bank:
     """An empty bank of that layout in the model, beside those there. Raises LayoutError where it doesn't fit.
@@ -121,6 +126,7 @@ def add_bank(
         dtype=dtype,
         spec=spec,
         trainable=trainable,
+        product_dtype=product_dtype,
     )
     for site in layout.sites:
         _wrap(model, site.name, AdaptedLinear, table, bank.layer(site, layers[site.name]))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from itertools import count
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -11,6 +14,7 @@ from polyvera.adapter.bank_state import BankState
 from polyvera.errors import SlotError, did_you_mean
 
 BASE_SLOT = 0
+CPU = torch.device("cpu")
 
 
 class SlotTable:
@@ -19,7 +23,8 @@ class SlotTable:
     def __init__(self) -> None:
         self.banks: list[BankState] = []
         self._owners: list[tuple[BankState, int]] = []
-        self._lookups: dict[int, Tensor] = {}
+        self._lookups: dict[tuple[int, torch.device], Tensor] = {}
+        self.number = _register(self)
         self.names: dict[str, int] = {}  # the slots of adapters that were loaded under a name
         self.default: tuple[object, Any] | None = None  # the route of a forward outside `with route(...)`, and for what
 
@@ -42,12 +47,20 @@ class SlotTable:
         owner, index = self._owners[slot - 1] if 1 <= slot <= len(self._owners) else (None, 0)
         return index if owner is bank else None
 
-    def lookup(self, bank: BankState) -> Tensor:
-        """The bank's own index of every slot of the model, -1 for those of others; (slots + 1,)."""
-        if id(bank) not in self._lookups:
+    def lookup(self, bank: BankState, device: torch.device = CPU) -> Tensor:
+        """The bank's own index of every slot of the model, -1 for those of others; (slots + 1,) on that device."""
+        key = (id(bank), device)
+        if key not in self._lookups:
             mine = [index if owner is bank else -1 for owner, index in self._owners]
-            self._lookups[id(bank)] = torch.tensor([-1, *mine])
-        return self._lookups[id(bank)]
+            with torch.inference_mode(False):
+                self._lookups[key] = torch.tensor([-1, *mine]).to(device)
+        return self._lookups[key]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SlotTable:
+        other = memo[id(self)] = SlotTable()
+        other.banks, other._owners = copy.deepcopy((self.banks, self._owners), memo)
+        other.names = dict(self.names)
+        return other
 
     def check(self, slots: int | Tensor) -> None:
         """Raises SlotError unless every slot is the base or holds an adapter."""
@@ -95,3 +108,19 @@ class SlotTable:
 def distinct(rows: Tensor) -> list[int]:
     """The numbers in `rows`, each once, ascending."""
     return sorted(set(rows.flatten().tolist()))
+
+
+# A compiled graph holds numbers, not Python objects: by its number an operation in the graph finds the table again.
+_TABLES: WeakValueDictionary[int, SlotTable] = WeakValueDictionary()
+_NUMBERS = count()
+
+
+def _register(table: SlotTable) -> int:
+    number = next(_NUMBERS)
+    _TABLES[number] = table
+    return number
+
+
+def table_of(number: int) -> SlotTable:
+    """The table of that number, of a model that still lives."""
+    return _TABLES[number]
