@@ -155,18 +155,20 @@ def generated(text: str) -> str:
     return BLOCK.sub(lambda found: f"{found[1]}{BLOCKS[found[2]]()}\n{found[3]}", text)
 
 
-ORDER = """A flag wins over a key of the file, a key over the environment variable, and that over the default; what was
-given counts as given, even where it equals the default. An unknown key is an error, and so are a key and its other name
-together."""
-RECIPE = f"""Every setting of `polyvera train`: a flag, a key of the TOML file that `--recipe FILE` names, an
-environment variable, and an argument of `polyvera.Recipe`. `polyvera train --schema` prints the file's JSON schema.
+ORDER = """A flag wins over a key of the file, the key over the environment variable, and the variable over the default.
+A value that you give counts as given, even if it equals the default. An unknown key is an error, and so is a setting
+that is given under two of its names."""
+RECIPE = f"""Every setting of `polyvera train` is a flag, a key of the TOML file that you name with `--recipe FILE`, an
+environment variable, and an argument of `polyvera.Recipe`. `polyvera train --schema` prints the JSON schema of it.
+[Training](../training.md) explains what to choose.
 
 {ORDER}
 
-Every other verb takes `--recipe FILE`, too, and reads from it the settings that it has: the store, the model, the
+Every other verb takes `--recipe FILE`, too, and reads the settings that it shares from it: the store, the model, the
 columns of the data."""
-SERVING = f"""Every setting of `polyvera serve MODEL`: a flag, a key of the TOML file that `--config FILE` names, and an
-environment variable; `model` is the argument. `polyvera serve --schema` prints the JSON schema of the file.
+SERVING = f"""Every setting of `polyvera serve MODEL` is a flag, a key of the TOML file named with `--config FILE`,
+and an environment variable; `model` is the argument. `polyvera serve --schema` prints the JSON schema of the file.
+[Serving](../serving.md) explains what they do.
 
 {ORDER} `--recipe FILE` takes the model and the store from a recipe, after `--config`."""
 

@@ -30,9 +30,9 @@ def commands(page: Path) -> Iterator[list[str]]:
                 yield shlex.split(line.replace("$'", "'"), comments=True)[1:]
 
 
-def for_the_tiny_model(code: str) -> str:
+def for_the_tiny_model(code: str, num_steps: int = 3) -> str:
     """The same code or recipe, on the model in the folder `base` and for a few steps."""
-    return re.sub(r"max_steps( ?= ?)\d+", r"max_steps\g<1>3", code.replace(MODEL, '"base"'))
+    return re.sub(r"max_steps( ?= ?)\d+", rf"max_steps\g<1>{num_steps}", code.replace(MODEL, '"base"'))
 
 
 def write_demo_folder(folder: Path) -> None:

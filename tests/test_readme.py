@@ -45,7 +45,7 @@ def test_the_python_code_runs(here: Path, capsys: pytest.CaptureFixture[str]) ->
     for code in code_blocks("python", README):
         assert MODEL in code
         found: dict[str, object] = {}
-        exec(for_the_tiny_model(code), found)
+        exec(for_the_tiny_model(code, num_steps=40), found)
         assert found["bare"] != found["adapted"]
     assert "cafe/tickets@1" in capsys.readouterr().out
 

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from polyvera.adapter.adapter import Adapter, drawn_factors
 from polyvera.adapter.basis import DRAWS, Basis, draw_factor
-from polyvera.adapter.layer import HeadBank, LayerBank, SharedInput
+from polyvera.adapter.layer import HeadBank
+from polyvera.adapter.layer_bank import LayerBank
 from polyvera.adapter.layout import Entry, Layout, Site
 from polyvera.adapter.lazy_zeros import zeros
 from polyvera.adapter.method import D_INIT, ROW_NORM
+from polyvera.adapter.shared_input import SharedInput
 from polyvera.adapter.slot_table import SlotTable
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import LayoutError, SlotError
@@ -39,11 +41,13 @@ class Bank:
         dtype: torch.dtype = torch.float32,
         trainable: bool = False,
         spec: AdapterSpec | None = None,
+        product_dtype: torch.dtype | None = None,
     ) -> None:
         if num_slots < 1:
             raise SlotError(f"num_slots={num_slots}: a bank has at least one slot")
         self.layout, self.basis = layout, basis
         self.table, self.dtype, self.trainable = table, dtype, trainable
+        self.product_dtype, self.position = product_dtype, len(table.banks)
         self.dropout = 0.0 if spec is None else spec.dropout
         self.flat = zeros((num_slots, layout.num_params), device=device, dtype=dtype)
         self.spec, self._specs = spec, dict[int, AdapterSpec]()
@@ -56,10 +60,27 @@ class Bank:
         self._accepted = layout
         self.slots: tuple[int, ...] = tuple(table.add(self, num_slots))
 
+    def __repr__(self) -> str:
+        return f"Bank({self.summary()})"
+
+    def summary(self) -> str:
+        """Method, rank, slots and bytes, in one line."""
+        used, per_slot = len(self.occupied), self.flat.element_size() * self.layout.num_params
+        shared = "" if self.basis is None else f", basis {4 * self.basis.key.num_params:,} bytes"
+        return (
+            f"{self.layout.title}, {used} of {self.num_slots} slots used, {per_slot:,} bytes a slot, "
+            f"{per_slot * self.num_slots:,} in all{shared}"
+        )
+
     @property
     def first(self) -> int:
         """The first of this bank's slot numbers."""
         return self.slots[0]
+
+    @property
+    def table_number(self) -> int:
+        """The number of the model's slot table."""
+        return self.table.number
 
     @property
     def num_slots(self) -> int:
@@ -134,6 +155,7 @@ class Bank:
         self._specs[index] = adapter.spec
         for name, norm in (norms or {}).items():
             self.layers[name].keep_norm(index, norm)
+        self._refresh(index)
 
     def memory(self) -> NDArray[np.float32] | None:
         """All rows, (num_slots, num_params), to be filled before settle(); None where they aren't fp32 on the CPU."""
@@ -150,6 +172,7 @@ class Bank:
         index = self._index(slot)
         self._settle(index)
         self._specs[index] = spec
+        self._refresh(index)
 
     def norms_of(self, adapter: Adapter) -> dict[str, Tensor]:
         """‖W + ΔW‖ of each row of every layer by name, fp32; no slot is read or written."""
@@ -173,6 +196,15 @@ class Bank:
         self._write(index, torch.zeros(self.layout.num_params))
         self.occupied.discard(index)
         self._specs.pop(index, None)
+        self._refresh(index)
+
+    def norm_rows(self, site: str) -> Tensor:
+        """row_norm of every slot in one layer, (slots, out)."""
+        return self.layers[site].norm_rows()
+
+    def _refresh(self, index: int) -> None:
+        for layer in self.layers.values():
+            layer.refresh(index)
 
     def start(self, slot: int, head: Mapping[str, Tensor]) -> None:
         """Makes a slot a fresh adapter of the bank's spec, which is the identity; the head starts as given."""

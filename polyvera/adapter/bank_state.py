@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from polyvera.adapter.basis import Basis
 from polyvera.adapter.layout import Layout
@@ -14,6 +15,7 @@ from polyvera.adapter.spec import AdapterSpec
 class BankState(Protocol):
     """The bank's layout, basis and dtype, the spec of each slot, and counters of what was written.
 
+    product_dtype: of the products with A and B, None for the rule of `LayerBank`. position: among the model's banks.
     occupied: the indices that hold an adapter. version: changes at every write, of any slot.
     """
 
@@ -21,7 +23,9 @@ class BankState(Protocol):
     basis: Basis | None
     dtype: torch.dtype
     dropout: float
+    product_dtype: torch.dtype | None
     trainable: bool
+    position: int
     occupied: set[int]
     version: int
 
@@ -32,6 +36,15 @@ class BankState(Protocol):
 
     def spec_of(self, index: int) -> AdapterSpec:
         """The spec of the adapter in a slot, by the bank's own index."""
+        ...
+
+    @property
+    def table_number(self) -> int:
+        """The number of the model's slot table."""
+        ...
+
+    def norm_rows(self, site: str) -> Tensor:
+        """row_norm of every slot in one layer, (slots, out)."""
         ...
 
     def written(self, index: int) -> int:

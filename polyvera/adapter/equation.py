@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -77,12 +79,35 @@ def factored_row_norm(parts: NormParts, vectors: Vectors) -> Tensor:
     return torch.where(square > 0, square, 1.0).sqrt()
 
 
-def adapt(y: Tensor, u: Tensor, v: Vectors, bias: Tensor | None = None) -> Tensor:
+# The kinds of device whose products of one dtype go through the kernels of fused.py; a test adds the CPU.
+FUSED_ON = {"cuda"}
+
+
+@cache
+def kernels() -> Any:
+    """The module of fused kernels, None where Triton is not installed."""
+    try:
+        return import_module("polyvera.adapter.fused")
+    except ImportError:
+        return None
+
+
+def is_fused(y: Tensor, u: Tensor, B: Tensor) -> bool:
+    """Whether the kernels take these: one dtype, on the device that is current."""
+    if y.device.type not in FUSED_ON or not y.dtype == u.dtype == B.dtype or torch.compiler.is_compiling():
+        return False
+    return (not y.is_cuda or y.device.index == torch.cuda.current_device()) and kernels() is not None
+
+
+def adapt(y: Tensor, u: Tensor, v: Vectors, bias: Tensor | None = None, is_fresh: bool = False) -> Tensor:
     """The adapted output from the base layer's y = W x + bias and u = A x: the fast path where gradients are asked for.
 
-    y (..., out) in the base's dtype, u (..., rank) in the adapter's; returns the dtype of y.
+    y (..., out) in the base's dtype, u (..., rank) in the adapter's; returns the dtype of y. is_fresh: nobody else
+    reads y, so that it may be written over.
     """
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (y, u, v.B, v.d, v.b, v.m)):
+        if v.m is None and _is_one(v) and is_fused(y, u, v.B):
+            return _AdaptOne.apply(y, u, v.B, v.d, v.b, v.scale, is_fresh)  # type: ignore[no-untyped-call,no-any-return]
         out: Tensor = _Adapt.apply(y, u, v.B, v.d, v.b, v.m, v.norm, bias, v.scale)  # type: ignore[no-untyped-call]
         return out
     if v.m is None and v.b is not None and v.scale == ONE and v.B.dtype == y.dtype and is_packed():
@@ -93,7 +118,11 @@ def adapt(y: Tensor, u: Tensor, v: Vectors, bias: Tensor | None = None) -> Tenso
 
 def adapt_naive(y: Tensor, u: Tensor, v: Vectors, bias: Tensor | None = None) -> Tensor:
     """The same in plain operations: the reference of the fast path, and the forward of both."""
-    w = _expand(u, v.B, v.d)
+    return add_delta(y, _expand(u, v.B, v.d), v, bias)
+
+
+def add_delta(y: Tensor, w: Tensor, v: Vectors, bias: Tensor | None = None) -> Tensor:
+    """The adapted output from y and w = B (d ⊙ u), a fresh tensor that may be written over."""
     if v.m is None or v.norm is None:
         return _add(_scaled(w, v.b, v.scale), y).to(y.dtype)
     gain = v.m / v.norm
@@ -161,6 +190,50 @@ class _Adapt(torch.autograd.Function):
             backward = _rows_backward if rows else _one_backward
             du, dB, dd, db = backward(g, u, B, d, b, gain, ctx.scale, ctx.needs_input_grad[1:5])
         return dy, du, dB, dd, db, dm, None, None, None
+
+
+def _is_one(v: Vectors) -> bool:
+    return all(t is None or t.dim() == 1 for t in (v.d, v.b))
+
+
+class _AdaptOne(torch.autograd.Function):
+    """adapt_naive for one adapter and no gain, all of it in three products with S = scale diag(b) B diag(d).
+
+    out = y + u Sᵀ is one product that adds to y where it lies. ∂u = g S. All else are sums over M = gᵀ u, (out, rank):
+    ∂b = rowsum(scale M ⊙ B d), ∂d = colsum(scale M ⊙ b B), ∂B = scale b M d. M costs as many operations as w = B z does
+    and spares z, w and h, which are as tall as the batch: 4 (tokens, out) and 3 (tokens, rank) passes over memory.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, u: Tensor, B: Tensor, d: Tensor | None, b: Tensor | None, scale: Scale, is_fresh: bool
+    ) -> Tensor:
+        ctx.factor = scale[0] / scale[1]
+        ctx.save_for_backward(u, B, d, b)
+        S = kernels().scaled_basis(B, b, d, ctx.factor)
+        if is_fresh:
+            ctx.mark_dirty(y)
+        with without_autocast(u):
+            into = y if is_fresh else y.clone(memory_format=torch.contiguous_format)
+            into.view(-1, y.shape[-1]).addmm_(u.reshape(-1, u.shape[-1]), S.t())
+        return into
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        u, B, d, b = ctx.saved_tensors
+        need_u, need_B, need_d, need_b = ctx.needs_input_grad[1:5]
+        g2, u2 = grads[0].reshape(-1, B.shape[0]), u.reshape(-1, u.shape[-1])
+        du = dB = dd = db = None
+        with without_autocast(u):
+            if need_u:
+                du = (g2 @ kernels().scaled_basis(B, b, d, ctx.factor)).view_as(u)
+            if need_B or need_d or need_b:
+                M = g2.t() @ u2
+            if need_d or need_b:
+                db, dd = kernels().basis_sums(M, B, b, d, ctx.factor)
+            if need_B:
+                dB = kernels().scaled_basis(M, b, d, ctx.factor)
+        return grads[0], du, dB, dd if need_d else None, db if need_b else None, None, None
 
 
 Needs = tuple[bool, bool, bool, bool]

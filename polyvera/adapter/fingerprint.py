@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from polyvera.adapter.base_layer import is_linear, is_quantized
-from polyvera.adapter.layer import AdaptedHead, AdaptedLinear, HeadBank, LayerBank
+from polyvera.adapter.layer import AdaptedHead, AdaptedLinear, HeadBank
+from polyvera.adapter.layer_bank import LayerBank
 from polyvera.adapter.targets import HEAD_NAMES
 from polyvera.errors import FingerprintError
 

@@ -12,7 +12,8 @@ from polyvera.adapter.bank import Bank
 from polyvera.adapter.base_layer import as_stored, dense_weight, is_quantized, plain_linear
 from polyvera.adapter.equation import delta_weight
 from polyvera.adapter.inject import eject, load, slot_table
-from polyvera.adapter.layer import AdaptedHead, AdaptedLinear, LayerBank
+from polyvera.adapter.layer import AdaptedHead, AdaptedLinear
+from polyvera.adapter.layer_bank import LayerBank
 from polyvera.errors import LayoutError, SlotError
 
 

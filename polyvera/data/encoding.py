@@ -121,9 +121,9 @@ def _conversation(tokenizer: Tokenizer, messages: Sequence[Message], turns: str)
     return found
 
 
-def _check_prompt(tokenizer: Tokenizer, segments: Sequence[Segment], messages: tuple[Message, ...]) -> None:
+def _check_prompt(tokenizer: Tokenizer, segments: Sequence[Segment], messages: Sequence[Message]) -> None:
     """Raises DataError where what stands before an answer is not what a model is given to answer it."""
-    if [token for segment in segments for token in segment.ids] != prompt_ids(tokenizer, messages):
+    if [token for segment in segments for token in segment.ids] != prompt_ids(tokenizer, tuple(messages)):
         raise DataError("the tokenizer joins the end of a turn with the next one: use turns='last'")
 
 

@@ -47,6 +47,14 @@ class Limits:
         Annotated[int, Ge(0)],
         Described("Memory of cached prefixes of prompts, in MiB; 0 for none.", ENGINE, name="prefix_mib", scale=MIB),
     ] = 256 << 20
+    decode_graphs: Annotated[
+        bool | None,
+        Described(
+            "Decode by captured CUDA graphs; by default where there is CUDA. "
+            "Elsewhere true goes the same way without captures, more slowly.",
+            ENGINE,
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         check(self, ServeError)

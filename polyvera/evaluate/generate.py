@@ -18,7 +18,7 @@ from polyvera.model.prompt import Prompt, check_ids, prompt_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-RowSlots = int | Sequence[int] | None
+RowSlots = int | str | Sequence[int | str] | None
 
 
 def generate(
@@ -72,7 +72,8 @@ def row_slots(model: PreTrainedModel, slots: RowSlots, num_rows: int) -> list[in
     table = slot_table(model)
     if slots is None:
         slots = table.only()
-    chosen = [slots] * num_rows if isinstance(slots, int) else list(slots)
+    known = [slots] if isinstance(slots, int | str) else list(slots)
+    chosen = [table.slot_named(one) for one in known] * (num_rows if isinstance(slots, int | str) else 1)
     if len(chosen) != num_rows:
         raise SlotError(f"{len(chosen)} slots for {num_rows} rows: give one slot for all, or one for each row")
     table.check(torch.tensor(chosen, dtype=torch.long))

@@ -49,8 +49,7 @@ def described(hint: Any) -> Described | None:
 
 def check(part: Any, refusal: type[PolyveraError]) -> None:
     """Raises the error for the first field of a dataclass that its annotation does not allow."""
-    kind: Hashable = type(part)
-    for name, adapter in _adapters(kind).items():
+    for name, adapter in _adapters(type(part)).items():  # type: ignore[arg-type]
         value = getattr(part, name)
         try:
             adapter.validate_python(value)

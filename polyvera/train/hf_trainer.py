@@ -82,7 +82,8 @@ class AdapterTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         """The recipe's schedule, whichever form of training it is for."""
         if self.lr_scheduler is None:
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lr_factor(self.recipe, num_training_steps))
+            chosen: Any = optimizer or self.optimizer
+            self.lr_scheduler = LambdaLR(chosen, lr_factor(self.recipe, num_training_steps))
         return self.lr_scheduler
 
     def compute_loss(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from polyvera.adapter.base_layer import dense_weight
 from polyvera.adapter.equation import delta_weight
 from polyvera.adapter.inject import banks_of, inject, load
-from polyvera.adapter.layer import LayerBank
+from polyvera.adapter.layer_bank import LayerBank
 from polyvera.adapter.method import METHODS
 from polyvera.adapter.route import checkpoint_context, route
 from polyvera.adapter.spec import AdapterSpec
@@ -185,12 +185,12 @@ def test_compiled_equals_eager(small_llama: nn.Module, ids: Tensor, scramble, na
 
 
 def test_siblings_project_their_input_once(small_llama: nn.Module, ids: Tensor, scramble, monkeypatch) -> None:
-    import polyvera.adapter.layer as layer
+    from polyvera.adapter import shared_input
 
     bank = inject(small_llama, AdapterSpec("vera", rank=4, targets="all-linear"))
     seen: list[tuple[int, ...]] = []
-    plain = layer._project
-    monkeypatch.setattr(layer, "_project", lambda x, A, p: seen.append(tuple(x.shape)) or plain(x, A, p))
+    plain = shared_input.project_input
+    monkeypatch.setattr(shared_input, "project_input", lambda x, A, p: seen.append(tuple(x.shape)) or plain(x, A, p))
     out = logits(small_llama, ids)
     assert len(bank.layers) == 3 * 7 and len(seen) == 3 * 4  # qkv, o, gate and up, down
     out.sum().backward()

@@ -181,7 +181,7 @@ def assert_nothing_is_left(engine: Generator) -> None:
     assert free + len(adapters._taken) == sum(bank.num_slots for bank in adapters.banks)
     assert all(len(bank.occupied) <= len(adapters._taken) for bank in adapters.banks)
     for pair in core._kv_cache._layers.values():
-        assert not any(bool(storage.any()) for storage in pair)
+        assert not any(bool(storage[:, :-1].any()) for storage in pair)  # the last place is nobody's
     kept = [prefix for prefixes in core._prefix_cache._kept.values() for prefix in prefixes]
     assert len(kept) == len(core._prefix_cache) and sum(p.num_bytes for p in kept) == core._prefix_cache.num_bytes
     assert core._prefix_cache.num_bytes <= limits.prefix_bytes

@@ -53,3 +53,9 @@ def test_the_base_is_called_by_the_last_part_of_the_model(model: str, name: str)
 def test_an_invalid_value_is_refused_by_name(given: dict[str, object], said: str) -> None:
     with pytest.raises(ServeError, match=said):
         Serving(model="m", **given)
+
+
+@pytest.mark.parametrize("change", [{"max_body_bytes": 0}, {"read_s": 0}, {"read_s": float("nan")}, {"base": "a:b"}])
+def test_settings_that_cannot_be_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ServeError, match=next(iter(change))):
+        ServerConfig(**{"base": "tiny", **change})  # type: ignore[arg-type]

@@ -28,6 +28,7 @@ from polyvera.server.server import Server
 from polyvera.store.registry import Registry
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+HELLO = [{"role": "user", "content": "the true thing"}]
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 8}
 
 
@@ -105,3 +106,11 @@ def fronted(
             server.stop()
             thread.join(LONGEST_WAIT)
             assert not thread.is_alive()
+
+
+def prompt_ids(at: Served, text: str) -> list[int]:
+    return list(at.engine.tokenizer(text).input_ids)
+
+
+def text_of(at: Served, ids: list[int]) -> str:
+    return str(at.engine.tokenizer.decode(ids, skip_special_tokens=True))

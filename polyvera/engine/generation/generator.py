@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+
+import torch
 
 from polyvera.adapter.packed_linear import PackedModel, Packs, packed
 from polyvera.engine.generation.grammar import Grammars
@@ -18,9 +20,6 @@ from polyvera.engine.steps import LOOK_AHEAD
 from polyvera.errors import ClosedError, SamplingError
 from polyvera.model.config import end_tokens, vocabulary_size
 from polyvera.store.reference import AdapterRef
-
-if TYPE_CHECKING:
-    pass
 
 
 class Generator(AdapterEngine[Request]):
@@ -103,7 +102,7 @@ class Generator(AdapterEngine[Request]):
         workload = GenerationWorkload(
             self.model, self.tokenizer, adapters, self._queue, self.limits, self.num_tokens, self._observe
         )
-        return EngineParts(workload, adapters, partial(packed, packs), undo)
+        return EngineParts(workload, adapters, partial(_within, self.model.device, packs), undo)
 
     def _check(self, prompt: Sequence[int], params: SamplingParams) -> None:
         """Raises SamplingError for a request that no step could answer."""
@@ -122,3 +121,10 @@ class Generator(AdapterEngine[Request]):
         beyond = [token for token in named if not 0 <= token <= last]
         if beyond:
             raise SamplingError(f"logit_bias and stop_ids: {beyond[0]} is no token; they are from 0 to {last}")
+
+
+@contextmanager
+def _within(device: torch.device, packs: Packs) -> Iterator[None]:
+    """Where the steps run: kernels that are not torch's go to the device that is set in their thread."""
+    with packed(packs), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        yield

@@ -22,7 +22,8 @@ class KVCache:
     """For each layer keys and values (num_rows, context, key heads, width); memory is taken as rows fill.
 
     It stands where transformers expects a cache: update() writes the step's tokens to `slot_mapping` (T,), which are
-    row * context + position, and hands out the whole storage, of which the attention reads its spans.
+    row * context + position, and hands out the whole storage, of which the attention reads its spans. The last place of
+    a row is never filled, since an answer's last token is not read: rows that only pad a batch write to that of row 0.
     """
 
     def __init__(self, num_rows: int, context: int) -> None:

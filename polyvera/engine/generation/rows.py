@@ -49,6 +49,11 @@ class Chunk:
         """Whether all that is known of the row is then computed, so that its next token can be chosen."""
         return self.stop == self.row.request.num_tokens
 
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of a token and a key that it may see, at most."""
+        return (self.stop - self.start) * self.stop
+
 
 def next_chunks(running: Sequence[Row], num_tokens: int) -> tuple[list[Chunk], list[Chunk]]:
     """What the next step computes: rows that decode, by index, then pieces of prompts, the oldest first.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from polyvera.engine.adapter_cache import AdapterCache
 from polyvera.engine.adapter_loader import Observe
@@ -14,7 +14,7 @@ from polyvera.engine.generation.forward import Forward
 from polyvera.engine.generation.kv_cache import KVCache, PrefixCache
 from polyvera.engine.generation.request import CANCELLED, FAILED, LENGTH, STOP, Request, RequestOutput, Token
 from polyvera.engine.generation.rows import Chunk, Row, next_chunks
-from polyvera.engine.generation.sampler import Sampled, sample
+from polyvera.engine.generation.sampler import Sampled, Scores, sample
 from polyvera.engine.limits import Limits
 from polyvera.engine.request_queue import RequestQueue
 from polyvera.engine.scheduler import Scheduler
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Chunks = tuple[Sequence[Chunk], Sequence[Chunk]]  # of rows that decode, and of prompts
-Output = tuple[Sequence[Row], Any]  # the rows whose next tokens can now be chosen, and their scores
+Output = tuple[Sequence[Row], Scores]  # the rows whose next tokens can now be chosen, and their scores
 
 
 class GenerationWorkload:

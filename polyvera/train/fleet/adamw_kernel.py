@@ -56,7 +56,7 @@ def _scalars(step: SlotStep, lr: float, weight_decay: float) -> tuple[float, flo
     return step.clip, 1 - lr * weight_decay, lr * second / first, EPS * second
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _adamw(
     flat: Any,
     grads: Any,

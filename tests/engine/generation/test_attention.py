@@ -7,7 +7,16 @@ import torch
 from tiny_serve import make_tokenizer
 from torch.nn import functional as F
 
-from polyvera.engine.generation.attention import CALL_TOKENS, AttentionMetadata, Masks, Span, attend, mask, spans_of
+from polyvera.engine.generation.attention import (
+    CALL_TOKENS,
+    AttentionMetadata,
+    Masks,
+    Span,
+    attend,
+    joined_spans,
+    mask,
+    spans_of,
+)
 from polyvera.engine.generation.batch import make_batch
 from polyvera.engine.generation.detokenizer import Detokenizer
 from polyvera.engine.generation.request import GREEDY, Request
@@ -54,23 +63,17 @@ def test_neighbours_of_like_lengths_are_one_call_and_unlike_ones_are_not() -> No
     assert spans_of([], []) == []
 
 
-def test_a_batch_is_rows_that_decode_and_then_pieces_of_prompts() -> None:
-    a, b, c = row(0, 5, 4, slot=3), row(1, 6, 5), row(3, 9, 2, slot=8)
-    b.request.answer[:] = []
-    batch = make_batch([Chunk(a, 4, 5), Chunk(b, 5, 6)], [Chunk(c, 2, 6)], CONTEXT, torch.device("cpu"))
-    assert batch.ids.tolist() == [[4, 105, 302, 303, 304, 305]]
-    assert batch.positions.tolist() == [[4, 5, 2, 3, 4, 5]]
-    assert batch.slot_mapping.tolist() == [4, CONTEXT + 5, *range(3 * CONTEXT + 2, 3 * CONTEXT + 6)]
-    assert batch.slots == (3, 0, 8, 8, 8, 8) and batch.rows == (a, b) and batch.last.tolist() == [0, 1]
-    assert list(batch.attention.spans) == [Span(0, 2, 0, 2, 6), Span(2, 4, 3, 1, 6)] and not batch.is_decoding
-    whole = make_batch([], [Chunk(c, 2, 9)], CONTEXT, torch.device("cpu"))
-    assert whole.rows == (c,) and whole.last.tolist() == [6]
+def test_pieces_of_prompts_with_equal_positions_in_neighbouring_rows_are_one_span() -> None:
+    pieces = [(1, 0, 5), (2, 0, 5), (3, 0, 6), (4, 2, 6), (6, 2, 6), (7, 2, 6)]
+    found = joined_spans(pieces, 3)
+    assert found == [Span(3, 10, 1, 2, 5), Span(13, 6, 3, 1, 6), Span(19, 4, 4, 1, 6), Span(23, 8, 6, 2, 6)]
 
 
 @pytest.mark.parametrize("sees", [causal, sliding])
 @pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("single_pairs", [0, 60, 10_000])
 @pytest.mark.parametrize("seed", range(4))
-def test_every_token_attends_to_its_own_row_alone(seed: int, groups: int, sees) -> None:
+def test_every_token_attends_to_its_own_row_alone(seed: int, single_pairs: int, groups: int, sees) -> None:
     torch.manual_seed(seed)
     draw, key_heads = random.Random(seed), 2
     heads = key_heads * groups
@@ -79,12 +82,15 @@ def test_every_token_attends_to_its_own_row_alone(seed: int, groups: int, sees) 
     pieces = [(r, ends[i] - 1, ends[i]) for i, r in enumerate((0, 1, 2, 4, 5))]
     pieces += [(6, draw.randint(0, 9), draw.randint(10, 30)), (7, 0, draw.randint(2, 12))]
     works = [Chunk(row(r, stop, start), start, stop) for r, start, stop in pieces]
-    batch = make_batch(works[:5], works[5:], CONTEXT, torch.device("cpu"))
+    batch = make_batch(works[:5], works[5:], CONTEXT, torch.device("cpu"), single_pairs)
+    order = sorted(
+        range(7), key=lambda i: works[i].num_pairs > single_pairs
+    )  # the pieces that attend singly come first
     query = torch.randn(1, heads, batch.ids.shape[1], WIDTH)
     masks = Masks(batch.attention, sees, torch.float32)
     found, _ = attend(torch.nn.Module(), query, stored[0], stored[1], masks, scaling=0.3)
     at = 0
-    for r, start, stop in pieces:
+    for r, start, stop in (pieces[i] for i in order):
         own = query[0, :, at : at + stop - start]
         k, v = (stored[i, r, :stop].transpose(0, 1).repeat_interleave(groups, 0) for i in range(2))
         seen = sees(0, 0, torch.arange(start, stop)[:, None], torch.arange(stop)[None])

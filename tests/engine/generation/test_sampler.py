@@ -1,5 +1,6 @@
 """Tokens are chosen as transformers chooses them, and each request by its own stream of random numbers."""
 
+import random
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +20,9 @@ from transformers.generation import (
 from polyvera.adapter.adapter import Adapter
 from polyvera.engine.generation.generator import Generator
 from polyvera.engine.generation.request import LENGTH, STOP, Answer, SamplingParams
-from polyvera.engine.generation.sampler import RequestSampler, sample
+from polyvera.engine.generation.sampler import RequestSampler, Scores, draw, sample
 from polyvera.engine.limits import Limits
+from polyvera.errors import NonFiniteError
 from polyvera.store.reference import AdapterRef
 
 NUM_DRAWS = 4000
@@ -120,6 +122,29 @@ def test_draws_follow_the_distribution_that_transformers_leaves(given: dict[str,
     assert float(far.sum()) < freedom + 5 * (2 * freedom) ** 0.5 + 1
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_batch_draws_in_one_pass_what_each_row_draws_alone(seed: int) -> None:
+    generator, pick = torch.Generator().manual_seed(seed), random.Random(seed)
+    logits = 3 * torch.randn(24, (20, 300, 3000)[seed % 3], generator=generator)
+    ranges = {"temperature": (0.3, 1.0, 1.7), "top_k": (0, 1, 5, 10**6), "top_p": (1.0, 0.9, 0.3, 1e-6)}
+    ranges["min_p"] = (0.0, 0.0, 0.1, 1.0)
+    params = [SamplingParams(seed=i, **{k: pick.choice(v) for k, v in ranges.items()}) for i in range(24)]
+    together, alone = ([RequestSampler(p, [0], frozenset()) for p in params] for _ in range(2))
+    for _ in range(3):  # the streams go on alike
+        found = draw(logits, together).tolist()
+        assert found == [sampler.token(row, []).id for sampler, row in zip(alone, logits, strict=True)]
+
+
+def test_rows_of_a_kind_each_are_chosen_as_they_ask() -> None:
+    logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(1))
+    logits[4, 7] = torch.nan
+    asked = [{}, {"temperature": 1.0, "seed": 2}, {"logprobs": 1}, {"temperature": 0.9, "seed": 3, "bias": ((4, 2.0),)}]
+    samplers = [[RequestSampler(SamplingParams(**p), [0], frozenset()) for p in (*asked, asked[1])] for _ in range(2)]
+    found = sample(Scores.of(logits), samplers[0], [[]] * 5)
+    assert found[:4] == [one.token(row, []) for one, row in zip(samplers[1][:4], logits, strict=False)]
+    assert isinstance(found[4], NonFiniteError)
+
+
 def test_a_seeded_answer_does_not_depend_on_what_else_is_in_the_batch(
     served: tuple[Generator, list[AdapterRef]],
 ) -> None:
@@ -203,5 +228,5 @@ def test_numbers_that_are_not_finite_fail_their_own_row() -> None:
     logits = torch.zeros(4, 6)
     logits[1, 3], logits[2, 0], logits[3, 1:] = torch.nan, torch.inf, -torch.inf
     choices = [RequestSampler(SamplingParams(), [0], frozenset())] * 4
-    tokens = sample(logits + torch.arange(6), choices, [[]] * 4)
+    tokens = sample(Scores.of(logits + torch.arange(6)), choices, [[]] * 4)
     assert [getattr(token, "id", None) for token in tokens] == [5, None, None, 0]
