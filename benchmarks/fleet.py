@@ -30,7 +30,7 @@ from polyvera.data.encoding import encode
 from polyvera.model.config import pad_token
 from polyvera.model.load import Base
 from polyvera.train.fleet.fleet import train_fleet
-from polyvera.train.tenants import Source, Tenant
+from polyvera.train.tenants import Tenant, TenantRows
 from polyvera.train.trainer import train
 
 WORDS = [
@@ -79,7 +79,7 @@ def tenants(num: int, num_rows: int) -> list[Tenant]:
         rows = tuple(
             (k + 1, {"prompt": _words(rng, 20, 60), "completion": _words(rng, 4, 16)}) for k in range(num_rows)
         )
-        found.append(Tenant(f"tenant-{i:03}", Source(f"tenant-{i:03}", rows)))
+        found.append(Tenant(f"tenant-{i:03}", TenantRows(f"tenant-{i:03}", rows)))
     return found
 
 

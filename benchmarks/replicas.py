@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from polyvera.engine.generation.generator import Engine
-from polyvera.engine.generation.request import Output, Sampling
+from polyvera.engine.generation.generator import Generator
+from polyvera.engine.generation.request import Request, RequestOutput, SamplingParams
 from polyvera.engine.limits import Limits
 from polyvera.model.load import load_base
-from polyvera.replicas.replica_pool import Replicas
+from polyvera.replicas.replica_pool import ReplicaPool
 
 PROMPT_TOKENS = 32
 
@@ -26,14 +26,14 @@ PROMPT_TOKENS = 32
 def answers(engine: Any, num_rows: int, num_tokens: int) -> list[list[int]]:
     """The answers of so many requests at once, each with a prompt of its own."""
     ends = [Event() for _ in range(num_rows)]
-    sampling = Sampling(max_tokens=num_tokens, ignore_eos=True)
+    params = SamplingParams(max_tokens=num_tokens, ignore_eos=True)
 
     def asked(row: int) -> Any:
-        def tell(output: Output) -> None:
-            if output.finish is not None:
+        def on_output(output: RequestOutput) -> None:
+            if output.finish_reason is not None:
                 ends[row].set()
 
-        return engine.submit([1000 + 7 * row + i for i in range(PROMPT_TOKENS)], None, sampling, tell=tell)
+        return engine.submit(Request([1000 + 7 * row + i for i in range(PROMPT_TOKENS)], None, params, on_output))
 
     requests = [asked(row) for row in range(num_rows)]
     for end in ends:
@@ -51,8 +51,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     limits, base = Limits(max_rows=args.rows, max_context=512, prefix_bytes=0), load_base(args.model)
     with (
-        Engine(base.model, base.tokenizer, None, limits) as one,
-        Replicas(args.model, None, limits, num=args.replicas) as several,
+        Generator(base.model, base.tokenizer, None, limits) as one,
+        ReplicaPool(args.model, None, limits, num=args.replicas) as several,
     ):
         engines, seconds = {"one engine": one, f"{args.replicas} replicas": several}, {}
         expected = [answers(engine, args.rows, args.tokens) for engine in engines.values()]

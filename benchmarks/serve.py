@@ -24,8 +24,8 @@ import torch
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.inject import eject, extract, inject
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.engine.generation.generator import Engine
-from polyvera.engine.generation.request import Output, Sampling
+from polyvera.engine.generation.generator import Generator
+from polyvera.engine.generation.request import Request, RequestOutput, SamplingParams
 from polyvera.engine.limits import Limits
 from polyvera.model.load import Base, load_base
 from polyvera.store.reference import AdapterRef
@@ -70,9 +70,9 @@ def _near(flat: torch.Tensor) -> torch.Tensor:
     return flat + 0.01 * torch.randn_like(flat)
 
 
-def answer_all(engine: Engine, rows: Sequence[list[int]], refs: Sequence[AdapterRef | None]) -> float:
+def answer_all(engine: Generator, rows: Sequence[list[int]], refs: Sequence[AdapterRef | None]) -> float:
     """Seconds until every row has its tokens."""
-    greedy = Sampling(max_tokens=TOKENS, ignore_eos=True)
+    greedy = SamplingParams(max_tokens=TOKENS, ignore_eos=True)
     started = monotonic()
     asked = [engine.answer(row, ref, greedy) for row, ref in zip(rows, refs, strict=True)]
     for one in asked:
@@ -105,7 +105,7 @@ def part_generate(base: Base, rounds: int) -> None:
         return monotonic() - started
 
     def engine() -> float:
-        with Engine(base.model, base.tokenizer, limits=Limits(prefix_bytes=0)) as served:
+        with Generator(base.model, base.tokenizer, limits=Limits(prefix_bytes=0)) as served:
             answer_all(served, rows, [None] * len(rows))
             return answer_all(served, rows, [None] * len(rows))
 
@@ -128,7 +128,7 @@ def part_rows(base: Base, rounds: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             registry = Registry(folder)
             refs = published(base, registry, targets, 64)
-            with Engine(base.model, base.tokenizer, registry, Limits(prefix_bytes=0)) as engine:
+            with Generator(base.model, base.tokenizer, registry, Limits(prefix_bytes=0)) as engine:
                 cases = {"none": _case(engine, rows, [None])}
                 for distinct in (1, 8, 64):
                     cases[str(distinct)] = _case(engine, rows, refs[:distinct])
@@ -136,7 +136,7 @@ def part_rows(base: Base, rounds: int) -> None:
         print(f"{name}: none {64 * TOKENS / found['none']:.0f} tokens/s; " + _against(found, "none"))
 
 
-def _case(engine: Engine, rows: Sequence[list[int]], refs: Sequence[AdapterRef | None]) -> Callable[[], float]:
+def _case(engine: Generator, rows: Sequence[list[int]], refs: Sequence[AdapterRef | None]) -> Callable[[], float]:
     chosen = [refs[i % len(refs)] for i in range(len(rows))]
     return lambda: answer_all(engine, rows, chosen)
 
@@ -151,7 +151,7 @@ def part_resident(base: Base, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         registry = Registry(folder)
         refs = published(base, registry, QV, 10_000)
-        with Engine(base.model, base.tokenizer, registry, Limits(prefix_bytes=0, num_slots=10_000)) as engine:
+        with Generator(base.model, base.tokenizer, registry, Limits(prefix_bytes=0, num_slots=10_000)) as engine:
             found = {}
             for num in (10, 1_000, 10_000):
                 for ref in refs[:num]:
@@ -167,23 +167,25 @@ def part_load(base: Base, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         registry = Registry(folder)
         refs = published(base, registry, QV, 2 * NUM_LOADS + 1)
-        with Engine(base.model, base.tokenizer, registry, Limits(prefix_bytes=0)) as engine:
+        with Generator(base.model, base.tokenizer, registry, Limits(prefix_bytes=0)) as engine:
             engine.preload(refs[-1])
             for num, cold in ((0, refs[:NUM_LOADS]), (8, refs[NUM_LOADS:-1])):
                 print(f"beside {num} rows: " + _loads(engine, prompts(base, num + 1), refs[-1], cold))
 
 
-def _loads(engine: Engine, rows: Sequence[list[int]], warm: AdapterRef, cold: Sequence[AdapterRef]) -> str:
+def _loads(engine: Generator, rows: Sequence[list[int]], warm: AdapterRef, cold: Sequence[AdapterRef]) -> str:
     ticks: list[float] = []
-    tell = lambda output: ticks.append(monotonic()) if output.tokens else None  # noqa: E731
-    endless = Sampling(max_tokens=engine.max_context - PROMPT, ignore_eos=True)
-    others = [engine.submit(row, None, endless, tell=tell if i == 0 else _ignore) for i, row in enumerate(rows[1:])]
+    on_output = lambda output: ticks.append(monotonic()) if output.tokens else None  # noqa: E731
+    endless = SamplingParams(max_tokens=engine.max_context - PROMPT, ignore_eos=True)
+    others = [
+        engine.submit(Request(row, None, endless, on_output if i == 0 else _ignore)) for i, row in enumerate(rows[1:])
+    ]
     draw, found = np.random.RandomState(0), {"resident": ([], []), "new": ([], [])}  # type: ignore[var-annotated]
     for ref in cold:
         for (firsts, gaps), which in zip(found.values(), (warm, ref), strict=True):
             sleep(float(draw.uniform(0.0, 0.1)))
             began, seen = monotonic(), max(len(ticks) - 1, 0)
-            engine.answer(rows[0], which, Sampling(max_tokens=1)).result(60)
+            engine.answer(rows[0], which, SamplingParams(max_tokens=1)).result(60)
             firsts.append(monotonic() - began)
             gaps.append(max(np.diff(ticks[seen:]), default=0.0))
     for other in others:
@@ -198,7 +200,7 @@ def _loads(engine: Engine, rows: Sequence[list[int]], warm: AdapterRef, cold: Se
     return "; ".join(parts if others else parts[:1])
 
 
-def _ignore(output: Output) -> None:
+def _ignore(output: RequestOutput) -> None:
     pass
 
 

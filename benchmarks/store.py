@@ -74,7 +74,7 @@ def show_sizes(adapter: Adapter) -> None:
     for dtype in PACKINGS:
         data = encode(adapter, dtype)
         header, error = read_header(data), read_header(data).own.error
-        around = len(data) - header.plan.data_bytes
+        around = len(data) - header.index.data_bytes
         lost = f", relative error {error.relative_l2:.1e}" if error else ", exact"
         print(f"{dtype:>8}: {len(data):,} bytes, {around:,} of them header = {around / trained:.2%} of trained{lost}")
 

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from serve import published
 
-from polyvera.engine.generation.generator import Engine
-from polyvera.engine.generation.request import Output, Sampling
+from polyvera.engine.generation.generator import Generator
+from polyvera.engine.generation.request import Request, RequestOutput, SamplingParams
 from polyvera.engine.limits import Limits
 from polyvera.model.load import Base, load_base
 from polyvera.store.registry import Registry
@@ -67,27 +67,27 @@ def run_engine(
     with tempfile.TemporaryDirectory() as folder:
         registry = Registry(folder)
         refs = published(base, registry, QV, num_adapters)
-        with Engine(base.model, base.tokenizer, registry, Limits(num_slots=1000)) as engine:
-            engine.answer(asked[0].prompt, None, Sampling(max_tokens=4, ignore_eos=True)).result(60)
+        with Generator(base.model, base.tokenizer, registry, Limits(num_slots=1000)) as engine:
+            engine.answer(asked[0].prompt, None, SamplingParams(max_tokens=4, ignore_eos=True)).result(60)
             started = time.monotonic()
             for one in asked:
                 time.sleep(max(0.0, started + one.arrival - time.monotonic()))
-                sampling = Sampling(max_tokens=one.num_tokens, ignore_eos=True)
-                engine.submit(one.prompt, refs[one.adapter], sampling, tell=_listener(one, started))
+                params = SamplingParams(max_tokens=one.num_tokens, ignore_eos=True)
+                engine.submit(Request(one.prompt, refs[one.adapter], params, _listener(one, started)))
             for one in asked:
                 one.ended.wait(600)
             return asked, time.monotonic() - started
 
 
 def _listener(one: Asked, started: float) -> Any:
-    def tell(output: Output) -> None:
+    def on_output(output: RequestOutput) -> None:
         now = time.monotonic() - started - one.arrival
         one.first = one.first or (now if output.tokens else 0.0)
-        if output.finish is not None:
+        if output.finish_reason is not None:
             one.last = now
             one.ended.set()
 
-    return tell
+    return on_output
 
 
 def run_peft(base: Base, args: argparse.Namespace) -> float:

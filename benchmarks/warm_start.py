@@ -22,7 +22,7 @@ from polyvera.evaluate.fleet_scores import TenantScores, fleet_scores
 from polyvera.model.load import Base
 from polyvera.train.fleet.fleet import Fleet, train_fleet
 from polyvera.train.fleet.journal import FINISHED
-from polyvera.train.tenants import Source, Tenant
+from polyvera.train.tenants import Tenant, TenantRows
 from polyvera.train.warm_start import mean
 
 TASKS = (
@@ -110,7 +110,7 @@ def main() -> None:
     asked = choices()
     registry, base, recipe = Registry(asked.store), load_base("smollm2"), fleet_recipe(asked)
     middle = mean([registry.get(ref) for ref in registry.list(latest=True) if ref.name not in asked.tasks])
-    everyone = [Tenant(task, Source(str(asked.data / "train" / f"{task}.jsonl"))) for task in asked.tasks]
+    everyone = [Tenant(task, TenantRows(str(asked.data / "train" / f"{task}.jsonl"))) for task in asked.tasks]
     tests = {task: read(asked.data / "test" / f"{task}.jsonl", recipe.columns, chat=True) for task in asked.tasks}
     rows = {task: replace(table, examples=table.examples[: asked.limit]) for task, table in tests.items()}
     losses: dict[str, Losses] = {}

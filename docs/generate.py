@@ -1,15 +1,16 @@
-"""Writes the tables of README.md from the code, between markers such as <!-- methods --> and <!-- end -->.
+"""Writes what the README and the pages take from the code, between markers such as <!-- methods --> and <!-- end -->.
 
-python docs/generate.py            # rewrites the blocks
-python docs/generate.py --check    # exits 1 where a block is not what the code says
+python docs/generate.py            # rewrites them
+python docs/generate.py --check    # exits 1 where one is not what the code says
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from transformers import LlamaConfig
@@ -30,9 +31,15 @@ from polyvera.adapter.method import (
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.model.shapes import ModelShapes, model_shapes
 from polyvera.plan import bytes_text, compare, plan_rows
+from polyvera.server.config import Serving
+from polyvera.settings.reference import page
+from polyvera.train.recipe import Recipe
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = tuple(ROOT / name for name in ("README.md", "docs/architecture.md", "docs/methods.md"))
+REFERENCE = ROOT / "docs" / "reference"
 BLOCK = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+TREE_COLUMN = 28
 PLAN_COLUMNS = ("method", "rank", "trained", "stored", "per GiB", "10,000 of them", "training", "trains on")
 # What each letter adds to the numbers that a layer of I inputs and O outputs stores at rank r.
 SIZES = {"A": "r·I", "B": "O·r", "d": "r", "b": "O", "m": "O"}
@@ -108,6 +115,31 @@ def _planned(name: str, shapes: ModelShapes, dtype: str) -> str:
     return f"{title}\n\n{markdown(rows, PLAN_COLUMNS)}"
 
 
+def tree() -> str:
+    """Every file of the package with the first sentence of its docstring, a folder with that of its `__init__`."""
+    lines = [f"{name:<{TREE_COLUMN}}{text}".rstrip() for name, text in _below(ROOT / "polyvera", "")]
+    return "\n".join(["```text", "polyvera/", *lines, "```"])
+
+
+def _below(folder: Path, indent: str) -> Iterator[tuple[str, str]]:
+    indent += "  "
+    for file in sorted(folder.glob("*.py")):
+        if file.stem != "__init__":
+            yield indent + file.name, _sentence(file)
+    for inner in sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__"):
+        if any(inner.glob("*.py")):
+            yield f"{indent}{inner.name}/", _sentence(inner / "__init__.py")
+            yield from _below(inner, indent)
+        else:
+            yield f"{indent}{inner.name}/", ", ".join(sorted(path.name for path in inner.iterdir()))
+
+
+def _sentence(file: Path) -> str:
+    """The first sentence of a module's docstring, in one line, without its full stop."""
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return re.split(r"\.(?:\s|$)", " ".join(text.split("\n\n")[0].split()), maxsplit=1)[0]
+
+
 def markdown(rows: Sequence[Mapping[str, str]], columns: Sequence[str] = ()) -> str:
     """Rows as a table of GitHub's Markdown."""
     names = columns or list(rows[0])
@@ -115,7 +147,7 @@ def markdown(rows: Sequence[Mapping[str, str]], columns: Sequence[str] = ()) -> 
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-BLOCKS: Mapping[str, Callable[[], str]] = {"methods": methods, "plan": plan}
+BLOCKS: Mapping[str, Callable[[], str]] = {"methods": methods, "plan": plan, "tree": tree}
 
 
 def generated(text: str) -> str:
@@ -123,16 +155,45 @@ def generated(text: str) -> str:
     return BLOCK.sub(lambda found: f"{found[1]}{BLOCKS[found[2]]()}\n{found[3]}", text)
 
 
+ORDER = """A flag wins over a key of the file, the key over the environment variable, and the variable over the default.
+A value that you give counts as given, even if it equals the default. An unknown key is an error, and so is a setting
+that is given under two of its names."""
+RECIPE = f"""Every setting of `polyvera train` is a flag, a key of the TOML file that you name with `--recipe FILE`, an
+environment variable, and an argument of `polyvera.Recipe`. `polyvera train --schema` prints the JSON schema of it.
+[Training](../training.md) explains what to choose.
+
+{ORDER}
+
+Every other verb takes `--recipe FILE`, too, and reads the settings that it shares from it: the store, the model, the
+columns of the data."""
+SERVING = f"""Every setting of `polyvera serve MODEL` is a flag, a key of the TOML file named with `--config FILE`,
+and an environment variable; `model` is the argument. `polyvera serve --schema` prints the JSON schema of the file.
+[Serving](../serving.md) explains what they do.
+
+{ORDER} `--recipe FILE` takes the model and the store from a recipe, after `--config`."""
+
+
+def files() -> dict[Path, str]:
+    """Every page that is written here, wholly or in part, as the code gives it."""
+    return {
+        REFERENCE / "recipe.md": page(Recipe, "Settings of a training run", RECIPE),
+        REFERENCE / "serving.md": page(Serving, "Settings of a server", SERVING),
+        **{path: generated(path.read_text(encoding="utf-8")) for path in PAGES},
+    }
+
+
 def main() -> int:
-    """Rewrites or checks the README."""
+    """Rewrites or checks the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     chosen = parser.parse_args()
-    text = README.read_text(encoding="utf-8")
-    fresh = generated(text)
-    if chosen.check:
-        return int(fresh != text)
-    README.write_text(fresh, encoding="utf-8")
+    for path, text in files().items():
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        if chosen.check:
+            return 1
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
     return 0
 
 

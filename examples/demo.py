@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Before the imports that follow: optional libraries complain there of parts that they lack and nothing here uses.
+# Before the imports that follow: optional libraries warn there about parts that they lack and nothing here uses.
 logging.disable(logging.WARNING)
 
 from measure import Measured, alone, published, quiet, tried
@@ -32,6 +32,7 @@ from polyvera.plan import GIB, bytes_text
 
 NAME = "cafe/tickets"
 STORE = "store"
+TRAINING, HELD_OUT = "orders.jsonl", "held-out.jsonl"
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 NUM_SHOTS = 3
 EXAMPLE = r"Order: Two large lattes with oat milk and a, no, two scones to go\nTicket:"
@@ -39,7 +40,7 @@ NUM_SHOWN = 6
 COSTS = (
     "file: bytes on disk in fp32, and how many times those of the first row. peak memory: the most that the training "
     "process held, with Python and the model in it. one step: the fastest of the same first batches. ~: not run, but "
-    "reckoned from one step."
+    "extrapolated from one step."
 )
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 
@@ -62,10 +63,11 @@ def main() -> None:
     folder = Path(chosen.folder)
     folder.mkdir(parents=True, exist_ok=True)
     test, training = cut(chosen.steps * chosen.batch_size, chosen.num_test)
+    write(folder / HELD_OUT, test)
     model = prepared(chosen.model)
     recipe = Recipe(
         model=chosen.model,
-        data=str(write(folder / "orders.jsonl", training)),
+        data=str(write(folder / TRAINING, training)),
         targets=TARGETS,
         batch_size=chosen.batch_size,
         group_by_length=True,
@@ -87,12 +89,12 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=120, help="optimizer steps of the adapter")
-    parser.add_argument("--trial", type=int, default=6, help="steps that are timed of every way to train")
-    parser.add_argument("--num-test", type=int, default=20, help="orders kept from training, to answer")
+    parser.add_argument("--trial", type=int, default=6, help="steps to time of every way to train")
+    parser.add_argument("--num-test", type=int, default=20, help="held-out orders to answer")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--model", default="smollm2", help="a folder, or the name of a wheel's model")
     parser.add_argument("--folder", default="runs/demo", help="where the orders and the registry are written")
-    parser.add_argument("--quick", action="store_true", help="a few steps only, to see that all parts work")
+    parser.add_argument("--quick", action="store_true", help="only a few steps, to see that every part works")
     chosen = parser.parse_args()
     if chosen.quick:
         chosen.steps, chosen.trial, chosen.num_test = 3, 2, 4
@@ -106,12 +108,12 @@ def cut(num_training: int, num_test: int) -> tuple[list[Order], list[Order]]:
 
 
 def prepared(model: str) -> str:
-    """The model's folder; a model in a wheel is converted at the first call and kept."""
+    """The model's folder; a model in a wheel is converted at the first call and cached."""
     console.rule("[bold]The base model")
     began = time.perf_counter()
-    with console.status(f"finding {model}, and converting it where that was never done"):
+    with console.status(f"finding {model}, and converting it if that was not done before"):
         folder = locate(model)
-    console.print(f"{model} lies in {folder} ({time.perf_counter() - began:.0f} s)")
+    console.print(f"{model} is in {folder} ({time.perf_counter() - began:.0f} s)")
     return folder
 
 
@@ -144,20 +146,20 @@ def answered(model: str, registry: Registry, training: list[Order], test: list[O
 
 
 def first_line(text: str) -> str:
-    """What stands before the first end of a line: a bare model goes on with orders of its own."""
+    """The text before the first line break: a bare model continues with orders of its own."""
     return text.strip().partition("\n")[0].strip()
 
 
 def num_right(lines: list[str], test: list[Order]) -> int:
-    """How many tickets are right to the letter."""
+    """How many tickets are exactly right."""
     return sum(line == order.ticket for line, order in zip(lines, test, strict=True))
 
 
 def show_task(order: Order, num_training: int, num_test: int) -> None:
-    """What the model shall learn."""
+    """What the model is to learn."""
     console.rule("[bold]The task")
     console.print(f"A customer says  {order.said}\nThe kitchen gets [bold]{order.ticket}[/bold]")
-    console.print(f"{num_training} orders to learn from, {num_test} others to answer; no ticket is in both.")
+    console.print(f"{num_training} orders to learn from, {num_test} held-out ones to answer; no ticket is in both.")
 
 
 def show_plan(recipe: Recipe, model: str) -> None:
@@ -197,7 +199,7 @@ def show_scores(test: list[Order], answers: Answers) -> None:
         f"bare model, {NUM_SHOTS} examples in every prompt": answers.shown,
         "with the adapter": answers.adapted,
     }
-    table = Table("tickets right to the letter", "of " + str(len(test)))
+    table = Table("tickets exactly right", "of " + str(len(test)))
     for way, lines in ways.items():
         table.add_row(way, str(num_right(lines, test)))
     console.print(table)
@@ -207,7 +209,7 @@ def show_scores(test: list[Order], answers: Answers) -> None:
 
 
 def show_costs(runs: list[Measured]) -> None:
-    """Numbers, bytes, memory and seconds, each as measured; only the time of the unfinished runs is reckoned."""
+    """Numbers, bytes, memory and seconds, each as measured; only the time of the unfinished runs is extrapolated."""
     console.rule("[bold]What it cost")
     ours = runs[0]
     table = Table("")
@@ -229,9 +231,10 @@ def show_costs(runs: list[Measured]) -> None:
 
 
 def show_next(registry: Registry, seconds: float) -> None:
-    """Commands to go on with."""
+    """Commands to try next."""
     console.rule(f"[bold]Done in {seconds:.0f} s")
-    for verb, more in (("show", ""), ("generate", f" -p $'{EXAMPLE}'")):
+    held_out = Path(registry.url).parent / HELD_OUT
+    for verb, more in (("show", ""), ("eval", f" --data {held_out}"), ("generate", f" -p $'{EXAMPLE}'")):
         console.print(f".venv/bin/polyvera {verb} {NAME} --store {registry.url}{more}", soft_wrap=True, markup=False)
 
 

@@ -9,15 +9,18 @@ PolyveraError
 │   └── FingerprintError  an adapter of another base model
 ├── FormatError        bytes that are not a whole, valid adapter file
 ├── StoreError         a store that cannot do what was asked
-│   ├── ReferenceNameError    a name that is no valid adapter name
+│   ├── ReferenceNameError  a name that is not a valid adapter name
 │   └── NotFoundError  no such adapter, version or alias (also a LookupError)
-├── ServeError         a request that cannot be served
+├── ServeError         a model, setting or request that cannot be served
 │   ├── SamplingError  a sampling choice that cannot be, or a prompt that doesn't fit (also a ValueError)
 │   ├── BusyError      too many requests at the moment
 │   ├── SizeError      more bytes than are taken
 │   ├── SlowError      bytes that come too slowly
 │   ├── ClosedError    the engine is stopping, or has stopped
-│   └── AccessError    a key that is missing, unknown, or not allowed to do this
+│   └── AccessError    a key that is missing or unknown
+│       └── ForbiddenError  a known key that is not allowed to do this
+├── EngineError        the engine has failed: no fault of the request
+│   └── NonFiniteError  a model and adapter gave numbers that are not finite
 ├── DataError          training or evaluation data that cannot be used
 │   └── PromptError    a text or conversation that cannot be turned into tokens
 └── RecipeError        a recipe with an unknown key or an impossible value
@@ -66,7 +69,7 @@ class StoreError(PolyveraError):
 
 
 class ReferenceNameError(StoreError, ValueError):
-    """A name that is no valid adapter name."""
+    """A name that is not a valid adapter name."""
 
 
 class NotFoundError(StoreError, LookupError):
@@ -74,7 +77,7 @@ class NotFoundError(StoreError, LookupError):
 
 
 class ServeError(PolyveraError):
-    """A request that cannot be served."""
+    """A model, setting or request that cannot be served."""
 
 
 class SamplingError(ServeError, ValueError):
@@ -102,11 +105,19 @@ class ClosedError(ServeError):
 
 
 class AccessError(ServeError):
-    """A key that is missing, unknown, or not allowed to do this. is_known: whether the key itself is right."""
+    """A key that is missing or unknown."""
 
-    def __init__(self, message: str, is_known: bool = False) -> None:
-        super().__init__(message)
-        self.is_known = is_known
+
+class ForbiddenError(AccessError):
+    """A known key that is not allowed to do this, or an open server reached by a way that it does not answer."""
+
+
+class EngineError(PolyveraError):
+    """The engine has failed: no fault of the request."""
+
+
+class NonFiniteError(EngineError):
+    """A model and adapter gave numbers that are not finite."""
 
 
 class DataError(PolyveraError, ValueError):

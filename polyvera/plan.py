@@ -251,13 +251,13 @@ def _num_constants(layout: Layout) -> int:
 def _base_bytes(num_base_params: int, base_dtype: str) -> int:
     _check_dtype("base_dtype", base_dtype, DTYPES)
     if num_base_params < 1:
-        raise SpecError(f"num_base_params={num_base_params} is no size of a model; model_shapes() counts it")
+        raise SpecError(f"num_base_params={num_base_params} must be at least 1; model_shapes() counts it")
     return NUMBER_BYTES[base_dtype] * num_base_params
 
 
 def _check_dtype(option: str, given: str, known: tuple[str, ...]) -> None:
     if given not in known:
-        raise SpecError(f"{option}={given!r} is none of {', '.join(known)}{did_you_mean(given, known)}")
+        raise SpecError(f"{option}={given!r} must be one of: {', '.join(known)}{did_you_mean(given, known)}")
 
 
 def _check_head(spec: AdapterSpec, head: Mapping[str, Shape]) -> None:

@@ -63,7 +63,9 @@ def test_the_demo_runs_and_stores_an_adapter(
     demo.main()
     shown = capsys.readouterr().out
     rows = [json.loads(line) for line in (folder / "orders.jsonl").read_text().splitlines()]
+    held_out = [json.loads(line) for line in (folder / "held-out.jsonl").read_text().splitlines()]
     assert len(rows) == 12 and set(rows[0]) == {"prompt", "completion"}
+    assert len(held_out) == 4 and {row["completion"] for row in rows}.isdisjoint(row["completion"] for row in held_out)
     (ref,) = Registry(folder / "store").list()
     adapter = Registry(folder / "store").get(ref)
     for text in (f"{adapter.num_params:,}", f"{ref.num_bytes:,} bytes", "of 4", "a full copy", "peak memory"):

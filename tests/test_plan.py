@@ -268,9 +268,9 @@ def test_bytes_text(num_bytes, text):
     ("choices", "said"),
     [
         ({"base_dtype": "bfloat"}, "did you mean 'bfloat16'"),
-        ({"base_dtype": "int8"}, "base_dtype='int8' is none of float32, bfloat16, float16"),
+        ({"base_dtype": "int8"}, "base_dtype='int8' must be one of: float32, bfloat16, float16"),
         ({"stored": "int4"}, "did you mean 'int8'"),
-        ({"stored": "float16"}, "stored='float16' is none of float32, bfloat16, int8"),
+        ({"stored": "float16"}, "stored='float16' must be one of: float32, bfloat16, int8"),
     ],
 )
 def test_an_unknown_dtype_is_refused(choices, said):

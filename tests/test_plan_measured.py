@@ -19,7 +19,7 @@ from polyvera.adapter.spec import GIVEN, AdapterSpec
 from polyvera.adapter.targets import find_head, find_sites
 from polyvera.plan import ADAM_BYTES, STORED, Cost, cost
 from polyvera.store.file.codec import encode
-from polyvera.store.file.stored_dtype import PACKINGS, SCALE
+from polyvera.store.file.stored_dtype import SCALE, STORED_DTYPES
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def tensor_bytes(file: bytes) -> dict[str, int]:
 
 
 def test_the_plan_knows_every_stored_dtype():
-    assert set(STORED) == set(PACKINGS)
+    assert set(STORED) == set(STORED_DTYPES)
 
 
 def test_a_carried_basis_is_priced_as_it_is_stored(small_llama):

@@ -1,57 +1,48 @@
-"""The rules of the house, read from the source: which room imports which, who may name a method, how long is long."""
+"""The rooms of the house: each imports those below it, nothing goes in a circle, and nothing is written twice."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 import pytest
+from source_tree import Edge, each_file, imports, parsed, sources
 
-from polyvera.adapter.method import METHODS
-
-ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "polyvera"
-# A room may import itself and the rooms of a lower number. `polyvera` itself is lazy, and no room imports it.
-ROOMS = {
-    "errors": 0,
-    "adapter": 1,
-    "plan": 2,
-    "model": 2,
-    "store": 3,
-    "data": 3,
-    "evaluate": 4,
-    "engine": 4,
-    "vllm": 4,
-    "replicas": 5,
-    "train": 5,
-    "server": 6,
-    "compare": 6,
-    "cli": 7,
-    "__main__": 8,
-    "__init__": 8,
-}
+# A room imports itself and the rooms of the lines above its own. `polyvera` itself is lazy, and no room imports it.
+ROOMS = (
+    ("errors", "callable_package"),
+    ("adapter", "settings"),
+    ("model", "plan"),
+    ("store", "data"),
+    ("engine", "evaluate", "vllm"),
+    ("replicas", "train"),
+    ("server", "llm"),
+    ("compare",),
+    ("cli",),
+    ("__init__",),
+)
+LINE = {room: line for line, rooms in enumerate(ROOMS) for room in rooms}
+# Neither imports the other, wherever they stand.
+APART = (
+    ("train", "engine"),
+    ("train", "server"),
+    ("store/file", "store/peft"),
+    ("engine/generation", "engine/embedding"),
+)
+NEVER_IMPORTED = ("vllm",)
 WITHOUT_TORCH = [
     f"polyvera{x}" for x in ("", ".errors", ".adapter.method", ".adapter.spec", ".adapter.layout", ".plan")
 ]
-METHOD_FILE = "adapter/method.py"
-# (file, class, field): defaults that name a method.
-NAMED_DEFAULTS = {("adapter/spec.py", "AdapterSpec", "method")}
-VAGUE = {"utils", "util", "helpers", "helper", "common", "base", "manager", "misc"}
-PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-UNPICKLING = {("torch", "load"), ("pd", "read_pickle"), ("pandas", "read_pickle")}
-LONGEST_FUNCTION, LONGEST_FILE = 60, 350
+WINDOW = 6  # lines
+BRACKETS = "()[]{},"
+NO_CODE = re.compile(r"#|from |import ")
 
-FILES = sorted(PACKAGE.rglob("*.py"))
-EVERYWHERE = sorted(f for d in ("polyvera", "tests", "benchmarks", "examples") for f in (ROOT / d).rglob("*.py"))
-each_file = pytest.mark.parametrize("file", FILES, ids=lambda f: f.relative_to(PACKAGE).as_posix())
-each_file_everywhere = pytest.mark.parametrize("file", EVERYWHERE, ids=lambda f: f.relative_to(ROOT).as_posix())
-
-
-def parsed(file: Path) -> ast.Module:
-    return ast.parse(file.read_text(encoding="utf-8"))
+FILES = sources()
 
 
 # --- imports go one way ----------------------------------------------------------------------------------------------
@@ -59,59 +50,69 @@ def parsed(file: Path) -> ast.Module:
 
 def room_of(file: str) -> str:
     """The room of a file given by its path in the package."""
-    return Path(file).parts[0].removesuffix(".py")
+    return file.split("/")[0].removesuffix(".py")
 
 
-def imported_rooms(tree: ast.Module, file: str) -> Iterator[str]:
-    """Every room that a file imports, at its top or inside a function; `__init__` for the package itself."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = _from(node, file)
-        else:
-            continue
-        for parts in (name.split(".") for name in names):
-            if parts[0] == "polyvera":
-                yield parts[1] if len(parts) > 1 and parts[1] in ROOMS else "__init__"
+def is_in(file: str, room: str) -> bool:
+    """A room of the first or the second level."""
+    return file == f"{room}.py" or file.startswith(f"{room}/")
 
 
-def _from(node: ast.ImportFrom, file: str) -> list[str]:
-    package = ["polyvera", *Path(file).parent.parts]
-    start = package[: len(package) + 1 - node.level] if node.level else []
-    module = ".".join([*start, *([node.module] if node.module else [])])
-    return [f"{module}.{alias.name}" for alias in node.names]
+def wrong_imports(edges: Iterable[Edge]) -> list[Edge]:
+    """Those that lead to a room that the importing file may not use."""
+    return sorted((file, to) for file, to in edges if _upwards(file, to) or _apart(file, to))
 
 
-def wrong_imports(tree: ast.Module, file: str) -> list[str]:
-    """The rooms that a file imports and may not."""
-    room = room_of(file)
-    return sorted({to for to in imported_rooms(tree, file) if to != room and ROOMS[to] >= ROOMS[room]})
+def _upwards(file: str, to: str) -> bool:
+    here, there = room_of(file), room_of(to)
+    return here != there and (LINE[there] >= LINE[here] or there in NEVER_IMPORTED)
 
 
-@each_file
-def test_rooms_import_one_way(file):
-    inside = file.relative_to(PACKAGE).as_posix()
-    assert room_of(inside) in ROOMS, f"{inside} is of no room: give it its place in ROOMS"
-    assert wrong_imports(parsed(file), inside) == []
+def _apart(file: str, to: str) -> bool:
+    return any(is_in(file, x) and is_in(to, y) for pair in APART for x, y in (pair, pair[::-1]))
+
+
+def test_every_file_is_of_a_room():
+    assert {room_of(file) for file in FILES} == set(LINE), "give it its place in ROOMS"
+
+
+def test_rooms_import_one_way():
+    assert wrong_imports(imports(FILES)) == []
 
 
 @pytest.mark.parametrize(
-    ("file", "source", "wrong"),
+    ("file", "source", "to"),
     [
-        ("data/tables.py", "from polyvera.engine.generation.generator import Engine", ["engine"]),
-        ("engine/lifecycle.py", "def f():\n    import polyvera.train.hf_trainer", ["train"]),
-        ("adapter/bank.py", "from ..store import registry", ["store"]),
-        ("adapter/bank.py", "from .layout import Layout", []),
-        ("store/codec.py", "from polyvera import plan, errors", []),
-        ("store/codec.py", "from polyvera import inject", ["__init__"]),
-        ("plan.py", "from polyvera import cli", ["cli"]),
-        ("plan.py", "from .model.shapes import model_shapes", ["model"]),
-        ("cli.py", "import polyvera.compare, polyvera.train.hf_trainer, os", []),
+        ("data/tables.py", "from polyvera.engine.limits import Limits", "engine/limits.py"),
+        ("engine/limits.py", "def f():\n    import polyvera.train.trainer", "train/trainer.py"),
+        ("engine/limits.py", "if TYPE_CHECKING:\n    from polyvera.train import trainer", "train/trainer.py"),
+        ("train/trainer.py", "from polyvera.engine.limits import Limits", "engine/limits.py"),
+        ("adapter/bank.py", "from ..store import registry", "store/registry.py"),
+        ("adapter/bank.py", "from importlib import import_module\nimport_module('polyvera.plan')", "plan.py"),
+        ("store/registry.py", "from polyvera import inject", "__init__.py"),
+        ("store/peft/reader.py", "from ..file.codec import decode", "store/file/codec.py"),
+        ("plan.py", "from .model.shapes import model_shapes", "model/shapes.py"),
+        ("plan.py", "from polyvera import cli", "cli/__init__.py"),
+        ("cli/__init__.py", "import polyvera.vllm.plugin", "vllm/plugin.py"),
     ],
 )
-def test_a_wrong_import_is_seen(file, source, wrong):
-    assert wrong_imports(ast.parse(source), file) == wrong
+def test_a_wrong_import_is_seen(file, source, to):
+    files = {file: source, to: "", "__init__.py": ""}
+    assert wrong_imports(imports(files)) == [(file, to)]
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("adapter/bank.py", "from .layout import Layout"),
+        ("store/registry.py", "from polyvera import plan, errors"),
+        ("store/registry.py", "from polyvera.store.file.codec import decode"),
+        ("train/trainer.py", "import polyvera.evaluate.evaluate, os"),
+        ("cli/__init__.py", "import polyvera.compare.report, polyvera.train.trainer, vllm"),
+    ],
+)
+def test_a_right_import_passes(file, source):
+    assert wrong_imports(imports({file: source, **dict.fromkeys(FILES, "")} | {file: source})) == []
 
 
 @pytest.mark.parametrize("module", WITHOUT_TORCH)
@@ -125,114 +126,151 @@ def test_planning_needs_no_torch(module):
     assert run.returncode == 0, run.stderr
 
 
-# --- the table alone names methods -----------------------------------------------------------------------------------
+# --- no circle, between files or between the rooms of any folder ------------------------------------------------------
 
 
-def method_names(tree: ast.Module, file: str) -> list[tuple[int, str]]:
-    """(line, name) of every string and keyword that is a method's name, but for the allowed defaults."""
-    allowed = {id(value) for value in _allowed(tree, file)}
-    strings = [(n.lineno, n.value) for n in ast.walk(tree) if isinstance(n, ast.Constant) and id(n) not in allowed]
-    keywords = [(n.value.lineno, n.arg) for n in ast.walk(tree) if isinstance(n, ast.keyword)]
-    return [(line, name) for line, name in strings + keywords if isinstance(name, str) and name in METHODS]
+def circles(edges: Iterable[Edge]) -> list[list[str]]:
+    """What imports itself by way of others: files, and rooms of one folder, each room taken as a whole."""
+    graph: dict[str, set[str]] = defaultdict(set)
+    for file, to in edges:
+        here, there = file.split("/"), to.split("/")
+        level = next(i for i, (x, y) in enumerate(zip(here, there)) if x != y) + 1
+        graph["/".join(here[:level])].add("/".join(there[:level]))
+    return sorted({tuple(sorted(circle)) for start in list(graph) if (circle := _circle(graph, start))})
 
 
-def _allowed(tree: ast.Module, file: str) -> Iterator[ast.expr | None]:
-    for owner in (n for n in ast.walk(tree) if isinstance(n, ast.ClassDef)):
-        for field in (n for n in owner.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)):
-            if (file, owner.name, field.target.id) in NAMED_DEFAULTS:
-                yield field.value
+def _circle(graph: dict[str, set[str]], start: str) -> set[str]:
+    """All that start reaches and that reaches it."""
+    ahead = _reached(graph, start)
+    return {node for node in ahead if start in _reached(graph, node)} if start in ahead else set()
 
 
-@each_file
-def test_no_code_outside_the_table_names_a_method(file):
-    inside = file.relative_to(PACKAGE).as_posix()
-    if inside != METHOD_FILE:
-        assert method_names(parsed(file), inside) == []
+def _reached(graph: dict[str, set[str]], start: str) -> set[str]:
+    seen: set[str] = set()
+    waiting = [start]
+    while waiting:
+        new = graph.get(waiting.pop(), set()) - seen
+        seen |= new
+        waiting += new
+    return seen
 
 
-def test_a_named_method_is_seen():
-    for name in METHODS:
-        for source in (
-            f"x == {name!r}",
-            f"x = {{{name!r}: 1}}",
-            f"match x:\n case {name!r}: pass",
-            f"x in ({name!r},)",
-        ):
-            assert [found for _, found in method_names(ast.parse(source), "train/loop.py")] == [name]
-    assert method_names(ast.parse("dict(vera=1)"), "cli.py") == [(1, "vera")]
-    assert method_names(ast.parse("'''What vera is.'''"), "cli.py") == []
-    default = "class AdapterSpec:\n    method: str = 'vera'\n    other: str = 'vera'"
-    assert method_names(ast.parse(default), "adapter/spec.py") == [(3, "vera")]
-    assert method_names(ast.parse(default), "train/recipe.py") == [(2, "vera"), (3, "vera")]
+def test_nothing_goes_in_a_circle():
+    assert circles(imports(FILES)) == []
 
 
-# --- size and names --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("chain", "circle"),
+    [
+        ("a/x.py a/y.py a/x.py", [("a/x.py", "a/y.py")]),
+        ("a/x.py a/y.py a/z.py a/x.py", [("a/x.py", "a/y.py", "a/z.py")]),
+        ("a/x.py a/in/y.py a/z.py a/x.py", [("a/in", "a/x.py", "a/z.py")]),
+        ("a/in/y.py a/x.py, a/z.py a/in/w.py, a/x.py a/z.py", [("a/in", "a/x.py", "a/z.py")]),
+        ("a/x.py b/y.py, b/z.py a/w.py", [("a", "b")]),
+        ("a/x.py a/y.py a/z.py, a/x.py a/z.py a/in/w.py", []),
+        ("a/in/x.py a/y.py b/z.py, a/in/w.py a/in/x.py", []),
+    ],
+)
+def test_a_circle_is_seen(chain, circle):
+    assert circles(edge for part in chain.split(", ") for edge in pairwise(part.split())) == circle
 
 
-def long_functions(tree: ast.Module) -> list[str]:
-    """Functions of more than LONGEST_FUNCTION lines."""
-    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
-    return [f.name for f in functions if (f.end_lineno or 0) - f.lineno + 1 > LONGEST_FUNCTION]
+@pytest.mark.parametrize(
+    "source", ["import polyvera.a.x", "def f():\n    from . import x", "if TYPE_CHECKING:\n    from .x import X"]
+)
+def test_a_circle_of_late_imports_is_seen(source):
+    assert circles(imports({"a/x.py": "from polyvera.a.y import Y", "a/y.py": source})) == [("a/x.py", "a/y.py")]
 
 
-@each_file_everywhere
-def test_functions_and_files_are_short(file):
-    assert long_functions(parsed(file)) == []
-    assert len(file.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
+# --- nothing is written twice ----------------------------------------------------------------------------------------
 
 
-def test_a_long_function_is_seen():
-    body = "\n".join(["    x = 1"] * LONGEST_FUNCTION)
-    assert long_functions(ast.parse(f"def just_long():\n{body}")) == ["just_long"]
-    assert long_functions(ast.parse(f"def short():\n{body[10:]}")) == []
+def windows(text: str) -> Iterator[str]:
+    """Every run of WINDOW lines of code; blank lines, comments, imports and bare brackets count for nothing."""
+    code = [line for line in map(str.strip, text.splitlines()) if line not in BRACKETS and not NO_CODE.match(line)]
+    return ("\n".join(code[i : i + WINDOW]) for i in range(len(code) - WINDOW + 1))
 
 
-@each_file_everywhere
-def test_a_file_is_named_by_a_noun_of_the_field(file):
-    names = [part.removesuffix(".py") for part in file.relative_to(ROOT).parts]
-    assert VAGUE.isdisjoint(names)
+def copies(files: dict[str, str]) -> dict[str, list[str]]:
+    """The windows that stand in more than one file, and where."""
+    return twice((window, file) for file, text in files.items() for window in windows(text))
 
 
-# --- no bytes from outside are run -----------------------------------------------------------------------------------
+def class_names(files: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """The classes at the top of each file, private ones left out, with their files."""
+    for file, text in files.items():
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                yield node.name, file
 
 
-def unpickling(tree: ast.Module) -> list[int]:
-    """Lines that import a pickling library, or reach for torch.load and its kin."""
-    return [n.lineno for n in ast.walk(tree) if isinstance(n, ast.stmt | ast.expr) and _unpickles(n)]
+def twice(found: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """What was found in more than one file, and in which."""
+    homes: dict[str, set[str]] = defaultdict(set)
+    for what, file in found:
+        homes[what].add(file)
+    return {what: sorted(files) for what, files in homes.items() if len(files) > 1}
 
 
-def _unpickles(node: ast.AST) -> bool:
+def test_no_six_lines_stand_in_two_files():
+    assert copies(FILES) == {}
+
+
+def test_no_class_name_stands_twice():
+    assert twice(class_names(FILES)) == {}
+
+
+def test_copied_lines_are_seen():
+    six = [f"x{i} = {i}" for i in range(WINDOW)]
+    one, other = "\n".join(six), "import os\n\n# once more\n" + "\n    \n".join(f"    {line}" for line in six) + "\n)\n"
+    assert list(copies({"a.py": one, "b.py": other}).values()) == [["a.py", "b.py"]]
+    assert copies({"a.py": one, "b.py": other.replace("x3", "y")}) == copies({"a.py": f"{one}\n{one}"}) == {}
+
+
+def test_a_class_name_that_stands_twice_is_seen():
+    files = {"a.py": "class Row: ...\nclass _Own: ...", "b.py": "class Row: ...\nclass _Own: ...\nclass Two: ..."}
+    assert twice(class_names(files)) == {"Row": ["a.py", "b.py"]}
+
+
+# --- an engine is asked through its protocol --------------------------------------------------------------------------
+
+
+def blind_questions(tree: ast.AST) -> list[int]:
+    """Lines that ask an engine whether it has an attribute, or take one of no known type."""
+    return [node.lineno for node in ast.walk(tree) if _asks(node) or _untyped(node)]
+
+
+def _asks(node: ast.AST) -> bool:
     match node:
-        case ast.Import(names=names):
-            return any(alias.name.split(".")[0] in PICKLES for alias in names)
-        case ast.ImportFrom(module=module, names=names):
-            taken = {(module, alias.name) for alias in names}
-            return (module or "").split(".")[0] in PICKLES or not UNPICKLING.isdisjoint(taken)
-        case ast.Attribute(value=ast.Name(id=owner), attr=attr):
-            return (owner, attr) in UNPICKLING
-        case ast.Call(keywords=keywords):
-            return any(k.arg == "allow_pickle" and getattr(k.value, "value", True) is not False for k in keywords)
+        case ast.Call(func=ast.Name(id="hasattr" | "getattr"), args=[asked, *_]):
+            return ast.unparse(asked).split(".")[-1].lstrip("_") == "engine"
+    return False
+
+
+def _untyped(node: ast.AST) -> bool:
+    match node:
+        case (
+            ast.arg(arg=name, annotation=ast.Name(id="Any"))
+            | ast.AnnAssign(target=ast.Name(id=name), annotation=ast.Name(id="Any"))
+        ):
+            return name.lstrip("_").endswith("engine")
     return False
 
 
 @each_file
-def test_nothing_is_unpickled(file):
-    assert unpickling(parsed(file)) == []
+def test_no_engine_is_asked_blindly(file):
+    assert blind_questions(parsed(file)) == []
 
 
 @pytest.mark.parametrize(
     "source",
     [
-        "import pickle",
-        "from pickle import loads",
-        "torch.load(f)",
-        "from torch import load",
-        "load = torch.load",
-        "np.load(f, allow_pickle=True)",
-        "import joblib.numpy_pickle",
-        "def f():\n    import dill",
+        "hasattr(engine, 'pin')",
+        "getattr(self.engine, 'pin', None)",
+        "def f(engine: Any): ...",
+        "class A:\n    engine: Any",
     ],
 )
-def test_unpickling_is_seen(source):
-    assert unpickling(ast.parse(source)) != []
-    assert unpickling(ast.parse("import json; json.load(f); np.load(f, allow_pickle=False); model.load(x)")) == []
+def test_a_blind_question_is_seen(source):
+    assert len(blind_questions(ast.parse(source))) == 1
+    assert blind_questions(ast.parse("def f(engine: Engine, x: Any): return hasattr(x, 'engine')")) == []

@@ -1,20 +1,29 @@
-"""The shell scripts: they parse, setup refuses an old Python, and it installs once for each state of its inputs."""
+"""The scripts: they parse, setup installs once for each state of its inputs, CI runs every part and names a failure."""
 
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = [*sorted((ROOT / "scripts").iterdir()), ROOT / ".ci" / "run"]
+SCRIPTS = [*sorted(path for path in (ROOT / "scripts").iterdir() if not path.suffix), ROOT / ".ci" / "run"]
 # Stands for the Python of an environment: notes what pip is asked for, and hands all else to the real one.
 PYTHON = f"""#!/bin/sh
 if [ "$1 $2" = "-m pip" ]; then echo "$*" >> pip.txt; [ ! -e broken ] || {{ echo no network >&2; exit 1; }}; exit 0; fi
 exec {sys.executable} "$@"
 """
+# Stands for a script that CI runs: notes that it was, and ends as the variable says.
+PART = """#!/bin/sh
+part=$(basename "$0")
+echo "$part $*" >> parts.txt
+echo "all that $part has to say"
+case " $BROKEN " in *" $part$1 "*) exit 1;; esac
+"""
+PARTS = ("browser", "setup", "check", "test-vllm", "test")
 
 
 def executable(path: Path, text: str) -> Path:
@@ -79,3 +88,67 @@ def test_a_failed_install_is_told_and_tried_again(clone: Path) -> None:
     (clone / "broken").unlink()
     assert setup(clone).returncode == 0
     assert len(pip_calls(clone)) == 3
+
+
+# --- what CI runs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ci(clone: Path) -> Path:
+    """A clone whose scripts only say that they were run."""
+    shutil.copytree(ROOT / ".ci", clone / ".ci")
+    for name in PARTS:
+        executable(clone / "scripts" / name, PART)
+    executable(clone / "bin" / "python3.11", "#!/bin/sh\n")
+    return clone
+
+
+def run_ci(ci: Path, broken: str = "") -> tuple[int, list[str], list[str]]:
+    """Its status, what it printed, and the parts that ran."""
+    env = {**os.environ, "BROKEN": broken, "PATH": f"{ci / 'bin'}:{os.environ['PATH']}"}
+    run = subprocess.run([ci / ".ci" / "run"], env=env, capture_output=True, text=True, check=False)
+    return run.returncode, run.stdout.splitlines(), [line.strip() for line in (ci / "parts.txt").open()]
+
+
+def test_ci_runs_every_part_and_the_suite_last(ci: Path) -> None:
+    status, told, parts = run_ci(ci)
+    assert status == 0 and told[-1] == "all that test has to say"
+    assert sorted(parts) == sorted([*PARTS, "test-vllm --setup"])
+    assert [part for part in parts if part in PARTS[1:]] == list(PARTS[1:])
+    assert parts.index("test-vllm --setup") < parts.index("test-vllm")
+
+
+@pytest.mark.parametrize("name", PARTS[1:])
+def test_ci_names_the_part_that_failed_and_ends_there(ci: Path, name: str) -> None:
+    status, told, parts = run_ci(ci, broken=name)
+    assert status == 1 and told[-2:] == [f"all that {name} has to say", f"[ci] failed: scripts/{name}"]
+    assert set(parts).isdisjoint(PARTS[PARTS.index(name) + 1 :])
+
+
+@pytest.mark.parametrize(("broken", "told_of"), [("test-vllm--setup", "scripts/test-vllm"), ("browser", "Chromium")])
+def test_ci_goes_on_without_what_cannot_be_installed(ci: Path, broken: str, told_of: str) -> None:
+    status, told, parts = run_ci(ci, broken)
+    assert status == 0 and parts[-1] == "test"
+    skipped = next(i for i, line in enumerate(told) if line.startswith("[ci] skipped") and told_of in line)
+    assert told[skipped - 1] == f"all that {broken.removesuffix('--setup')} has to say", "the end of its log"
+
+
+# --- the environment of a wheel ---------------------------------------------------------------------------------------
+
+
+def test_an_environment_of_a_wheel_holds_what_it_asks_for_alone(tmp_path: Path) -> None:
+    wheel = tmp_path / "one-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as files:
+        files.writestr("one.py", "import rich, pygments\n")
+        metadata = "Metadata-Version: 2.1\nName: one\nVersion: 1.0\nRequires-Dist: rich\n"
+        files.writestr("one-1.0.dist-info/METADATA", f'{metadata}Requires-Dist: numpy; extra == "more"\n')
+        files.writestr("one-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        files.writestr("one-1.0.dist-info/RECORD", "".join(f"{name},,\n" for name in files.namelist()))
+    script = ROOT / "scripts" / "link_requirements.py"
+    subprocess.run([sys.executable, script, tmp_path / "venv", wheel], check=True, capture_output=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([python, "-c", "import one"], check=True, cwd=tmp_path)
+    other = subprocess.run(
+        [python, "-I", "-c", "import numpy"], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert "No module named 'numpy'" in other.stderr

@@ -20,8 +20,8 @@ from transformers import LlamaForCausalLM
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.inject import eject, extract, inject
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.engine.generation.generator import Engine
-from polyvera.engine.generation.request import Output, Sampling
+from polyvera.engine.generation.generator import Generator
+from polyvera.engine.generation.request import Request, RequestOutput, SamplingParams
 from polyvera.engine.limits import Limits
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
@@ -37,13 +37,13 @@ class Ticks:
 
     at: list[float] = field(default_factory=list)
     done: Event = field(default_factory=Event)
+    error: Exception | None = None
 
-    def take(self, output: Output) -> None:
+    def take(self, output: RequestOutput) -> None:
         """Notes one output. Called in the engine's thread."""
-        if output.problem is not None:
-            self.problem: Exception | None = output.problem
+        self.error = output.error
         self.at += [perf_counter()] * len(output.tokens)
-        if output.finish is not None:
+        if output.finish_reason is not None:
             self.done.set()
 
 
@@ -73,15 +73,15 @@ def published(model: LlamaForCausalLM, registry: Registry, targets: Sequence[str
     return [registry.put(f"bench/a{i}", adapter) for i, adapter in enumerate(made)]
 
 
-def step_s(engine: Engine, rows: Sequence[list[int]], refs: Sequence[AdapterRef | None], num_tokens: int) -> float:
+def step_s(engine: Generator, rows: Sequence[list[int]], refs: Sequence[AdapterRef | None], num_tokens: int) -> float:
     """The median seconds between two tokens while all rows decode."""
-    greedy = Sampling(max_tokens=num_tokens, ignore_eos=True)
+    greedy = SamplingParams(max_tokens=num_tokens, ignore_eos=True)
     answers = [Ticks() for _ in rows]
     for i, (row, ticks) in enumerate(zip(rows, answers, strict=True)):
-        engine.submit(row, refs[i % len(refs)], greedy, tell=ticks.take)
+        engine.submit(Request(row, refs[i % len(refs)], greedy, ticks.take))
     for ticks in answers:
-        if not ticks.done.wait(300) or len(ticks.at) != num_tokens:
-            raise RuntimeError(f"an answer has {len(ticks.at)} of {num_tokens} tokens")
+        if not ticks.done.wait(60) or len(ticks.at) != num_tokens:
+            raise RuntimeError(f"an answer has {len(ticks.at)} of {num_tokens} tokens: {ticks.error}")
     start, stop = max(t.at[0] for t in answers), min(t.at[-1] for t in answers)
     inside = [at for at in answers[0].at if start < at <= stop]
     return float(median(np.diff(inside)))
@@ -97,7 +97,7 @@ def rows(
         with tempfile.TemporaryDirectory() as folder:
             registry = Registry(folder)
             refs = published(model, registry, targets, max(counts))
-            with Engine(model, make_tokenizer(model), registry, limits) as engine:
+            with Generator(model, make_tokenizer(model), registry, limits) as engine:
                 for ref in refs:
                     engine.preload(ref)
                 for count in counts:
@@ -117,7 +117,7 @@ def rows(
 
 
 def _against(
-    engine: Engine, asked: Sequence[list[int]], refs: Sequence[AdapterRef], num_tokens: int, rounds: int
+    engine: Generator, asked: Sequence[list[int]], refs: Sequence[AdapterRef], num_tokens: int, rounds: int
 ) -> dict[str, float]:
     times: dict[str, list[float]] = {"none": [], "with": []}
     for turn in range(rounds + 1):
@@ -128,9 +128,9 @@ def _against(
     return {name: median(several) for name, several in times.items()}
 
 
-def hot_load(engine: Engine, prompt: list[int], refs: Sequence[AdapterRef], shape: str) -> Row:
+def hot_load(engine: Generator, prompt: list[int], refs: Sequence[AdapterRef], shape: str) -> Row:
     """The first token of an adapter that has to be read from the store, against one that is resident."""
-    one = Sampling(max_tokens=1)
+    one = SamplingParams(max_tokens=1)
     times: dict[str, list[float]] = {"resident": [], "new": []}
     for ref in refs[: min(len(refs), 50)]:
         for name in ("resident", "new"):
@@ -159,12 +159,12 @@ def against_generate(model: LlamaForCausalLM, shape: str, num_rows: int, num_tok
 
     theirs = interleaved({"generate": generate}, rounds, model.device)["generate"]
     limits = Limits(max_rows=num_rows, max_context=PROMPT + num_tokens, prefix_bytes=0)
-    greedy = Sampling(max_tokens=num_tokens, ignore_eos=True)
-    with Engine(model, make_tokenizer(model), limits=limits) as engine:
+    greedy = SamplingParams(max_tokens=num_tokens, ignore_eos=True)
+    with Generator(model, make_tokenizer(model), limits=limits) as engine:
 
         def answer() -> None:
             for one in [engine.answer(row, None, greedy) for row in asked]:
-                one.result(300)
+                one.result(60)
 
         ours = interleaved({"engine": answer}, rounds, model.device)["engine"]
     return {

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 
 from polyvera import Recipe
 from polyvera.model.load import Base
-from polyvera.train.tenants import Source, Tenant
+from polyvera.train.tenants import Tenant, TenantRows
 
 EXAMPLES = 2
 PROMPT, COMPLETION = 96, 31  # with the end token 128
@@ -29,7 +29,7 @@ def tenants(num: int, num_rows: int, vocabulary: int) -> list[Tenant]:
             for _ in range(num_rows)
         ]
         rows = tuple((k + 1, {"prompt": a, "completion": b}) for k, (a, b) in enumerate(texts))
-        found.append(Tenant(f"tenant-{i:03}", Source(f"tenant-{i:03}", rows)))
+        found.append(Tenant(f"tenant-{i:03}", TenantRows(f"tenant-{i:03}", rows)))
     return found
 
 

@@ -18,7 +18,7 @@ from polyvera.errors import BasisError, LayoutError
 NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Adapter:
     """One trained adaptation.
 
@@ -46,6 +46,10 @@ class Adapter:
         self.layout.check(self.spec)
         if self.given is not None and self.given.key != self.layout.basis:
             raise LayoutError(f"the basis given is {self.given.key}, the layout's is {self.layout.basis}")
+
+    def __repr__(self) -> str:
+        of = f", of {self.model}" if self.model else ""
+        return f"Adapter({self.layout.title}, {self.num_params:,} numbers, {4 * self.num_params:,} bytes{of})"
 
     @property
     def tensors(self) -> dict[str, Tensor]:

@@ -60,6 +60,18 @@ class Bank:
         self._accepted = layout
         self.slots: tuple[int, ...] = tuple(table.add(self, num_slots))
 
+    def __repr__(self) -> str:
+        return f"Bank({self.summary()})"
+
+    def summary(self) -> str:
+        """Method, rank, slots and bytes, in one line."""
+        used, per_slot = len(self.occupied), self.flat.element_size() * self.layout.num_params
+        shared = "" if self.basis is None else f", basis {4 * self.basis.key.num_params:,} bytes"
+        return (
+            f"{self.layout.title}, {used} of {self.num_slots} slots used, {per_slot:,} bytes a slot, "
+            f"{per_slot * self.num_slots:,} in all{shared}"
+        )
+
     @property
     def first(self) -> int:
         """The first of this bank's slot numbers."""

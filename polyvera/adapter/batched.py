@@ -50,7 +50,7 @@ def adapt_rows_naive(y: Tensor, u: Tensor, v: Vectors, index: Tensor, bias: Tens
 def adapt_rows_by_factors(
     x: Tensor, y: Tensor, A: Tensor, v: Vectors, index: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """The output where A (slots, rank, in) or B (slots, out, rank), or both, are the slot's; else they are matrices.
+    """The output where A (slots, rank, in) or B (slots, out, rank) or both are the slot's own, else matrices.
 
     Each row's own factors are gathered, and multiply all its tokens: two batched products.
     """

@@ -135,7 +135,7 @@ def _basis_sums_kernel(
     M, B, b, d, db, sums, rows, rank, B_stride, scale,
     HAS_B: tl.constexpr, HAS_D: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """db = row sums of scale M B d; the sums of scale M B b over blocks of R rows, which add up to ∂d."""
+    """db = row sums of scale M B d; the sums of scale M B b over blocks of R rows, whose sum is the gradient of d."""
     o = tl.program_id(0) * R + tl.arange(0, R)
     own = tl.full((R,), 1.0, dtype=tl.float32)
     if HAS_B:

@@ -19,7 +19,7 @@ from polyvera.adapter.layout import Layout, Shape, layout_of
 from polyvera.adapter.slot_table import SlotTable
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import find_sites, linear_layers
-from polyvera.errors import LayoutError, TargetError, did_you_mean
+from polyvera.errors import LayoutError, SlotError, TargetError, did_you_mean
 
 
 def inject(
@@ -27,9 +27,13 @@ def inject(
 ) -> Bank:
     """Puts a bank of trainable slots into the model, each a fresh adapter (the identity), and freezes all else.
 
-    The model is changed in place and stays an ordinary module. The trained numbers are fp32. product_dtype: of the
-    products with A and B; None is autocast's under autocast, else the input's where that is bfloat16 or float16 on an
-    accelerator, and fp32 otherwise, so on any CPU. Raises TargetError, LayoutError or SpecError.
+    model: changed in place; it stays an ordinary module, and eject() gives it back.
+    spec: the method, rank, targets and every other choice.
+    num_slots: how many adapters train side by side, in slots of one bank; their numbers are fp32.
+    product_dtype: of the products with A and B; None is autocast's under autocast, else the input's where that is
+        bfloat16 or float16 on an accelerator, and fp32 otherwise, so on any CPU.
+
+    Raises TargetError for targets that match no layer, LayoutError where layers don't fit, SpecError.
     """
     sites = find_sites(model, spec)
     head = head_tensors(model, spec.head)
@@ -42,20 +46,46 @@ def inject(
     return bank
 
 
-def load(model: nn.Module, adapters: Adapter | Sequence[Adapter], *, check_base: bool = True) -> list[int]:
+def load(
+    model: nn.Module,
+    adapters: Adapter | Sequence[Adapter],
+    *,
+    names: str | Sequence[str] | None = None,
+    check_base: bool = True,
+) -> list[int]:
     """Brings trained adapters into the model for inference; returns the slot of each.
 
-    Adapters of one layout share a bank; different methods, ranks, targets and bases live side by side. Raises
-    FingerprintError for an adapter of another base model, LayoutError where layers don't fit, BasisError; on an error
-    the model is as it was.
+    model: changed in place; eject() gives it back. Adapters of one layout share a bank in it; different methods, ranks,
+        targets and bases live side by side.
+    adapters: one, or N of them.
+    names: one for each, by which route("name") finds its slot; one that is there already goes to the new adapter.
+    check_base: refuse an adapter that was trained on another base model.
+
+    Raises FingerprintError for an adapter of another base model, LayoutError where layers don't fit, BasisError, and
+    SlotError where names are not one for each; on an error the model is as it was.
     """
     several = [adapters] if isinstance(adapters, Adapter) else list(adapters)
+    called = _names(names, len(several))
     if check_base:
         _check_bases(model, several)
     for adapter in several:
         _check_fits(model, adapter.layout)
     bases = [adapter.basis() for adapter in several]  # raises before the model is touched
-    return [_loaded(model, adapter, basis) for adapter, basis in zip(several, bases, strict=True)]
+    slots = [_loaded(model, adapter, basis) for adapter, basis in zip(several, bases, strict=True)]
+    for slot, name in zip(slots, called, strict=True):
+        slot_table(model).call(slot, name)
+    return slots
+
+
+def _names(names: str | Sequence[str] | None, num: int) -> list[str | None]:
+    """A name or None for each adapter. Raises SlotError for another number of names, or one that stands twice."""
+    several: list[str | None] = [None] * num if names is None else [names] if isinstance(names, str) else [*names]
+    if len(several) != num:
+        raise SlotError(f"{len(several)} names for {num} adapters: give one for each")
+    twice = next((name for name in several if name is not None and several.count(name) > 1), None)
+    if twice is not None:
+        raise SlotError(f"the name {twice!r} stands twice: give each adapter its own")
+    return several
 
 
 def _loaded(model: nn.Module, adapter: Adapter, basis: Basis | None) -> int:
@@ -108,8 +138,12 @@ def add_bank(
 def extract(bank: Bank, slot: int, model: nn.Module | None = None, scores: Mapping[str, float] = NOTHING) -> Adapter:
     """The adapter in a slot, with the spec that the bank or the adapter put there had; it shares no memory with it.
 
-    model: the adapted model, whose fingerprint the adapter gets. scores: named results to keep with it. Raises
-    SlotError for an empty slot.
+    bank: as inject() returned it.
+    slot: a number of bank.slots.
+    model: the adapted model, whose fingerprint the adapter gets; without it the adapter is of no known base.
+    scores: named results to keep with it.
+
+    Raises SlotError for an empty slot.
     """
     created = datetime.now(UTC).isoformat(timespec="seconds")
     base = "" if model is None else fingerprint(model)

@@ -65,6 +65,7 @@ class AdaptedLinear(nn.Module):
         """x (rows, ..., in) -> (rows, ..., out) in the base's dtype."""
         y: Tensor = self.base(x, *args, **kwargs)
         if torch.compiler.is_compiling():
+            share: Any
             for share in self.banks:
                 index = torch.ops.polyvera.local_slots(x.detach(), self.table.number, share.bank.position)
                 y = share.by_index(x, y, index)

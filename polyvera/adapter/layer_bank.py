@@ -47,6 +47,13 @@ class LayerBank(nn.Module):
         """The frozen base layer."""
         return self._base[0]
 
+    def extra_repr(self) -> str:
+        """Method, rank, slots and bytes."""
+        num_bytes = sum(p.numel() * p.element_size() for p in self.parameters())
+        return (
+            f"{self.bank.layout.method.name}, rank {self.site.rank}, {self.bank.num_slots} slots, {num_bytes:,} bytes"
+        )
+
     def forward(self, x: Tensor, y: Tensor, pick: Pick) -> Tensor:
         """The base's output y (..., out) with this bank's delta added to the rows that are its own."""
         pick.check(x)

@@ -105,6 +105,13 @@ class Layout:
             named[key] = [(key, "", "", shape)]
         return tuple(_placed(named))
 
+    @property
+    def title(self) -> str:
+        """Method, rank and number of layers, for people."""
+        ranks = sorted({site.rank for site in self.sites})
+        rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+        return f"{self.method.name}, {rank}, {len(self.sites)} layers"
+
     @cached_property
     def entries(self) -> dict[str, Entry]:
         """Every trained tensor by its key, `site.letter`."""

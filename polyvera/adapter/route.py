@@ -2,11 +2,12 @@
 
 with route(3): model(...)              # every row uses slot 3
 with route([3, 0, 7]): model(...)      # a mixed batch; slot 0 is the bare base model
+with route("cafe/tickets"): model(...) # the adapter that was loaded under that name
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from polyvera.adapter.slot_table import BASE_SLOT, SlotTable, distinct
 from polyvera.errors import SlotError
 
 Slots = int | Sequence[int] | Tensor
+Named = str | Sequence[int | str]
 
 
 @dataclass(eq=False)
@@ -90,9 +92,10 @@ class Pick:
     def gather(self, stack: Tensor, like: Tensor, rows: Tensor | None = None) -> Tensor:
         """stack[rows] with axes added so that it broadcasts over the tokens of `like` (rows, ..., features)."""
         if rows is None:
-            if ("rows", stack.device) not in self.cache:
-                self.cache["rows", stack.device] = _moved(self.rows, stack.device)
-            rows = self.cache["rows", stack.device]
+            key = ("rows", stack.device, torch.is_inference_mode_enabled())
+            if key not in self.cache:
+                self.cache[key] = _moved(self.rows, stack.device)
+            rows = self.cache[key]
         between = (1,) * (like.dim() - 1 - rows.dim())
         picked = stack.index_select(0, rows.flatten())  # a third of the time of stack[rows]
         return picked.view(*rows.shape, *between, *stack.shape[1:])
@@ -102,7 +105,8 @@ class Pick:
         assert self.mask is not None
         if ("mask", like.device) not in self.cache:
             self.cache["mask", like.device] = _moved(self.mask, like.device)
-        return self.cache["mask", like.device].view(*self.mask.shape, *(1,) * (like.dim() - self.mask.dim()))
+        mask: Tensor = self.cache["mask", like.device]
+        return mask.view(*mask.shape, *(1,) * (like.dim() - mask.dim()))
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
@@ -119,6 +123,7 @@ class Route:
 
     def __init__(self, slots: Slots, held: bool = False, once: bool = False) -> None:
         self.is_held, self.is_once, self.is_on_device = held, once, False
+        self.banks: Collection[BankState] | None = None
         self.shape: torch.Size | None = None
         self.slots: int | Tensor
         if isinstance(slots, int):
@@ -130,7 +135,7 @@ class Route:
         self._picks: dict[int, tuple[int, Pick | None]] = {}
 
     @classmethod
-    def on_device(cls, slots: Tensor) -> Route:
+    def on_device(cls, slots: Tensor, banks: Collection[BankState] | None = None) -> Route:
         """The route of a buffer that the host never reads: what a captured CUDA graph or a scheduler on the GPU wants.
 
         slots: integers on the device of the model, one for each row of the batch (the leading axes of what the layers
@@ -143,11 +148,12 @@ class Route:
         - Before a capture run one forward under the route (torch wants a warm-up in any case): it moves the table of
           slots and the norms to the device. put(), clear() and settle() of a bank that doesn't train are seen by
           later replays. Adding a bank, growing one or moving the model is not: capture again.
-        - Every bank of the model is computed in every forward, whether a row uses it or not; rows of others pass
-          through bit for bit. Heads are not routed so: they raise SlotError.
+        - Each of `banks`, the only ones that rows may use, is computed in every forward, whether a row uses it or not;
+          rows of others pass through bit for bit. None is all banks of the model.
+        - Heads are not routed so: they raise SlotError.
         """
         made = cls(BASE_SLOT)
-        made.is_on_device, made.shape, made.slots = True, slots.shape, slots
+        made.is_on_device, made.shape, made.slots, made.banks = True, slots.shape, slots, banks
         return made
 
     def entered(self) -> None:
@@ -178,6 +184,8 @@ class Route:
         return known[1]
 
     def _pick_on_device(self, bank: BankState, table: SlotTable) -> Pick | None:
+        if self.banks is not None and bank not in self.banks:
+            return None
         if id(bank) not in self._picks:
             assert isinstance(self.slots, Tensor)
             index = table.lookup(bank, self.slots.device).index_select(0, self.slots.flatten()).view(self.slots.shape)
@@ -196,13 +204,51 @@ class Route:
         return Pick(None, rows.clamp(min=0), mask, self.shape, self.is_once)
 
 
-_ROUTE: ContextVar[Route | None] = ContextVar("polyvera_route", default=None)
+class NamedRoute:
+    """Slots by the names that adapters were loaded under, which each model that a forward passes through knows."""
+
+    def __init__(self, names: Named) -> None:
+        self.names = names
+        self._known: dict[int, tuple[Mapping[str, int], Route]] = {}
+
+    def entered(self) -> None:
+        """Nothing: names are looked up on the host."""
+
+    def of(self, table: SlotTable) -> Route:
+        """The route in one model. Raises SlotError for a name under which nothing was loaded."""
+        known = self._known.get(id(table))
+        if known is None or known[0] is not table.names:
+            known = self._known[id(table)] = (table.names, Route(numbered(self.names, table)))
+        return known[1]
+
+
+def numbered(slots: Slots | Named, table: SlotTable) -> Slots:
+    """The slots by number. Raises SlotError as SlotTable.slot_named()."""
+    if isinstance(slots, Tensor):
+        return slots
+    return table.slot_named(slots) if isinstance(slots, int | str) else [table.slot_named(one) for one in slots]
+
+
+def is_named(slots: Slots | Named) -> bool:
+    """Whether any of the slots is a name."""
+    several = () if isinstance(slots, int | Tensor) else (slots,) if isinstance(slots, str) else slots
+    return any(isinstance(one, str) for one in several)
+
+
+_ROUTE: ContextVar[Route | NamedRoute | None] = ContextVar("polyvera_route", default=None)
 
 
 @contextmanager
-def route(slots: Slots | Route) -> Iterator[Route]:
-    """Sets the slot of every row for the forwards inside: one slot for all, or one for each row of the batch."""
-    chosen = slots if isinstance(slots, Route) else Route(slots)
+def route(slots: Slots | Named | Route | NamedRoute) -> Iterator[Route | NamedRoute]:
+    """Sets the slot of every row for the forwards inside.
+
+    slots: a slot for all rows; or (rows,), one for each row of the batch; a slot is a number as load() returned it, 0
+        for the bare base model, or the name that an adapter was loaded under.
+
+    The forward raises SlotError for a slot that holds no adapter, a name that is not there, and another number of slots
+    than rows.
+    """
+    chosen = _route_of(slots)
     chosen.entered()
     token = _ROUTE.set(chosen)
     try:
@@ -211,9 +257,18 @@ def route(slots: Slots | Route) -> Iterator[Route]:
         _ROUTE.reset(token)
 
 
+def _route_of(slots: Slots | Named | Route | NamedRoute) -> Route | NamedRoute:
+    if isinstance(slots, Route | NamedRoute):
+        return slots
+    return NamedRoute(slots) if is_named(slots) else Route(slots)  # type: ignore[arg-type]
+
+
 def current_route(table: SlotTable) -> Route:
     """The route in force, or the model's default. Raises SlotError where that is not one adapter."""
-    return _ROUTE.get() or _default(table)
+    chosen = _ROUTE.get()
+    if chosen is None:
+        return _default(table)
+    return chosen.of(table) if isinstance(chosen, NamedRoute) else chosen
 
 
 def _default(table: SlotTable) -> Route:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from polyvera.adapter.bank_state import BankState
-from polyvera.errors import SlotError
+from polyvera.errors import SlotError, did_you_mean
 
 BASE_SLOT = 0
 CPU = torch.device("cpu")
@@ -25,6 +25,7 @@ class SlotTable:
         self._owners: list[tuple[BankState, int]] = []
         self._lookups: dict[tuple[int, torch.device], Tensor] = {}
         self.number = _register(self)
+        self.names: dict[str, int] = {}  # the slots of adapters that were loaded under a name
         self.default: tuple[object, Any] | None = None  # the route of a forward outside `with route(...)`, and for what
 
     @property
@@ -58,6 +59,7 @@ class SlotTable:
     def __deepcopy__(self, memo: dict[int, Any]) -> SlotTable:
         other = memo[id(self)] = SlotTable()
         other.banks, other._owners = copy.deepcopy((self.banks, self._owners), memo)
+        other.names = dict(self.names)
         return other
 
     def check(self, slots: int | Tensor) -> None:
@@ -73,6 +75,22 @@ class SlotTable:
             return None
         bank, index = self._owners[slot - 1]
         return (bank, index) if index in bank.occupied else None
+
+    def call(self, slot: int, name: str | None) -> None:
+        """Gives a slot a name, which no other slot has any longer, or takes its name away."""
+        self.names = {known: other for known, other in self.names.items() if other != slot}
+        if name is not None:
+            self.names[name] = slot
+
+    def slot_named(self, which: int | str) -> int:
+        """The slot of a name; a number is its own. Raises SlotError for a name under which nothing was loaded."""
+        if not isinstance(which, str):
+            return which
+        if which not in self.names:
+            known = ", ".join(sorted(self.names)[:8]) or "none"
+            near = did_you_mean(which, self.names)
+            raise SlotError(f"no adapter is loaded under the name {which!r}{near}; the names are: {known}")
+        return self.names[which]
 
     def only(self) -> int:
         """The only slot that holds an adapter, or the base's where none does. Raises SlotError where several do."""

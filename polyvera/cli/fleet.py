@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +12,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from polyvera.cli import tables
-from polyvera.cli.flags import Publish
-from polyvera.cli.session import base_name, task_of
+from polyvera.cli.session import Rows, base_name, task_of
 from polyvera.cli.training import print_cost
 from polyvera.errors import RecipeError
 from polyvera.plan import bytes_text
 from polyvera.train.memory import peak_bytes
-from polyvera.train.recipe import Recipe, read_toml
+from polyvera.train.recipe import Recipe
 
 if TYPE_CHECKING:
     from polyvera.evaluate.fleet_scores import TenantScores
@@ -28,78 +26,61 @@ if TYPE_CHECKING:
     from polyvera.train.tenants import Tenant
 
 
-def run(recipe: Recipe, publish: Publish, *, resume: bool, dry_run: bool, out: Console) -> None:
+def run(recipe: Recipe, *, resume: bool, dry_run: bool, out: Console) -> None:
     """Prints the plan, trains every tenant, publishes each as it is finished, and says what became of all."""
-    from polyvera.store.reference import check_name
     from polyvera.store.registry import Registry
     from polyvera.train.tenants import tenants
 
-    if publish.alias is not None:
-        raise RecipeError(f"alias={publish.alias!r} is for one adapter, and fleet=true publishes many: leave it out")
-    prefix = "" if publish.name is None else f"{check_name(publish.name)}/"
-    registry = Registry(publish.store)
+    registry = Registry(recipe.store)
     everyone = tenants(recipe)
-    print_cost(recipe, publish, out, everyone)
+    print_cost(recipe, out, everyone)
     if dry_run:
         return
-    result = _trained(recipe, publish, everyone, prefix, registry, resume)
-    _report(result, publish, out)
+    result = _trained(recipe, everyone, registry, resume)
+    _report(result, recipe.store, out)
     if recipe.test is not None:
         _score_after(recipe, everyone, result, registry, out)
 
 
-def _trained(
-    recipe: Recipe, publish: Publish, everyone: Sequence[Tenant], prefix: str, registry: Registry, resume: bool
-) -> FleetResult:
+def _trained(recipe: Recipe, everyone: Sequence[Tenant], registry: Registry, resume: bool) -> FleetResult:
     from polyvera.train.fleet.fleet import train_fleet
     from polyvera.train.fleet.ray_workers import train_on_workers
     from polyvera.train.warm_start import warm_start
 
-    asked: dict[str, Any] = {"everyone": everyone, "prefix": prefix, "stored": publish.stored, "resume": resume}
+    prefix = "" if recipe.name is None else f"{recipe.name}/"
+    asked: dict[str, Any] = {"everyone": everyone, "prefix": prefix, "stored": recipe.stored, "resume": resume}
     if recipe.workers is not None:
-        return train_on_workers(recipe, store=publish.store, num_workers=recipe.workers, **asked)
+        return train_on_workers(recipe, store=recipe.store, num_workers=recipe.workers, **asked)
     start = warm_start(recipe, registry)
     with _progress(len(everyone)) as shown:
         return train_fleet(recipe, registry=registry, start=start, watch=_watch(shown), **asked)
 
 
 def score(
-    names: Sequence[str],
-    data: str | None,
-    recipe: Path | None,
-    output: Path | None,
-    *,
-    store: str,
-    model: str | None,
-    columns: Sequence[str],
-    chat: bool,
-    limit: int | None,
-    batch_size: int,
-    as_json: bool,
-    out: Console,
-) -> None:
-    """Scores each tenant's adapter on its own rows, beside the base model and the majority answer."""
+    names: Sequence[str], rows: Rows, *, store: str, model: str | None, adapter_column: str | None
+) -> list[TenantScores]:
+    """The scores of each tenant's adapter on its own rows, beside the base model and the majority answer."""
     from polyvera.evaluate.fleet_scores import fleet_scores
     from polyvera.model.load import load_base, place
     from polyvera.store.registry import Registry
     from polyvera.train.tenants import sources
 
-    written = {} if recipe is None else read_toml(recipe)
-    rows_at = data or written.get("test")
-    if rows_at is None:
+    if rows.source is None:
         raise RecipeError("there are no rows to answer: give --data, a folder or a file with a row for each tenant")
     if len(names) > 1:
         raise RecipeError(f"--fleet takes one prefix, and {', '.join(names)} were given")
     prefix = f"{names[0]}/" if names else ""
-    mapped = dict(one.split("=", 1) for one in columns if "=" in one) or written.get("columns", {})
-    asked = Recipe(model=model or "", data=rows_at, columns=mapped, chat=chat or bool(written.get("chat")))
+    asked = Recipe(model=model or "", data=rows.source, columns=dict(rows.columns), chat=rows.chat)
     registry = Registry(store)
-    found = {n: s.read(asked) for n, s in sources(rows_at, written.get("adapter_column")).items()}
-    rows = {name: replace(table, examples=table.examples[:limit]) for name, table in found.items()}
-    adapters = {name: registry.get(prefix + name) for name in rows}
+    found = {name: rows.cut(one.read(asked)) for name, one in sources(rows.source, adapter_column).items()}
+    adapters = {name: registry.get(prefix + name) for name in found}
     several = list(adapters.values())
-    base = place(load_base(base_name(several, model or written.get("model")), **task_of(several[:1])))
-    scored = _shown(fleet_scores(base, adapters, rows, batch_size=batch_size), len(rows))
+    base = place(load_base(base_name(several, model), **task_of(several[:1])))
+    return _shown(fleet_scores(base, adapters, found, batch_size=rows.batch_size), len(found))
+
+
+def print_scores(scored: Sequence[TenantScores], output: Path | None, *, as_json: bool, out: Console) -> None:
+    """The scores as JSON, or as a table with its files."""
     if as_json:
         print(json.dumps({one.name: {"own": dict(one.scores), "base": dict(one.base)} for one in scored}, indent=2))
     else:
@@ -160,12 +141,12 @@ def _score_after(
     show(_shown(fleet_scores(base, adapters, rows), len(rows)), folder, out)
 
 
-def _report(result: FleetResult, publish: Publish, out: Console) -> None:
+def _report(result: FleetResult, store: str, out: Console) -> None:
     from polyvera.train.fleet.journal import FINISHED
 
     finished, traffic = result.of(FINISHED), result.traffic
     out.print(
-        f"{len(finished)} of {len(result.outcomes)} tenants trained and published in {publish.store}, "
+        f"{len(finished)} of {len(result.outcomes)} tenants trained and published in {store}, "
         f"{result.seconds:.0f} s, {traffic.rounds:,} rounds, {traffic.tokens_per_s:,.0f} tokens/s, "
         f"padding {traffic.padding_share:.1%}, peak memory {bytes_text(peak_bytes())}"
     )

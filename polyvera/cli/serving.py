@@ -2,113 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from polyvera.cli import tables
-from polyvera.cli.verbs import DEFAULT_STORE, Store, verb
+from polyvera.cli.flags import Taken, Whole
+from polyvera.cli.verbs import verb
 from polyvera.errors import RecipeError
 from polyvera.plan import bytes_text
+from polyvera.server.config import ServerConfig, Serving
 
 if TYPE_CHECKING:
-    from polyvera.engine.adapter_cache import Observe
+    from polyvera.engine.adapter_loader import Observe
+    from polyvera.engine.embedding.embedder import Embedder
+    from polyvera.engine.generation.generator import Generator
     from polyvera.engine.limits import Limits
-    from polyvera.server.config import Settings
+    from polyvera.engine.protocol import EmbeddingEngine, ServedEngine
+    from polyvera.replicas.replica_pool import ReplicaPool
     from polyvera.store.registry import Registry
-
-MIB = 1 << 20
 
 
 @verb("serve")
 def serve(
-    model: Annotated[str, typer.Argument(help="The base: a folder, a hub id or a wheel.")],
-    store: Store = DEFAULT_STORE,
-    host: Annotated[str, typer.Option(help="An address; others than this machine's own need --keys.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="0 takes a free one.")] = 8000,
-    keys: Annotated[Path | None, typer.Option(help="The file of API keys, which `polyvera keys` writes.")] = None,
-    name: Annotated[str | None, typer.Option(help="What clients call the base; default: MODEL's last part.")] = None,
-    replicas: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Engines, each a process with a copy of the base and --max-rows, --slots and memory of its own; the "
-            "processor's threads, and the GPUs, are divided among them.",
-        ),
-    ] = 1,
-    max_rows: Annotated[int, typer.Option(min=1, help="Requests in one batch, of each replica.")] = 64,
-    max_context: Annotated[int | None, typer.Option(min=1, help="Tokens of prompt and answer.")] = None,
-    max_waiting: Annotated[int, typer.Option(min=1, help="Requests that wait, of all replicas; beyond: 429.")] = 1024,
-    max_per_tenant: Annotated[int, typer.Option(min=1, help="Answers of one tenant at a time.")] = 256,
-    slots: Annotated[int, typer.Option(min=1, help="Resident adapters.")] = 1024,
-    host_mib: Annotated[int, typer.Option(min=1, help="Memory of loaded adapters outside the slots.")] = 1024,
-    prefix_mib: Annotated[int, typer.Option(min=0, help="Memory of kept prefixes of prompts, 0 for none.")] = 256,
-    pin: Annotated[list[str] | None, typer.Option(help="An adapter that stays resident. Repeatable.")] = None,
-    max_body_mib: Annotated[int, typer.Option(min=1, help="Of a request.")] = 1,
-    max_upload_mib: Annotated[int, typer.Option(min=1, help="Of an adapter that is uploaded.")] = 64,
-    read_s: Annotated[float, typer.Option(help="Seconds that a client may take to send a request.")] = 20.0,
-    write_s: Annotated[float, typer.Option(help="Seconds that a client may leave an answer unread.")] = 30.0,
-    drain_s: Annotated[float, typer.Option(help="Seconds that running answers have after SIGTERM.")] = 30.0,
-    lora_root: Annotated[Path | None, typer.Option(help="The folder that load_lora_adapter may read from.")] = None,
-    allow_host: Annotated[list[str] | None, typer.Option(help="A further name of this machine, without keys.")] = None,
-    open_metrics: Annotated[bool, typer.Option("--open-metrics", help="/metrics needs no key.")] = False,
+    serving: Annotated[Serving, Whole(Serving, argument="MODEL")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Load and check everything, but do not listen.")] = False,
 ) -> None:
     """Serve any mix of a store's adapters in one batch, behind OpenAI's HTTP API."""
-    from polyvera.engine.limits import Limits
-    from polyvera.server.config import Settings
     from polyvera.store.registry import Registry
 
-    settings = Settings(
-        base=name or model.rstrip("/").rpartition("/")[2].rpartition(":")[2],
-        keys=keys,
-        lora_root=lora_root,
-        max_body_bytes=max_body_mib * MIB,
-        max_upload_bytes=max_upload_mib * MIB,
-        max_per_tenant=max_per_tenant,
-        read_s=read_s,
-        write_s=write_s,
-        drain_s=drain_s,
-        is_metrics_open=open_metrics,
-        hosts=tuple(allow_host or ()),
-    )
-    limits = Limits(
-        max_rows=max_rows,
-        max_context=max_context,
-        max_waiting=max_waiting,
-        num_slots=slots,
-        host_bytes=host_mib * MIB,
-        prefix_bytes=prefix_mib * MIB,
-    )
-    _run(model, Registry(store), settings, limits, pin or [], None if dry_run else (host, port), replicas)
+    address = None if dry_run else (serving.host, serving.port)
+    config, limits = serving.config, serving.limits
+    _run(serving.model, Registry(serving.store), config, limits, serving.pin, address, serving.replicas)
 
 
 def _run(
     model: str,
     registry: Registry,
-    settings: Settings,
+    config: ServerConfig,
     limits: Limits,
-    pinned: list[str],
+    pinned: Sequence[str],
     address: tuple[str, int] | None,
     num_replicas: int,
 ) -> None:
     from polyvera.server.app import make_app
     from polyvera.server.metrics import Metrics
-    from polyvera.server.middleware import State
+    from polyvera.server.middleware import ServerState
     from polyvera.server.server import Server, check_address
 
     if address is not None:
-        check_address(address[0], settings)
-    metrics, state = Metrics(), State()
+        check_address(address[0], config)
+    metrics, state = Metrics(), ServerState()
     with _engine(model, registry, limits, metrics.observe, num_replicas) as engine:
         for one in pinned:
             engine.pin(registry.resolve(one))
-        app = make_app(engine, settings, metrics, state)
-        typer.echo(_vectors(engine) if hasattr(engine, "pooling") else _costs(engine))
+        app = make_app(engine, config, metrics, state)
+        typer.echo(_costs(engine) if engine.embedding is None else _vectors(engine.embedding))
         if address is None:
             return
-        server = Server(app, engine, settings, state, *address)
+        server = Server(app, engine, config, state, *address)
         typer.echo(
             f"{server.url} (OpenAI's API under /v1); SIGTERM or Ctrl-C stops it when the running answers are done"
         )
@@ -116,7 +70,7 @@ def _run(
     typer.echo("stopped")
 
 
-def _vectors(encoder: Any) -> str:
+def _vectors(encoder: EmbeddingEngine) -> str:
     limits = encoder.limits
     return (
         f"an encoder for /v1/embeddings ({encoder.pooling}) and /v1/classify: {limits.max_rows} texts of up to "
@@ -125,18 +79,21 @@ def _vectors(encoder: Any) -> str:
     )
 
 
-def _engine(model: str, registry: Registry, limits: Limits, observe: Observe, num_replicas: int) -> Any:
+def _engine(
+    model: str, registry: Registry, limits: Limits, observe: Observe, num_replicas: int
+) -> Generator | Embedder | ReplicaPool:
     """What answers: an engine in this process, or several in processes of their own."""
-    from polyvera.engine.embedding.embedder import engine_for
-    from polyvera.model.load import AUTO_TASK, load_base, place
-    from polyvera.replicas.replica_pool import Replicas
+    from polyvera.engine.factory import engine_for
+    from polyvera.model.config import AUTO_TASK
+    from polyvera.model.load import load_base, place
+    from polyvera.replicas.replica_pool import ReplicaPool
 
     if num_replicas > 1:
-        return Replicas(model, registry, limits, observe, num=num_replicas)
+        return ReplicaPool(model, registry, limits, observe, num=num_replicas)
     return engine_for(place(load_base(model, task=AUTO_TASK)), registry, limits, observe)
 
 
-def _costs(engine: Any) -> str:
+def _costs(engine: ServedEngine) -> str:
     limits, config = engine.limits, engine.model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -150,7 +107,7 @@ def _costs(engine: Any) -> str:
 
 @verb("keys")
 def keys_(
-    file: Annotated[Path, typer.Argument(help="The file of keys; `serve` reads it anew when it changes.")],
+    file: Annotated[Path, Taken("keys", Serving, argument="FILE", is_required=True)],
     add: Annotated[str | None, typer.Option("--add", metavar="TENANT", help="Make a key, and print it once.")] = None,
     adapters: Annotated[
         list[str] | None, typer.Option(help="What it may call: names, or beginnings with '*'; default TENANT/*.")

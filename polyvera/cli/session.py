@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyvera.errors import RecipeError
 from polyvera.plan import bytes_text
-from polyvera.train.recipe import read_toml
 
 if TYPE_CHECKING:
     from polyvera.adapter.adapter import Adapter
+    from polyvera.data.tables import Table
     from polyvera.model.load import Base
     from polyvera.store.registry import Registry
 
@@ -20,58 +20,58 @@ BASE = "base"
 
 
 @dataclass(frozen=True)
+class Rows:
+    """The rows that `eval` asks for. source: None where nobody named any."""
+
+    source: str | None
+    columns: Mapping[str, str]
+    chat: bool
+    limit: int | None
+    batch_size: int
+
+    def cut(self, table: Table) -> Table:
+        """The first so many of a table."""
+        return replace(table, examples=table.examples[: self.limit])
+
+
+@dataclass(frozen=True)
 class Session:
-    """A loaded base and its adapters: names[i] is in slots[i]. written: the keys of the recipe file, if any."""
+    """A loaded base and its adapters: names[i] is in slots[i]."""
 
     base: Base
     names: tuple[str, ...]
     slots: tuple[int, ...]
-    written: dict[str, Any]
 
     @classmethod
     def open(
-        cls,
-        names: Sequence[str] | None,
-        store: str,
-        model: str | None,
-        recipe: Path | None,
-        *,
-        any_base: bool,
-        dtype: str = "auto",
+        cls, names: str | Sequence[str] | None, store: str, model: str | None, *, any_base: bool, dtype: str = "auto"
     ) -> Session:
         """Loads the adapters, then the base that they were trained on. Raises RecipeError where they differ in it."""
         from polyvera.adapter.inject import load
         from polyvera.model.load import load_base, place
         from polyvera.store.registry import Registry
 
-        written = {} if recipe is None else read_toml(recipe)
-        names = list(names or ([written["name"]] if "name" in written else []))
-        registry = Registry(written.get("store", store) if store == "adapters" else store)
+        names = [names] if isinstance(names, str) else list(names or [])
+        registry = Registry(store)
         adapters = [registry.get(name) for name in names]
-        base = place(load_base(base_name(adapters, model or written.get("model")), **task_of(adapters), dtype=dtype))
+        base = place(load_base(base_name(adapters, model), **task_of(adapters), dtype=dtype))
         slots = load(base.model, adapters, check_base=not any_base) if adapters else []
-        return cls(base, tuple(names), tuple(slots), written)
+        return cls(base, tuple(names), tuple(slots))
 
-    def evaluate(
-        self, data: str | None, columns: Sequence[str], *, chat: bool, batch_size: int, limit: int | None
-    ) -> dict[str, dict[str, float]]:
+    def evaluate(self, rows: Rows) -> dict[str, dict[str, float]]:
         """The scores of the base and of each adapter, rows of all in the same batches."""
         from polyvera.data.tables import read
         from polyvera.evaluate.evaluate import evaluate
 
-        source = data or self.written.get("test") or self.written.get("data")
-        if source is None:
+        if rows.source is None:
             raise RecipeError("there are no rows to answer: give --data FILE")
-        mapped = dict(one.split("=", 1) for one in columns if "=" in one) or self.written.get("columns", {})
-        table = read(source, mapped, chat=chat or bool(self.written.get("chat")))
-        table = replace(table, examples=table.examples[:limit])
+        table = rows.cut(read(rows.source, rows.columns, chat=rows.chat))
         model, tokenizer = self.base.model, self.base.tokenizer
         # A head that was never trained has nothing to say, so a classifier's base is left out.
         everyone = [*zip(self.names, self.slots, strict=True)] + ([] if table.labels and self.names else [(BASE, 0)])
         several = replace(table, examples=tuple(e for e in table.examples for _ in everyone))
-        found = evaluate(
-            model, tokenizer, several, [s for _ in table.examples for _, s in everyone], batch_size=batch_size
-        )
+        slots = [slot for _ in table.examples for _, slot in everyone]
+        found = evaluate(model, tokenizer, several, slots, batch_size=rows.batch_size)
         return {name: found.of_slot(slot) for name, slot in everyone}
 
     def generate(

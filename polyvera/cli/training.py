@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from polyvera.cli import tables
-from polyvera.cli.flags import Publish
 from polyvera.errors import DataError, RecipeError
 from polyvera.plan import bytes_text, cost, full_cost
 from polyvera.train.memory import peak_bytes
@@ -18,27 +17,16 @@ if TYPE_CHECKING:
     from polyvera.train.tenants import Tenant
 
 
-def run(recipe: Recipe, publish: Publish, *, resume: bool, dry_run: bool, out: Console) -> None:
+def run(recipe: Recipe, *, resume: bool, dry_run: bool, out: Console) -> None:
     """Prints the cost, trains, prints the result and publishes it. Raises before the first step where it can."""
-    from polyvera.store.reference import check_alias, check_name
-    from polyvera.store.registry import Registry
     from polyvera.train.trainer import train
-    from polyvera.train.warm_start import warm_start
 
-    if publish.name is None and publish.alias is not None:
-        raise RecipeError(f"alias={publish.alias!r} needs name: what the adapter is published under")
-    if publish.name is None and recipe.output is None and not dry_run:
-        raise RecipeError("nothing would be kept: give name (to publish the adapter), output (a folder), or both")
-    if publish.name is not None:
-        if recipe.full:
-            raise RecipeError("full=true makes a whole model and no adapter, so name has no effect: leave it out")
-        check_name(publish.name)
-    if publish.alias is not None:
-        check_alias(publish.alias)
-    print_cost(recipe, publish, out)
+    if recipe.name is None and recipe.output is None and not dry_run:
+        raise RecipeError("nothing would be kept: give --name (to publish the adapter), --output (a folder), or both")
+    print_cost(recipe, out)
     if dry_run:
         return
-    result = train(recipe, start=warm_start(recipe, Registry(publish.store)), resume=resume)
+    result = train(recipe, resume=resume)
     out.print(tables.score_table({"": dict(result.scores)}))
     out.print(
         f"{result.num_trained:,} of {result.num_params:,} parameters trained in {result.num_steps:,} steps, "
@@ -50,40 +38,33 @@ def run(recipe: Recipe, publish: Publish, *, resume: bool, dry_run: bool, out: C
         )
     for what, path in result.paths.items():
         out.print(f"{what}: {path}")
-    _publish(result.adapter, publish, out)
+    if result.ref is not None:
+        ref = result.ref
+        out.print(f"published {ref} in {recipe.store}: {ref.num_bytes:,} bytes, sha256 {ref.digest[:12]}")
 
 
-def _publish(adapter: object, publish: Publish, out: Console) -> None:
-    from polyvera.adapter.adapter import Adapter
-    from polyvera.store.registry import Registry
-
-    if publish.name is None or not isinstance(adapter, Adapter):
-        return
-    ref = Registry(publish.store).put(publish.name, adapter, alias=publish.alias, dtype=publish.stored)
-    out.print(f"published {ref} in {publish.store}: {ref.num_bytes:,} bytes, sha256 {ref.digest[:12]}")
-
-
-def print_cost(recipe: Recipe, publish: Publish, out: Console, everyone: Sequence[Tenant] = ()) -> None:
+def print_cost(recipe: Recipe, out: Console, everyone: Sequence[Tenant] = ()) -> None:
     """What the run costs; with tenants, what a fleet of them does. Raises DataError, RecipeError or TargetError."""
     from polyvera.adapter.targets import find_head
-    from polyvera.data.encoding import LABEL
+    from polyvera.model.config import KIND_OF_TASK
     from polyvera.model.load import config_source
     from polyvera.model.shapes import meta_model, model_shapes, read_config
     from polyvera.train.fleet.fleet import SLOTS, first_table
-    from polyvera.train.trainer import read_tables
+    from polyvera.train.preparation import read_tables, row_length
 
     data = first_table(everyone, recipe) if everyone else read_tables(recipe).training
     if data is None:
         raise DataError(f"{recipe.data}: none of the {len(everyone)} tenants has rows that can be used")
-    kind = {LABEL: "classification"}.get(data.kind, "causal-lm")
+    kind = KIND_OF_TASK[data.task]
     config = read_config(config_source(recipe.model))
     num_labels = len(data.labels) or None
     head = find_head(meta_model(config, kind=kind, num_labels=num_labels)) if num_labels else ()
     spec = recipe.spec(head)
     shapes = model_shapes(config, spec, kind=kind, num_labels=num_labels)
+    row_length(recipe, shapes.context_length)
     dtype = shapes.dtype or "float32" if recipe.dtype == "auto" else recipe.dtype
     whole = full_cost(shapes.num_params, base_dtype=dtype)
-    own = cost(spec, shapes.sites, shapes.num_params, head=shapes.head, base_dtype=dtype, stored=publish.stored)
+    own = cost(spec, shapes.sites, shapes.num_params, head=shapes.head, base_dtype=dtype, stored=recipe.stored)
     what = f"{len(everyone)} tenants" if everyone else f"{len(data)} rows"
     title = f"{shapes.name}: {what}, {len(shapes.sites)} adapted layers"
     out.print(tables.cost_table([whole] if recipe.full else [own, whole], title))

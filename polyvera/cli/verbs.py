@@ -12,10 +12,11 @@ import typer
 from rich.markup import escape
 
 from polyvera.cli import tables
-from polyvera.cli.flags import recipe_of, with_recipe_flags
-from polyvera.cli.session import Session
+from polyvera.cli.flags import Taken, Whole, with_settings
+from polyvera.cli.session import Rows, Session
 from polyvera.errors import PolyveraError, RecipeError
 from polyvera.train.memory import peak_bytes
+from polyvera.train.recipe import Recipe
 
 if TYPE_CHECKING:
     from polyvera.plan import Cost
@@ -29,31 +30,29 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Store = Annotated[
-    str, typer.Option("--store", envvar="POLYVERA_STORE", help="The registry: a folder or any fsspec URL.")
-]
-Model = Annotated[
-    str | None, typer.Option("--model", help="The base: a folder, a hub id or a wheel; default: as trained on.")
-]
+Store = Annotated[str, Taken("store")]
+Model = Annotated[str | None, Taken("model")]
 Names = Annotated[list[str] | None, typer.Argument(help="Adapters, as NAME, NAME@3 or NAME@ALIAS.", show_default=False)]
-RecipeFile = Annotated[
-    Path | None, typer.Option("--recipe", help="A TOML file with any of these choices; flags win over it.")
-]
 ForceBase = Annotated[
     bool, typer.Option("--any-base", help="Apply adapters to a base model that they were not trained on.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DEFAULT_STORE = "adapters"
+Columns = Annotated[dict[str, str], Taken("columns")]
+Chat = Annotated[bool, Taken("chat")]
+Published = Annotated[str | None, Taken("name", is_shown=False)]
+Stored = Annotated[str, Taken("stored")]
 
 
 def verb(name: str, **settings: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A command whose foreseen errors end in one readable message and exit status 1."""
 
     def registered(function: Callable[..., None]) -> Callable[..., None]:
-        @wraps(function)
-        def guarded(*args: Any, **kwargs: Any) -> None:
+        called = with_settings(function)
+
+        @wraps(called)
+        def guarded(**given: Any) -> None:
             try:
-                function(*args, **kwargs)
+                called(**given)
             except PolyveraError as error:
                 tables.console(error=True).print(f"[bold red]error:[/] {escape(str(error))}")
                 raise typer.Exit(1) from None
@@ -68,13 +67,13 @@ def verb(name: str, **settings: Any) -> Callable[[Callable[..., None]], Callable
 
 @verb("plan")
 def plan(
-    model: Annotated[str, typer.Argument(help="A folder, a config.json, a hub id or a wheel; no weights are read.")],
-    rank: Annotated[int | None, typer.Option(help="One rank for every method; default: each method's own.")] = None,
-    targets: Annotated[list[str] | None, typer.Option(help="As in `train`. Repeatable.", show_default=False)] = None,
-    head: Annotated[list[str] | None, typer.Option(help="Task heads trained whole.", show_default=False)] = None,
+    model: Annotated[str, Taken("model", argument="MODEL", is_required=True)],
+    rank: Annotated[int | None, Taken("rank")],
+    targets: Annotated[str | tuple[str, ...], Taken("targets")],
+    head: Annotated[tuple[str, ...] | None, Taken("head")],
+    stored: Stored,
     num_labels: Annotated[int | None, typer.Option(help="Classes of the head.")] = None,
     base_dtype: Annotated[str, typer.Option(help="The frozen base's, in training.")] = "bfloat16",
-    stored: Annotated[str, typer.Option(help="The stored numbers': float32, bfloat16 or int8.")] = "float32",
     adapters: Annotated[int, typer.Option(help="How many adapters to add up.")] = 10_000,
     fleet: Annotated[int, typer.Option(min=0, help="Also the memory to train so many at a time in one bank.")] = 0,
     as_json: AsJson = False,
@@ -85,14 +84,16 @@ def plan(
     from polyvera.model.shapes import model_shapes
     from polyvera.plan import compare, to_dict
 
-    spec = AdapterSpec(targets=_targets(targets), head=tuple(head or ()))
+    spec = AdapterSpec(targets=targets, head=head or ())
     shapes = model_shapes(config_source(model), spec, num_labels=num_labels)
     costs = compare(shapes.sites, shapes.num_params, rank=rank, head=shapes.head, base_dtype=base_dtype, stored=stored)
     if as_json:
         typer.echo(json.dumps([to_dict(cost) | _fleet(cost, fleet) for cost in costs], indent=2))
         return
     out = tables.console()
-    title = f"{shapes.name}, {shapes.num_params:,} parameters, {len(shapes.sites)} adapted layers, base in {base_dtype}"
+    reads = "" if shapes.context_length is None else f", reads {shapes.context_length:,} tokens"
+    title = f"{shapes.name}, {shapes.num_params:,} parameters{reads}, {len(shapes.sites)} adapted layers, "
+    title += f"base in {base_dtype}"
     out.print(tables.cost_table(costs, title))
     out.print(tables.many_table(costs, adapters, fleet))
     out.print("training: the base, 16 bytes a trained number (Adam in fp32) and the basis; activations come on top.")
@@ -103,10 +104,8 @@ def _fleet(cost: Cost, num_slots: int) -> dict[str, int]:
 
 
 @verb("train")
-@with_recipe_flags
 def train(
-    choices: dict[str, Any],
-    recipe: RecipeFile = None,
+    recipe: Annotated[Recipe, Whole()],
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --output.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the cost, train nothing.")
@@ -115,23 +114,25 @@ def train(
     """Train one adapter, with --fleet one for every tenant at once, or with --full the whole model; and publish."""
     from polyvera.cli import fleet, training
 
-    chosen, publish = recipe_of(recipe, choices)
-    run = fleet.run if chosen.fleet else training.run
-    run(chosen, publish, resume=resume, dry_run=dry_run, out=tables.console())
+    run = fleet.run if recipe.fleet else training.run
+    run(recipe, resume=resume, dry_run=dry_run, out=tables.console())
 
 
 @verb("eval")
 def evaluate(
+    columns: Columns,
+    chat: Chat,
+    batch_size: Annotated[int, Taken("batch_size")],
+    store: Store,
+    model: Model,
+    published: Published,
+    test: Annotated[str | None, Taken("test", is_shown=False)],
+    training: Annotated[str | None, Taken("data", is_shown=False)],
+    adapter_column: Annotated[str | None, Taken("adapter_column", is_shown=False)],
     names: Names = None,
     data: Annotated[str | None, typer.Option(help="The rows to answer: a file or hub/id:config@split.")] = None,
-    columns: Annotated[list[str] | None, typer.Option(help="ours=theirs. Repeatable.", show_default=False)] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Put prompts through the chat template.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows a batch; a batch mixes adapters.")] = 8,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")] = None,
-    store: Store = DEFAULT_STORE,
-    model: Model = None,
     any_base: ForceBase = False,
-    recipe: RecipeFile = None,
     as_json: AsJson = False,
     fleet: Annotated[
         bool,
@@ -140,16 +141,16 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="With --fleet: a folder for the table and the picture.")] = None,
 ) -> None:
     """Score adapters and the bare base model on the same rows, or a whole fleet on its tenants' rows, side by side."""
+    rows = Rows(data or test or (None if fleet else training), columns, chat, limit, batch_size)
     if fleet:
-        from polyvera.cli.fleet import score
+        from polyvera.cli.fleet import print_scores, score
 
-        asked: dict[str, Any] = {"store": store, "model": model, "columns": columns or [], "chat": chat, "limit": limit}
-        score(names or [], data, recipe, output, batch_size=batch_size, as_json=as_json, out=tables.console(), **asked)
+        scored = score(names or [], rows, store=store, model=model, adapter_column=adapter_column)
+        print_scores(scored, output, as_json=as_json, out=tables.console())
         return
     if output is not None:
         raise RecipeError(f"--output {output} has no effect without --fleet")
-    session = Session.open(names, store, model, recipe, any_base=any_base)
-    scores = session.evaluate(data, columns or [], chat=chat, batch_size=batch_size, limit=limit)
+    scores = Session.open(names or published, store, model, any_base=any_base).evaluate(rows)
     typer.echo(json.dumps(scores, indent=2)) if as_json else tables.console().print(tables.score_table(scores))
 
 
@@ -166,6 +167,11 @@ def compare(
 
 @verb("generate")
 def generate(
+    run_seed: Annotated[int, Taken("run_seed")],
+    chat: Chat,
+    store: Store,
+    model: Model,
+    published: Published,
     names: Names = None,
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", "-p", help="A prompt. Repeatable.", show_default=False)
@@ -173,19 +179,14 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Sample from this much of the probability.")] = 1.0,
-    run_seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
-    chat: Annotated[bool, typer.Option("--chat", help="Put prompts through the chat template.")] = False,
     base: Annotated[bool, typer.Option("--base/--no-base", help="Also the bare base model's answer.")] = True,
-    store: Store = DEFAULT_STORE,
-    model: Model = None,
     any_base: ForceBase = False,
-    recipe: RecipeFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer prompts with each adapter and with the bare base model, all in one batch."""
     if not prompt:
         raise RecipeError("there is no prompt: give one or more with --prompt TEXT")
-    session = Session.open(names, store, model, recipe, any_base=any_base)
+    session = Session.open(names or published, store, model, any_base=any_base)
     answers = session.generate(
         prompt, base=base, chat=chat, seed=run_seed, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p
     )
@@ -196,16 +197,16 @@ def generate(
 
 @verb("ls")
 def ls(
+    store: Store,
     prefix: Annotated[str | None, typer.Argument(help="Only names that begin so.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Every version, not only the latest.")] = False,
-    store: Store = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
     """List the adapters in a store."""
     from polyvera.store.registry import Registry
 
     registry = Registry(store)
-    refs = registry.list(prefix, latest=not every)
+    refs = registry.list(prefix, latest=not every, missing_ok=False)
     rows = [{"name": r.name, "version": r.version, "bytes": r.num_bytes} for r in refs]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
@@ -215,9 +216,7 @@ def ls(
 
 
 @verb("show")
-def show(
-    name: Annotated[str, typer.Argument(help="NAME, NAME@3 or NAME@ALIAS.")], store: Store = DEFAULT_STORE
-) -> None:
+def show(store: Store, name: Annotated[str, typer.Argument(help="NAME, NAME@3 or NAME@ALIAS.")]) -> None:
     """All that is known of one adapter, its file checked."""
     from polyvera.cli.session import facts
     from polyvera.store.registry import Registry
@@ -226,7 +225,7 @@ def show(
 
 
 @verb("verify")
-def verify(store: Store = DEFAULT_STORE) -> None:
+def verify(store: Store) -> None:
     """Read and check every byte of every adapter in a store."""
     from polyvera.store.registry import Registry
 
@@ -241,15 +240,15 @@ def verify(store: Store = DEFAULT_STORE) -> None:
 
 @verb("import")
 def import_(
+    name: Annotated[str, Taken("name", is_required=True)],
+    model: Annotated[str, Taken("model", is_required=True)],
+    alias: Annotated[str | None, Taken("alias")],
+    stored: Stored,
+    store: Store,
     folder: Annotated[Path, typer.Argument(help="A PEFT folder: VeRA, LoRA, rsLoRA, DoRA or AdaLoRA.")],
-    name: Annotated[str, typer.Option("--name", help="Publish it under this name.")],
-    model: Annotated[str, typer.Option("--model", help="The base model; its weights are read for the fingerprint.")],
-    alias: Annotated[str | None, typer.Option(help="Point this alias at it.")] = None,
-    stored: Annotated[str, typer.Option(help="float32, bfloat16 or int8.")] = "float32",
     basis_dtype: Annotated[
         str | None, typer.Option(help="What a basis that isn't in the folder was rounded to.")
     ] = None,
-    store: Store = DEFAULT_STORE,
 ) -> None:
     """Take in an adapter from Hugging Face PEFT; its logits stay the same, bit for bit."""
     from polyvera.cli.session import imported
@@ -261,13 +260,13 @@ def import_(
 
 @verb("export")
 def export(
+    store: Store,
     name: Annotated[str, typer.Argument(help="NAME, NAME@3 or NAME@ALIAS.")],
     folder: Annotated[Path, typer.Argument(help="The PEFT folder to write.")],
     as_lora: Annotated[bool, typer.Option("--as-lora", help="As the mathematically equal LoRA.")] = False,
     task_type: Annotated[str | None, typer.Option(help="PEFT's, such as CAUSAL_LM or SEQ_CLS.")] = None,
     without_basis: Annotated[bool, typer.Option("--without-basis", help="Let PEFT draw the basis again.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an exported adapter there.")] = False,
-    store: Store = DEFAULT_STORE,
 ) -> None:
     """Write an adapter as a folder that Hugging Face PEFT loads."""
     from polyvera.store.peft import export_peft
@@ -288,26 +287,26 @@ def export(
 
 @verb("merge")
 def merge(
+    dtype: Annotated[str, Taken("dtype")],
+    store: Store,
+    model: Model,
     name: Annotated[str, typer.Argument(help="NAME, NAME@3 or NAME@ALIAS.")],
     folder: Annotated[Path, typer.Argument(help="Where the plain checkpoint goes; a new or empty folder.")],
-    dtype: Annotated[str, typer.Option(help="Of the checkpoint: auto, float32, bfloat16 or float16.")] = "auto",
-    store: Store = DEFAULT_STORE,
-    model: Model = None,
     any_base: ForceBase = False,
 ) -> None:
     """Fold an adapter into a plain checkpoint that needs no polyvera."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RecipeError(f"{folder} is there already and not empty: name a new folder")
-    session = Session.open([name], store, model, None, any_base=any_base, dtype=dtype)
+    session = Session.open([name], store, model, any_base=any_base, dtype=dtype)
     session.merge_into(folder)
     typer.echo(f"{folder} (peak memory {peak_bytes() / 2**30:.1f} GiB)")
 
 
 @verb("alias")
 def alias(
+    store: Store,
     name: Annotated[str, typer.Argument(help="NAME@3, or NAME for its latest version.")],
     word: Annotated[str, typer.Argument(help="The alias.")],
-    store: Store = DEFAULT_STORE,
 ) -> None:
     """Point an alias at a version, so that NAME@ALIAS means it."""
     from polyvera.store.registry import Registry
@@ -319,18 +318,12 @@ def alias(
 
 @verb("rm")
 def rm(
+    store: Store,
     name: Annotated[str, typer.Argument(help="NAME@3: one version.")],
     with_aliases: Annotated[bool, typer.Option("--with-aliases", help="Also the aliases that point to it.")] = False,
-    store: Store = DEFAULT_STORE,
 ) -> None:
     """Remove one version of an adapter; its number is never given out again."""
     from polyvera.store.registry import Registry
 
     Registry(store).remove(name, with_aliases=with_aliases)
     typer.echo(f"{name} removed from {store}")
-
-
-def _targets(given: list[str] | None) -> str | tuple[str, ...]:
-    if not given:
-        return "default"
-    return given[0] if len(given) == 1 else tuple(given)

@@ -17,13 +17,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from polyvera.adapter.method import METHODS
 from polyvera.errors import RecipeError, did_you_mean
+from polyvera.settings.source import Source, read_toml
 from polyvera.train.memory import forget_peak, peak_bytes
-from polyvera.train.recipe import FULL_LR, Recipe, read_toml
+from polyvera.train.recipe import FULL_LR, Recipe
 
 FULL = "full"
 RUNS = "runs.csv"
 SWEEP, FINAL = "sweep", "final"
 FP32 = 4
+UNPUBLISHED: Mapping[str, None] = {"name": None, "alias": None}
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
 
@@ -54,30 +56,34 @@ class Comparison(BaseModel):
         for name in (*self.methods, *self.method):
             if name not in (FULL, *METHODS):
                 raise RecipeError(
-                    f"methods: {name!r} is none of {', '.join((FULL, *METHODS))}{did_you_mean(name, METHODS)}"
+                    f"methods: {name!r} must be one of: {', '.join((FULL, *METHODS))}{did_you_mean(name, METHODS)}"
                 )
-        for plan in self.plans(self.factors[0], self.seeds[0]):
-            plan.recipe()
+        for planned in self.plans(self.factors[0], self.seeds[0]):
+            planned.recipe()
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:
         """The comparison in a TOML file. Raises RecipeError that names the file."""
+        given = read_toml(path)
         try:
-            return cls(**read_toml(path))
+            return cls(**given)
         except RecipeError as error:
             raise RecipeError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
 
-    def plans(self, factor: float, seed: int) -> Iterator[Plan]:
+    def plans(self, factor: float, seed: int) -> Iterator[PlannedRun]:
         """One run of each method on each task."""
         for task, own in self.task.items():
             for method in self.methods:
                 choices = {**self.settings, **own, **self.method.get(method, {})}
+                for name in UNPUBLISHED:
+                    if name in choices:
+                        raise RecipeError(f"{name} has no effect: a comparison publishes no adapters; remove it")
                 score, also = str(choices.pop("score", "accuracy")), tuple(choices.pop("also", ()))
-                yield Plan(task, method, factor, seed, score, choices, also)
+                yield PlannedRun(task, method, factor, seed, score, choices, also)
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlannedRun:
     """One run to be made."""
 
     task: str
@@ -92,7 +98,7 @@ class Plan:
         """The recipe of the run. Raises RecipeError."""
         lr = self.factor * (FULL_LR if self.method == FULL else METHODS[self.method].lr)
         what: dict[str, Any] = {"full": True} if self.method == FULL else {"method": self.method, "seed": self.seed}
-        return Recipe(**{**self.choices, **what, "lr": lr, "run_seed": self.seed})
+        return Recipe.read(Source({**self.choices, **what, "lr": lr, "run_seed": self.seed})).replaced(**UNPUBLISHED)
 
 
 @dataclass(frozen=True)
@@ -142,44 +148,44 @@ def compare(comparison: Comparison, folder: Path, watch: Watch = lambda run: Non
     """Every final run of a comparison, those of an earlier call taken from the folder. Raises PolyveraError."""
     done = {_key(run): run for run in read(folder / RUNS)}
 
-    def made(plan: Plan, phase: str) -> Run:
-        key = (plan.task, plan.method, phase, plan.factor, plan.seed)
+    def made(planned: PlannedRun, phase: str) -> Run:
+        key = (planned.task, planned.method, phase, planned.factor, planned.seed)
         if key not in done:
-            done[key] = trained(plan, phase)
+            done[key] = trained(planned, phase)
             _append(folder / RUNS, done[key])
             watch(done[key])
         return done[key]
 
     finals = []
-    for plan in comparison.plans(comparison.factors[0], comparison.seeds[0]):
+    for planned in comparison.plans(comparison.factors[0], comparison.seeds[0]):
         several = len(comparison.factors) > 1
-        trials = [made(_at(plan, f, plan.seed), SWEEP) for f in comparison.factors] if several else []
-        best = min(trials, key=lambda run: run.eval_loss).factor if trials else plan.factor
-        finals += [made(_at(plan, best, seed), FINAL) for seed in comparison.seeds]
+        trials = [made(_at(planned, f, planned.seed), SWEEP) for f in comparison.factors] if several else []
+        best = min(trials, key=lambda run: run.eval_loss).factor if trials else planned.factor
+        finals += [made(_at(planned, best, seed), FINAL) for seed in comparison.seeds]
     return finals
 
 
-def trained(plan: Plan, phase: str) -> Run:
+def trained(planned: PlannedRun, phase: str) -> Run:
     """Makes one run: trains, and looks at the test rows only in the final phase."""
     from polyvera.train.trainer import train
 
-    recipe = plan.recipe()
+    recipe = planned.recipe()
     recipe = recipe if phase == FINAL else recipe.replaced(test=None)
     forget_peak()
     result = train(recipe, progress=False)
     head = 0 if result.adapter is None else result.adapter.layout.num_head_params
     if phase == FINAL:
-        _check_scores(plan, result.scores)
-    value, loss = (float(result.scores.get(name, float("nan"))) for name in (plan.score, "eval_loss"))
-    also = " ".join(f"{name}={result.scores[name]:.6g}" for name in plan.also if phase == FINAL)
+        _check_scores(planned, result.scores)
+    value, loss = (float(result.scores.get(name, float("nan"))) for name in (planned.score, "eval_loss"))
+    also = " ".join(f"{name}={result.scores[name]:.6g}" for name in planned.also if phase == FINAL)
     return Run(
-        plan.task,
-        plan.method,
+        planned.task,
+        planned.method,
         phase,
-        plan.factor,
-        plan.seed,
+        planned.factor,
+        planned.seed,
         recipe.learning_rate,
-        plan.score,
+        planned.score,
         value,
         loss,
         result.num_trained,
@@ -191,11 +197,11 @@ def trained(plan: Plan, phase: str) -> Run:
     )
 
 
-def _check_scores(plan: Plan, found: Mapping[str, float]) -> None:
-    for name in (plan.score, *plan.also):
+def _check_scores(planned: PlannedRun, found: Mapping[str, float]) -> None:
+    for name in (planned.score, *planned.also):
         if name not in found:
             raise RecipeError(
-                f"task {plan.task!r}: score={name!r} is none of {', '.join(found)}{did_you_mean(name, found)}"
+                f"task {planned.task!r}: score={name!r} must be one of: {', '.join(found)}{did_you_mean(name, found)}"
             )
 
 
@@ -221,8 +227,8 @@ def _append(path: Path, run: Run) -> None:
         writer.writerow(asdict(run))
 
 
-def _at(plan: Plan, factor: float, seed: int) -> Plan:
-    return replace(plan, factor=factor, seed=seed)
+def _at(planned: PlannedRun, factor: float, seed: int) -> PlannedRun:
+    return replace(planned, factor=factor, seed=seed)
 
 
 def _key(run: Run) -> tuple[str, str, str, float, int]:

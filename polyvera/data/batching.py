@@ -40,6 +40,13 @@ class Collator:
         return torch.tensor(values) if isinstance(values[0], int) else padded(values, fill)
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; a GPU fetches it from pinned memory when it gets there, and nobody waits."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def order(num_rows: int, seed: int, epoch: int, lengths: Sequence[int] | None = None, batch_size: int = 1) -> list[int]:
     """The order of the rows in one epoch, the same everywhere. lengths: rows of like length come near each other."""
     shuffled: list[int] = np.random.RandomState([seed, epoch]).permutation(num_rows).tolist()
@@ -51,7 +58,7 @@ def order(num_rows: int, seed: int, epoch: int, lengths: Sequence[int] | None = 
 
 
 class EpochOrder(Sampler[int]):
-    """The rows in `order`, a new one at each epoch; an epoch that is begun anew has the order that it had."""
+    """The rows in `order`, a new one at each epoch; an epoch that is restarted keeps its order."""
 
     def __init__(self, num_rows: int, seed: int, lengths: Sequence[int] | None = None, batch_size: int = 1) -> None:
         self.num_rows, self.seed, self.lengths, self.batch_size = num_rows, seed, lengths, batch_size

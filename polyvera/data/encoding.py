@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from polyvera.data.tables import SHOWN, Example, Table
 from polyvera.errors import DataError
 from polyvera.model.config import LABEL
-from polyvera.model.prompt import Message, bare_ids, chat_text, passage, prompt_ids
+from polyvera.model.prompt import Message, bare_ids, chat_text, check_ids, passage, prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -57,17 +57,26 @@ class Encoded:
 
 
 def encode(
-    table: Table, tokenizer: Tokenizer, max_length: int | None, *, turns: str = "all", too_long: str = "error"
+    table: Table,
+    tokenizer: Tokenizer,
+    max_length: int | None,
+    *,
+    num_tokens: int | None = None,
+    turns: str = "all",
+    too_long: str = "error",
 ) -> Encoded:
     """The rows as `input_ids` and `labels`, at most max_length tokens each (None: any number).
 
     A prompt that doesn't fit is shortened from the left. too_long: 'error' or 'skip' for a row whose answer alone
-    doesn't fit. turns: 'all' or 'last', the assistant turns that are targets. Raises DataError.
+    doesn't fit. turns: 'all' or 'last', the assistant turns that are targets. num_tokens: how many tokens the model
+    has embeddings for, None for no check. Raises DataError.
     """
     rows, shortened, refused = [], [], []
     for example in table.examples:
         try:
             whole = _encoded(table, example, tokenizer, turns)
+            for segment in whole if num_tokens is not None else ():
+                check_ids(tokenizer, segment.ids, num_tokens or 0)
         except DataError as error:
             raise DataError(f"{table.source}, row {example.row}: {error}") from error
         row = _fitted(table, whole, example, tokenizer, max_length)
@@ -112,9 +121,9 @@ def _conversation(tokenizer: Tokenizer, messages: Sequence[Message], turns: str)
     return found
 
 
-def _check_prompt(tokenizer: Tokenizer, segments: Sequence[Segment], messages: tuple[Message, ...]) -> None:
+def _check_prompt(tokenizer: Tokenizer, segments: Sequence[Segment], messages: Sequence[Message]) -> None:
     """Raises DataError where what stands before an answer is not what a model is given to answer it."""
-    if [token for segment in segments for token in segment.ids] != prompt_ids(tokenizer, messages):
+    if [token for segment in segments for token in segment.ids] != prompt_ids(tokenizer, tuple(messages)):
         raise DataError("the tokenizer joins the end of a turn with the next one: use turns='last'")
 
 

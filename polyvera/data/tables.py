@@ -149,12 +149,12 @@ def _rows(name: str) -> Iterator[NumberedRow]:
     if path.suffix in READERS:
         if not path.is_file():
             near = did_you_mean(path.name, (p.name for p in path.parent.glob("*")))
-            raise DataError(f"{name} is no file{near}")
+            raise DataError(f"there is no file {name}{near}")
         return READERS[path.suffix](path)
     if path.exists() or not HUB.fullmatch(name) or name[0] in "./~":
         known = ", ".join(READERS)
         raise DataError(
-            f"{name} can't be read: the files known here end in {known}, and this is no data set of the hub"
+            f"cannot read {name}: files must end in {known}, and it is not the name of a data set on the hub"
         )
     return _hub_rows(name)
 
@@ -166,7 +166,7 @@ def _jsonl_rows(path: Path) -> Iterator[NumberedRow]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(f"{path}, row {number}: no JSON: {error.msg} at column {error.colno}") from error
+            raise DataError(f"{path}, row {number}: not valid JSON: {error.msg} at column {error.colno}") from error
         if not isinstance(row, dict):
             raise DataError(f"{path}, row {number}: a {type(row).__name__}, where an object with columns is wanted")
         yield number, row
@@ -179,7 +179,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise DataError(
-                    f"{path}, row {number}: no UTF-8 at byte {error.start}; save the file as UTF-8"
+                    f"{path}, row {number}: not UTF-8 at byte {error.start}; save the file as UTF-8"
                 ) from error
 
 
@@ -194,7 +194,7 @@ def _csv_rows(path: Path) -> Iterator[NumberedRow]:
                 raise DataError(f"{path}, row {number}: not the {len(header)} fields that the header names")
             yield number, row
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: no CSV: {error}") from error
+        raise DataError(f"{path}, line {reader.line_num}: not valid CSV: {error}") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[NumberedRow]:
@@ -202,7 +202,7 @@ def _parquet_rows(path: Path) -> Iterator[NumberedRow]:
     try:
         yield from enumerate(parquet.read_table(path).to_pylist(), 1)
     except (ValueError, OSError) as error:
-        raise DataError(f"{path} is no Parquet file: {error}") from error
+        raise DataError(f"{path} is not a valid Parquet file: {error}") from error
 
 
 def _hub_rows(name: str) -> Iterator[NumberedRow]:
@@ -229,7 +229,7 @@ def _kind(name: str, row: Row, columns: Mapping[str, str]) -> str:
     known = {column for kind in FORMS.values() for column in (*kind.columns, *kind.optional)}
     for ours, theirs in columns.items():
         if ours not in known:
-            raise DataError(f"columns: {ours!r} is none of {', '.join(sorted(known))}{did_you_mean(ours, known)}")
+            raise DataError(f"columns: {ours!r} must be one of: {', '.join(sorted(known))}{did_you_mean(ours, known)}")
         if ours not in row:
             raise DataError(f"{name} has no column {theirs!r}; it has {', '.join(row)}{did_you_mean(theirs, row)}")
     fitting = [kind for kind in FORMS if set(FORMS[kind].columns) <= set(row)]
@@ -269,7 +269,7 @@ def _text(row: Row, column: str) -> str:
             if column not in row
             else "null"
             if value is None
-            else f"no text, but of type {type(value).__name__}"
+            else f"of type {type(value).__name__}, not a string"
         )
         raise DataError(f"{column} is {what}")
     if not value.strip():
@@ -280,14 +280,14 @@ def _text(row: Row, column: str) -> str:
 def _completion(number: int, row: Row) -> Example:
     refs = row.get("refs") or ()
     if isinstance(refs, str) or not all(isinstance(ref, str) for ref in refs):
-        raise DataError("refs is no list of texts")
+        raise DataError("refs must be a list of strings")
     return Example(number, _text(row, "prompt"), _text(row, "completion"), tuple(refs))
 
 
 def _chat(number: int, row: Row) -> Example:
     turns = row.get("messages")
     if not isinstance(turns, Sequence | np.ndarray) or isinstance(turns, str) or len(turns) == 0:
-        raise DataError("messages is no list of turns")
+        raise DataError("messages must be a list of turns")
     messages = tuple(_message(turn) for turn in turns)
     if messages[-1].role != "assistant":
         raise DataError(f"the last turn is the {messages[-1].role}'s, so there is no answer to learn")
@@ -298,9 +298,9 @@ def _chat(number: int, row: Row) -> Example:
 
 def _message(turn: Any) -> Message:
     if not isinstance(turn, Mapping):
-        raise DataError("a turn is no object with role and content")
+        raise DataError("a turn must be an object with role and content")
     if turn.get("role") not in ROLES:
-        raise DataError(f"role={turn.get('role')!r} is none of {', '.join(ROLES)}")
+        raise DataError(f"role={turn.get('role')!r} must be one of: {', '.join(ROLES)}")
     return Message(turn["role"], _text(turn, "content"))
 
 

@@ -1,65 +1,31 @@
-"""Residents: the bank as a cache. Adapters in slots of the model, over adapters in host memory, over the store.
+"""AdapterCache: the bank as a cache. Adapters in slots of the model, over adapters in host memory, over the store.
 
-Files are read and checked by threads of their own; a slot is written by the engine's thread between two steps.
+A slot is written by the engine's thread between two steps; AdapterLoader reads the files beside them.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from queue import Empty, SimpleQueue
-from threading import Lock
-from time import monotonic
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
-from polyvera.adapter.basis import Basis
-from polyvera.adapter.fingerprint import check_fingerprint, fingerprint
+from polyvera.adapter.fingerprint import fingerprint
 from polyvera.adapter.inject import add_bank
-from polyvera.adapter.layout import Layout
 from polyvera.adapter.packed_linear import Packs
 from polyvera.adapter.slot_table import BASE_SLOT
 from polyvera.adapter.targets import output_of
-from polyvera.engine.openmp import guest
-from polyvera.errors import LayoutError, PolyveraError, StoreError
+from polyvera.engine.adapter_loader import AdapterLoader, Check, Key, LoadedAdapter, Observe, key_of
+from polyvera.errors import LayoutError, PolyveraError
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
-LOADERS = 2
-# How long a step waits for a load that has just begun: a file is read in less, and who runs loses no more.
-PATIENCE_S = 0.0015
-Key = tuple[str, int]
-Observe = Callable[[str, float], None]
-Norms = Mapping[str, Tensor]
-Check = Callable[[AdapterRef, Adapter], tuple[str, ...]]
-
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """An adapter in host memory: checked, its basis drawn.
-
-    labels: of its classes, none where it has no head. norms: of its rows by layer, where it has magnitudes.
-    """
-
-    adapter: Adapter
-    basis: Basis | None
-    labels: tuple[str, ...] = ()
-    norms: Norms | None = None
-
-    @property
-    def num_bytes(self) -> int:
-        """Host memory of its numbers."""
-        norms = 0 if self.norms is None else sum(t.nbytes for t in self.norms.values())
-        return self.adapter.flat.nbytes + norms
-
-
-@dataclass(frozen=True, slots=True)
-class Resident:
+class ResidentAdapter:
     """A resident adapter, as it is told."""
 
     adapter: str
@@ -69,7 +35,7 @@ class Resident:
 
 
 @dataclass(eq=False, slots=True)
-class _Seat:
+class CacheEntry:
     """A slot that is taken."""
 
     ref: AdapterRef
@@ -78,15 +44,16 @@ class _Seat:
     labels: tuple[str, ...] = ()
     num_users: int = 0
     is_pinned: bool = False
-    is_dismissed: bool = False
+    is_evicted: bool = False
 
-    def told(self) -> Resident:
+    def snapshot(self) -> ResidentAdapter:
+        """What is known of it at this moment."""
         layout, itemsize = self.bank.layout, self.bank.dtype.itemsize
-        return Resident(str(self.ref), layout.num_params * itemsize, self.num_users, self.is_pinned)
+        return ResidentAdapter(str(self.ref), layout.num_params * itemsize, self.num_users, self.is_pinned)
 
 
-class Residents:
-    """Which adapter is in which slot. All methods but the loaders' are called by the engine's thread.
+class AdapterCache:
+    """Which adapter is in which slot. All methods but prefetch() and snapshot() are for the engine's thread.
 
     num_slots: resident adapters at most, of whatever layout. slot_bytes: memory of one layout's slots at most.
     host_bytes: memory of loaded adapters outside the slots. packs: gets the frozen matrices. check: the labels of an
@@ -108,24 +75,20 @@ class Residents:
         wake: Callable[[], None],
     ) -> None:
         self.num_slots, self.totals = num_slots, dict.fromkeys(("hits", "loads", "evictions", "failed_loads"), 0)
-        self._model, self._registry = model, registry
+        self._model = model
         self._slot_bytes, self._host_bytes = slot_bytes, host_bytes
-        self._packs, self._check, self._observe, self._wake = packs, check, observe, wake
+        self._packs = packs
         self._output = output_of(model)
         self.adapts_output = False
-        self._base = fingerprint(model)
+        self._loader = AdapterLoader(registry, fingerprint(model), check=check, observe=observe, wake=wake)
         self._dtype = next(model.parameters()).dtype
-        self._seats: OrderedDict[Key, _Seat] = OrderedDict()  # the longest unused first
-        self._taken: dict[int, _Seat] = {}  # by slot, those that are dismissed and still used among them
+        self._entries: OrderedDict[Key, CacheEntry] = OrderedDict()  # the longest unused first
+        self._taken: dict[int, CacheEntry] = {}  # by slot, those that are dismissed and still used among them
         self._banks: dict[tuple[object, ...], Bank] = {}
         self._free: dict[int, list[int]] = {}
-        self._host: OrderedDict[Key, Loaded] = OrderedDict()
-        self._held_bytes = 0
-        self._loading: dict[Key, float] = {}  # since when
-        self._lock, self._is_open = Lock(), True
+        self._host: OrderedDict[Key, LoadedAdapter] = OrderedDict()
+        self._host_used_bytes = 0
         self._failed: dict[Key, PolyveraError] = {}
-        self._done: SimpleQueue[tuple[AdapterRef, Loaded | PolyveraError]] = SimpleQueue()
-        self._pool = ThreadPoolExecutor(LOADERS, "polyvera-load")
 
     def acquire(self, ref: AdapterRef | None) -> int | None:
         """The slot of an adapter, held until release(); None while it is being loaded, or no slot is free.
@@ -134,71 +97,65 @@ class Residents:
         """
         if ref is None:
             return BASE_SLOT
-        seat = self._seats.get(_key(ref))
-        if seat is None:
-            seat = self._seated(ref)
-            if seat is None:
+        entry = self._entries.get(key_of(ref))
+        if entry is None:
+            entry = self._insert(ref)
+            if entry is None:
                 return None
         else:
             self.totals["hits"] += 1
-        seat.num_users += 1
-        self._seats.move_to_end(_key(ref))
-        return seat.slot
+        entry.num_users += 1
+        self._entries.move_to_end(key_of(ref))
+        return entry.slot
 
     def release(self, slot: int) -> None:
         """Gives back what acquire() gave."""
         if slot == BASE_SLOT:
             return
-        seat = self._taken[slot]
-        seat.num_users -= 1
-        if seat.is_dismissed and not seat.num_users:
-            self._clear(seat)
+        entry = self._taken[slot]
+        entry.num_users -= 1
+        if entry.is_evicted and not entry.num_users:
+            self._clear(entry)
 
     def labels(self, slot: int) -> tuple[str, ...]:
         """The classes of an adapter that is held, none where it has no head."""
         return self._taken[slot].labels
 
-    def want(self, ref: AdapterRef | None) -> None:
+    def prefetch(self, ref: AdapterRef | None) -> None:
         """Begins to load what will be acquired soon. Any thread."""
-        if ref is not None and _key(ref) not in self._seats and _key(ref) not in self._host:
-            self._load(ref)
+        if ref is not None and key_of(ref) not in self._entries and key_of(ref) not in self._host:
+            self._loader.load(ref)
 
-    def settle(self) -> None:
+    def collect(self) -> None:
         """Takes in what was loaded since the last step; an error is raised to all that ask until the next."""
         self._failed.clear()
-        while not self._done.empty():
-            self._take_in(*self._done.get_nowait())
+        self._take_in(self._loader.finished())
 
-    def linger(self) -> bool:
+    def wait_briefly(self) -> bool:
         """Waits a moment for loads that have just begun; whether one has ended."""
-        has_ended = False
-        while (left := self._newest() + PATIENCE_S - monotonic()) > 0:
-            try:
-                self._take_in(*self._done.get(timeout=left))
-                has_ended = True
-            except Empty:
-                break
-        return has_ended
+        found = self._loader.wait_briefly()
+        self._take_in(found)
+        return bool(found)
 
     def pin(self, ref: AdapterRef, is_pinned: bool) -> None:
         """Keeps a resident adapter in its slot whatever comes, or no longer."""
-        if _key(ref) in self._seats:
-            self._seats[_key(ref)].is_pinned = is_pinned
+        if key_of(ref) in self._entries:
+            self._entries[key_of(ref)].is_pinned = is_pinned
 
-    def dismiss(self, ref: AdapterRef) -> None:
+    def evict(self, ref: AdapterRef) -> None:
         """Takes an adapter out; rows that use it finish with it first."""
-        self._forget(_key(ref))
-        seat = self._seats.pop(_key(ref), None)
-        if seat is None:
+        self._forget(key_of(ref))
+        entry = self._entries.pop(key_of(ref), None)
+        if entry is None:
             return
-        seat.is_dismissed = True
-        if not seat.num_users:
-            self._clear(seat)
+        entry.is_evicted = True
+        if not entry.num_users:
+            self._clear(entry)
 
-    def told(self) -> tuple[Resident, ...]:
+    def snapshot(self) -> tuple[ResidentAdapter, ...]:
         """The resident adapters, the latest used first. Any thread: the seats are copied in one step."""
-        leaving = [seat for seat in list(self._taken.values()) if seat.is_dismissed]
-        return tuple(seat.told() for seat in (*leaving, *reversed(list(self._seats.values()))))
+        leaving = [entry for entry in list(self._taken.values()) if entry.is_evicted]
+        return tuple(entry.snapshot() for entry in (*leaving, *reversed(list(self._entries.values()))))
 
     @property
     def banks(self) -> list[Bank]:
@@ -206,34 +163,32 @@ class Residents:
         return list(self._banks.values())
 
     def close(self) -> None:
-        """Ends the loaders."""
-        with self._lock:
-            self._is_open = False
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Ends the loader."""
+        self._loader.close()
 
     # --- between the steps, in the engine's thread ---
 
-    def _seated(self, ref: AdapterRef) -> _Seat | None:
-        key = _key(ref)
+    def _insert(self, ref: AdapterRef) -> CacheEntry | None:
+        key = key_of(ref)
         if key in self._failed:
             raise self._failed[key]
         loaded = self._host.get(key)
         if loaded is None:
-            self._load(ref)
+            self._loader.load(ref)
             return None
         self._host.move_to_end(key)
         bank = self._bank(loaded)
-        if _needs_norms(bank.layout) and loaded.norms is None:
-            self._load(ref, loaded, bank)
+        if loaded.needs_norms:
+            self._loader.load(ref, loaded, bank)
             return None
         slot = self._free_slot(bank)
         if slot is None:
             return None
         bank.put(slot, loaded.adapter, loaded.norms)
-        seat = self._seats[key] = self._taken[slot] = _Seat(ref, slot, bank, loaded.labels)
-        return seat
+        entry = self._entries[key] = self._taken[slot] = CacheEntry(ref, slot, bank, loaded.labels)
+        return entry
 
-    def _bank(self, loaded: Loaded) -> Bank:
+    def _bank(self, loaded: LoadedAdapter) -> Bank:
         layout = loaded.adapter.layout
         key = (*layout.key(), loaded.adapter.basis_sha256)
         if key not in self._banks:
@@ -260,11 +215,11 @@ class Residents:
         if free and len(self._taken) < self.num_slots:
             return free.pop()
         # Where this bank is full only its own slots help; where the count is reached, any does.
-        idle = (s for s in self._seats.values() if not (s.num_users or s.is_pinned) and (free or s.bank is bank))
+        idle = (s for s in self._entries.values() if not (s.num_users or s.is_pinned) and (free or s.bank is bank))
         oldest = next(idle, None)
         if oldest is None:
             return None
-        del self._seats[_key(oldest.ref)]
+        del self._entries[key_of(oldest.ref)]
         self.totals["evictions"] += 1
         if oldest.bank is bank:  # put() writes over all of it
             del self._taken[oldest.slot]
@@ -272,76 +227,27 @@ class Residents:
         self._clear(oldest)
         return self._free[id(bank)].pop()
 
-    def _clear(self, seat: _Seat) -> None:
-        del self._taken[seat.slot]
-        seat.bank.clear(seat.slot)
-        self._free[id(seat.bank)].append(seat.slot)
+    def _clear(self, entry: CacheEntry) -> None:
+        del self._taken[entry.slot]
+        entry.bank.clear(entry.slot)
+        self._free[id(entry.bank)].append(entry.slot)
 
-    def _take_in(self, ref: AdapterRef, found: Loaded | PolyveraError) -> None:
-        with self._lock:
-            self._loading.pop(_key(ref), None)
-        if isinstance(found, PolyveraError):
-            self.totals["failed_loads"] += 1
-            self._failed[_key(ref)] = found
-        else:
-            self._take(ref, found)
+    def _take_in(self, found: list[tuple[AdapterRef, LoadedAdapter | PolyveraError]]) -> None:
+        for ref, loaded in found:
+            if isinstance(loaded, PolyveraError):
+                self.totals["failed_loads"] += 1
+                self._failed[key_of(ref)] = loaded
+            else:
+                self._keep(ref, loaded)
 
-    def _take(self, ref: AdapterRef, loaded: Loaded) -> None:
-        self.totals["loads"] += loaded.norms is not None or not _needs_norms(loaded.adapter.layout)
-        self._forget(_key(ref))
-        self._host[_key(ref)] = loaded
-        self._held_bytes += loaded.num_bytes
-        while self._held_bytes > self._host_bytes and len(self._host) > 1:
+    def _keep(self, ref: AdapterRef, loaded: LoadedAdapter) -> None:
+        self.totals["loads"] += not loaded.needs_norms
+        self._forget(key_of(ref))
+        self._host[key_of(ref)] = loaded
+        self._host_used_bytes += loaded.num_bytes
+        while self._host_used_bytes > self._host_bytes and len(self._host) > 1:
             self._forget(next(iter(self._host)))
 
     def _forget(self, key: Key) -> None:
         old = self._host.pop(key, None)
-        self._held_bytes -= 0 if old is None else old.num_bytes
-
-    # --- beside the steps, in a loader's thread ---
-
-    def _load(self, ref: AdapterRef, loaded: Loaded | None = None, bank: Bank | None = None) -> None:
-        with self._lock:
-            if self._is_open and _key(ref) not in self._loading:
-                self._loading[_key(ref)] = monotonic()
-                self._pool.submit(self._loaded, ref, loaded, bank)
-
-    def _newest(self) -> float:
-        """When the latest load began that is under way, 0 where none is."""
-        with self._lock:
-            return max(self._loading.values(), default=0.0)
-
-    @guest()
-    def _loaded(self, ref: AdapterRef, loaded: Loaded | None, bank: Bank | None) -> None:
-        started = monotonic()
-        try:
-            found: Loaded | PolyveraError = self._read(ref) if loaded is None else _with_norms(loaded, bank)
-        except PolyveraError as error:
-            found = error
-        except Exception as error:
-            found = StoreError(f"{ref} could not be loaded: {type(error).__name__}: {error}")
-        self._observe("load_s", monotonic() - started)
-        self._done.put((ref, found))
-        self._wake()
-
-    def _read(self, ref: AdapterRef) -> Loaded:
-        if self._registry is None:
-            raise StoreError(f"{ref} cannot be loaded: this engine has no store")
-        adapter = self._registry.get(ref)
-        check_fingerprint(adapter.base, self._base)
-        labels = self._check(ref, adapter)
-        return Loaded(adapter, adapter.basis(), labels)
-
-
-def _with_norms(loaded: Loaded, bank: Bank | None) -> Loaded:
-    assert bank is not None
-    with torch.inference_mode():
-        return replace(loaded, norms=bank.norms_of(loaded.adapter))
-
-
-def _needs_norms(layout: Layout) -> bool:
-    return "m" in layout.method.factors
-
-
-def _key(ref: AdapterRef) -> Key:
-    return ref.name, ref.version
+        self._host_used_bytes -= 0 if old is None else old.num_bytes

@@ -3,33 +3,58 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge
 
 from polyvera.errors import ServeError
+from polyvera.settings.field import MIB, Count, Described
+from polyvera.settings.parts import check
+
+ENGINE = "Engine"
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an engine takes on. Raises ServeError for a number that cannot be.
+    """What an engine takes on. Raises ServeError for an invalid value.
 
-    max_rows: requests in one batch. max_context: tokens of prompt and answer, None for the model's (at most 4096).
-    max_waiting: requests that wait. chunk: tokens of prompts computed in one step, None for the device's. num_slots:
-    resident adapters. slot_bytes: memory of the slots of one layout. host_bytes: of loaded adapters outside the slots.
-    prefix_bytes: of kept prefixes, 0 for none.
+    max_context: None takes the model's own, at most 4096. chunk: None takes the device's.
     """
 
-    max_rows: int = 64
-    max_context: int | None = None
-    max_waiting: int = 1024
-    chunk: int | None = None
-    num_slots: int = 1024
-    slot_bytes: int = 8 << 30
-    host_bytes: int = 1 << 30
-    prefix_bytes: int = 256 << 20
+    max_rows: Annotated[Count, Described("Requests in one batch, of each replica.", ENGINE, ("max_num_seqs",))] = 64
+    max_context: Annotated[
+        Count | None,
+        Described("Tokens of prompt and answer; by default the model's, at most 4096.", ENGINE, ("max_model_len",)),
+    ] = None
+    max_waiting: Annotated[Count, Described("Requests that wait, of all replicas; beyond: 429.", ENGINE)] = 1024
+    chunk: Annotated[
+        Count | None,
+        Described(
+            "Tokens of prompts computed in one step; by default 256 on a CPU, 2048 on a GPU.",
+            ENGINE,
+            ("max_num_batched_tokens",),
+        ),
+    ] = None
+    num_slots: Annotated[Count, Described("Resident adapters.", ENGINE, ("max_loras",), name="slots")] = 1024
+    slot_bytes: Annotated[
+        Count, Described("Memory of the slots of adapters of one layout, in MiB.", ENGINE, name="slot_mib", scale=MIB)
+    ] = 8 << 30
+    host_bytes: Annotated[
+        Count,
+        Described("Memory of loaded adapters outside the slots, in MiB.", ENGINE, name="host_mib", scale=MIB),
+    ] = 1 << 30
+    prefix_bytes: Annotated[
+        Annotated[int, Ge(0)],
+        Described("Memory of cached prefixes of prompts, in MiB; 0 for none.", ENGINE, name="prefix_mib", scale=MIB),
+    ] = 256 << 20
+    decode_graphs: Annotated[
+        bool | None,
+        Described(
+            "Decode by captured CUDA graphs; by default where there is CUDA. "
+            "Elsewhere true goes the same way without captures, more slowly.",
+            ENGINE,
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
-        for name in ("max_rows", "max_context", "max_waiting", "chunk", "num_slots", "slot_bytes", "host_bytes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ServeError(f"{name}={value}: it is at least 1")
-        if self.prefix_bytes < 0:
-            raise ServeError(f"prefix_bytes={self.prefix_bytes}: it is at least 0, which keeps none")
+        check(self, ServeError)

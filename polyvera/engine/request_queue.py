@@ -1,4 +1,4 @@
-"""Inbox: what other threads hand to the engine's thread between two steps."""
+"""RequestQueue: what other threads hand to the engine's thread between two steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ R = TypeVar("R")
 Job = Callable[[], bool | None]
 
 
-class Inbox(Generic[R]):
+class RequestQueue(Generic[R]):
     """Requests that came, requests to cancel, and jobs for the engine's thread. Any number of threads.
 
     num_waiting: requests that came and neither run nor have ended, at most max_waiting. num_open: those that have not

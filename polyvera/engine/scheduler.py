@@ -1,21 +1,19 @@
-"""Scheduler: which requests run, and which of their tokens the next step computes."""
+"""Scheduler: which requests run."""
 
 from __future__ import annotations
 
 import heapq
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
 from time import monotonic
 from typing import Generic, Protocol, TypeVar
 
-from polyvera.engine.generation.detokenizer import Text
-from polyvera.engine.generation.request import Request
-from polyvera.engine.generation.sampler import Choice
 from polyvera.errors import PolyveraError
 
 
-class Waiting(Protocol):
+class WaitingRequest(Protocol):
     """A request, as the queues see it. number: counted up; requests of one number wait for the same adapter."""
 
     admitted: float
@@ -29,72 +27,32 @@ class Waiting(Protocol):
         """Which it is."""
 
 
-class Running(Protocol):
+class ScheduledRow(Protocol):
     """A row, as the queues see it."""
 
     @property
-    def place(self) -> int:
+    def index(self) -> int:
         """Where it is in the batch."""
 
     @property
-    def request(self) -> Waiting:
+    def request(self) -> WaitingRequest:
         """Whose row it is."""
 
 
-Q = TypeVar("Q", bound=Waiting)
-R = TypeVar("R", bound=Running)
-
-
-@dataclass(eq=False, slots=True)
-class Row:
-    """A request that runs: its row of the cache, its adapter's slot, and how far it is.
-
-    num_computed: tokens whose keys and values are in the cache.
-    """
-
-    request: Request
-    place: int
-    slot: int
-    choice: Choice
-    text: Text
-    num_computed: int = 0
-
-    @property
-    def num_left(self) -> int:
-        """Tokens known and not computed: 1 while it decodes, more while its prompt is read."""
-        return self.request.num_tokens - self.num_computed
-
-    def tokens(self, start: int, stop: int) -> list[int]:
-        """Some of the prompt's tokens followed by the answer's."""
-        prompt, answer = self.request.prompt, self.request.answer
-        split = len(prompt)
-        return [*prompt[start:stop], *answer[max(start - split, 0) : max(stop - split, 0)]]
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """The next tokens of a row, [start, stop)."""
-
-    row: Row
-    start: int
-    stop: int
-
-    @property
-    def is_last(self) -> bool:
-        """Whether all that is known of the row is then computed, so that its next token can be chosen."""
-        return self.stop == self.row.request.num_tokens
+Q = TypeVar("Q", bound=WaitingRequest)
+R = TypeVar("R", bound=ScheduledRow)
 
 
 class Scheduler(Generic[Q, R]):
     """Waiting requests in one queue a tenant, running ones in rows of the cache.
 
     The tenant with the fewest running rows is next; among equals, the one that has waited longest. A request whose
-    adapter is not there yet lets others pass. chunk: tokens of prompts that one step computes at most.
+    adapter is not there yet lets others pass.
     """
 
-    def __init__(self, max_rows: int, chunk: int) -> None:
-        self.max_rows, self.chunk = max_rows, chunk
-        self.running: list[R] = []  # by place
+    def __init__(self, max_rows: int) -> None:
+        self.max_rows = max_rows
+        self.running: list[R] = []  # by index
         self._waiting: dict[str, deque[Q]] = {}
         self._free = list(range(max_rows))
 
@@ -124,11 +82,12 @@ class Scheduler(Generic[Q, R]):
         self._waiting.setdefault(request.tenant, deque()).append(request)
 
     def drop(self, request: Q) -> None:
-        """Takes a waiting request out."""
-        queue = self._waiting[request.tenant]
-        queue.remove(request)
+        """Takes a waiting request out, if it is there."""
+        queue = self._waiting.get(request.tenant, deque())
+        with suppress(ValueError):
+            queue.remove(request)
         if not queue:
-            del self._waiting[request.tenant]
+            self._waiting.pop(request.tenant, None)
 
     def admit(
         self, acquire: Callable[[Q], int | None], start: Callable[[Q, int, int], R]
@@ -151,26 +110,14 @@ class Scheduler(Generic[Q, R]):
                 continue
             self.drop(request)
             request.admitted = monotonic()
-            # The lowest free place, so that neighbours in the cache can attend in one call.
-            self.running.append(start(request, heapq.heappop(self._free), slot))
-            self.running.sort(key=lambda row: row.place)
+            # The lowest free index, so that neighbours in the cache can attend in one call.
+            insort(self.running, start(request, heapq.heappop(self._free), slot), key=lambda row: row.index)
         return failed
-
-    def work(self: Scheduler[Request, Row]) -> tuple[list[Work], list[Work]]:
-        """What the next step computes: rows that decode, by place, then pieces of prompts, the oldest first."""
-        decoding = [Work(row, row.num_computed, row.num_computed + 1) for row in self.running if row.num_left == 1]
-        reading, left = [], self.chunk
-        for row in sorted(self.running, key=lambda row: row.request.number):
-            size = min(row.num_left, left)
-            if row.num_left > 1 and size:
-                reading.append(Work(row, row.num_computed, row.num_computed + size))
-                left -= size
-        return decoding, reading
 
     def finish(self, row: R) -> None:
         """Takes a row out of the running."""
         self.running.remove(row)
-        heapq.heappush(self._free, row.place)
+        heapq.heappush(self._free, row.index)
 
     def _next(self, stuck: set[int]) -> Q | None:
         """The first request in turn that is not stuck."""

@@ -18,7 +18,7 @@ from polyvera.data.encoding import IGNORED, Encoded, encode
 from polyvera.data.tables import Example, Table
 from polyvera.errors import DataError
 from polyvera.evaluate.generate import RowSlots, generate, row_slots
-from polyvera.model.config import LABEL, are_placeholders, context_length, labels_of, pad_token
+from polyvera.model.config import LABEL, are_placeholders, context_length, labels_of, pad_token, vocabulary_size
 from polyvera.model.inference import by_length, evaluating
 from polyvera.model.prompt import bare_ids
 
@@ -122,7 +122,7 @@ def evaluate(
 def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, table: Table) -> tuple[Encoded, int]:
     """(the rows in tokens, the tokens of the longest right answer and its end). Raises DataError for too long a row."""
     limit = context_length(model, tokenizer)
-    rows = encode(table, tokenizer, limit)
+    rows = encode(table, tokenizer, limit, num_tokens=vocabulary_size(model))
     if table.kind == LABEL or not all(example.prompt for example in table.examples):
         return rows, 0
     longest = 1 + max(len(bare_ids(tokenizer, right)) for e in table.examples for right in e.right)

@@ -10,15 +10,15 @@ import torch
 from polyvera.adapter.inject import slot_table
 from polyvera.adapter.route import route
 from polyvera.data.batching import padded
-from polyvera.errors import DataError, SlotError
-from polyvera.model.config import context_length, end_tokens, pad_token
+from polyvera.errors import DataError, PromptError, SlotError
+from polyvera.model.config import context_length, end_tokens, pad_token, vocabulary_size
 from polyvera.model.inference import by_length, evaluating, until_end
-from polyvera.model.prompt import Prompt, prompt_ids
+from polyvera.model.prompt import Prompt, check_ids, prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-RowSlots = int | Sequence[int] | None
+RowSlots = int | str | Sequence[int | str] | None
 
 
 def generate(
@@ -42,6 +42,7 @@ def generate(
     chosen = row_slots(model, slots, len(prompts))
     rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     _check_lengths(rows, max_new_tokens, context_length(model, tokenizer))
+    _check_tokens(tokenizer, rows, vocabulary_size(model))
     settings = _settings(model, tokenizer, temperature, top_p, num_beams, num_return_sequences)
     answers: list[list[str]] = [[] for _ in rows]
     ends = end_tokens(model, tokenizer)
@@ -71,7 +72,8 @@ def row_slots(model: PreTrainedModel, slots: RowSlots, num_rows: int) -> list[in
     table = slot_table(model)
     if slots is None:
         slots = table.only()
-    chosen = [slots] * num_rows if isinstance(slots, int) else list(slots)
+    known = [slots] if isinstance(slots, int | str) else list(slots)
+    chosen = [table.slot_named(one) for one in known] * (num_rows if isinstance(slots, int | str) else 1)
     if len(chosen) != num_rows:
         raise SlotError(f"{len(chosen)} slots for {num_rows} rows: give one slot for all, or one for each row")
     table.check(torch.tensor(chosen, dtype=torch.long))
@@ -87,6 +89,14 @@ def _check_lengths(rows: Sequence[Sequence[int]], max_new_tokens: int, limit: in
             )
         if not row:
             raise DataError(f"prompt {number} has no tokens: there is nothing to answer")
+
+
+def _check_tokens(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]], num_tokens: int) -> None:
+    for number, row in enumerate(rows, 1):
+        try:
+            check_ids(tokenizer, row, num_tokens)
+        except PromptError as error:
+            raise PromptError(f"prompt {number}: {error}") from error
 
 
 def _settings(

@@ -41,8 +41,8 @@ def kind_of(model: ModelOrConfig) -> str:
     A model's class decides, a configuration's `architectures`; without a name that tells, the family does. A backbone
     without a head is an encoder: it gives vectors.
     """
-    config = getattr(model, "config", model)
-    names = config.architectures or () if model is config else (type(model).__name__,)
+    config: Any = getattr(model, "config", model)
+    names: Any = (config.architectures or ()) if model is config else (type(model).__name__,)
     for name in names:
         for ending, kind in ENDINGS:
             if name.endswith(ending) and not (kind == CAUSAL_LM and config.is_encoder_decoder):
@@ -114,7 +114,7 @@ def context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | 
 def _first_position(model: PreTrainedModel) -> int:
     tables = (m for name, m in model.named_modules() if name.endswith("position_embeddings"))
     padding = [table.padding_idx for table in tables if isinstance(getattr(table, "padding_idx", None), int)]
-    return max(padding, default=-1) + 1  # type: ignore[type-var, operator]
+    return max(padding, default=-1) + 1
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
@@ -151,7 +151,7 @@ def set_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 def labels_of(config: PreTrainedConfig) -> tuple[str, ...]:
     """The names of a classifier's outputs, in their order."""
-    named: Mapping[int, str] = config.id2label or {}
+    named: Mapping[Any, str] = config.id2label or {}
     return tuple(named[i] for i in sorted(named))
 
 

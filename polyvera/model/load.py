@@ -27,7 +27,7 @@ from polyvera.model.config import (
     labels_of,
     set_pad_token,
 )
-from polyvera.model.shapes import KINDS
+from polyvera.model.shapes import auto_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -80,7 +80,7 @@ def load_base(
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         config = transformers.AutoConfig.from_pretrained(source)
         kind = kind_to_load(config, task)
-        load = partial(KINDS[kind].from_pretrained, dtype=_dtype(dtype), use_safetensors=True)
+        load = partial(auto_class(kind).from_pretrained, dtype=_dtype(dtype), use_safetensors=True)
         if kind == CLASSIFICATION:  # a head for other classes is re-initialised
             load = partial(load, ignore_mismatched_sizes=True, **_label_config(config, labels, num_labels))
         model = load(source)
@@ -112,20 +112,20 @@ def locate(name: str) -> str:
     if not HUB_ID.fullmatch(name) or Path(name).exists() or name[0] in "./~":
         path = Path(name).expanduser()
         near = [str(p) for p in path.parent.glob("*") if p.is_dir()]
-        raise RecipeError(f"model={name!r} is no folder{did_you_mean(str(path), near)}")
+        raise RecipeError(f"there is no model folder {name!r}{did_you_mean(str(path), near)}")
     return name
 
 
 def _checked(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
         held = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
-        raise RecipeError(f"model={str(folder)!r} has no config.json, so it is no model folder; it holds {held}")
+        raise RecipeError(f"model={str(folder)!r} has no config.json, so it is not a model folder; it holds {held}")
     return folder
 
 
 def _in_wheel(module: str) -> Path:
     if module not in WHEELS:
-        raise RecipeError(f"model='{PREFIX}{module}' is none of {', '.join(WHEELS)}{did_you_mean(module, WHEELS)}")
+        raise RecipeError(f"model='{PREFIX}{module}' must be one of: {', '.join(WHEELS)}{did_you_mean(module, WHEELS)}")
     wheel = WHEELS[module]
     spec = find_spec(module)
     if spec is None or not spec.submodule_search_locations:

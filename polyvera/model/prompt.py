@@ -75,6 +75,16 @@ def passage(tokenizer: Tokenizer, text: str, pair: str | None = None, max_length
     return {key: list(row[key]) for key in ("input_ids", "token_type_ids") if key in row}
 
 
+def check_ids(tokenizer: Tokenizer, ids: Sequence[int], num_tokens: int) -> None:
+    """Raises PromptError for a token that the model has no embedding for, since its tokenizer has more of them."""
+    beyond = next((i for i in ids if not 0 <= i < num_tokens), None)
+    if beyond is not None:
+        raise PromptError(
+            f"the token {tokenizer.convert_ids_to_tokens(beyond)!r} ({beyond}) has no embedding in the model, whose "
+            f"tokens are from 0 to {num_tokens - 1}"
+        )
+
+
 def ids_text(tokenizer: Tokenizer, ids: Sequence[int], num_tokens: int) -> str:
     """Tokens as text. Raises PromptError for a number that is not one of num_tokens."""
     beyond = next((i for i in ids if not 0 <= i < num_tokens), None)

@@ -12,18 +12,10 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+import transformers
 
 from polyvera.adapter.inject import head_tensors
 from polyvera.adapter.layout import Shape
@@ -32,11 +24,19 @@ from polyvera.adapter.targets import find_sites
 from polyvera.errors import SpecError, did_you_mean
 from polyvera.model.config import CAUSAL_LM, CLASSIFICATION, ENCODER, check_kind, context_length, kind_of
 
-ConfigSource = str | os.PathLike[str] | PreTrainedConfig
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+ConfigSource = str | os.PathLike[str] | transformers.PreTrainedConfig
 CONFIG = "config.json"
 MAX_CONFIG_BYTES = 2**24
-KINDS: Mapping[str, Any] = MappingProxyType(
-    {CAUSAL_LM: AutoModelForCausalLM, CLASSIFICATION: AutoModelForSequenceClassification, ENCODER: AutoModel}
+# The class of transformers that loads each kind.
+KINDS: Mapping[str, str] = MappingProxyType(
+    {
+        CAUSAL_LM: "AutoModelForCausalLM",
+        CLASSIFICATION: "AutoModelForSequenceClassification",
+        ENCODER: "AutoModel",
+    }
 )
 
 
@@ -94,11 +94,11 @@ def meta_model(source: ConfigSource, *, kind: str | None = None, num_labels: int
         raise SpecError(f"kind={kind!r} must be one of: {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
     if num_labels is not None:
         if kind != CLASSIFICATION or num_labels < 1:
-            raise SpecError(f"num_labels={num_labels} has no meaning for kind={kind!r}; a classifier has 1 or more")
+            raise SpecError(f"kind={kind!r} does not use num_labels={num_labels}; a classifier has 1 or more")
         config.num_labels = num_labels
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = KINDS[kind].from_config(
+            model: PreTrainedModel = auto_class(kind).from_config(
                 config, attn_implementation="eager", trust_remote_code=False
             )
     except Exception as error:  # a configuration comes from outside and can break a model class in any way
@@ -106,20 +106,25 @@ def meta_model(source: ConfigSource, *, kind: str | None = None, num_labels: int
     return model
 
 
+def auto_class(kind: str) -> Any:
+    """The class of transformers that loads a kind of model, which takes seconds to import."""
+    return getattr(transformers, KINDS[kind])
+
+
 def read_config(source: ConfigSource) -> PreTrainedConfig:
     """The configuration itself, a copy where one was given. Raises SpecError where there is none or it is unknown."""
-    if isinstance(source, PreTrainedConfig):
+    if isinstance(source, transformers.PreTrainedConfig):
         return deepcopy(source)
     path = Path(source).expanduser()
     local = _local_config(path) if path.exists() else None
     if local is None and (not isinstance(source, str) or _looks_local(source, path)):
         raise SpecError(f"no folder or file {str(source)!r} here{_near(path)}")
     try:
-        config = AutoConfig.from_pretrained(local or source, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(local or source, trust_remote_code=False)
     except Exception as error:  # as above: bytes from outside
         whence = "" if local else f" here, and none came from the hub{_near(path)}"
         raise SpecError(f"no configuration of a known model in {str(source)!r}{whence}: {_said(error)}") from error
-    assert isinstance(config, PreTrainedConfig)
+    assert isinstance(config, transformers.PreTrainedConfig)
     return config
 
 
@@ -129,13 +134,13 @@ def _local_config(path: Path) -> Path:
     if not file.is_file():
         raise SpecError(f"the folder {str(path)!r} has no {CONFIG}; it holds {_listed(path)}{_near(file)}")
     if file.stat().st_size > MAX_CONFIG_BYTES:
-        raise SpecError(f"{str(file)!r} is no configuration of a model: it has more than {MAX_CONFIG_BYTES} bytes")
+        raise SpecError(f"{str(file)!r} is not a model configuration: it has more than {MAX_CONFIG_BYTES} bytes")
     try:
         model_type = json.loads(file.read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError) as error:
-        raise SpecError(f"{str(file)!r} is no configuration of a model: {_said(error)}") from error
-    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        near = did_you_mean(str(model_type), CONFIG_MAPPING.keys())
+        raise SpecError(f"{str(file)!r} is not a model configuration: {_said(error)}") from error
+    if not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING:
+        near = did_you_mean(str(model_type), transformers.CONFIG_MAPPING.keys())
         raise SpecError(f"{str(file)!r} has model_type={model_type!r}, which transformers does not know{near}")
     return file
 

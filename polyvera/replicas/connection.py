@@ -1,4 +1,4 @@
-"""Wire: one end of a socket between two processes, for messages. Each is 4 bytes of length, then so many of JSON."""
+"""Connection: one end of a socket between two processes. Each message is 4 bytes of length, then that many of JSON."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ HEAD = 4
 FLUSH_S = 5.0
 
 
-class Wire:
+class Connection:
     """Sends from any thread, without waiting for the other end; reads in one. known: the messages that are read."""
 
     def __init__(self, end: socket.socket, known: TypeAdapter[Any]) -> None:
         self._end, self._known = end, known
         self._queue: SimpleQueue[bytes | None] = SimpleQueue()
-        self._writer = Thread(target=self._write, name="polyvera-wire", daemon=True)
+        self._writer = Thread(target=self._write, name="polyvera-connection", daemon=True)
         self._writer.start()
 
     def send(self, message: Message) -> None:

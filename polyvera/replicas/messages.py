@@ -1,4 +1,4 @@
-"""Message: what a front and its replicas say to each other, as JSON. What is not as it must be is refused."""
+"""Messages between a server and its replicas, as JSON. An invalid one is refused."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from polyvera import errors
-from polyvera.engine.adapter_cache import Resident
-from polyvera.engine.generation.request import Sampling, Token
+from polyvera.engine.adapter_cache import ResidentAdapter
+from polyvera.engine.generation.request import SamplingParams, Token
 from polyvera.engine.limits import Limits
-from polyvera.engine.stats import Running
-from polyvera.errors import BusyError, FormatError, PolyveraError, SamplingError, ServeError
+from polyvera.engine.stats import RunningRequest
+from polyvera.errors import BusyError, EngineError, FormatError, PolyveraError, SamplingError
 from polyvera.store.reference import AdapterRef
 
 # --- to a replica ---
@@ -21,7 +21,7 @@ from polyvera.store.reference import AdapterRef
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The first word. store: the URL of a registry. threads: of the CPU. device: such as 'cpu' or 'cuda:1'."""
+    """The first name. store: the URL of a registry. threads: of the CPU. device: such as 'cpu' or 'cuda:1'."""
 
     model: str
     store: str | None
@@ -32,15 +32,15 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """Asks for an answer; Taken says whether it is made, and Told what it is."""
+class Submit:
+    """Asks for an answer; Accepted says whether it is made, and Delta what it is."""
 
     number: int
     prompt: tuple[int, ...]
     adapter: AdapterRef | None
-    sampling: Sampling
+    params: SamplingParams
     tenant: str
-    kind: Literal["ask"] = "ask"
+    kind: Literal["submit"] = "submit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,22 +52,22 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
-class Do:
-    """A word about one adapter; Done says how it went."""
+class Command:
+    """A name about one adapter; CommandDone says how it went."""
 
     number: int
-    word: Literal["preload", "pin", "unpin", "evict"]
+    name: Literal["preload", "pin", "unpin", "evict"]
     adapter: AdapterRef
     timeout_s: float
-    kind: Literal["do"] = "do"
+    kind: Literal["command"] = "command"
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """Asks what runs and is resident; Seen says it."""
+class GetStats:
+    """Asks what runs and is resident; Stats says it."""
 
     number: int
-    kind: Literal["look"] = "look"
+    kind: Literal["get_stats"] = "get_stats"
 
 
 # --- from a replica ---
@@ -82,12 +82,12 @@ class Fault:
     retry_s: float | None = None
 
     def error(self) -> PolyveraError:
-        """The error itself: a ServeError where the class is none of polyvera's own."""
+        """The error itself: an EngineError where the class is none of polyvera's own."""
         known = getattr(errors, self.name, None)
         if known is BusyError:
             return BusyError(self.message, self.retry_s or 1.0)
         is_own = isinstance(known, type) and issubclass(known, PolyveraError)
-        return known(self.message) if is_own else ServeError(f"{self.name}: {self.message}")  # type: ignore[misc]
+        return known(self.message) if is_own else EngineError(f"{self.name}: {self.message}")  # type: ignore[misc]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,68 +102,68 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class Fatal:
     """The replica cannot start, or cannot go on."""
 
     fault: Fault
-    kind: Literal["broken"] = "broken"
+    kind: Literal["fatal"] = "fatal"
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class Accepted:
     """An answer is being made, or the request is refused."""
 
     number: int
     fault: Fault | None = None
-    kind: Literal["taken"] = "taken"
+    kind: Literal["accepted"] = "accepted"
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """An Output of an answer. num_reused: tokens of the prompt that were not computed again."""
+class Delta:
+    """An RequestOutput of an answer. num_reused: tokens of the prompt that were not computed again."""
 
     number: int
     tokens: tuple[Token, ...]
     text: str
-    finish: str | None
+    finish_reason: str | None
     fault: Fault | None
     num_reused: int
-    kind: Literal["told"] = "told"
+    kind: Literal["delta"] = "delta"
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """How a Do went."""
+class CommandDone:
+    """How a Command went."""
 
     number: int
     fault: Fault | None = None
-    kind: Literal["done"] = "done"
+    kind: Literal["command_done"] = "command_done"
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Stats:
     """The fields of Stats."""
 
     number: int
-    running: tuple[Running, ...]
+    running: tuple[RunningRequest, ...]
     waiting: int
-    resident: tuple[Resident, ...]
+    resident: tuple[ResidentAdapter, ...]
     num_slots: int
     totals: dict[str, int]
-    kind: Literal["seen"] = "seen"
+    kind: Literal["stats"] = "stats"
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
+class Timing:
     """A time that the engine tells."""
 
     name: str
     seconds: float
-    kind: Literal["observed"] = "observed"
+    kind: Literal["timing"] = "timing"
 
 
-ToReplica = Start | Ask | Cancel | Do | Look
-FromReplica = Ready | Broken | Taken | Told | Done | Seen | Observed
+ToReplica = Start | Submit | Cancel | Command | GetStats
+FromReplica = Ready | Fatal | Accepted | Delta | CommandDone | Stats | Timing
 Message = ToReplica | FromReplica
 TO_REPLICA: TypeAdapter[ToReplica] = TypeAdapter(Annotated[ToReplica, Field(discriminator="kind")])
 FROM_REPLICA: TypeAdapter[FromReplica] = TypeAdapter(Annotated[FromReplica, Field(discriminator="kind")])

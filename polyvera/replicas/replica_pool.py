@@ -1,10 +1,9 @@
-"""Replicas: several engines of one model, each a process of its own on this machine, with the methods of one engine."""
+"""ReplicaPool: several engines of one model, each in a process of its own, with the methods of one engine."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import suppress
 from dataclasses import replace
@@ -15,16 +14,17 @@ from typing import Any, Literal
 import torch
 from xxhash import xxh64_intdigest
 
-from polyvera.engine.adapter_cache import Observe, Resident
-from polyvera.engine.generation.request import GREEDY, Output, Request, Sampling
+from polyvera.engine.adapter_cache import ResidentAdapter
+from polyvera.engine.adapter_loader import Observe
+from polyvera.engine.generation.request import Request
 from polyvera.engine.limits import Limits
-from polyvera.engine.stats import Stats
-from polyvera.errors import BusyError, ClosedError, PolyveraError, ServeError
+from polyvera.engine.stats import EngineStats
+from polyvera.errors import BusyError, ClosedError, EngineError, PolyveraError, ServeError
 from polyvera.model.config import CAUSAL_LM, kind_of
 from polyvera.model.load import locate
 from polyvera.model.shapes import meta_model, read_config
-from polyvera.replicas.messages import Ready, Seen, Start
-from polyvera.replicas.replica_process import LOOK_S, Child
+from polyvera.replicas.messages import Ready, Start, Stats
+from polyvera.replicas.replica_process import STATS_S, ReplicaProcess
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
@@ -35,10 +35,10 @@ BACKOFF_S, MAX_BACKOFF_S = 0.5, 30.0
 # A replica is looked at so often, and is killed when nothing has come of it for so many seconds.
 WATCH_S, STUCK_S = 5.0, 120.0
 ANSWER_S = 10.0
-Word = Literal["preload", "pin", "unpin", "evict"]
+CommandName = Literal["preload", "pin", "unpin", "evict"]
 
 
-class Replicas:
+class ReplicaPool:
     """So many engines of one model, as one. Each serves every adapter, in batches of its own.
 
     A request goes to the replica with the fewest open answers; among equals the same adapter and tenant go to the same
@@ -47,7 +47,7 @@ class Replicas:
     `failed` says so.
 
     model: as load_base takes it; `model` here has shapes and no numbers. registry: its URL alone is handed on. limits:
-    max_waiting is of all together; all else is of each, and `limits` tells the rows of all. observe: as of an Engine.
+    max_waiting is of all together; all else is of each, and `limits` tells the rows of all. observe: as of a Generator.
     Raises ServeError for a model that writes no text, RecipeError and SpecError where there is none.
     """
 
@@ -76,21 +76,23 @@ class Replicas:
         self._given = Start(model, None if registry is None else registry.url, self.limits)
         self._observe = observe
         self._lock, self._stopping = Lock(), Event()
-        self._children: dict[int, Child] = {}
-        self._keepers: list[Thread] = []
+        self._replicas: dict[int, ReplicaProcess] = {}
+        self._supervisors: list[Thread] = []
         self._pinned: set[AdapterRef] = set()
         self._past: Counter[str] = Counter()
         self._is_open = False
 
-    def start(self) -> Replicas:
+    def start(self) -> ReplicaPool:
         """Starts every process; returns when all are ready. Raises what the first that fails raises."""
-        if self._keepers:
+        if self._supervisors:
             raise ClosedError("these replicas were started before: make new ones")
         firsts = [Future[Ready]() for _ in range(self.num)]
         for number, (given, first) in enumerate(zip(_given(self._given, self.num), firsts, strict=True)):
-            keeper = Thread(target=self._keep, args=(number, given, first), name="polyvera-keeper", daemon=True)
-            self._keepers.append(keeper)
-            keeper.start()
+            supervisor = Thread(
+                target=self._supervise, args=(number, given, first), name="polyvera-supervisor", daemon=True
+            )
+            self._supervisors.append(supervisor)
+            supervisor.start()
         try:
             for first in wait(firsts, return_when=FIRST_EXCEPTION).done:
                 told = first.result()
@@ -104,33 +106,24 @@ class Replicas:
         self._is_open = True
         return self
 
-    def submit(
-        self,
-        prompt: Sequence[int],
-        adapter: AdapterRef | None = None,
-        sampling: Sampling = GREEDY,
-        *,
-        tell: Callable[[Output], None],
-        tenant: str = "",
-    ) -> Request:
-        """As Engine.submit; tell is called in a thread of the replica's. Not for an event loop: it waits for a word."""
-        request = Request(prompt, adapter, sampling, tell, tenant)
-        self._placed(request).ask(request)
+    def submit(self, request: Request) -> Request:
+        """As Generator.submit; on_output is called in a thread of the replica's. Blocks until it is accepted."""
+        self._place(request).submit(request)
         return request
 
     def cancel(self, request: Request) -> None:
         """Ends a request at the next step, if it has not ended; it is told so."""
-        for child in self._all():
-            child.cancel(request)
+        for replica in self._all():
+            replica.cancel(request)
 
     def preload(self, ref: AdapterRef, *, pin: bool = False, timeout_s: float = 60.0) -> None:
         """Makes an adapter resident in every replica, and keeps it so where pin. Raises as its load does."""
         if not pin:
-            self._do("preload", ref, timeout_s)
+            self._command("preload", ref, timeout_s)
             return
         self._pinned.add(ref)
         try:
-            self._do("pin", ref, timeout_s)
+            self._command("pin", ref, timeout_s)
         except PolyveraError:
             self._pinned.discard(ref)
             raise
@@ -142,22 +135,22 @@ class Replicas:
     def unpin(self, ref: AdapterRef) -> None:
         """Lets a pinned adapter go when its slot is needed."""
         self._pinned.discard(ref)
-        self._do("unpin", ref)
+        self._command("unpin", ref)
 
     def evict(self, ref: AdapterRef) -> None:
         """Takes an adapter out everywhere; rows that use it finish with it."""
         self._pinned.discard(ref)
-        self._do("evict", ref)
+        self._command("evict", ref)
 
-    def stats(self) -> Stats:
-        """The sum of all. Not for an event loop: each is asked, and has LOOK_S to answer; else it is as it was last."""
-        children = self._all()
-        _wait([child.look() for child in children if child.is_running], LOOK_S)
+    def stats(self) -> EngineStats:
+        """The sum of all; a replica that does not answer within STATS_S is as it was last. Not for an event loop."""
+        replicas = self._all()
+        _wait([replica.get_stats() for replica in replicas if replica.is_running], STATS_S)
         with self._lock:
             totals = Counter(self._past)
-        for child in children:
-            totals.update({} if child.seen is None else child.seen.totals)
-        return _summed([c.seen for c in children if c.is_running and c.seen is not None], totals)
+        for replica in replicas:
+            totals.update({} if replica.last_stats is None else replica.last_stats.totals)
+        return _merged([c.last_stats for c in replicas if c.is_running and c.last_stats is not None], totals)
 
     def drain(self, timeout_s: float = 30.0) -> bool:
         """Takes no new requests, and waits for those there; whether all of them ended in time."""
@@ -172,120 +165,131 @@ class Replicas:
         self._is_open = False
         with self._lock:
             self._stopping.set()
-        closing = [Thread(target=child.close) for child in self._all()]
+        closing = [Thread(target=replica.close) for replica in self._all()]
         for thread in closing:
             thread.start()
-        for thread in (*closing, *self._keepers):
+        for thread in (*closing, *self._supervisors):
             thread.join()
 
-    def __enter__(self) -> Replicas:
+    def __enter__(self) -> ReplicaPool:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property
+    def generation(self) -> ReplicaPool:
+        """Itself: it writes text."""
+        return self
+
+    @property
+    def embedding(self) -> None:
+        """None: it gives no vectors."""
+
+    @property
     def pids(self) -> list[int]:
         """The numbers of the processes."""
-        return [child.pid for child in self._all()]
+        return [replica.pid for replica in self._all()]
 
     @property
     def _num_open(self) -> int:
-        return sum(child.num_open for child in self._all())
+        return sum(replica.num_open for replica in self._all())
 
-    def _all(self) -> list[Child]:
+    def _all(self) -> list[ReplicaProcess]:
         with self._lock:
-            return list(self._children.values())
+            return list(self._replicas.values())
 
-    def _placed(self, request: Request) -> Child:
+    def _place(self, request: Request) -> ReplicaProcess:
         """The replica that a request goes to, which counts it from then on. Raises BusyError, ClosedError."""
         with self._lock:
             if not self._is_open:
                 raise ClosedError("the server is stopping, or has stopped: it takes no new requests")
-            taking = [child for child in self._children.values() if child.is_taking]
+            taking = [replica for replica in self._replicas.values() if replica.is_accepting]
             if not taking:
                 raise ClosedError("no replica runs at the moment: try again")
-            num_open = sum(child.num_open for child in taking)
+            num_open = sum(replica.num_open for replica in taking)
             if num_open >= len(taking) * self._given.limits.max_rows + self.limits.max_waiting:
                 raise BusyError(f"{num_open} requests run and wait already, as many as may: try again later")
-            child = min(taking, key=lambda one: (one.num_open, _liking(one.number, request)))
-            child.hold(request)
-            return child
+            replica = min(taking, key=lambda one: (one.num_open, _affinity(one.number, request)))
+            replica.reserve(request)
+            return replica
 
-    def _do(self, word: Word, ref: AdapterRef, timeout_s: float = ANSWER_S) -> None:
-        """Says a word to every replica. Raises the first error of one that runs, ClosedError where none does."""
-        running = [child for child in self._all() if child.is_running]
+    def _command(self, name: CommandName, ref: AdapterRef, timeout_s: float = ANSWER_S) -> None:
+        """Sends a command to every replica. Raises the first error of one that runs, ClosedError where none does."""
+        running = [replica for replica in self._all() if replica.is_running]
         if not running:
             raise ClosedError("no replica runs at the moment: try again")
-        asked = [(child, child.do(word, ref, timeout_s)) for child in running]
-        errors = [error for child, done in asked if (error := _error(done, timeout_s + ANSWER_S)) and child.is_running]
+        asked = [(replica, replica.command(name, ref, timeout_s)) for replica in running]
+        errors = [
+            error for replica, done in asked if (error := _error(done, timeout_s + ANSWER_S)) and replica.is_running
+        ]
         if errors:
             raise errors[0]
 
-    # --- in a keeper's thread ---
+    # --- in a supervisor's thread ---
 
-    def _keep(self, number: int, given: Start, first: Future[Ready]) -> None:
+    def _supervise(self, number: int, given: Start, first: Future[Ready]) -> None:
         try:
-            self._kept(number, given, first)
+            self._restart_until_stopped(number, given, first)
         except Exception as error:  # such as no more processes
             log.exception("replica %d cannot be begun", number)
             self.failed = error
             if not first.done():
-                first.set_exception(ServeError(f"replica {number} cannot be begun: {error}"))
+                first.set_exception(EngineError(f"replica {number} cannot be begun: {error}"))
 
-    def _kept(self, number: int, given: Start, first: Future[Ready]) -> None:
+    def _restart_until_stopped(self, number: int, given: Start, first: Future[Ready]) -> None:
         """Begins a replica, and begins it anew when it ends, until the end of all or too many ends."""
         num_deaths = 0
-        while (child := self._begun(number, given)) is not None:
-            since = self._lived(child, first)
+        while (replica := self._launch(number, given)) is not None:
+            since = self._run_once(replica, first)
             if self._stopping.is_set() or first.exception() is not None:
                 return
             num_deaths = 1 if monotonic() - since >= QUICK_S else num_deaths + 1
             log.error("replica %d has ended, %d times in quick succession", number, num_deaths)
             if num_deaths >= MAX_DEATHS:
-                self.failed = ServeError(f"replica {number} has ended {num_deaths} times in quick succession")
+                self.failed = EngineError(f"replica {number} has ended {num_deaths} times in quick succession")
                 return
             self._stopping.wait(min(BACKOFF_S * 4 ** (num_deaths - 1), MAX_BACKOFF_S))
 
-    def _begun(self, number: int, given: Start) -> Child | None:
+    def _launch(self, number: int, given: Start) -> ReplicaProcess | None:
         with self._lock:
             if self._stopping.is_set():
                 return None
-            old = self._children.get(number)
-            if old is not None and old.seen is not None:
-                self._past.update(old.seen.totals)
-            child = self._children[number] = Child(number, given, self._observe)
-            return child
+            old = self._replicas.get(number)
+            if old is not None and old.last_stats is not None:
+                self._past.update(old.last_stats.totals)
+            replica = self._replicas[number] = ReplicaProcess(number, given, self._observe)
+            return replica
 
-    def _lived(self, child: Child, first: Future[Ready]) -> float:
-        """Returns when a child has ended: the time at which it was ready, or at which it was not to be."""
+    def _run_once(self, replica: ReplicaProcess, first: Future[Ready]) -> float:
+        """Returns when a replica has ended: the time at which it was ready, or at which it was not to be."""
         try:
-            ready = child.ready.result()
+            ready = replica.ready.result()
             since = monotonic()
             for ref in list(self._pinned):
-                with suppress(PolyveraError):  # removed from the store, or the child has ended
-                    child.do("pin", ref, ANSWER_S).result()
-            child.take()
+                with suppress(PolyveraError):  # removed from the store, or the replica has ended
+                    replica.command("pin", ref, ANSWER_S).result()
+            replica.accept()
             if not first.done():
                 first.set_result(ready)
         except PolyveraError as error:
             since = monotonic()
             if not first.done():
                 first.set_exception(error)
-        _watch(child)
+        _watch(replica)
         return since
 
 
-def _watch(child: Child) -> None:
-    """Returns when a child has ended; kills one that is silent for STUCK_S, or has rows and makes no step."""
+def _watch(replica: ReplicaProcess) -> None:
+    """Returns when a replica has ended; kills one that is silent for STUCK_S, or has rows and makes no step."""
     steps, moved = -1, monotonic()
-    while not child.ended.wait(WATCH_S):
-        seen = None if _error(child.look(), LOOK_S) else child.seen
-        if seen is not None and (not seen.running or seen.totals["steps"] != steps):
-            steps, moved = seen.totals["steps"], monotonic()
+    while not replica.ended.wait(WATCH_S):
+        last_stats = None if _error(replica.get_stats(), STATS_S) else replica.last_stats
+        if last_stats is not None and (not last_stats.running or last_stats.totals["steps"] != steps):
+            steps, moved = last_stats.totals["steps"], monotonic()
         elif monotonic() - moved > STUCK_S:
-            log.error("replica %d has been stuck for %.0f s: it is killed", child.number, monotonic() - moved)
-            child.kill()
+            log.error("replica %d has been stuck for %.0f s: it is killed", replica.number, monotonic() - moved)
+            replica.kill()
 
 
 def _given(start: Start, num: int) -> list[Start]:
@@ -296,7 +300,7 @@ def _given(start: Start, num: int) -> list[Start]:
     return [replace(start, threads=threads, device=device) for device in devices]
 
 
-def _liking(number: int, request: Request) -> int:
+def _affinity(number: int, request: Request) -> int:
     """A number by which the same adapter and tenant like the replicas in the same order."""
     return xxh64_intdigest(f"{number}\0{request.adapter or ''}\0{request.tenant}".encode(errors="replace"))
 
@@ -314,20 +318,20 @@ def _error(done: Future[Any], timeout_s: float) -> BaseException | None:
         return ClosedError(f"a replica has not answered for {timeout_s:g} s: try again")
 
 
-def _summed(several: list[Seen], totals: Counter[str]) -> Stats:
-    resident: dict[str, Resident] = {}
-    for one in (one for seen in several for one in seen.resident):
-        old = resident.get(one.adapter, Resident(one.adapter, 0, 0, False))
-        resident[one.adapter] = Resident(
+def _merged(several: list[Stats], totals: Counter[str]) -> EngineStats:
+    resident: dict[str, ResidentAdapter] = {}
+    for one in (one for last_stats in several for one in last_stats.resident):
+        old = resident.get(one.adapter, ResidentAdapter(one.adapter, 0, 0, False))
+        resident[one.adapter] = ResidentAdapter(
             one.adapter,
             old.num_bytes + one.num_bytes,
             old.num_users + one.num_users,
             old.is_pinned or one.is_pinned,
         )
-    return Stats(
-        running=tuple(row for seen in several for row in seen.running),
-        waiting=sum(seen.waiting for seen in several),
+    return EngineStats(
+        running=tuple(row for last_stats in several for row in last_stats.running),
+        waiting=sum(last_stats.waiting for last_stats in several),
         resident=tuple(resident.values()),
-        num_slots=sum(seen.num_slots for seen in several),
+        num_slots=sum(last_stats.num_slots for last_stats in several),
         totals=dict(totals),
     )

@@ -1,4 +1,4 @@
-"""Child: a replica as its front sees it: one process from its start to its end, and what it was asked."""
+"""ReplicaProcess: a replica as its server sees it: one process, from its start to its end."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ from threading import Event, Lock, Thread
 from time import monotonic
 from typing import Any, Literal
 
-from polyvera.engine.adapter_cache import Observe
-from polyvera.engine.generation.request import CANCELLED, FAILED, Output, Request
-from polyvera.errors import ClosedError, FormatError, PolyveraError, ServeError
-from polyvera.replicas.connection import Wire
+from polyvera.engine.adapter_loader import Observe
+from polyvera.engine.generation.request import CANCELLED, FAILED, Request, RequestOutput
+from polyvera.errors import ClosedError, EngineError, FormatError, PolyveraError
+from polyvera.replicas.connection import Connection
 from polyvera.replicas.messages import (
     FROM_REPLICA,
-    Ask,
-    Broken,
+    Accepted,
     Cancel,
-    Do,
-    Done,
+    Command,
+    CommandDone,
+    Delta,
+    Fatal,
     FromReplica,
-    Look,
-    Observed,
+    GetStats,
     Ready,
-    Seen,
     Start,
-    Taken,
-    Told,
+    Stats,
+    Submit,
+    Timing,
 )
 from polyvera.store.reference import AdapterRef
 
 log = logging.getLogger(__name__)
-ASK_S, LOOK_S, END_S = 60.0, 1.0, 10.0
-ERRORS = 2  # the process's errors, which a child's output goes to as well
+SUBMIT_S, STATS_S, END_S = 60.0, 1.0, 10.0
+ERRORS = 2  # the process's errors, which a replica's output goes to as well
 
 
-class Child:
+class ReplicaProcess:
     """A process with an engine. Any number of threads.
 
     observe: gets the times that the engine tells. ready: what it says when its engine runs, or why it does not.
-    is_taking: whether it takes requests, after take(). ended: set when the process has ended. seen: what it
+    is_accepting: whether it takes requests, after accept(). ended: set when the process has ended. last_stats: what it
     held when it was last asked.
     """
 
     def __init__(self, number: int, start: Start, observe: Observe) -> None:
         self.number, self.ready, self.ended = number, Future[Ready](), Event()
-        self.is_taking = self._is_closing = self._is_lost = False
-        self.seen: Seen | None = None
+        self.is_accepting = self._is_closing = self._is_lost = False
+        self.last_stats: Stats | None = None
         self._observe = observe
         self._lock, self._numbers = Lock(), count(1)
-        self._held: dict[int, Request] = {}  # asked, and not yet taken
+        self._reserved: dict[int, Request] = {}  # asked, and not yet taken
         self._open: dict[int, Request] = {}
         self._replies: dict[tuple[type[Any], int], Future[Any]] = {}
         ours, theirs = socketpair()
@@ -62,9 +62,9 @@ class Child:
             self._process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=ERRORS, start_new_session=True
             )
-        self._wire = Wire(ours, FROM_REPLICA)
-        self._wire.send(start)
-        Thread(target=self._run, name=f"polyvera-child-{number}", daemon=True).start()
+        self._connection = Connection(ours, FROM_REPLICA)
+        self._connection.send(start)
+        Thread(target=self._run, name=f"polyvera-replica-{number}", daemon=True).start()
 
     @property
     def pid(self) -> int:
@@ -74,48 +74,50 @@ class Child:
     @property
     def num_open(self) -> int:
         """Answers that have not ended."""
-        return len(self._held) + len(self._open)
+        return len(self._reserved) + len(self._open)
 
     @property
     def is_running(self) -> bool:
         """Whether its engine runs."""
         return self.ready.done() and self.ready.exception() is None and not self._is_lost
 
-    def take(self) -> None:
+    def accept(self) -> None:
         """Takes requests from now on, if it has not ended."""
         with self._lock:
-            self.is_taking = not (self._is_lost or self._is_closing)
+            self.is_accepting = not (self._is_lost or self._is_closing)
 
-    def hold(self, request: Request) -> None:
-        """Counts a request as one of its own, before ask(). Raises ClosedError where it takes none."""
+    def reserve(self, request: Request) -> None:
+        """Counts a request as one of its own, before submit(). Raises ClosedError where it takes none."""
         with self._lock:
-            if not self.is_taking:
-                raise self._gone()
-            self._held[request.number] = request
+            if not self.is_accepting:
+                raise self._exited()
+            self._reserved[request.number] = request
 
-    def ask(self, request: Request) -> None:
-        """Asks for the answer of a request that it holds. Raises as Engine.submit, and ClosedError where it ends."""
+    def submit(self, request: Request) -> None:
+        """Asks for the answer of a request that it holds. Raises as Generator.submit, and ClosedError where it ends."""
         try:
-            asked = Ask(request.number, tuple(request.prompt), request.adapter, request.sampling, request.tenant)
-            self._call(Taken, asked).result(ASK_S)
+            asked = Submit(request.number, tuple(request.prompt), request.adapter, request.params, request.tenant)
+            self._call(Accepted, asked).result(SUBMIT_S)
         except TimeoutError:
-            self._wire.send(Cancel(request.number))
-            raise ClosedError(f"replica {self.number} has not answered for {ASK_S:g} s: try again") from None
+            self._connection.send(Cancel(request.number))
+            raise ClosedError(f"replica {self.number} has not answered for {SUBMIT_S:g} s: try again") from None
         finally:
-            self._held.pop(request.number, None)
+            self._reserved.pop(request.number, None)
 
     def cancel(self, request: Request) -> None:
         """Ends a request, if it is one of its own."""
         if request.number in self._open:
-            self._wire.send(Cancel(request.number))
+            self._connection.send(Cancel(request.number))
 
-    def do(self, word: Literal["preload", "pin", "unpin", "evict"], ref: AdapterRef, timeout_s: float) -> Future[Done]:
-        """Says a word about an adapter; the future raises as the engine does, and ClosedError where it ends."""
-        return self._call(Done, Do(next(self._numbers), word, ref, timeout_s))
+    def command(
+        self, name: Literal["preload", "pin", "unpin", "evict"], ref: AdapterRef, timeout_s: float
+    ) -> Future[CommandDone]:
+        """Sends a command about an adapter; the future raises as the engine does, and ClosedError where it ends."""
+        return self._call(CommandDone, Command(next(self._numbers), name, ref, timeout_s))
 
-    def look(self) -> Future[Seen]:
+    def get_stats(self) -> Future[Stats]:
         """Asks what it holds."""
-        return self._call(Seen, Look(next(self._numbers)))
+        return self._call(Stats, GetStats(next(self._numbers)))
 
     def kill(self) -> None:
         """Ends the process at once; what it has not answered has failed."""
@@ -123,19 +125,19 @@ class Child:
 
     def close(self) -> None:
         """Ends the process; what it has not answered is cancelled."""
-        self.is_taking, self._is_closing = False, True
-        self._wire.close()
+        self.is_accepting, self._is_closing = False, True
+        self._connection.close()
         self.ended.wait()
 
     def _call(self, reply: type[Any], message: Any) -> Future[Any]:
         done: Future[Any] = Future()
         with self._lock:
             if self._is_lost:
-                done.set_exception(self._gone())
+                done.set_exception(self._exited())
                 return done
             self._replies[reply, message.number] = done
         try:
-            self._wire.send(message)
+            self._connection.send(message)
         except PolyveraError:
             self._replies.pop((reply, message.number), None)
             raise
@@ -144,12 +146,12 @@ class Child:
     def _run(self) -> None:
         """Reads what it says until it has gone."""
         try:
-            for message in self._wire.messages():
-                self._hear(message)
+            for message in self._connection.messages():
+                self._handle(message)
         except FormatError:
             log.exception("replica %d has said what no replica says; it is ended", self.number)
-        self._lose()
-        self._wire.close()
+        self._on_exit()
+        self._connection.close()
         try:
             self._process.wait(END_S)
         except subprocess.TimeoutExpired:
@@ -158,31 +160,31 @@ class Child:
         if not self.ready.done():
             status = self._process.returncode
             self.ready.set_exception(
-                ServeError(f"replica {self.number} ended with status {status} before it was ready")
+                EngineError(f"replica {self.number} ended with status {status} before it was ready")
             )
         self.ended.set()
 
-    def _hear(self, message: FromReplica) -> None:
+    def _handle(self, message: FromReplica) -> None:
         match message:
-            case Told():
-                self._told(message)
-            case Observed():
+            case Delta():
+                self._on_delta(message)
+            case Timing():
                 self._observe(message.name, message.seconds)
             case Ready():
                 self.ready.set_result(message)
-            case Broken():
+            case Fatal():
                 log.error("replica %d: %s", self.number, message.fault.message)
                 if not self.ready.done():
                     self.ready.set_exception(message.fault.error())
-            case Taken() | Done() | Seen():
-                self._replied(message)
+            case Accepted() | CommandDone() | Stats():
+                self._on_reply(message)
 
-    def _replied(self, message: Taken | Done | Seen) -> None:
-        if isinstance(message, Seen):
-            self.seen = message
+    def _on_reply(self, message: Accepted | CommandDone | Stats) -> None:
+        if isinstance(message, Stats):
+            self.last_stats = message
         reply = self._replies.pop((type(message), message.number), None)
-        request = self._held.pop(message.number, None) if isinstance(message, Taken) else None
-        fault = None if isinstance(message, Seen) else message.fault
+        request = self._reserved.pop(message.number, None) if isinstance(message, Accepted) else None
+        fault = None if isinstance(message, Stats) else message.fault
         if request is not None and fault is None:
             self._open[request.number] = request
         if reply is not None and fault is None:
@@ -190,7 +192,7 @@ class Child:
         elif reply is not None and fault is not None:
             reply.set_exception(fault.error())
 
-    def _told(self, message: Told) -> None:
+    def _on_delta(self, message: Delta) -> None:
         request = self._open.get(message.number)
         if request is None:  # it was not waited for
             return
@@ -198,30 +200,29 @@ class Child:
             request.first_token = monotonic()
         request.answer += [token.id for token in message.tokens]
         request.num_reused = message.num_reused
-        problem = None if message.fault is None else message.fault.error()
-        self._tell(request, Output(message.tokens, message.text, message.finish, problem))
+        error = None if message.fault is None else message.fault.error()
+        self._report(request, RequestOutput(message.tokens, message.text, message.finish_reason, error))
 
-    def _tell(self, request: Request, output: Output) -> None:
-        if output.finish is not None:
-            request.finished = monotonic()
-        try:
-            request.tell(output)
-        except Exception:
-            log.exception("a listener failed; its request is cancelled")
-            self._wire.send(Cancel(request.number))
-        if output.finish is not None:
+    def _report(self, request: Request, output: RequestOutput) -> None:
+        if not request.report(output):
+            self._connection.send(Cancel(request.number))
+        if output.finish_reason is not None:
             self._open.pop(request.number, None)
 
-    def _lose(self) -> None:
+    def _on_exit(self) -> None:
         """Tells all that wait for the process that it has gone."""
         with self._lock:
-            self.is_taking, self._is_lost = False, True
+            self.is_accepting, self._is_lost = False, True
             replies, self._replies = self._replies, {}
         for reply in replies.values():
-            reply.set_exception(self._gone())
-        end = Output(finish=CANCELLED) if self._is_closing else Output(finish=FAILED, problem=self._gone())
+            reply.set_exception(self._exited())
+        end = (
+            RequestOutput(finish_reason=CANCELLED)
+            if self._is_closing
+            else RequestOutput(finish_reason=FAILED, error=self._exited())
+        )
         for request in list(self._open.values()):
-            self._tell(request, end)
+            self._report(request, end)
 
-    def _gone(self) -> ClosedError:
+    def _exited(self) -> ClosedError:
         return ClosedError(f"replica {self.number} has ended, and its answers with it: try again, others go on")

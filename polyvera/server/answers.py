@@ -1,75 +1,60 @@
-"""Work: the answers of one HTTP request, from the engine's thread to the event loop."""
+"""AnswerStream: the answers of one HTTP request, from the engine's thread to the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from time import monotonic
 from typing import TypeVar
 
 from starlette.requests import Request as HttpRequest
 
-from polyvera.engine.generation.request import CANCELLED, Output, Request, Sampling, Token
+from polyvera.engine.generation.request import CANCELLED, Answer, Request, RequestOutput, SamplingParams
+from polyvera.engine.protocol import GenerationEngine
 from polyvera.errors import ClosedError
-from polyvera.server.context import Front
+from polyvera.server.context import ServerContext
 from polyvera.store.reference import AdapterRef
 
-Part = tuple[int, Output]
+Part = tuple[int, RequestOutput]
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
-class Told:
-    """One answer as far as it was told."""
-
-    tokens: list[Token] = field(default_factory=list)
-    text: str = ""
-    finish: str = ""
-
-    def add(self, output: Output) -> None:
-        """Takes in a part."""
-        self.tokens += output.tokens
-        self.text += output.text
-        self.finish = output.finish or ""
-
-
-class Work:
+class AnswerStream:
     """Several answers being made. A context: what has not ended when it is left is cancelled."""
 
-    def __init__(self, front: Front, tenant: str) -> None:
-        self._front, self._tenant = front, tenant
+    def __init__(self, context: ServerContext, engine: GenerationEngine, tenant: str) -> None:
+        self._context, self._engine, self._tenant = context, engine, tenant
         self._loop, self._parts = asyncio.get_running_loop(), asyncio.Queue[Part]()
-        self._held, self._num_left = ExitStack(), 0
+        self._quota, self._num_left = ExitStack(), 0
         self._last: dict[int, float] = {}
         self.requests: list[Request] = []
 
     async def start(
-        self, prompts: Sequence[Sequence[int]], adapter: AdapterRef | None, samplings: Sequence[Sampling]
+        self, prompts: Sequence[Sequence[int]], adapter: AdapterRef | None, all_params: Sequence[SamplingParams]
     ) -> None:
         """Asks the engine: every prompt with every choice. Raises BusyError, SamplingError, ClosedError."""
-        num = len(prompts) * len(samplings)
-        self._held.enter_context(self._front.quotas.taken(self._tenant, num))
-        asked = [(prompt, sampling) for prompt in prompts for sampling in samplings]
+        num = len(prompts) * len(all_params)
+        self._quota.enter_context(self._context.quotas.reserve(self._tenant, num))
+        asked = [(prompt, params) for prompt in prompts for params in all_params]
         self._num_left, started = num, monotonic()
         self._last = dict.fromkeys(range(num), started)
         await asyncio.to_thread(self._submit, asked, adapter)
 
     async def parts(self) -> AsyncIterator[Part]:
-        """(which answer, what it is told), until all have ended. Raises what ended one of them."""
+        """(which answer, its next part), until all have ended. Raises what ended one of them."""
         while self._num_left:
             i, output = await self._parts.get()
             self._count(i, output)
-            if output.finish is not None:
+            if output.finish_reason is not None:
                 self._num_left -= 1
-            if output.problem is not None:
-                raise output.problem
-            if output.finish == CANCELLED:
+            if output.error is not None:
+                raise output.error
+            if output.finish_reason == CANCELLED:
                 raise ClosedError("the answer was cancelled: the server is stopping, or its parts were not fetched")
             yield i, output
 
-    async def whole(self, request: HttpRequest) -> list[Told]:
+    async def whole(self, request: HttpRequest) -> list[Answer]:
         """All answers; cancelled where the client goes."""
         return await while_there(request, self._gathered())
 
@@ -92,51 +77,52 @@ class Work:
         """Cancels what has not ended, and gives the quota back."""
         for request in self.requests:
             if not request.finished:
-                self._front.engine.cancel(request)
+                self._engine.cancel(request)
         if self.requests:
-            tokens = self._front.metrics.tokens
+            tokens = self._context.metrics.tokens
             tokens.labels(self._tenant, "prompt").inc(self.num_prompt_tokens)
             tokens.labels(self._tenant, "answer").inc(self.num_answer_tokens)
-        self._held.close()
+        self._quota.close()
 
-    def __enter__(self) -> Work:
+    def __enter__(self) -> AnswerStream:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    async def _gathered(self) -> list[Told]:
-        told = [Told() for _ in self.requests]
+    async def _gathered(self) -> list[Answer]:
+        answers = [Answer() for _ in self.requests]
         async for i, output in self.parts():
-            told[i].add(output)
-        return told
+            answers[i].add(output)
+        return answers
 
-    def _submit(self, asked: Sequence[tuple[Sequence[int], Sampling]], adapter: AdapterRef | None) -> None:
-        for i, (prompt, sampling) in enumerate(asked):
-            tell = lambda output, i=i: self._hop(i, output)  # noqa: E731
-            self.requests.append(self._front.engine.submit(prompt, adapter, sampling, tell=tell, tenant=self._tenant))
+    def _submit(self, asked: Sequence[tuple[Sequence[int], SamplingParams]], adapter: AdapterRef | None) -> None:
+        for i, (prompt, params) in enumerate(asked):
+            on_output = lambda output, i=i: self._hop(i, output)  # noqa: E731
+            request = Request(prompt, adapter, params, on_output, self._tenant)
+            self.requests.append(self._engine.submit(request))
 
-    def _hop(self, i: int, output: Output) -> None:
+    def _hop(self, i: int, output: RequestOutput) -> None:
         """In the engine's thread."""
         try:
             self._loop.call_soon_threadsafe(self._put, i, output)
         except RuntimeError:  # the event loop has ended before the engine
             return
 
-    def _put(self, i: int, output: Output) -> None:
+    def _put(self, i: int, output: RequestOutput) -> None:
         self._parts.put_nowait((i, output))
-        if self._parts.qsize() > self._front.settings.max_queued * max(1, len(self.requests)):
+        if self._parts.qsize() > self._context.config.max_queued * max(1, len(self.requests)):
             for request in self.requests:  # nobody fetches them
-                self._front.engine.cancel(request)
+                self._engine.cancel(request)
 
-    def _count(self, i: int, output: Output) -> None:
-        metrics, now = self._front.metrics, monotonic()
+    def _count(self, i: int, output: RequestOutput) -> None:
+        metrics, now = self._context.metrics, monotonic()
         if output.tokens:
             is_first = self.requests[i].first_token == 0 or len(self.requests[i].answer) <= len(output.tokens)
             (metrics.first if is_first else metrics.between).observe(now - self._last[i])
             self._last[i] = now
-        if output.finish is not None:
-            metrics.answers.labels(self._tenant, output.finish).inc()
+        if output.finish_reason is not None:
+            metrics.answers.labels(self._tenant, output.finish_reason).inc()
 
 
 async def while_there(request: HttpRequest, asked: Awaitable[T]) -> T:

@@ -18,7 +18,7 @@ from threading import Lock
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from polyvera.errors import AccessError, ServeError
+from polyvera.errors import AccessError, ForbiddenError, ServeError
 from polyvera.store.reference import SEGMENT, is_name
 
 log = logging.getLogger(__name__)
@@ -42,13 +42,13 @@ class Caller:
     def check_admin(self) -> None:
         """Raises AccessError for a key without the admin scope."""
         if not self.admin:
-            raise AccessError("this needs a key with the admin scope", is_known=True)
+            raise ForbiddenError("this needs a key with the admin scope")
 
 
 EVERYONE = Caller("", ("*",), base=True, admin=True)
 
 
-class Key(BaseModel):
+class ApiKey(BaseModel):
     """A key as it is kept. sha256: of the secret, hex. created, expires: ISO 8601, expires '' for never."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -86,11 +86,11 @@ class Key(BaseModel):
         return Caller(self.tenant, self.adapters, self.base, self.admin)
 
 
-class KeyList(BaseModel):
+class ApiKeyList(BaseModel):
     """The file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    keys: tuple[Key, ...] = ()
+    keys: tuple[ApiKey, ...] = ()
 
 
 class KeyFile:
@@ -100,7 +100,7 @@ class KeyFile:
         self.path = path
         self._lock = Lock()
         self._seen: tuple[int, ...] = ()
-        self._keys: tuple[Key, ...] = ()
+        self._keys: tuple[ApiKey, ...] = ()
 
     def caller(self, secret: str) -> Caller:
         """Who calls with a key. Raises AccessError for one that is unknown or has expired."""
@@ -113,7 +113,7 @@ class KeyFile:
             raise AccessError("this API key is unknown or has expired")
         return found.caller
 
-    def keys(self) -> tuple[Key, ...]:
+    def keys(self) -> tuple[ApiKey, ...]:
         """The keys as the file has them now; those before where it cannot be read; none where it is gone."""
         with self._lock:
             try:
@@ -137,21 +137,21 @@ class KeyFile:
         base: bool = False,
         admin: bool = False,
         days: float | None = None,
-    ) -> tuple[str, Key]:
+    ) -> tuple[str, ApiKey]:
         """Makes a key; returns its secret, which is kept nowhere, and what is kept. Raises ServeError."""
         secret = f"pv-{secrets.token_urlsafe(32)}"
         now = datetime.now(UTC).replace(microsecond=0)
         expires = None if days is None else now + timedelta(days=days)
         given = {"tenant": tenant, "adapters": adapters, "base": base, "admin": admin}
         try:
-            key = Key(sha256=sha256(secret.encode()).hexdigest(), created=now, expires=expires, **given)  # type: ignore[arg-type]
+            key = ApiKey(sha256=sha256(secret.encode()).hexdigest(), created=now, expires=expires, **given)  # type: ignore[arg-type]
         except ValidationError as error:
             raise ServeError(_first(error)) from None
         with self._changing() as keys:
             self._write((*keys, key))
         return secret, key
 
-    def remove(self, id: str) -> Key:
+    def remove(self, id: str) -> ApiKey:
         """Removes the key of that id. Raises ServeError where there is none."""
         with self._changing() as keys:
             gone = next((key for key in keys if key.id == id), None)
@@ -162,14 +162,14 @@ class KeyFile:
         return gone
 
     @contextmanager
-    def _changing(self) -> Iterator[tuple[Key, ...]]:
+    def _changing(self) -> Iterator[tuple[ApiKey, ...]]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.with_name(f".{self.path.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield read_keys(self.path) if self.path.exists() else ()
 
-    def _write(self, keys: tuple[Key, ...]) -> None:
-        text = KeyList(keys=keys).model_dump_json(indent=1, exclude_none=True) + "\n"
+    def _write(self, keys: tuple[ApiKey, ...]) -> None:
+        text = ApiKeyList(keys=keys).model_dump_json(indent=1, exclude_none=True) + "\n"
         handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")  # mode 0600
         with os.fdopen(handle, "w") as file:
             file.write(text)
@@ -178,12 +178,12 @@ class KeyFile:
         Path(name).replace(self.path)
 
 
-def read_keys(path: Path) -> tuple[Key, ...]:
+def read_keys(path: Path) -> tuple[ApiKey, ...]:
     """The keys of a file. Raises ServeError for one that cannot be read or is no file of keys."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ServeError(f"{path} has more than {MAX_FILE_BYTES:,} bytes, too many for a file of keys")
-        return KeyList.model_validate_json(path.read_bytes()).keys
+        return ApiKeyList.model_validate_json(path.read_bytes()).keys
     except OSError as error:
         raise ServeError(f"the file of keys {path} cannot be read: {error.strerror}") from error
     except ValidationError as error:

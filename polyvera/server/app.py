@@ -14,15 +14,14 @@ from starlette.middleware import Middleware
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from polyvera.adapter.fingerprint import fingerprint
+from polyvera.engine.protocol import ServedEngine
 from polyvera.errors import PolyveraError
 from polyvera.server.api_keys import KeyFile, read_keys
 from polyvera.server.catalog import Catalog
-from polyvera.server.config import Settings
-from polyvera.server.context import Front, Quotas
-from polyvera.server.error_response import Problem, problem_of
+from polyvera.server.config import ServerConfig
+from polyvera.server.context import ServerContext, TenantQuotas
 from polyvera.server.metrics import Metrics
-from polyvera.server.middleware import Door, State
+from polyvera.server.middleware import AuthMiddleware, ServerState
 from polyvera.server.routes import adapters, completions, embeddings, models, operations
 
 PAGE = files("polyvera.server").joinpath("page")
@@ -40,27 +39,27 @@ PAGE_HEADERS = {
 }
 
 
-def make_app(engine: Any, settings: Settings, metrics: Metrics | None = None, state: State | None = None) -> FastAPI:
-    """The app of a started engine (an Engine, an Encoder, or Replicas, which has the methods of one).
+def make_app(
+    engine: ServedEngine, config: ServerConfig, metrics: Metrics | None = None, state: ServerState | None = None
+) -> FastAPI:
+    """The app of a started engine: a Generator, an Embedder, or a ReplicaPool.
 
-    metrics: whose observe() the engine was given, for the times that it tells. state: to say that the server stops.
+    metrics: whose observe() the engine was given, for the times that it measures. state: to say that the server stops.
     Raises ServeError for a file of keys that cannot be read.
     """
-    state, metrics = state or State(), metrics or Metrics()
+    state, metrics = state or ServerState(), metrics or Metrics()
     keys = None
-    if settings.keys is not None:
-        read_keys(settings.keys)
-        keys = KeyFile(settings.keys)
+    if config.keys is not None:
+        read_keys(config.keys)
+        keys = KeyFile(config.keys)
     metrics.watch(engine.stats)
-    catalog = Catalog(engine.registry, settings.base)
-    front = Front(engine, settings, catalog, metrics, state, Quotas(settings.max_per_tenant))
-    door = Middleware(Door, settings=settings, keys=keys, state=state)
-    app = FastAPI(title="polyvera", docs_url=None, redoc_url=None, openapi_url=None, middleware=[door])
+    catalog = Catalog(engine.registry, config.base)
+    context = ServerContext(engine, config, catalog, metrics, state, TenantQuotas(config.max_per_tenant))
+    auth = Middleware(AuthMiddleware, config=config, keys=keys, state=state, metrics=metrics)
+    app = FastAPI(title="polyvera", docs_url=None, redoc_url=None, openapi_url=None, middleware=[auth])
     for router in (completions, models, operations, embeddings):
-        app.include_router(router.routes(front))
-    # Replicas hold the weights in other processes, and were told what they are.
-    base = engine.fingerprint if hasattr(engine, "fingerprint") else fingerprint(engine.model)
-    app.include_router(adapters.routes(front, base))
+        app.include_router(router.routes(context))
+    app.include_router(adapters.routes(context, engine.fingerprint))
     _add_page(app)
     _add_errors(app, metrics)
     return app
@@ -84,17 +83,8 @@ def _sender(data: bytes, kind: str) -> Any:
 def _add_errors(app: FastAPI, metrics: Metrics) -> None:
     """One way for all errors."""
 
-    async def told(request: HttpRequest, error: Exception) -> Response:
-        problem = _of_fields(error) if isinstance(error, RequestValidationError) else None
-        problem = problem or problem_of(error, request.state.request_id)
-        metrics.refused.labels(str(problem.status)).inc()
-        return problem.response()
+    async def failed(request: HttpRequest, error: Exception) -> Response:
+        return metrics.failed(error, request.state.request_id).response()
 
     for kind in (PolyveraError, ValidationError, RequestValidationError, HTTPException, Exception):
-        app.add_exception_handler(kind, told)
-
-
-def _of_fields(error: RequestValidationError) -> Problem:
-    first = error.errors()[0]
-    where = ".".join(map(str, first["loc"][1:]))
-    return Problem(400, f"{where}: {first['msg']}", param=where or None)
+        app.add_exception_handler(kind, failed)

@@ -9,7 +9,7 @@ from datetime import datetime
 from threading import Lock
 from typing import Any
 
-from polyvera.errors import AccessError, FormatError, NotFoundError, PolyveraError
+from polyvera.errors import ForbiddenError, FormatError, NotFoundError, PolyveraError
 from polyvera.server.api_keys import Caller
 from polyvera.store.reference import AdapterRef, Reference, parse_reference
 from polyvera.store.registry import Registry
@@ -19,7 +19,7 @@ MAX_FACTS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class AdapterFacts:
     """What the file of an adapter says of it. created: ISO 8601."""
 
     method: str
@@ -47,7 +47,7 @@ class Catalog:
     def __init__(self, registry: Registry | None, base: str) -> None:
         self.registry, self.base = registry, base
         self._closed: set[str] = set()
-        self._facts: OrderedDict[tuple[str, int], Facts] = OrderedDict()
+        self._facts: OrderedDict[tuple[str, int], AdapterFacts] = OrderedDict()
         self._lock = Lock()
 
     def resolve(self, caller: Caller, model: str) -> AdapterRef | None:
@@ -55,7 +55,7 @@ class Catalog:
         name = self._without_base(model)
         if name is None:
             if not caller.base:
-                raise AccessError("this API key may call adapters only, not the bare base model", is_known=True)
+                raise ForbiddenError("this API key may call adapters only, not the bare base model")
             return None
         return self.find(caller, name)
 
@@ -80,7 +80,7 @@ class Catalog:
                 if caller.sees(ref.name) and ref.name not in self._closed:
                     yield ref
 
-    def facts(self, ref: AdapterRef) -> Facts | None:
+    def facts(self, ref: AdapterRef) -> AdapterFacts | None:
         """What is known of an adapter; None where its file is damaged or was removed a moment ago."""
         key = ref.name, ref.version
         with self._lock:
@@ -92,7 +92,7 @@ class Catalog:
         except (FormatError, NotFoundError):
             return None
         spec = adapter.spec
-        facts = Facts(
+        facts = AdapterFacts(
             spec.method, spec.rank, adapter.num_params, adapter.created, dict(adapter.scores), tuple(adapter.labels)
         )
         with self._lock:

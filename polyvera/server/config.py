@@ -1,49 +1,103 @@
-"""Settings: what the HTTP front takes on, and from whom."""
+"""ServerConfig: what the HTTP server takes on, and from whom. Serving: all that users set of a served model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from polyvera.errors import ServeError
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import Field
+
+from polyvera.engine.limits import ENGINE, Limits
+from polyvera.errors import PolyveraError, ServeError
+from polyvera.settings.field import DEFAULT_STORE, MIB, MODEL, STORE, Count, Described
+from polyvera.settings.model import SettingsModel
+from polyvera.settings.parts import check, model_of, part_of
+
+HTTP, ACCESS = "HTTP", "Access"
+Seconds = Annotated[float, Gt(0.0), Lt(86_400.0)]
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """What the front takes on. Raises ServeError for a number that cannot be.
+class ServerConfig:
+    """What the server takes on. Raises ServeError for an invalid value.
 
-    base: the name of the base model, as clients see it. keys: the file of API keys; None is an open server, for this
-    machine's own programs. lora_root: the folder that load_lora_adapter may read from, None for none. max_choices:
-    answers of one request. max_per_tenant: answers of one tenant at a time. max_queued: parts of an answer that a
-    client has not taken yet. read_s, write_s: seconds that a client may stand still. drain_s: seconds that running
-    answers have after SIGTERM. is_metrics_open: whether /metrics needs no key. hosts: further names of this machine
-    that an open server answers to.
+    base: the name of the base model, as clients see it. keys: None is an open server, for this machine's own programs.
     """
 
-    base: str
-    keys: Path | None = None
-    lora_root: Path | None = None
-    max_body_bytes: int = 1 << 20
-    max_upload_bytes: int = 64 << 20
-    max_choices: int = 64
-    max_per_tenant: int = 256
-    max_queued: int = 1024
-    max_connections: int = 2048
-    read_s: float = 20.0
-    write_s: float = 30.0
-    drain_s: float = 30.0
-    is_metrics_open: bool = False
-    hosts: tuple[str, ...] = ()
+    base: Annotated[str, Field(pattern="^[^:]+$")]
+    keys: Annotated[
+        Path | None, Described("The file of API keys, which `polyvera keys` writes.", ACCESS, env="POLYVERA_KEYS")
+    ] = None
+    lora_root: Annotated[Path | None, Described("The folder that load_lora_adapter may read from.", ACCESS)] = None
+    max_body_bytes: Annotated[
+        Count, Described("Most bytes of a request, in MiB.", HTTP, name="max_body_mib", scale=MIB)
+    ] = 1 << 20
+    max_upload_bytes: Annotated[
+        Count, Described("Most bytes of an uploaded adapter, in MiB.", HTTP, name="max_upload_mib", scale=MIB)
+    ] = 64 << 20
+    max_choices: Annotated[Count, Described("Answers of one request.", HTTP)] = 64
+    max_per_tenant: Annotated[Count, Described("Answers of one tenant at a time.", HTTP)] = 256
+    max_queued: Annotated[Count, Described("Parts of an answer that a client has not taken yet.", HTTP)] = 1024
+    max_connections: Annotated[Count, Described("Open connections.", HTTP)] = 2048
+    read_s: Annotated[Seconds, Described("Seconds that a client may take to send a request.", HTTP)] = 20.0
+    write_s: Annotated[Seconds, Described("Seconds that a client may leave an answer unread.", HTTP)] = 30.0
+    drain_s: Annotated[Seconds, Described("Seconds that running answers have after SIGTERM.", HTTP)] = 30.0
+    is_metrics_open: Annotated[bool, Described("/metrics needs no key.", ACCESS, name="open_metrics")] = False
+    hosts: Annotated[
+        tuple[str, ...],
+        Described("Another name of this machine that a server without keys answers to.", ACCESS, name="allow_host"),
+    ] = ()
 
     def __post_init__(self) -> None:
-        for name in COUNTS:
-            if getattr(self, name) < 1:
-                raise ServeError(f"{name}={getattr(self, name)}: it is at least 1")
-        for name in ("read_s", "write_s", "drain_s"):
-            if not 0 < getattr(self, name) < 86_400:
-                raise ServeError(f"{name}={getattr(self, name)}: it is more than 0 and less than a day, in seconds")
-        if ":" in self.base or not self.base:
-            raise ServeError(f"base={self.base!r}: the name of the base is not empty and has no ':'")
+        check(self, ServeError)
 
 
-COUNTS = ("max_body_bytes", "max_upload_bytes", "max_choices", "max_per_tenant", "max_queued", "max_connections")
+if TYPE_CHECKING:
+    Parts = SettingsModel
+else:
+    Parts = model_of(Limits, ServerConfig)
+
+
+class ServedModel(Parts):
+    """All that users set of a served model, wherever it runs: Limits and ServerConfig under their outer names."""
+
+    what: ClassVar[str] = "serving"
+    env_prefix: ClassVar[str] = "POLYVERA_SERVE_"
+    refusal: ClassVar[type[PolyveraError]] = ServeError
+
+    model: Annotated[str, MODEL]
+    store: Annotated[str, STORE] = DEFAULT_STORE
+    name: Annotated[
+        str | None,
+        Described("What clients call the base; by default MODEL's last part.", MODEL.group, ("served_model_name",)),
+    ] = None
+    pin: Annotated[tuple[str, ...], Described("An adapter that stays resident.", ENGINE)] = ()
+
+    @property
+    def limits(self) -> Limits:
+        """What an engine takes on."""
+        return part_of(self, Limits)
+
+    @property
+    def config(self) -> ServerConfig:
+        """What the server takes on."""
+        return part_of(
+            self, ServerConfig, base=self.name or self.model.rstrip("/").rpartition("/")[2].rpartition(":")[2]
+        )
+
+
+class Serving(ServedModel):
+    """The settings of `polyvera serve`. Raises ServeError, one line for each problem."""
+
+    host: Annotated[str, Described("An address; others than this machine's own need keys.", HTTP)] = "127.0.0.1"
+    port: Annotated[int, Ge(0), Le(65_535), Described("0 takes a free one.", HTTP)] = 8000
+    replicas: Annotated[
+        Count,
+        Described(
+            "Engines, each a process with a copy of the base and limits of its own, among which the processor's "
+            "threads, or the GPUs, are divided.",
+            ENGINE,
+        ),
+    ] = 1

@@ -1,4 +1,4 @@
-"""Front: what every route of one server works with."""
+"""ServerContext: what every route of one server works with."""
 
 from __future__ import annotations
 
@@ -7,32 +7,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import time
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 
-from polyvera.errors import BusyError
+from polyvera.engine.protocol import EmbeddingEngine, GenerationEngine, ServedEngine
+from polyvera.errors import BusyError, ServeError
 from polyvera.server.api_keys import Caller
 from polyvera.server.catalog import Catalog
-from polyvera.server.config import Settings
+from polyvera.server.config import ServerConfig
 from polyvera.server.metrics import Metrics
-from polyvera.server.middleware import State
+from polyvera.server.middleware import ServerState
 
 T = TypeVar("T", bound=BaseModel)
 
 
 @dataclass
-class Quotas:
+class TenantQuotas:
     """How many answers each tenant has under way. Of the event loop's thread."""
 
     max_per_tenant: int
     _taken: Counter[str] = field(default_factory=Counter)
 
     @contextmanager
-    def taken(self, tenant: str, num: int) -> Iterator[None]:
-        """Holds so many. Raises BusyError where the tenant would have too many."""
+    def reserve(self, tenant: str, num: int) -> Iterator[None]:
+        """Counts so many for the time of the context. Raises BusyError where the tenant would have too many."""
         if self._taken[tenant] + num > self.max_per_tenant:
             raise BusyError(
                 f"{self._taken[tenant]} answers are under way for this tenant, and {num} more would be over its "
@@ -48,21 +49,36 @@ class Quotas:
 
 
 @dataclass(frozen=True)
-class Front:
-    """An engine and what stands around it. engine: an Engine, an Encoder, or what has the methods of one."""
+class ServerContext:
+    """A running engine and what stands around it."""
 
-    engine: Any
-    settings: Settings
+    engine: ServedEngine
+    config: ServerConfig
     catalog: Catalog
     metrics: Metrics
-    state: State
-    quotas: Quotas
+    state: ServerState
+    quotas: TenantQuotas
     started: int = field(default_factory=lambda: int(time()))
 
     @property
-    def writes(self) -> bool:
-        """Whether the engine writes text, where an encoder only reads it."""
-        return hasattr(self.engine, "submit")
+    def generation(self) -> GenerationEngine:
+        """The engine, which writes text. Raises ServeError where it doesn't."""
+        if self.engine.generation is None:
+            raise ServeError(
+                f"this server runs {self.catalog.base}, an encoder: ask /v1/embeddings or /v1/classify for vectors "
+                "and classes, it writes no text"
+            )
+        return self.engine.generation
+
+    @property
+    def embedding(self) -> EmbeddingEngine:
+        """The engine, which gives vectors and classes. Raises ServeError where it doesn't."""
+        if self.engine.embedding is None:
+            raise ServeError(
+                f"this server runs {self.catalog.base}, which answers /v1/completions and /v1/chat/completions; "
+                "embeddings and classes come from an encoder"
+            )
+        return self.engine.embedding
 
 
 def caller_of(request: HttpRequest) -> Caller:

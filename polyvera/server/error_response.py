@@ -1,57 +1,29 @@
-"""Problem: an error as OpenAI's clients understand it."""
+"""ErrorResponse: any error as OpenAI's clients understand it, by one table."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
+from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from polyvera.errors import (
-    AccessError,
-    BusyError,
-    ClosedError,
-    FormatError,
-    LayoutError,
-    NotFoundError,
-    PolyveraError,
-    PromptError,
-    ReferenceNameError,
-    SamplingError,
-    ServeError,
-    SizeError,
-    SlowError,
-    SpecError,
-)
+from polyvera import errors
+from polyvera.errors import PolyveraError
 
 log = logging.getLogger(__name__)
-INVALID = "invalid_request_error"
-# The first that fits; what stands in no row is a fault of the server's own, of which the client learns no details.
-TABLE: tuple[tuple[type[PolyveraError], int, str, str | None], ...] = (
-    (NotFoundError, 404, INVALID, "model_not_found"),
-    (ReferenceNameError, 400, INVALID, "invalid_name"),
-    (SizeError, 413, INVALID, "request_too_large"),
-    (SlowError, 408, INVALID, "request_timeout"),
-    (BusyError, 429, "rate_limit_error", "rate_limit_exceeded"),
-    (ClosedError, 503, "server_error", "unavailable"),
-    (SamplingError, 400, INVALID, None),
-    (PromptError, 400, INVALID, None),
-    (FormatError, 422, INVALID, "invalid_adapter"),
-    (LayoutError, 422, INVALID, "invalid_adapter"),
-    (SpecError, 422, INVALID, "invalid_adapter"),
-    (ServeError, 400, INVALID, None),
-)
+INVALID, SERVER = "invalid_request_error", "server_error"
 RETRY_S = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
-    """What a client is told."""
+class ErrorResponse:
+    """What a client gets."""
 
     status: int
     message: str
@@ -70,40 +42,85 @@ class Problem:
         return JSONResponse(self.body, self.status, dict(self.headers))
 
 
-def problem_of(error: BaseException, request_id: str) -> Problem:
-    """How any error is told."""
-    if isinstance(error, AccessError):
-        return _access(error)
-    if isinstance(error, ValidationError):
-        return _invalid(error)
-    if isinstance(error, HTTPException):
-        return Problem(error.status_code, str(error.detail), headers=error.headers or {})
-    for kind, status, word, code in TABLE:
-        if isinstance(error, kind):
-            param = "model" if code == "model_not_found" else None
-            return Problem(status, str(error), word, param, code, _retry(error))
-    log.error("request %s failed", request_id, exc_info=error)
-    return Problem(500, f"the server failed; it wrote more to its log, under {request_id}", "server_error")
+@dataclass(frozen=True, slots=True)
+class ErrorRow:
+    """How one class of errors is reported. is_hidden: its words go to the log alone. headers: made of the error."""
+
+    status: int
+    type: str = INVALID
+    code: str | None = None
+    param: str | None = None
+    is_hidden: bool = False
+    headers: Callable[[Any], Mapping[str, str]] = lambda error: {}
+
+    def response(self, error: BaseException, request_id: str) -> ErrorResponse:
+        """The response for an error of this class."""
+        message = str(error)
+        if self.is_hidden:
+            log.error("request %s failed", request_id, exc_info=error)
+            message = f"the server failed; its log has more under {request_id}"
+        return ErrorResponse(self.status, message, self.type, self.param, self.code, self.headers(error))
 
 
-def _access(error: AccessError) -> Problem:
-    if error.is_known:
-        return Problem(403, str(error), "permission_error", code="forbidden")
-    headers = {"WWW-Authenticate": "Bearer"}
-    return Problem(401, str(error), "authentication_error", code="invalid_api_key", headers=headers)
+INTERNAL = ErrorRow(500, SERVER, is_hidden=True)
+ADAPTER = ErrorRow(422, code="invalid_adapter")
+# Every class of errors has its own row: a new one is a decision, and no parent's row hides that it was not made.
+TABLE: dict[type[PolyveraError], ErrorRow] = {
+    errors.PolyveraError: INTERNAL,
+    errors.SpecError: ADAPTER,
+    errors.TargetError: ADAPTER,
+    errors.BasisError: ADAPTER,
+    errors.SlotError: INTERNAL,
+    errors.LayoutError: ADAPTER,
+    errors.FingerprintError: ADAPTER,
+    errors.FormatError: ADAPTER,
+    errors.StoreError: INTERNAL,
+    errors.ReferenceNameError: ErrorRow(400, code="invalid_name"),
+    errors.NotFoundError: ErrorRow(404, code="model_not_found", param="model"),
+    errors.ServeError: ErrorRow(400),
+    errors.SamplingError: ErrorRow(400),
+    errors.BusyError: ErrorRow(
+        429,
+        "rate_limit_error",
+        "rate_limit_exceeded",
+        headers=lambda error: {"Retry-After": str(max(1, ceil(error.retry_s)))},
+    ),
+    errors.SizeError: ErrorRow(413, code="request_too_large"),
+    errors.SlowError: ErrorRow(408, code="request_timeout"),
+    errors.ClosedError: ErrorRow(503, SERVER, "unavailable", headers=lambda error: {"Retry-After": str(RETRY_S)}),
+    errors.AccessError: ErrorRow(
+        401, "authentication_error", "invalid_api_key", headers=lambda error: {"WWW-Authenticate": "Bearer"}
+    ),
+    errors.ForbiddenError: ErrorRow(403, "permission_error", "forbidden"),
+    errors.EngineError: INTERNAL,
+    errors.NonFiniteError: ErrorRow(500, SERVER),
+    errors.DataError: INTERNAL,
+    errors.PromptError: ErrorRow(400),
+    errors.RecipeError: INTERNAL,
+}
 
 
-def _invalid(error: ValidationError) -> Problem:
+def error_response(error: BaseException, request_id: str) -> ErrorResponse:
+    """How any error is reported."""
+    match error:
+        case PolyveraError():
+            return TABLE[type(error)].response(error, request_id)
+        case ValidationError():
+            return _invalid(error)
+        case RequestValidationError():
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"][1:]))
+            return ErrorResponse(400, f"{where}: {first['msg']}", param=where or None)
+        case HTTPException():
+            return ErrorResponse(error.status_code, str(error.detail), headers=error.headers or {})
+    return INTERNAL.response(error, request_id)
+
+
+def _invalid(error: ValidationError) -> ErrorResponse:
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
     if first["type"] == "extra_forbidden":
         said = "this server does not know it, and does not pretend to have followed it; leave it out"
     else:
         said = first["msg"].removeprefix("Value error, ")
-    return Problem(400, f"{where}: {said}" if where else said, param=where or None)
-
-
-def _retry(error: PolyveraError) -> dict[str, str]:
-    if isinstance(error, BusyError):
-        return {"Retry-After": str(max(1, ceil(error.retry_s)))}
-    return {"Retry-After": str(RETRY_S)} if isinstance(error, ClosedError) else {}
+    return ErrorResponse(400, f"{where}: {said}" if where else said, param=where or None)

@@ -8,7 +8,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from polyvera.engine.stats import Stats
+from polyvera.engine.stats import EngineStats
+from polyvera.server.error_response import ErrorResponse, error_response
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 COUNTED = {
@@ -44,27 +45,36 @@ class Metrics:
         self.between = Histogram("inter_token_seconds", "Between two tokens of an answer.", buckets=SECONDS, **at)
         self.tokens = Counter("tokens", "Tokens by tenant.", ["tenant", "kind"], **at)
         self.answers = Counter("answers", "Answers by how they ended.", ["tenant", "finish"], **at)
-        self.refused = Counter("refused", "Requests that were refused, by status.", ["status"], **at)
+        self.refused = Counter("refused", "Requests that ended in an error, by status.", ["status"], **at)
 
     def observe(self, name: str, seconds: float) -> None:
-        """Takes in a time that the engine tells."""
+        """Takes in a time that the engine measured."""
         if name in self._observed:
             self._observed[name].observe(seconds)
 
-    def watch(self, stats: Callable[[], Stats]) -> None:
-        """Tells what the engine holds from now on."""
-        self._registry.register(_Engine(stats))
+    def failed(self, error: BaseException, request_id: str) -> ErrorResponse:
+        """Counts an error by its status; how it is reported."""
+        response = error_response(error, request_id)
+        self.refused.labels(str(response.status)).inc()
+        return response
+
+    def watch(self, stats: Callable[[], EngineStats]) -> None:
+        """Shows what the engine holds from now on."""
+        self._registry.register(EngineCollector(stats))
 
     def text(self) -> bytes:
         """In Prometheus' text format."""
         return generate_latest(self._registry)
 
 
-class _Engine:
-    def __init__(self, stats: Callable[[], Stats]) -> None:
+class EngineCollector:
+    """Reads an engine's statistics each time that the metrics are read."""
+
+    def __init__(self, stats: Callable[[], EngineStats]) -> None:
         self._stats = stats
 
     def collect(self) -> Iterator[Metric]:
+        """The gauges and counters at this moment."""
         stats = self._stats()
         yield GaugeMetricFamily("polyvera_running", "Requests that run.", len(stats.running))
         yield GaugeMetricFamily("polyvera_waiting", "Requests that wait.", stats.waiting)

@@ -1,4 +1,4 @@
-"""Door: what every HTTP request passes before the app sees it: who calls, how much, how fast."""
+"""AuthMiddleware: what every HTTP request passes before the app sees it: who calls, how much, how fast."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from uuid import uuid4
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from polyvera.errors import AccessError, ClosedError, PolyveraError, SizeError, SlowError
+from polyvera.errors import AccessError, ClosedError, ForbiddenError, PolyveraError, SizeError, SlowError
 from polyvera.server.api_keys import EVERYONE, Caller, KeyFile
-from polyvera.server.config import Settings
-from polyvera.server.error_response import problem_of
+from polyvera.server.config import ServerConfig
+from polyvera.server.metrics import Metrics
 
 ALWAYS_OPEN = ("/health", "/ready", "/version")
 PAGE = ("/", "/page/", "/favicon.ico")
@@ -25,17 +25,19 @@ REQUEST_ID = "x-request-id"
 
 
 @dataclass
-class State:
+class ServerState:
     """Whether new requests are still taken."""
 
     is_draining: bool = False
 
 
-class Door:
+class AuthMiddleware:
     """An ASGI middleware. Answers what is refused itself, in the shape of all errors."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, keys: KeyFile | None, state: State) -> None:
-        self._app, self._settings, self._keys, self._state = app, settings, keys, state
+    def __init__(
+        self, app: ASGIApp, config: ServerConfig, keys: KeyFile | None, state: ServerState, metrics: Metrics
+    ) -> None:
+        self._app, self._config, self._keys, self._state, self._metrics = app, config, keys, state, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -43,20 +45,20 @@ class Door:
             await self._app(scope, receive, send)
             return
         request_id = uuid4().hex
-        told = _Telling(send, request_id, self._settings.write_s)
+        bounded = BoundedSend(send, request_id, self._config.write_s)
         try:
             caller = self._admitted(scope["path"], Headers(scope=scope))
         except PolyveraError as error:
-            response = problem_of(error, request_id).response()
+            response = self._metrics.failed(error, request_id).response()
             response.headers["connection"] = "close"  # its body is not read
-            await response(scope, receive, told)
+            await response(scope, receive, bounded)
             return
         scope.setdefault("state", {}).update(caller=caller, request_id=request_id)
-        await self._app(scope, _Reading(receive, self._limit(scope["path"]), self._settings.read_s), told)
+        await self._app(scope, BoundedReceive(receive, self._limit(scope["path"]), self._config.read_s), bounded)
 
     def _admitted(self, path: str, headers: Headers) -> Caller:
         """Raises AccessError, ClosedError, SizeError."""
-        if path in ALWAYS_OPEN or (path == "/metrics" and self._settings.is_metrics_open):
+        if path in ALWAYS_OPEN or (path == "/metrics" and self._config.is_metrics_open):
             return EVERYONE
         caller = self._caller(path, headers)
         if self._state.is_draining and path != "/metrics":
@@ -80,18 +82,18 @@ class Door:
     def _check_local(self, headers: Headers) -> None:
         """A page of another site must not reach an open server through its visitor's browser."""
         host = _host(f"//{headers.get('host', '')}")
-        if not (is_loopback(host) or host in self._settings.hosts):
-            raise AccessError(f"an open server answers to this machine's own names only, not to {host!r}", True)
+        if not (is_loopback(host) or host in self._config.hosts):
+            raise ForbiddenError(f"an open server answers to this machine's own names only, not to {host!r}")
         origin = headers.get("origin")
         if origin is not None and _host(origin) != host:
-            raise AccessError(f"an open server takes no requests of pages from {origin!r}", True)
+            raise ForbiddenError(f"an open server takes no requests of pages from {origin!r}")
 
     def _limit(self, path: str) -> int:
-        given = self._settings
+        given = self._config
         return given.max_upload_bytes if path.startswith(UPLOADS) else given.max_body_bytes
 
 
-class _Reading:
+class BoundedReceive:
     """receive(), bounded in bytes and in time: a client has read_s and what its bytes take at a modest speed."""
 
     def __init__(self, receive: Receive, limit: int, read_s: float) -> None:
@@ -99,6 +101,7 @@ class _Reading:
         self._started, self._num_bytes, self._is_whole = monotonic(), 0, False
 
     async def __call__(self) -> Message:
+        """The next message. Raises SlowError, SizeError."""
         if self._is_whole:
             return await self._receive()
         left = self._started + self._read_s + self._num_bytes / MIN_BYTES_PER_S - monotonic()
@@ -113,13 +116,14 @@ class _Reading:
         return message
 
 
-class _Telling:
+class BoundedSend:
     """send(), with the request's id, and no longer than write_s at a time for a client that does not read."""
 
     def __init__(self, send: Send, request_id: str, write_s: float) -> None:
         self._send, self._id, self._write_s = send, request_id, write_s
 
     async def __call__(self, message: Message) -> None:
+        """Sends a message. Raises ConnectionError for a client that does not read."""
         if message["type"] == "http.response.start":
             MutableHeaders(scope=message)[REQUEST_ID] = self._id
         try:

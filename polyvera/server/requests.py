@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from polyvera.engine.generation.request import Sampling
+from polyvera.engine.generation.request import SamplingParams
 from polyvera.model.prompt import Message
 
 # They can change nothing of an answer.
@@ -17,7 +17,7 @@ COMPLETION_TOKENS = 16
 TokenIds = list[Annotated[int, Field(ge=0)]]
 
 
-class Body(BaseModel):
+class RequestBody(BaseModel):
     """A JSON body. null is as good as left out."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -30,13 +30,13 @@ class Body(BaseModel):
         return {name: value for name, value in values.items() if value is not None and name not in IGNORED}
 
 
-class StreamOptions(Body):
+class StreamOptions(RequestBody):
     """What a stream tells besides the text."""
 
     include_usage: bool = False
 
 
-class JsonSchema(Body):
+class JsonSchema(RequestBody):
     """A schema that the answer follows."""
 
     name: str = ""
@@ -45,7 +45,7 @@ class JsonSchema(Body):
     schema_: dict[str, Any] = Field(alias="schema")
 
 
-class ResponseFormat(Body):
+class ResponseFormat(RequestBody):
     """The form of the answer."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -59,7 +59,7 @@ class ResponseFormat(Body):
 
     @property
     def schema_text(self) -> str | None:
-        """As Sampling takes it."""
+        """As SamplingParams takes it."""
         if self.json_schema is not None:
             return json.dumps(self.json_schema.schema_)
         return "{}" if self.type == "json_object" else None
@@ -69,7 +69,7 @@ def _several(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class Choices(Body):
+class GenerationBody(RequestBody):
     """What completions and chats have in common."""
 
     model: str = Field(max_length=512)
@@ -92,12 +92,12 @@ class Choices(Body):
     logit_bias: dict[int, float] = {}
     response_format: ResponseFormat | None = None
 
-    def samplings(self, max_tokens: int | None, logprobs: int | None) -> list[Sampling]:
+    def all_params(self, max_tokens: int | None, logprobs: int | None) -> list[SamplingParams]:
         """One for each of the n choices, seeds counted up. Raises SamplingError."""
-        return [self._sampling(max_tokens, logprobs, i) for i in range(self.n)]
+        return [self._params(max_tokens, logprobs, i) for i in range(self.n)]
 
-    def _sampling(self, max_tokens: int | None, logprobs: int | None, i: int) -> Sampling:
-        return Sampling(
+    def _params(self, max_tokens: int | None, logprobs: int | None, i: int) -> SamplingParams:
+        return SamplingParams(
             max_tokens=max_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
@@ -128,7 +128,7 @@ def several(given: Prompt) -> Prompts:
     return [given] if given and isinstance(given[0], int) else given  # type: ignore[return-value]
 
 
-class CompletionBody(Choices):
+class CompletionBody(GenerationBody):
     """/v1/completions."""
 
     prompt: Prompt
@@ -152,14 +152,14 @@ class CompletionBody(Choices):
         return several(self.prompt)
 
 
-class TextPart(Body):
+class TextPart(RequestBody):
     """A part of a message. Parts of other types are not understood here."""
 
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(Body):
+class ChatMessage(RequestBody):
     """A message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -177,7 +177,7 @@ def messages_of(several: Sequence[ChatMessage]) -> tuple[Message, ...]:
     return tuple(one.plain for one in several)
 
 
-class ChatBody(Choices):
+class ChatBody(GenerationBody):
     """/v1/chat/completions."""
 
     messages: list[ChatMessage] = Field(min_length=1)
@@ -192,7 +192,7 @@ class ChatBody(Choices):
         return self
 
 
-class EmbeddingBody(Body):
+class EmbeddingBody(RequestBody):
     """/v1/embeddings."""
 
     model: str = Field(max_length=512)
@@ -209,7 +209,7 @@ class ClassifyBody(EmbeddingBody):
     """/v1/classify."""
 
 
-class TokenizeBody(Body):
+class TokenizeBody(RequestBody):
     """/tokenize: a text, or the messages of a chat."""
 
     model: str | None = None
@@ -225,14 +225,14 @@ class TokenizeBody(Body):
         return self
 
 
-class DetokenizeBody(Body):
+class DetokenizeBody(RequestBody):
     """/detokenize."""
 
     model: str | None = None
     tokens: TokenIds
 
 
-class LoadBody(Body):
+class LoadBody(RequestBody):
     """/v1/load_lora_adapter."""
 
     lora_name: str = Field(max_length=256)
@@ -240,14 +240,14 @@ class LoadBody(Body):
     load_inplace: bool = False
 
 
-class UnloadBody(Body):
+class UnloadBody(RequestBody):
     """/v1/unload_lora_adapter."""
 
     lora_name: str = Field(max_length=256)
     lora_int_id: int | None = None
 
 
-class AliasBody(Body):
+class AliasBody(RequestBody):
     """/v1/aliases: a word for a version, the latest where none is given."""
 
     name: str = Field(max_length=256)

@@ -1,4 +1,4 @@
-"""Wording: an answer in the words of OpenAI's two endpoints."""
+"""ResponseShape: an answer in the words of OpenAI's two endpoints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Wording:
+class ResponseShape:
     """How one endpoint words it. prefix: of ids. kind, part_kind: the object of the whole and of a part of a stream.
 
     choice(text, logprobs), part(text, logprobs, is_first): the fields of a choice. logprobs(tokens, text of a token,
@@ -66,5 +66,5 @@ def _text_logprobs(tokens: Sequence[Token], text: Callable[[int], str], at: int)
     }
 
 
-CHAT = Wording("chatcmpl-", "chat.completion", "chat.completion.chunk", _chat_choice, _chat_part, _chat_logprobs)
-TEXT = Wording("cmpl-", "text_completion", "text_completion", _text_choice, _text_part, _text_logprobs)
+CHAT = ResponseShape("chatcmpl-", "chat.completion", "chat.completion.chunk", _chat_choice, _chat_part, _chat_logprobs)
+TEXT = ResponseShape("cmpl-", "text_completion", "text_completion", _text_choice, _text_part, _text_logprobs)

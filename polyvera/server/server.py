@@ -14,9 +14,10 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from polyvera.engine.protocol import ServedEngine
 from polyvera.errors import ServeError
-from polyvera.server.config import Settings
-from polyvera.server.middleware import State, is_loopback
+from polyvera.server.config import ServerConfig
+from polyvera.server.middleware import ServerState, is_loopback
 
 log = logging.getLogger(__name__)
 KEEP_ALIVE_S = 75
@@ -65,21 +66,23 @@ class Server:
     Raises ServeError for an address that is taken, or that other machines reach without a file of keys.
     """
 
-    def __init__(self, app: FastAPI, engine: Any, settings: Settings, state: State, host: str, port: int) -> None:
-        check_address(host, settings)
-        self._engine, self._settings, self._state = engine, settings, state
+    def __init__(
+        self, app: FastAPI, engine: ServedEngine, config: ServerConfig, state: ServerState, host: str, port: int
+    ) -> None:
+        check_address(host, config)
+        self._engine, self._config, self._state = engine, config, state
         self._socket = _bound(host, port)
-        config = uvicorn.Config(
+        options = uvicorn.Config(
             app,
-            http=partial(BoundedProtocol, head_s=settings.read_s, write_s=settings.write_s),  # type: ignore[arg-type]
+            http=partial(BoundedProtocol, head_s=config.read_s, write_s=config.write_s),  # type: ignore[arg-type]
             log_level="warning",
             access_log=False,
             server_header=False,
-            limit_concurrency=settings.max_connections,
+            limit_concurrency=config.max_connections,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=int(GRACE_S),
         )
-        self._server = uvicorn.Server(config)
+        self._server = uvicorn.Server(options)
         self._server.handle_exit = self._on_signal  # type: ignore[method-assign, assignment]
 
     def run(self) -> None:
@@ -105,8 +108,8 @@ class Server:
         self.stop()
 
     def _drain(self) -> None:
-        if not self._engine.drain(self._settings.drain_s):
-            log.warning("some answers were not done after %g s", self._settings.drain_s)
+        if not self._engine.drain(self._config.drain_s):
+            log.warning("some answers were not done after %g s", self._config.drain_s)
         self._server.should_exit = True
 
 
@@ -118,9 +121,9 @@ def _bound(host: str, port: int) -> socket.socket:
         raise ServeError(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port") from None
 
 
-def check_address(host: str, settings: Settings) -> None:
+def check_address(host: str, config: ServerConfig) -> None:
     """Raises ServeError for an address that other machines reach without a file of keys."""
-    if settings.keys is None and not is_loopback(host):
+    if config.keys is None and not is_loopback(host):
         raise ServeError(
             f"host={host!r} can be reached from other machines, and there are no keys: make some with `polyvera keys "
             "FILE --add TENANT`, and give --keys FILE; or listen on 127.0.0.1"

@@ -43,6 +43,9 @@ class Files(Protocol):
     def location(self, path: str) -> str:
         """The full path or URL, for people."""
 
+    def names(self) -> list[str] | None:
+        """What lies directly at the root, by name, or None where there is no root."""
+
     def read(self, path: str) -> Buffer | None:
         """All bytes of a file, or None where there is none."""
 
@@ -92,6 +95,15 @@ class LocalFiles:
     def location(self, path: str) -> str:
         """The absolute path."""
         return self._prefix + path
+
+    def names(self) -> list[str] | None:
+        """What lies in the folder, or None where there is none."""
+        try:
+            return sorted(path.name for path in self.root.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise self._failed("list", "", error) from error
 
     def read(self, path: str) -> memoryview | None:
         """All bytes of a file, or None where there is none. Symbolic links are refused."""

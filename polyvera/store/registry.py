@@ -1,7 +1,6 @@
 """Registry: adapters by name and version. A publish is one atomic, durable step; a version never changes.
 
-<root>/adapters/<name>/<version>.safetensors     one file a version; a removed one leaves a marker in its place
-<root>/aliases/<name>/@<alias>                   the number of a version
+A removed version leaves a marker in its place. store/paths.py says where each file lies.
 """
 
 from __future__ import annotations
@@ -22,22 +21,13 @@ from polyvera.errors import FormatError, NotFoundError, PolyveraError, SlotError
 from polyvera.store.file.codec import check_digest, decode, encode, read_header
 from polyvera.store.file.read_into import Row, fill
 from polyvera.store.local_files import open_files
-from polyvera.store.reference import (
-    SUFFIX,
-    VERSION,
-    AdapterRef,
-    check_alias,
-    check_name,
-    check_version,
-    is_name,
-    parse_reference,
-)
+from polyvera.store.paths import ADAPTERS, ALIASES, adapter_path, alias_path, parse_adapter, parse_alias
+from polyvera.store.reference import VERSION, AdapterRef, check_alias, check_name, check_version, parse_reference
 
 if TYPE_CHECKING:
     from polyvera.adapter.bank import Bank
     from polyvera.adapter.spec import AdapterSpec
 
-ADAPTERS, ALIASES = "adapters", "aliases"
 # What stands in the place of a removed version, so that its number is never given out again.
 REMOVED = b"removed\n"
 MAX_RACES = 10_000
@@ -52,7 +42,7 @@ Slots = list[int]
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class DamagedFile:
     """A file of a registry that is not as it must be, and why."""
 
     path: str
@@ -62,7 +52,7 @@ class Problem:
         return f"{self.path}: {self.message}"
 
 
-Problems = list[Problem]
+DamagedFiles = list[DamagedFile]
 
 
 class Registry:
@@ -85,8 +75,8 @@ class Registry:
             check_alias(alias)
         data = encode(adapter, dtype)
         first = max(self._published(name), default=0) + 1
-        path = self.files.create(data, (_file(name, v) for v in islice(count(first), MAX_RACES)))
-        version = _parsed(path)[1]
+        path = self.files.create(data, (adapter_path(name, v) for v in islice(count(first), MAX_RACES)))
+        version = parse_adapter(path)[1]
         if alias is not None:
             self.alias(name, alias, version)
         return AdapterRef(name, version, self.files.location(path), len(data), read_header(data).own.digest)
@@ -146,13 +136,20 @@ class Registry:
             raise self._no_name(reference.name)
         return self._made(reference.name, max(live), live[max(live)])
 
-    def list(self, prefix: str | None = None, *, latest: bool = False) -> Refs:
-        """Every version, or only the latest of each name, by name and version; names that begin with the prefix."""
+    def list(self, prefix: str | None = None, *, latest: bool = False, missing_ok: bool = True) -> Refs:
+        """Every version, or only the latest of each name, by name and version; names that begin with the prefix.
+
+        missing_ok=False: raises NotFoundError where there is no store, or no name begins so.
+        """
         refs = []
         for path, size in self.files.walk(ADAPTERS):
-            name, version = _parsed(path)
+            name, version = parse_adapter(path)
             if version and size != len(REMOVED) and name.startswith(prefix or ""):
                 refs.append(self._made(name, version, size))
+        if not (refs or missing_ok):
+            self.check_exists()
+            if prefix:
+                raise self._no_name(prefix, "no adapter begins with")
         refs.sort(key=lambda ref: (ref.name, ref.version))
         return list({ref.name: ref for ref in refs}.values()) if latest else refs
 
@@ -170,18 +167,18 @@ class Registry:
             )
         for alias in pointing:
             self.unalias(ref.name, alias)
-        self.files.replace(_file(ref.name, ref.version), REMOVED)
+        self.files.replace(adapter_path(ref.name, ref.version), REMOVED)
 
     def alias(self, name: str, alias: str, version: int) -> AdapterRef:
         """Points an alias at a version, in one step. Raises NotFoundError, ReferenceNameError."""
         ref = self._exact(check_name(name), check_version(version))
-        self.files.replace(_alias_file(name, check_alias(alias)), f"{version}\n".encode())
+        self.files.replace(alias_path(name, check_alias(alias)), f"{version}\n".encode())
         return ref
 
     def unalias(self, name: str, alias: str) -> None:
         """Removes an alias; the version stays. Raises NotFoundError."""
         self._alias(check_name(name), check_alias(alias))
-        self.files.delete(_alias_file(name, alias))
+        self.files.delete(alias_path(name, alias))
 
     def aliases(self, name: str) -> Mapping[str, int]:
         """The version of each alias of a name. Raises NotFoundError for a name that nobody published."""
@@ -191,31 +188,46 @@ class Registry:
             raise self._no_name(name)
         return {alias: self._alias(name, alias) for alias in names}
 
-    def verify(self) -> Problems:
-        """Reads and checks every file, by several threads; the problems found, by path, none where all is well."""
-        problems: Problems = []
+    def verify(self) -> DamagedFiles:
+        """Reads and checks every file, by several threads; the problems found, by path, none where all is well.
+
+        Raises NotFoundError where there is no store.
+        """
+        self.check_exists()
+        problems: DamagedFiles = []
 
         def check(_: int, item: tuple[str, int]) -> None:
             try:
                 self._check(item[0])
             except PolyveraError as error:
-                problems.append(Problem(item[0], str(error)))
+                problems.append(DamagedFile(item[0], str(error)))
 
         num_threads = max(self.files.num_threads, os.cpu_count() or 1)  # sha256 leaves the others their turn
         self._each([*self.files.walk(ADAPTERS), *self.files.walk(ALIASES)], check, num_threads)
         return sorted(problems, key=lambda problem: problem.path)
 
+    def check_exists(self) -> None:
+        """Raises NotFoundError where nothing was published yet, or the place holds something else than a store."""
+        names = self.files.names()
+        if names is None:
+            raise NotFoundError(
+                f"there is no store {self.url!r}; the first publish makes one, or give the one that has the adapters"
+            )
+        others = [name for name in names if not name.startswith(".")]
+        if others and ADAPTERS not in others:
+            raise NotFoundError(f"{self.url!r} is not a store: it has no {ADAPTERS!r}, but {_shown(others[:MANY])}")
+
     def _check(self, path: str) -> None:
-        name, version = _parsed(path)
+        name, version = parse_adapter(path)
         if version:
             data = self.files.read(path)
             if data is not None and data != REMOVED:
                 decode(data)
                 check_digest(data)
             return
-        name, alias = _parsed_alias(path)
+        name, alias = parse_alias(path)
         if not alias:
-            raise StoreError("this is no file of a registry; move it elsewhere")
+            raise StoreError("this file does not belong to a registry; move it elsewhere")
         self._exact(name, self._alias(name, alias))
 
     def _ref(self, which: Which) -> AdapterRef:
@@ -232,7 +244,7 @@ class Registry:
         return self._exact(reference.name, reference.version)
 
     def _read(self, ref: AdapterRef) -> Adapter:
-        path = _file(ref.name, ref.version)
+        path = adapter_path(ref.name, ref.version)
         data = self.files.read(path)
         if data is None or data == REMOVED:
             raise self._no_version(ref.name, ref.version)
@@ -243,33 +255,33 @@ class Registry:
 
     def _filled(self, row: Row, bank: Bank, ref: AdapterRef, base: str) -> AdapterSpec | None:
         """The spec of an adapter whose numbers are in the row of an empty slot now, else None."""
-        descriptor = self.files.descriptor(_file(ref.name, ref.version))
+        descriptor = self.files.descriptor(adapter_path(ref.name, ref.version))
         if descriptor is None:
             return None
         try:
-            takes = lambda h: bank.takes(h.plan.layout, h.plan.basis_sha256) and agrees(h.own.base, base)  # noqa: E731
+            takes = lambda h: bank.takes(h.index.layout, h.index.basis_sha256) and agrees(h.own.base, base)  # noqa: E731
             header = fill(row, descriptor, ref.digest, takes)
-            return None if header is None else header.plan.spec
+            return None if header is None else header.index.spec
         finally:
             os.close(descriptor)
 
     def _published(self, name: str) -> dict[int, int]:
         """The bytes of every version ever published of a name, removed ones too."""
-        found = ((_parsed(path)[1], size) for path, size in self.files.folder(f"{ADAPTERS}/{name}"))
+        found = ((parse_adapter(path)[1], size) for path, size in self.files.folder(f"{ADAPTERS}/{name}"))
         return {version: size for version, size in found if version}
 
     def _exact(self, name: str, version: int) -> AdapterRef:
-        size = self.files.size(_file(name, version))
+        size = self.files.size(adapter_path(name, version))
         if size is None or size == len(REMOVED):
             raise self._no_version(name, version)
         return self._made(name, version, size)
 
     def _made(self, name: str, version: int, size: int) -> AdapterRef:
-        return AdapterRef(name, version, self.files.location(_file(name, version)), size)
+        return AdapterRef(name, version, self.files.location(adapter_path(name, version)), size)
 
     def _alias(self, name: str, alias: str) -> int:
         """The version that an alias points to."""
-        path = _alias_file(name, alias)
+        path = alias_path(name, alias)
         data = self.files.read(path)
         if data is None:
             raise NotFoundError(f"{name!r} has no alias {alias!r}; {_nearest(alias, self.aliases(name), 'aliases')}")
@@ -286,9 +298,13 @@ class Registry:
         why = "was removed" if version in published else "is not there"
         return NotFoundError(f"{name}@{version} {why}; {name!r} has versions {_shown(live[-MANY:])}")
 
-    def _no_name(self, name: str) -> NotFoundError:
+    def _no_name(self, name: str, what: str = "no adapter") -> NotFoundError:
+        try:
+            self.check_exists()
+        except NotFoundError as error:
+            return NotFoundError(f"{what} {name!r}: {error}")
         names = {ref.name for ref in self.list()}
-        return NotFoundError(f"no adapter {name!r} in {self.url}; {_nearest(name, names, 'names')}")
+        return NotFoundError(f"{what} {name!r} in {self.url}; {_nearest(name, names, 'names')}")
 
     def _each(self, items: Sequence[Item], work: Callable[[int, Item], object], num_threads: int = 0) -> None:
         """Calls work(i, item) for every item, in several threads; raises the first error, and then stops."""
@@ -310,34 +326,6 @@ class Registry:
             stride(0)
             for done in rest:
                 done.result()
-
-
-def _file(name: str, version: int) -> str:
-    return f"{ADAPTERS}/{name}/{version}{SUFFIX}"
-
-
-def _alias_file(name: str, alias: str) -> str:
-    # The @ keeps the alias `b` of the name `a` apart from the folder of the name `a/b`.
-    return f"{ALIASES}/{name}/@{alias}"
-
-
-def _parsed(path: str) -> tuple[str, int]:
-    """The name and version of an adapter's file, or ('', 0) for any other."""
-    folder, _, file = path.rpartition("/")
-    version = file.removesuffix(SUFFIX)
-    if not (file.endswith(SUFFIX) and VERSION.fullmatch(version) and folder.startswith(f"{ADAPTERS}/")):
-        return "", 0
-    name = folder[len(ADAPTERS) + 1 :]
-    return (name, int(version)) if is_name(name) else ("", 0)
-
-
-def _parsed_alias(path: str) -> tuple[str, str]:
-    """The name and alias of an alias's file, or ('', '') for any other."""
-    folder, _, file = path.rpartition("/")
-    name = folder[len(ALIASES) + 1 :]
-    if not (folder.startswith(f"{ALIASES}/") and file.startswith("@") and is_name(name)):
-        return "", ""
-    return name, file[1:]
 
 
 def _nearest(given: str, known: Iterable[str], what: str) -> str:

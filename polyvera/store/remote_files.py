@@ -31,6 +31,17 @@ class RemoteFiles:
         """The URL."""
         return str(self.fs.unstrip_protocol(f"{self.root}/{path}"))
 
+    def names(self) -> list[str] | None:
+        """What lies directly below the URL, or None where nothing does."""
+        self.fs.invalidate_cache()
+        try:
+            found = self.fs.ls(self.root, detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise self._failed("list", "", error) from error
+        return sorted(str(path).rstrip("/").rpartition("/")[2] for path in found)
+
     def read(self, path: str) -> bytes | None:
         """All bytes of a file, or None where there is none."""
         try:

@@ -56,7 +56,7 @@ class Schedule:
         return int((self.start - self.end) * left**3 + self.end)
 
     def prunes(self, step: int) -> bool:
-        """Whether the mask is drawn anew after this step."""
+        """Whether the mask is computed again after this step."""
         shrinking = self.warmup < step < self.freezes and step % self.interval == 0
         return shrinking or step == self.freezes
 
@@ -86,7 +86,7 @@ class Importance:
 
 @dataclass(slots=True)
 class Allocator:
-    """Scores the triplets of slot `index` of a bank and keeps as many as the schedule says."""
+    """Scores the triplets of slot `index` of a bank and keeps the number that the schedule says."""
 
     bank: Bank
     schedule: Schedule

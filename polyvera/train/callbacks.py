@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from polyvera.train.budget import Allocator
 from polyvera.train.checkpoint import trained, write
 
-LINES = 20  # progress lines of a run whose output is no terminal
+LINES = 20  # progress lines of a run whose output is not a terminal
 
 
 class Stateful(Protocol):

@@ -38,7 +38,7 @@ def read(path: Path) -> dict[str, Tensor]:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
     except (OSError, SafetensorError) as error:
-        raise RecipeError(f"{path} can't be resumed from: {error}") from error
+        raise RecipeError(f"{path} cannot be resumed from: {error}") from error
 
 
 def read_into(path: Path, model: nn.Module) -> None:
@@ -67,12 +67,12 @@ def state_of(checkpoint: Path) -> dict[str, Any]:
 
 
 def begin(folder: Path, recipe: Recipe, rows: Encoded, *, resume: bool) -> Path | None:
-    """Opens the run's folder; returns the checkpoint to go on from, or None to start anew.
+    """Opens the run's folder; returns the checkpoint to go on from, or None to start from the beginning.
 
     Raises RecipeError where the folder holds a run and resume is false, or where that run's recipe or rows were others.
     """
     at, file = last(folder), folder / RECIPE
-    choices = {**recipe.model_dump(mode="json", exclude={"output"}), "sha256 of the rows": rows.sha256}
+    choices = {**recipe.of_the_run(), "sha256 of the rows": rows.sha256}
     if at is None:
         file.unlink(missing_ok=True)
         keep_recipe(folder, choices)
@@ -93,7 +93,7 @@ def keep_recipe(folder: Path, choices: Mapping[str, Any]) -> None:
     before = json.loads(file.read_text())
     changed = [f"{k} was {before.get(k)!r} and is {v!r}" for k, v in choices.items() if before.get(k) != v]
     if changed:
-        raise RecipeError(f"{folder} can't be resumed with another recipe: {'; '.join(changed)}")
+        raise RecipeError(f"{folder} cannot be resumed with another recipe: {'; '.join(changed)}")
 
 
 def _step(path: Path) -> int | None:

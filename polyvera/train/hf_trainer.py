@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import ceil, isfinite
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
@@ -22,11 +23,11 @@ from polyvera.errors import RecipeError
 from polyvera.train import checkpoint
 from polyvera.train.budget import orthogonal_weight, orthogonality
 from polyvera.train.callbacks import Stateful
-from polyvera.train.recipe import EPOCHS, Recipe
+from polyvera.train.recipe import Recipe
+from polyvera.train.schedule import lr_factor, num_steps
 
 TRAINED = "trained.safetensors"
 BESIDE = "beside.safetensors"
-SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
 class AdapterTrainer(Trainer):
@@ -78,6 +79,13 @@ class AdapterTrainer(Trainer):
             )
         return self.optimizer
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        """The recipe's schedule, whichever form of training it is for."""
+        if self.lr_scheduler is None:
+            chosen: Any = optimizer or self.optimizer
+            self.lr_scheduler = LambdaLR(chosen, lr_factor(self.recipe, num_training_steps))
+        return self.lr_scheduler
+
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -89,7 +97,7 @@ class AdapterTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One forward and backward. Raises RecipeError where the loss is no number."""
+        """One forward and backward. Raises RecipeError where the loss is NaN or infinite."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._check(float(loss), "the loss")
         return loss
@@ -181,12 +189,6 @@ def _items(labels: Tensor) -> Tensor:
     return (labels[..., 1:] if labels.dim() > 1 else labels).ne(IGNORED).sum()
 
 
-def num_steps(recipe: Recipe, num_rows: int, world_size: int) -> tuple[int, int]:
-    """(optimizer steps in an epoch, in all)."""
-    epoch = ceil(ceil(num_rows / (recipe.batch_size * world_size)) / recipe.accumulate)
-    return epoch, recipe.max_steps or ceil((recipe.epochs or EPOCHS) * epoch)
-
-
 def arguments(recipe: Recipe, folder: Path, num_rows: int) -> TrainingArguments:
     """The recipe in the Trainer's words."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -199,8 +201,6 @@ def arguments(recipe: Recipe, folder: Path, num_rows: int) -> TrainingArguments:
         gradient_accumulation_steps=recipe.accumulate,
         max_steps=total,
         learning_rate=recipe.learning_rate,
-        lr_scheduler_type=SCHEDULES[recipe.schedule],
-        warmup_steps=ceil(recipe.warmup * total),
         max_grad_norm=recipe.clip,
         seed=recipe.run_seed,
         eval_strategy="no" if recipe.validation is None else "steps",

@@ -2,36 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 
 from polyvera.adapter.layer import AdaptedLinear
+from polyvera.data.batching import to_device
 from polyvera.data.encoding import IGNORED
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def row_losses(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
-    """Cross entropy of each row, summed over its target tokens (its class), in nats. A Collator's batch -> (rows,)."""
-    inputs = dict(inputs)
-    labels = inputs.pop("labels")
+
+@dataclass(frozen=True, slots=True)
+class TargetTokens:
+    """What a batch is to predict: its target tokens, or one class a row.
+
+    labels: (targets,). rows: the row of each. positions: where each is predicted in the batch's tokens end to end, None
+    for classes.
+    """
+
+    labels: Tensor
+    rows: Tensor
+    positions: Tensor | None
+
+    @classmethod
+    def of(cls, labels: Tensor) -> TargetTokens:
+        """labels: a Collator's. On the CPU: a GPU would have to stop and say how many it has found."""
+        if labels.dim() == 1:
+            return cls(labels, torch.arange(len(labels)), None)
+        rows, places = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+        return cls(labels[rows, places + 1], rows, rows * labels.shape[1] + places)
+
+    def to(self, device: torch.device) -> TargetTokens:
+        """The same on a device."""
+        positions = None if self.positions is None else to_device(self.positions, device)
+        return TargetTokens(to_device(self.labels, device), to_device(self.rows, device), positions)
+
+
+def row_losses(model: PreTrainedModel, inputs: Mapping[str, Tensor], targets: TargetTokens) -> Tensor:
+    """Cross entropy of each row, summed over its target tokens (its class), in nats; (rows,).
+
+    inputs: a Collator's batch without its labels, on the model's device like the targets.
+    """
     call: Any = model
-    if labels.dim() == 1:
-        return F.cross_entropy(call(**inputs).logits.float(), labels, reduction="none")
-    wanted = labels[:, 1:]
-    is_target = wanted != IGNORED
-    with _only(model, is_target):
+    if targets.positions is None:
+        return F.cross_entropy(call(**inputs).logits.float(), targets.labels, reduction="none")
+    with _only(model, targets.positions):
         logits: Tensor = call(**inputs, use_cache=False).logits
-    logits = logits if logits.dim() == 2 else logits[:, :-1][is_target]
-    losses = F.cross_entropy(logits.float(), wanted[is_target], reduction="none")
-    return losses.new_zeros(len(labels)).index_add(0, is_target.nonzero()[:, 0], losses)
+    logits = logits if logits.dim() == 2 else _chosen(logits, targets.positions)
+    losses = F.cross_entropy(logits.float(), targets.labels, reduction="none")
+    return losses.new_zeros(len(inputs["input_ids"])).index_add(0, targets.rows, losses)
+
+
+def _chosen(tokens: Tensor, positions: Tensor) -> Tensor:
+    """(rows, T, features) -> (positions, features)."""
+    return tokens.flatten(0, 1).index_select(0, positions)
 
 
 @contextmanager
-def _only(model: PreTrainedModel, is_target: Tensor) -> Iterator[None]:
+def _only(model: PreTrainedModel, positions: Tensor) -> Iterator[None]:
     """Lets the output layer see only the positions before a target token, flat: (rows, T, hidden) -> (targets, hidden).
 
     The output layer is a fifth of a small model's work, and most tokens of a prompt are only read.
@@ -42,7 +77,7 @@ def _only(model: PreTrainedModel, is_target: Tensor) -> Iterator[None]:
         return
 
     def chosen(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (given[0][:, :-1][is_target], *given[1:])
+        return (_chosen(given[0], positions), *given[1:])
 
     handle = head.register_forward_pre_hook(chosen)
     try:

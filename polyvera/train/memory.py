@@ -19,6 +19,6 @@ def peak_bytes() -> int:
 
 
 def forget_peak() -> None:
-    """Lets the kernel count the peak anew, where it can."""
+    """Restarts the kernel's count of the peak, where it can."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

@@ -2,188 +2,203 @@
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Iterable
-from dataclasses import fields
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from annotated_types import Ge, Gt, Lt
+from pydantic import BeforeValidator, Field
 
-from polyvera.adapter.method import METHODS
+from polyvera.adapter.method import METHODS, Method
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.errors import RecipeError, SpecError, did_you_mean
+from polyvera.errors import PolyveraError, RecipeError, ReferenceNameError, SpecError
+from polyvera.settings.field import DEFAULT_STORE, MODEL, STORE, Count, Described, Fraction, Positive
+from polyvera.settings.model import SettingsModel, SettingsTable, Word
+from polyvera.settings.source import Source, from_toml
+from polyvera.store.reference import check_alias, check_name
 
 FULL_LR = 5e-5
 HEAD_LR = 1e-3
 EPOCHS = 3.0
 CHOICES = tuple(f.name for f in fields(AdapterSpec))
+DATA, ADAPTER, TRAINING, FLEET = "Data", "Adapter", "Training", "Fleet"
+# Where results go, which a run that is resumed may change.
+WHERE = ("output", "name", "store", "alias", "stored")
 
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
-Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
-def _refusals(error: ValidationError, model: type[BaseModel]) -> str:
-    """One line a choice: the several ways in which a choice of several types fails are one problem."""
-    lines: dict[str, list[str]] = {}
-    for one in error.errors(include_url=False):
-        name, problem = _problem(dict(one), model)
-        lines.setdefault(name, []).append(problem)
-    return "\n".join(name + " or ".join(dict.fromkeys(problems)) for name, problems in lines.items())
+class Budget(SettingsTable):
+    """A shrinking rank budget for a method that trains d (AdaLoRA, Zhang 2023, section 3.3).
 
-
-def _problem(error: dict[str, Any], model: type[BaseModel]) -> tuple[str, str]:
-    path = [str(part) for part in error["loc"]]
-    known = Budget.model_fields if path[0] == "budget" and len(path) > 1 else model.model_fields
-    if error["type"] == "extra_forbidden":
-        return repr(".".join(path)), f" is no choice of a recipe{did_you_mean(path[-1], known)}"
-    name = ".".join(part for part in path if part in {*model.model_fields, *Budget.model_fields})
-    if error["type"] == "missing":
-        return name, " is missing"
-    return f"{name}={error['input']!r}: ", str(error["msg"])[:1].lower() + str(error["msg"])[1:]
-
-
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """The keys of a TOML file, unchecked. Raises RecipeError that names the file."""
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path} can't be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is no TOML: {error}") from error
-
-
-class _Choices(BaseModel):
-    """A frozen table of choices that has no room for an unknown key."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
-
-
-class Budget(_Choices):
-    """A shrinking rank budget for a row that trains d (AdaLoRA, Zhang 2023, section 3.3).
-
-    rank: the average over the layers at the end. warmup, final: optimizer steps at the full and at the final budget;
-    interval: steps from one pruning to the next; None takes 10 %, 30 % and 1 % of the run. beta1, beta2: smoothing of
-    sensitivity and of its uncertainty. orthogonal: weight of ‖PᵀP - I‖ + ‖QQᵀ - I‖ where A and B are trained, None
-    for 0.1 there.
+    None takes 10 %, 30 % and 1 % of the run for warmup, final and interval, and 0.1 for orthogonal where A and B are
+    trained.
     """
 
-    rank: Positive
-    warmup: Annotated[int, Field(ge=0)] | None = None
-    final: Count | None = None
-    interval: Count | None = None
-    beta1: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.85
-    beta2: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.85
-    orthogonal: Annotated[float, Field(ge=0.0)] | None = None
+    rank: Annotated[Positive, Described("Average rank over the layers that a shrinking budget ends at.", ADAPTER)]
+    warmup: Annotated[Annotated[int, Ge(0)] | None, Described("Steps at the full budget.", ADAPTER)] = None
+    final: Annotated[Count | None, Described("Steps at the final budget.", ADAPTER)] = None
+    interval: Annotated[Count | None, Described("Steps from one pruning to the next.", ADAPTER)] = None
+    beta1: Annotated[float, Gt(0.0), Lt(1.0), Described("Smoothing of the sensitivity.", ADAPTER)] = 0.85
+    beta2: Annotated[float, Gt(0.0), Lt(1.0), Described("Smoothing of its uncertainty.", ADAPTER)] = 0.85
+    orthogonal: Annotated[Annotated[float, Ge(0.0)] | None, Described("Weight of ‖PᵀP - I‖ + ‖QQᵀ - I‖.", ADAPTER)] = (
+        None
+    )
 
 
-class Recipe(_Choices):
-    """Every choice of one training run. Raises RecipeError, one line for each problem.
+class Recipe(SettingsModel):
+    """Every choice of one training run, and where its adapter goes. Raises RecipeError, one line for each problem.
 
-    model: a folder, a hub id or an installed wheel. data, validation, test: a file (JSONL, CSV, Parquet), a folder or
-    `hub/id:config@split`; validation may be a fraction of data. max_rows: train on so many of the rows, drawn by
-    run_seed. columns: our name = the file's name. chat: prompts and completions go through the chat template. turns:
-    which assistant turns of a conversation are learnt. too_long: what becomes of a row whose answer alone is over
-    max_length tokens (None: 512, or the model's own limit if less).
-
-    method ... head: AdapterSpec's fields; head=None finds the classification head. full: train every parameter instead,
-    the baseline. budget: a shrinking rank budget. seed names the frozen basis, run_seed the order of rows, dropout, the
-    validation split and a new head.
-
-    lr: None takes the method's own; head_lr likewise. epochs or max_steps, not both; neither is 3 epochs. warmup: a
-    fraction of all steps. eval_every, save_every: in optimizer steps, None for once an epoch. early_stopping: how many
-    evaluations without a lower validation loss end the run. output: the run's folder, None to keep nothing on disk.
-    init_from: an adapter of the store to start from, or 'mean' for the mean of all that fit.
-
-    fleet: train an adapter for every tenant at once. data (test, and validation where it is no fraction) is then a
-    folder with a file for each, or a file with an adapter_column. slots: how many train at a time; batch_tokens: the
-    most tokens of one mixed batch, padding counted; workers: how many Ray workers share the tenants. Every other
-    choice holds for each tenant as if it were alone, save that save_every counts rounds, in which each tenant makes
-    one step.
+    Paths are relative to the working folder. A fleet (fleet=True) trains an adapter for every tenant at once: data
+    (test, and validation where it is no fraction) is then a folder with a file for each, or a file with an
+    adapter_column. Every other choice holds for each tenant as if it were alone, but save_every counts rounds, in which
+    each tenant makes one step.
     """
 
-    model: str
-    data: str
-    validation: str | Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    test: str | None = None
-    max_rows: Count | None = None
-    columns: dict[str, str] = {}
-    chat: bool = False
-    turns: Literal["all", "last"] = "all"
-    too_long: Literal["error", "skip"] = "error"
-    max_length: Annotated[int, Field(ge=2)] | None = None
+    what: ClassVar[str] = "recipe"
+    env_prefix: ClassVar[str] = "POLYVERA_TRAIN_"
+    refusal: ClassVar[type[PolyveraError]] = RecipeError
 
-    method: str = AdapterSpec().method
-    rank: Count | None = None
-    targets: str | tuple[str, ...] = "default"
-    exclude: Names = ()
-    magnitude: bool = False
-    alpha: float | None = None
-    scaling: str | None = None
-    dropout: Fraction = 0.0
-    seed: int = 0
-    init: str = "kaiming_uniform"
-    d_init: float = 0.1
-    in_max: Count | None = None
-    out_max: Count | None = None
-    basis_dtype: str = "float32"
-    rank_pattern: dict[str, int] = {}
-    alpha_pattern: dict[str, float] = {}
-    head: Names | None = None
-    full: bool = False
-    budget: Budget | None = None
+    model: Annotated[str, MODEL]
+    data: Annotated[
+        str,
+        Described("Examples: a JSONL, CSV or Parquet file, hub/id:config@split, or a fleet's folder of files.", DATA),
+    ]
+    validation: Annotated[
+        str | Annotated[float, Gt(0.0), Lt(1.0)] | None,
+        Described("A file, or a fraction of the data, to watch and to stop by.", DATA),
+    ] = None
+    test: Annotated[str | None, Described("A file to score the adapter on at the end.", DATA)] = None
+    max_rows: Annotated[Count | None, Described("Train on this many of the rows, drawn by run_seed.", DATA)] = None
+    columns: Annotated[dict[str, str], Described("Our column = the file's column, such as prompt=input.", DATA)] = (
+        Field(default_factory=dict)
+    )
+    chat: Annotated[bool, Described("Put prompts and completions through the model's chat template.", DATA)] = False
+    turns: Annotated[
+        Literal["all", "last"], Described("Which assistant turns of a conversation are trained on.", DATA)
+    ] = "all"
+    too_long: Annotated[
+        Literal["error", "skip"], Described("What to do with a row whose answer alone is over max_length.", DATA)
+    ] = "error"
+    max_length: Annotated[
+        Annotated[int, Ge(2)] | None,
+        Described("Tokens a row; by default 512, or the model's own limit if that is less.", DATA),
+    ] = None
 
-    lr: Positive | None = None
-    head_lr: Positive | None = None
-    epochs: Positive | None = None
-    max_steps: Count | None = None
-    batch_size: Count = 8
-    accumulate: Count = 1
-    warmup: Fraction = 0.06
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
-    clip: Positive = 1.0
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    gradient_checkpointing: bool = False
-    group_by_length: bool = False
-    run_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    early_stopping: Count | None = None
-    eval_every: Count | None = None
-    save_every: Count | None = None
-    output: str | None = None
+    method: Annotated[str, Described("A row of the table of methods, which `polyvera plan` shows.", ADAPTER)] = (
+        AdapterSpec().method
+    )
+    rank: Annotated[Count | None, Described("The rank; by default the method's own.", ADAPTER)] = None
+    targets: Annotated[
+        str | tuple[str, ...],
+        Described(
+            "'default', 'all-linear', a regular expression for a layer's whole name, or endings of names.",
+            ADAPTER,
+            ("target_modules",),
+        ),
+    ] = "default"
+    exclude: Annotated[Names, Described("Endings of names of layers to leave out.", ADAPTER)] = ()
+    magnitude: Annotated[bool, Described("Add a trained row norm m (DoRA) to any method.", ADAPTER, ("use_dora",))] = (
+        False
+    )
+    alpha: Annotated[float | None, Described("Numerator of the scaling, for methods that have one.", ADAPTER)] = None
+    scaling: Annotated[str | None, Described("The scaling rule, such as 'alpha/sqrt(r)' (rsLoRA).", ADAPTER)] = None
+    dropout: Annotated[Fraction, Described("Dropout on the input of A.", ADAPTER)] = 0.0
+    seed: Annotated[int, Described("Names the frozen basis and the start of the factors.", ADAPTER)] = 0
+    init: Annotated[str, Described("How the frozen basis is drawn.", ADAPTER)] = "kaiming_uniform"
+    d_init: Annotated[float, Described("Where the vector d starts.", ADAPTER)] = 0.1
+    in_max: Annotated[Count | None, Described("Width of the basis; by default that of the widest layer.", ADAPTER)] = (
+        None
+    )
+    out_max: Annotated[
+        Count | None, Described("Height of the basis; by default that of the tallest layer.", ADAPTER)
+    ] = None
+    basis_dtype: Annotated[str, Described("What the values of the basis are rounded to.", ADAPTER)] = "float32"
+    rank_pattern: Annotated[dict[str, int], Described("layer=rank where a layer differs.", ADAPTER)] = Field(
+        default_factory=dict
+    )
+    alpha_pattern: Annotated[dict[str, float], Described("layer=alpha where a layer differs.", ADAPTER)] = Field(
+        default_factory=dict
+    )
+    head: Annotated[
+        Names | None,
+        Described("Modules trained whole; by default the classification head.", ADAPTER, ("modules_to_save",)),
+    ] = None
+    full: Annotated[bool, Described("Train every parameter instead: the baseline.", ADAPTER)] = False
+    budget: Annotated[Budget | None, Described("A shrinking rank budget (AdaLoRA).", ADAPTER)] = None
 
-    init_from: str | None = None
-    fleet: bool = False
-    adapter_column: str | None = None
-    slots: Count | None = None
-    workers: Count | None = None
-    batch_tokens: Count | None = None
+    lr: Annotated[Positive | None, Described("Learning rate; by default the method's own.", TRAINING)] = None
+    head_lr: Annotated[Positive | None, Described("Learning rate of the head; by default 0.001.", TRAINING)] = None
+    epochs: Annotated[
+        Positive | None, Described("Passes over the data; 3 where max_steps is not given either.", TRAINING)
+    ] = None
+    max_steps: Annotated[Count | None, Described("Optimizer steps, instead of epochs.", TRAINING)] = None
+    batch_size: Annotated[Count, Described("Rows a batch.", TRAINING)] = 8
+    accumulate: Annotated[
+        Count, Described("Batches an optimizer step.", TRAINING, ("gradient_accumulation_steps",))
+    ] = 1
+    warmup: Annotated[
+        Fraction, Described("Fraction of all steps with a rising learning rate.", TRAINING, ("warmup_ratio",))
+    ] = 0.06
+    schedule: Annotated[
+        Literal["linear", "cosine", "constant"],
+        Described("What the learning rate does after the warmup.", TRAINING, ("lr_scheduler_type",)),
+    ] = "linear"
+    weight_decay: Annotated[Annotated[float, Ge(0.0)], Described("Weight decay of what is trained.", TRAINING)] = 0.0
+    clip: Annotated[Positive, Described("Largest norm of the gradient.", TRAINING, ("max_grad_norm",))] = 1.0
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Described("Of the base model.", TRAINING)] = (
+        "auto"
+    )
+    gradient_checkpointing: Annotated[bool, Described("Recompute activations to save memory.", TRAINING)] = False
+    group_by_length: Annotated[bool, Described("Batch rows of like length.", TRAINING)] = False
+    run_seed: Annotated[
+        Annotated[int, Ge(0), Lt(2**32)],
+        Described("Order of rows, dropout, the validation split, a new head, sampling.", TRAINING),
+    ] = 0
+    early_stopping: Annotated[
+        Count | None, Described("Stop after this many evaluations without a lower validation loss.", TRAINING)
+    ] = None
+    eval_every: Annotated[
+        Count | None, Described("Optimizer steps from one validation to the next; by default an epoch's.", TRAINING)
+    ] = None
+    save_every: Annotated[
+        Count | None,
+        Described(
+            "Optimizer steps (in a fleet, rounds) from one checkpoint to the next; by default an epoch's.", TRAINING
+        ),
+    ] = None
+    output: Annotated[str | None, Described("Folder of the run: checkpoints, loss curve, history.", TRAINING)] = None
 
-    def __init__(self, **choices: Any) -> None:
-        try:
-            super().__init__(**choices)
-        except ValidationError as error:
-            raise RecipeError(_refusals(error, type(self))) from None
-        problems = list(self._problems())
-        if problems:
-            raise RecipeError("\n".join(problems))
+    fleet: Annotated[bool, Described("Train an adapter for every tenant of the data at once.", FLEET)] = False
+    adapter_column: Annotated[
+        str | None, Described("The column of a common file that names the tenant; by default 'adapter'.", FLEET)
+    ] = None
+    slots: Annotated[Count | None, Described("How many tenants train at a time; by default 32.", FLEET)] = None
+    workers: Annotated[Count | None, Described("Spread the tenants over this many Ray workers.", FLEET)] = None
+    batch_tokens: Annotated[
+        Count | None,
+        Described("Most tokens of a mixed batch with its padding; by default 768 on a CPU, 8192 on a GPU.", FLEET),
+    ] = None
+
+    init_from: Annotated[
+        str | None,
+        Described("Start from this adapter of the store, or from 'mean', the mean of all that fit.", STORE.group),
+    ] = None
+    name: Annotated[
+        str | None, Described("Publish the adapter under this name; in a fleet, under name/tenant.", STORE.group)
+    ] = None
+    store: Annotated[str, STORE] = DEFAULT_STORE
+    alias: Annotated[str | None, Described("Point this alias at the new version.", STORE.group)] = None
+    stored: Annotated[
+        Literal["float32", "bfloat16", "int8"], Described("Precision of the stored numbers.", STORE.group)
+    ] = "float32"
 
     @classmethod
     def from_toml(cls, path: str | Path, **overrides: Any) -> Self:
-        """The recipe in a TOML file, with some of its choices overridden. Raises RecipeError that names the file.
-
-        Paths in it are relative to the working folder.
-        """
-        try:
-            return cls(**{**read_toml(path), **overrides})
-        except RecipeError as error:
-            raise RecipeError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
-
-    def replaced(self, **changes: Any) -> Self:
-        """The same recipe with some choices changed, checked anew."""
-        return type(self)(**{**self.model_dump(exclude_unset=True), **changes})
+        """The recipe in a TOML file; overrides win over it, and it over the environment. Raises RecipeError."""
+        return cls.read(*([Source(overrides)] if overrides else []), from_toml(path))
 
     def spec(self, head: tuple[str, ...] = ()) -> AdapterSpec:
         """The adapter that this recipe trains; `head` where the recipe leaves it open."""
@@ -200,47 +215,100 @@ class Recipe(_Choices):
         """The learning rate of the head."""
         return self.head_lr or (self.learning_rate if self.full else HEAD_LR)
 
-    def _problems(self) -> Iterable[str]:
-        yield from self._adapter_problems()
-        if self.epochs is not None and self.max_steps is not None:
-            yield f"epochs={self.epochs} and max_steps={self.max_steps} both say how long to train: give one of them"
-        for name in ("early_stopping", "eval_every"):
-            if getattr(self, name) is not None and self.validation is None:
-                yield f"{name}={getattr(self, name)} needs validation: a file, or a fraction of data"
-        yield from self._fleet_problems()
-        if self.save_every is not None and self.output is None:
-            yield f"save_every={self.save_every} needs output: the folder to save to"
+    def of_the_run(self) -> dict[str, Any]:
+        """The choices that a run and its continuation share, as JSON values: all but where its results go."""
+        return self.model_dump(mode="json", exclude={*WHERE})
 
-    def _fleet_problems(self) -> Iterable[str]:
+    def problems(self, word: Word) -> Iterable[str]:
+        """What does not go together. word: a setting as the user wrote it."""
+        return RecipeCheck(self, word).problems()
+
+
+@dataclass(frozen=True)
+class RecipeCheck:
+    """What in a recipe does not go together."""
+
+    recipe: Recipe
+    word: Word
+
+    def problems(self) -> Iterator[str]:
+        """One line each."""
+        yield from self._of_adapter()
+        yield from self._of_training()
+        yield from self._of_fleet()
+        yield from self._of_store()
+
+    def _said(self, name: str) -> str:
+        """A setting with its value, as the user wrote it."""
+        word, value = self.word(name), getattr(self.recipe, name)
+        if value is True:
+            return word if word.startswith("--") else f"{word}=true"
+        return f"{word}={value!r}"
+
+    def _of_training(self) -> Iterator[str]:
+        recipe = self.recipe
+        if recipe.epochs is not None and recipe.max_steps is not None:
+            yield f"{self._said('epochs')} and {self._said('max_steps')} both say how long to train: give one of them"
+        yield from self._needing(("early_stopping", "eval_every"), "validation", "a file, or a fraction of data")
+        yield from self._needing(("save_every",), "output", "the folder to save to")
+
+    def _of_store(self) -> Iterator[str]:
+        recipe = self.recipe
+        yield from self._needing(("alias",), "name", "what the adapter is published under")
+        if recipe.alias is not None and recipe.fleet:
+            yield f"{self._said('alias')} is for one adapter, and a fleet publishes many: leave it out"
+        if recipe.name is not None and recipe.full:
+            yield f"{self._said('full')} makes a whole model and no adapter, so {self.word('name')} has no effect"
+        for given, check in ((recipe.name, check_name), (recipe.alias, check_alias)):
+            try:
+                check(given or "x")
+            except ReferenceNameError as error:
+                yield str(error)
+
+    def _of_fleet(self) -> Iterator[str]:
+        recipe, fleet = self.recipe, self.word("fleet")
         for name in ("adapter_column", "slots", "batch_tokens", "workers"):
-            if getattr(self, name) is not None and not self.fleet:
-                yield f"{name}={getattr(self, name)!r} has no effect without fleet=true"
+            if getattr(recipe, name) is not None and not recipe.fleet:
+                yield f"{self._said(name)} has no effect without {fleet}"
         for name in ("full", "budget"):
-            if getattr(self, name) and self.fleet:
-                yield f"fleet=true trains slots of one bank, which {name} does not allow: train these one at a time"
-        if self.full and self.init_from is not None:
-            yield "full=true trains every parameter, so init_from would have no effect: leave it out"
+            if getattr(recipe, name) and recipe.fleet:
+                what = self.word(name)
+                yield f"{self._said('fleet')} trains slots of one bank, which {what} does not allow: leave one out"
+        if recipe.full and recipe.init_from is not None:
+            yield f"{self._said('full')} trains every parameter, so {self.word('init_from')} would have no effect"
 
-    def _adapter_problems(self) -> Iterable[str]:
-        if self.full:
-            given = sorted(self.model_fields_set & {*CHOICES, "budget"} - {"seed"})
+    def _of_adapter(self) -> Iterator[str]:
+        recipe = self.recipe
+        if recipe.full:
+            given = sorted(recipe.model_fields_set & {*CHOICES, "budget"} - {"seed"})
             if given:
-                yield f"full=true trains every parameter, so {', '.join(given)} would have no effect: leave it out"
+                words = ", ".join(map(self.word, given))
+                yield f"{self._said('full')} trains every parameter, so {words} would have no effect: leave it out"
             return
         try:
-            row = self.spec().row
+            row = recipe.spec().row
         except SpecError as error:
-            yield str(error)
+            yield FIRST_WORD.sub(lambda found: self.word(found[0]), str(error))
             return
-        if self.budget is not None:
-            yield from self._budget_problems(self.budget, self.rank or row.rank)
+        if recipe.budget is not None:
+            yield from self._of_budget(recipe.budget, row)
 
-    def _budget_problems(self, budget: Budget, rank: int) -> Iterable[str]:
-        trained = self.spec().row.trained
-        if "d" not in trained:
+    def _of_budget(self, budget: Budget, row: Method) -> Iterator[str]:
+        method, rank = self.recipe.method, self.recipe.rank or row.rank
+        if "d" not in row.trained:
             able = ", ".join(name for name, row in METHODS.items() if "d" in row.trained)
-            yield f"budget needs a method that trains d, which {self.method} does not; those that do are {able}"
+            yield f"{self.word('budget')} needs a method that trains d, which {method} does not; those that do: {able}"
         if budget.rank > rank:
-            yield f"budget.rank={budget.rank:g} is more than the rank of {rank} that the run starts with"
-        if budget.orthogonal and not {"A", "B"} <= set(trained):
-            yield f"budget.orthogonal={budget.orthogonal} has no meaning for {self.method}, whose A and B are frozen"
+            yield f"{self.word('budget.rank')}={budget.rank:g} is more than the rank of {rank} that the run starts with"
+        if budget.orthogonal and not {"A", "B"} <= set(row.trained):
+            word = self.word("budget.orthogonal")
+            yield f"{word}={budget.orthogonal} has no effect on {method}, whose A and B are frozen: leave it out"
+
+    def _needing(self, names: Iterable[str], needed: str, what: str) -> Iterator[str]:
+        for name in names:
+            if getattr(self.recipe, name) is not None and getattr(self.recipe, needed) is None:
+                yield f"{self._said(name)} needs {self.word(needed)}: {what}"
+
+
+# The setting that a message of AdapterSpec begins with.
+FIRST_WORD = re.compile(rf"^({'|'.join(CHOICES)})\b")

@@ -15,7 +15,7 @@ COLUMN = "adapter"
 
 
 @dataclass(frozen=True)
-class Source:
+class TenantRows:
     """A file of one tenant's rows, or its share of the rows of a common file. They are checked when they are read."""
 
     name: str
@@ -47,9 +47,9 @@ class Tenant:
     """One adapter to be: its name, and its rows by what they are for. problem: why it cannot be trained, or ''."""
 
     name: str
-    training: Source
-    validation: Source | None = None
-    test: Source | None = None
+    training: TenantRows
+    validation: TenantRows | None = None
+    test: TenantRows | None = None
     problem: str = ""
 
     def tables(self, recipe: Recipe) -> Tables:
@@ -66,8 +66,8 @@ class Tenant:
 
 def only_tenant(recipe: Recipe) -> Tenant:
     """The tenant of a recipe that trains one adapter."""
-    validation = Source(recipe.validation) if isinstance(recipe.validation, str) else None
-    return Tenant("", Source(recipe.data), validation, None if recipe.test is None else Source(recipe.test))
+    validation = TenantRows(recipe.validation) if isinstance(recipe.validation, str) else None
+    return Tenant("", TenantRows(recipe.data), validation, None if recipe.test is None else TenantRows(recipe.test))
 
 
 def tenants(recipe: Recipe) -> list[Tenant]:
@@ -83,12 +83,12 @@ def tenants(recipe: Recipe) -> list[Tenant]:
     return found
 
 
-def sources(place: str, column: str | None) -> Mapping[str, Source]:
+def sources(place: str, column: str | None) -> Mapping[str, TenantRows]:
     """The rows of each tenant: the files of a folder by their names, or the rows of a file by a column."""
     folder = Path(place).expanduser()
     if not folder.is_dir():
         rows = grouped(place, column or COLUMN)
-        return {name: Source(f"{place} ({name})", tuple(own)) for name, own in rows.items()}
+        return {name: TenantRows(f"{place} ({name})", tuple(own)) for name, own in rows.items()}
     if column is not None:
         raise DataError(f"{place} is a folder, one file a tenant, so adapter_column={column!r} would have no effect")
     files = [path for path in sorted(folder.iterdir()) if path.suffix in READERS and path.is_file()]
@@ -97,4 +97,4 @@ def sources(place: str, column: str | None) -> Mapping[str, Source]:
     twice = {a.stem for a, b in pairwise(files) if a.stem == b.stem}
     if twice:
         raise DataError(f"{place} holds several files named {min(twice)!r}: one file a tenant")
-    return {path.stem: Source(str(path)) for path in files}
+    return {path.stem: TenantRows(str(path)) for path in files}

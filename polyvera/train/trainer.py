@@ -10,32 +10,37 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import TrainerCallback, set_seed
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
-from polyvera.adapter.inject import banks_of, eject, extract, inject
-from polyvera.adapter.route import checkpoint_context, route
+from polyvera.adapter.inject import extract
+from polyvera.adapter.route import route
 from polyvera.adapter.slot_table import BASE_SLOT
 from polyvera.adapter.targets import find_head
-from polyvera.data.encoding import Encoded, encode
-from polyvera.data.tables import Table
+from polyvera.data.encoding import Encoded
 from polyvera.errors import RecipeError
-from polyvera.evaluate.evaluate import evaluate, measured
-from polyvera.model.config import LABEL, are_placeholders, context_length, labels_of, pad_token, set_labels
+from polyvera.evaluate.evaluate import evaluate
+from polyvera.model.config import pad_token
 from polyvera.model.load import Base, load_base
+from polyvera.store.reference import AdapterRef
+from polyvera.store.registry import Registry
 from polyvera.train import checkpoint
 from polyvera.train.budget import Allocator, compacted, schedule
-from polyvera.train.callbacks import KeepBest, Pruning, Shown
-from polyvera.train.hf_trainer import AdapterTrainer, arguments, columns_of
 from polyvera.train.loss_curve import History, draw
+from polyvera.train.preparation import adapted, class_names, encode_tables, read_tables
 from polyvera.train.recipe import Recipe
-from polyvera.train.tenants import Tables, only_tenant
+from polyvera.train.schedule import seed_everything
+from polyvera.train.warm_start import warm_start
 
-MAX_LENGTH = 512
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+    from polyvera.train.callbacks import KeepBest
+    from polyvera.train.hf_trainer import AdapterTrainer
+
 BEST = "best.safetensors"
 
 
@@ -44,8 +49,9 @@ class TrainResult:
     """What a run made.
 
     adapter: None after full fine-tuning, whose result is base.model itself. base: the model, bare again, and its
-    tokenizer. labels: names of the classes, in the order of the outputs. rows, held_out: training and validation rows,
-    with those that were shortened or skipped. paths: files of the run by name ('curve', 'history', 'model').
+    tokenizer. ref: what the adapter was published as, None without a recipe.name. labels: names of the classes, in the
+    order of the outputs. rows, held_out: the training and validation rows, with those that were shortened or skipped.
+    paths: files of the run by name ('curve', 'history', 'model').
     """
 
     adapter: Adapter | None
@@ -59,6 +65,7 @@ class TrainResult:
     num_params: int
     num_steps: int
     seconds: float
+    ref: AdapterRef | None = None
     ranks: Mapping[str, int] = field(default_factory=dict)
     paths: Mapping[str, Path] = field(default_factory=dict)
 
@@ -72,15 +79,34 @@ def train(
     progress: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainResult:
-    """Trains what the recipe says.
+    """Trains what the recipe says, and publishes the adapter where the recipe names it.
 
+    recipe: every choice of the run; recipe.name, where given, is what the adapter is published under in recipe.store.
     base: a model that is loaded already, instead of recipe.model; it is bare again afterwards (full fine-tuning changes
-    it). start: the adapter to begin from, instead of the identity. resume: goes on from the last whole checkpoint in
-    recipe.output, where there is one, to the same result bit for bit on a CPU. Raises RecipeError, DataError,
-    TargetError or another PolyveraError before the first step.
+        it).
+    start: the adapter to begin from, instead of recipe.init_from.
+    resume: goes on from the last whole checkpoint in recipe.output, to the same result bit for bit on a CPU.
+    progress: shows a bar, or lines where the output is no terminal.
+    callbacks: of transformers' Trainer.
+
+    Raises RecipeError, DataError, TargetError or another PolyveraError before the first step.
     """
+    seed_everything(recipe.run_seed)
+    start = start or warm_start(recipe, Registry(recipe.store))
+    return _trained(recipe, base, start, resume, progress, callbacks)
+
+
+def _trained(
+    recipe: Recipe,
+    base: Base | None,
+    start: Adapter | None,
+    resume: bool,
+    progress: bool,
+    callbacks: Sequence[TrainerCallback],
+) -> TrainResult:
+    from polyvera.train.hf_trainer import AdapterTrainer, arguments, columns_of  # seconds, that importing train() saves
+
     started = time.monotonic()
-    set_seed(recipe.run_seed)
     tables = read_tables(recipe)
     base = base or load_base(recipe.model, task=tables.training.task, dtype=recipe.dtype, labels=tables.training.labels)
     tables = tables.labelled(class_names(base, tables.training))
@@ -106,8 +132,9 @@ def train(
         scores = {"train_loss": history.recent()} | ({} if best is None else {"eval_loss": best.loss})
         if tables.test is not None:
             scores |= evaluate(base.model, base.tokenizer, tables.test, slot).scores
+        adapter = _adapter(recipe, trainer, allocator, scores, tables.training.labels)
         return TrainResult(
-            adapter=_adapter(recipe, trainer, allocator, scores, tables.training.labels),
+            adapter=adapter,
             base=base,
             scores=scores,
             history=history,
@@ -118,73 +145,16 @@ def train(
             num_params=num_params,
             num_steps=trainer.state.global_step,
             seconds=time.monotonic() - started,
+            ref=_published(recipe, adapter, trainer.is_world_process_zero()),
             ranks={} if allocator is None else allocator.ranks,
             paths=_written(recipe, base, history, trainer.is_world_process_zero()),
         )
 
 
-def read_tables(recipe: Recipe) -> Tables:
-    """The recipe's data, its validation (a file, or a part of the data) and its test rows. Raises DataError."""
-    return only_tenant(recipe).tables(recipe)
-
-
-def class_names(base: Base, table: Table) -> tuple[str, ...]:
-    """The classes of the table in the order of the model's outputs, which get these names. Raises RecipeError."""
-    if table.kind != LABEL:
-        return ()
-    known = labels_of(base.model.config)
-    if set(known) == set(table.labels):
-        return known
-    if len(known) != len(table.labels) or not are_placeholders(known):
-        raise RecipeError(
-            f"{table.source} has the classes {', '.join(table.labels)}, and the model's outputs are "
-            f"{', '.join(known)}: load it with load_base(..., labels=...)"
-        )
-    set_labels(base.model.config, table.labels)
-    return table.labels
-
-
-def encode_tables(recipe: Recipe, tables: Tables, base: Base) -> tuple[Encoded, Encoded | None]:
-    """The tokens of the training and the validation rows. Raises DataError or RecipeError."""
-    length = row_length(recipe, context_length(base.model, base.tokenizer))
-
-    def encoded(table: Table) -> Encoded:
-        return encode(table, base.tokenizer, length, turns=recipe.turns, too_long=recipe.too_long)
-
-    if tables.test is not None:
-        measured(base.model, base.tokenizer, tables.test)
-    return encoded(tables.training), None if tables.validation is None else encoded(tables.validation)
-
-
-def row_length(recipe: Recipe, limit: int | None) -> int:
-    """The most tokens of a row. limit: what the model reads, None where unknown. Raises RecipeError beyond it."""
-    if limit is not None and (recipe.max_length or 0) > limit:
-        raise RecipeError(f"max_length={recipe.max_length} is more than the {limit} tokens that {recipe.model} reads")
-    return recipe.max_length or min(MAX_LENGTH, limit or MAX_LENGTH)
-
-
-@contextmanager
-def adapted(recipe: Recipe, base: Base, num_slots: int = 1) -> Iterator[Bank | None]:
-    """The base with a bank in it (every parameter trained, for full fine-tuning), bare again afterwards."""
-    model: Any = base.model
-    if banks_of(model):
-        raise RecipeError("the base model holds adapters already: train on a bare one, eject(model) makes it so")
-    use_cache, checkpointed = model.config.use_cache, recipe.gradient_checkpointing
-    if checkpointed:
-        options = {"use_reentrant": False, "context_fn": checkpoint_context}
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-    try:
-        if recipe.full:
-            model.requires_grad_(True)
-            yield None
-        else:
-            yield inject(model, recipe.spec(find_head(model)), num_slots)
-    finally:
-        eject(model)
-        model.config.use_cache = use_cache
-        model.eval()
-        if checkpointed:
-            model.gradient_checkpointing_disable()
+def _published(recipe: Recipe, adapter: Adapter | None, main: bool) -> AdapterRef | None:
+    if adapter is None or recipe.name is None or not main:
+        return None
+    return Registry(recipe.store).put(recipe.name, adapter, alias=recipe.alias, dtype=recipe.stored)
 
 
 @contextmanager
@@ -218,6 +188,8 @@ def _head_names(recipe: Recipe, model: nn.Module, bank: Bank | None) -> set[str]
 def _watched(
     trainer: AdapterTrainer, folder: Path, progress: bool, callbacks: Sequence[TrainerCallback]
 ) -> tuple[KeepBest | None, Allocator | None]:
+    from polyvera.train.callbacks import KeepBest, Pruning, Shown
+
     recipe, best, allocator = trainer.recipe, None, None
     if recipe.budget is not None and trainer.bank is not None:
         plan = schedule(recipe.budget, trainer.bank, trainer.args.max_steps)

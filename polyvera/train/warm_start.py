@@ -25,7 +25,7 @@ def warm_start(recipe: Recipe, registry: Registry) -> Adapter | None:
         return None
     if recipe.init_from != MEAN:
         return registry.get(recipe.init_from)
-    every = [registry.get(ref) for ref in registry.list(latest=True)]
+    every = [registry.get(ref) for ref in registry.list(latest=True, missing_ok=False)]
     wanted = recipe.spec(every[0].spec.head if every else ())
     alike = [adapter for adapter in every if _fits(adapter, wanted.to_dict())]
     if not alike:

@@ -14,7 +14,7 @@ from vllm.model_executor.layers.linear import RowParallelLinear
 
 from polyvera.adapter.equation import NormParts
 from polyvera.vllm.pair import SharedPair
-from polyvera.vllm.slots import LayerSlots, Member, SiteVectors
+from polyvera.vllm.slots import LayerSlots, PackedMember, SiteVectors
 
 # Rows of the identity that go through a layer at once, to read its weight whatever form it is kept in.
 PROBE_ROWS = 1024
@@ -84,7 +84,7 @@ def add_slots(
 ) -> None:
     """Gives a LoRA layer of vLLM's slots for vectors, in place. names: the sites that it packs, in its order."""
     rows = _rows(layer)
-    members = [Member(n, *found, yes) for n, found, yes in zip(names, rows, is_served, strict=True)]
+    members = [PackedMember(n, *found, yes) for n, found, yes in zip(names, rows, is_served, strict=True)]
     kind: Any = type(layer)
     layer.__class__ = _with_vectors(kind)
     layer.slots = LayerSlots(pair, _columns(layer), members, num_slots, gain)

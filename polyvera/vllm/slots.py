@@ -29,7 +29,7 @@ class SiteVectors:
 
 
 @dataclass(frozen=True, eq=False)
-class Member:
+class PackedMember:
     """One site of a layer, which may pack several: the rows of it that are computed here, none of a site not served.
 
     out_features: of the whole site, over all tensor-parallel ranks. rows: (rows here,) whole numbers.
@@ -45,7 +45,7 @@ class Member:
 class _Part:
     """Where a member's output and its vectors lie: output, then d, b and g in a row of the table."""
 
-    member: Member
+    member: PackedMember
     output: slice
     d: slice
     b: slice
@@ -83,7 +83,7 @@ class LayerSlots:
     """
 
     def __init__(
-        self, pair: SharedPair, columns: Tensor, members: Sequence[Member], num_slots: int, has_gain: bool
+        self, pair: SharedPair, columns: Tensor, members: Sequence[PackedMember], num_slots: int, has_gain: bool
     ) -> None:
         self.pair, self.members, self.has_gain = pair, tuple(members), has_gain
         self.A = pair.columns(columns)
@@ -107,7 +107,7 @@ class LayerSlots:
                 yield group
                 at = group.g.stop
 
-    def _parts(self, at: int, members: Sequence[tuple[Member, int]]) -> Iterator[_Part]:
+    def _parts(self, at: int, members: Sequence[tuple[PackedMember, int]]) -> Iterator[_Part]:
         """Members of equally many rows, whose numbers begin at a place of the table's rows."""
         num, size, rank = len(members), len(members[0][0].rows), self.pair.rank
         gains = at + num * (rank + size)

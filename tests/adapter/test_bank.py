@@ -157,3 +157,18 @@ def test_adapters_loaded_one_by_one_share_a_bank_that_grows(
     assert load(small_llama, adapters[0]) == [slots[2]]
     with pytest.raises(SlotError, match="does not grow"):
         inject(small_llama, spec).free_slot()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_banks_layers_and_adapters_say_method_rank_slots_and_bytes(small_llama: nn.Module, method: str) -> None:
+    bank = inject(small_llama, AdapterSpec(method, rank=4), 3)
+    adapter = extract(bank, bank.first)
+    num_bytes = 4 * adapter.num_params
+    said = bank.summary()
+    assert f"{method}, rank 4, {len(bank.layers)} layers, 3 of 3 slots used, {num_bytes:,} bytes a slot" in said
+    assert repr(bank) == f"Bank({said})" and repr(adapter).startswith(f"Adapter({method}, rank 4, ")
+    assert f"{num_bytes:,} bytes" in repr(adapter) and len(repr(adapter)) < 120
+    shares = [repr(layer) for layer in bank.layers.values()]
+    assert all(f"{method}, rank 4, 3 slots, " in share and " bytes" in share for share in shares)
+    bank.clear(bank.first)
+    assert "2 of 3 slots used" in bank.summary()

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from polyvera.adapter.adapter import Adapter
-from polyvera.adapter.inject import add_bank, banks_of, eject, extract, inject, load
+from polyvera.adapter.inject import add_bank, banks_of, eject, extract, inject, load, slot_table
 from polyvera.adapter.method import METHODS
 from polyvera.adapter.route import Route, checkpoint_context, route
 from polyvera.adapter.spec import AdapterSpec
@@ -176,3 +176,48 @@ def test_a_buffer_on_the_device_routes_no_head(small_bert: nn.Module, ids: Tenso
     inject(small_bert, AdapterSpec(rank=4, head=("classifier",)), 2)
     with pytest.raises(SlotError, match="head"):
         out(small_bert, ids, Route.on_device(torch.tensor([1, 2, 0, 1])))
+
+
+@pytest.fixture
+def named(small_llama: nn.Module, scramble) -> list[int]:
+    """The model with two adapters under the names cafe/tickets and bar; their slots."""
+    bank = inject(small_llama, SPEC, 2)
+    scramble(bank)
+    several = [extract(bank, slot) for slot in bank.slots]
+    eject(small_llama)
+    return load(small_llama, several, names=["cafe/tickets", "bar"])
+
+
+def test_a_name_is_the_slot_that_was_loaded_under_it(small_llama: nn.Module, ids: Tensor, named: list[int]) -> None:
+    first, second = named
+    assert torch.equal(out(small_llama, ids, "bar"), out(small_llama, ids, second))
+    mixed = ["bar", 0, "cafe/tickets", first]
+    assert torch.equal(out(small_llama, ids, mixed), out(small_llama, ids, [second, 0, first, first]))
+
+
+def test_one_route_by_name_finds_its_slot_in_every_model_and_after_a_load(
+    small_llama: nn.Module, ids: Tensor, named: list[int]
+) -> None:
+    first, second = named
+    with torch.no_grad(), route("bar"):
+        before = small_llama(ids).logits
+        slot_table(small_llama).call(first, "bar")
+        after = small_llama(ids).logits
+    assert torch.equal(before, out(small_llama, ids, second)) and torch.equal(after, out(small_llama, ids, first))
+
+
+def test_an_unknown_name_says_which_there_are(small_llama: nn.Module, ids: Tensor, named: list[int]) -> None:
+    with pytest.raises(
+        SlotError, match="'cafe/ticket'; did you mean 'cafe/tickets'.; the names are: bar, cafe/tickets"
+    ):
+        out(small_llama, ids, "cafe/ticket")
+
+
+@pytest.mark.parametrize(("names", "said"), [(["a"], "1 names for 2"), (["a", "a"], "'a' stands twice")])
+def test_names_are_one_for_each(small_llama: nn.Module, names: list[str], said: str) -> None:
+    bank = inject(small_llama, SPEC)
+    one = extract(bank, bank.first)
+    eject(small_llama)
+    with pytest.raises(SlotError, match=said):
+        load(small_llama, [one, one], names=names)
+    assert not banks_of(small_llama)

@@ -12,10 +12,7 @@ from typer.testing import CliRunner, Result
 from polyvera.adapter.inject import eject, load
 from polyvera.adapter.method import METHODS
 from polyvera.cli import app
-from polyvera.cli.flags import BUDGET, PANELS, Publish, recipe_of
-from polyvera.errors import RecipeError
 from polyvera.store.registry import Registry
-from polyvera.train.recipe import Budget, Recipe
 
 
 @pytest.fixture(autouse=True)
@@ -37,15 +34,6 @@ def trained(name: str = "acme", *more: str) -> None:
     polyvera(
         "train", "--model", "base", "--data", "rows.jsonl", "--rank", "4", "--max-steps", "3", "--name", name, *more
     )
-
-
-def test_every_choice_of_a_recipe_has_a_flag_and_a_help_text() -> None:
-    told = {name for names in PANELS.values() for name in names}
-    assert told == ({*Recipe.model_fields} - {"budget"}) | {*Publish.model_fields}
-    assert set(BUDGET) == set(Budget.model_fields)
-    shown = polyvera("train", "--help").output
-    for name in (*told, *(f"budget_{n}" for n in BUDGET)):
-        assert "--" + name.replace("_", "-")[:12] in shown, name
 
 
 def test_train_publishes_and_the_adapter_is_used() -> None:
@@ -92,11 +80,21 @@ def test_a_recipe_file_and_its_flags_are_the_same_run(method: str) -> None:
     assert "file" in polyvera("eval", "--recipe", "run.toml").output
 
 
+def test_the_environment_names_the_store_and_the_model_of_train_and_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("peft")
+    monkeypatch.setenv("POLYVERA_STORE", "shelf")
+    monkeypatch.setenv("POLYVERA_MODEL", "base")
+    polyvera("train", "--data", "rows.jsonl", "--rank", "4", "--max-steps", "1", "--name", "one")
+    polyvera("export", "one", "peft")
+    polyvera("import", "peft", "--name", "two")
+    assert [ref.name for ref in Registry("shelf").list()] == ["one", "two"] and not Path("adapters").exists()
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
         (("train", "--model", "base", "--data", "rows.jsonl"), "nothing would be kept"),
-        (("train", "--model", "base", "--name", "x"), "data is missing"),
+        (("train", "--model", "base", "--name", "x"), "--data is missing"),
         (("train", "--model", "base", "--data", "row.jsonl", "--name", "x"), "row.jsonl"),
         (("train", "--model", "bass", "--data", "rows.jsonl", "--name", "x"), "bass"),
         (("train", "--model", "base", "--data", "rows.jsonl", "--name", "../x"), "the name '../x'"),
@@ -108,8 +106,11 @@ def test_a_recipe_file_and_its_flags_are_the_same_run(method: str) -> None:
             ("train", "--model", "base", "--data", "rows.jsonl", "--name", "x", "--targets", "q_prj"),
             "did you mean 'q_proj'",
         ),
-        (("train", "--model", "base", "--data", "rows.jsonl", "--name", "x", "--lr", "fast"), "lr='fast'"),
-        (("train", "--model", "base", "--data", "rows.jsonl", "--name", "x", "--columns", "prompt"), "no KEY=VALUE"),
+        (("train", "--model", "base", "--data", "rows.jsonl", "--name", "x", "--lr", "fast"), "--lr='fast'"),
+        (
+            ("train", "--model", "base", "--data", "rows.jsonl", "--name", "x", "--columns", "prompt"),
+            "KEY=VALUE",
+        ),
         (
             (
                 "train",
@@ -126,7 +127,10 @@ def test_a_recipe_file_and_its_flags_are_the_same_run(method: str) -> None:
             ),
             "trains d",
         ),
-        (("train", "--model", "base", "--data", "rows.jsonl", "--alias", "x", "--output", "o"), "alias='x' needs name"),
+        (
+            ("train", "--model", "base", "--data", "rows.jsonl", "--alias", "x", "--output", "o"),
+            "needs --name",
+        ),
         (("train", "--recipe", "nowhere.toml"), "nowhere.toml can't be read"),
         (("generate", "nobody", "-p", "w1"), "nobody"),
         (("generate", "--model", "base"), "--prompt"),
@@ -140,22 +144,6 @@ def test_a_mistake_gets_one_message_and_changes_nothing(words: tuple[str, ...], 
     found = polyvera(*words, fails=True)
     assert said in found.stderr.replace("\n", " ") and "Traceback" not in found.output
     assert not Path("adapters").exists()
-
-
-def test_an_unknown_key_of_a_recipe_is_an_error(tmp_path: Path) -> None:
-    Path("run.toml").write_text('model = "base"\ndata = "rows.jsonl"\ntarget = "q_proj"\n')
-    with pytest.raises(RecipeError, match="'target' is no choice of a recipe; did you mean 'targets'"):
-        recipe_of(Path("run.toml"), {})
-    Path("run.toml").write_text('model = "base"\ndata = "rows.jsonl"\nstored = "int4"\n')
-    with pytest.raises(RecipeError, match="stored='int4'"):
-        recipe_of(Path("run.toml"), {})
-
-
-def test_flags_are_read_as_the_values_they_name() -> None:
-    choices = {"model": "m", "data": "d", "validation": 0.1, "lr": "1e-3", "batch_size": "4", "columns": {"text": "t"}}
-    recipe, publish = recipe_of(None, {**choices, "store": "s3://x", "budget": {"rank": "4"}, "method": "adalora"})
-    assert (recipe.validation, recipe.lr, recipe.batch_size, recipe.columns) == (0.1, 1e-3, 4, {"text": "t"})
-    assert recipe.budget is not None and recipe.budget.rank == 4 and publish.store == "s3://x"
 
 
 def test_a_dry_run_prints_the_cost_and_trains_nothing() -> None:

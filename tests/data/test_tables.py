@@ -44,7 +44,7 @@ def test_columns_are_mapped_by_name(jsonl: Write) -> None:
     assert (table.examples[0].prompt, table.examples[0].answer, table.examples[0].right) == ("a", "b", ("b", "c"))
     with pytest.raises(DataError, match=r"no column 'inptu'; it has .*; did you mean 'input'"):
         read(path, {"prompt": "inptu", "completion": "output"})
-    with pytest.raises(DataError, match=r"'promt' is none of .*; did you mean 'prompt'"):
+    with pytest.raises(DataError, match=r"'promt' must be one of: .*; did you mean 'prompt'"):
         read(path, {"promt": "input", "completion": "output"})
 
 
@@ -67,22 +67,22 @@ def test_labels_are_sorted_as_numbers_or_names(jsonl: Write) -> None:
     ("content", "problem"),
     [
         (b"", "has no rows"),
-        (b'{"prompt": "a", "completion": "b"}\n{"prompt": "a"', r"rows\.jsonl, row 2: no JSON"),
-        (b'{"prompt": "a", "completion": "b"}\n\xff\xfe', r"row 2: no UTF-8 at byte 0"),
+        (b'{"prompt": "a", "completion": "b"}\n{"prompt": "a"', r"rows\.jsonl, row 2: not valid JSON"),
+        (b'{"prompt": "a", "completion": "b"}\n\xff\xfe', r"row 2: not UTF-8 at byte 0"),
         (b'{"prompt": "a", "completion": "b"}\n{"prompt": null, "completion": "b"}', "row 2: prompt is null"),
         (b'{"prompt": "a", "completion": "b"}\n{"completion": "b"}', "row 2: prompt is missing"),
         (b'{"prompt": "a", "completion": " "}', "row 1: completion is empty"),
-        (b'{"prompt": "a", "completion": 7}', "row 1: completion is no text, but of type int"),
-        (b'{"prompt": "a", "completion": "b", "refs": "b"}', "row 1: refs is no list"),
+        (b'{"prompt": "a", "completion": 7}', "row 1: completion is of type int, not a string"),
+        (b'{"prompt": "a", "completion": "b", "refs": "b"}', "row 1: refs must be a list"),
         (b"[1]", "row 1: a list, where an object"),
         (b'{"question": "a", "answer": "b"}', r"columns question, answer, which fit none .*prompt \+ completion"),
         (b'{"prompt": "a", "completion": "b", "messages": []}', "fit several"),
-        (b'{"text": "a", "label": 0.5}', "label is no text, but of type float"),
+        (b'{"text": "a", "label": 0.5}', "label is of type float, not a string"),
         (b'{"text": "a", "label": null}', "row 1: label is null"),
         (b'{"messages": [{"role": "user", "content": "a"}]}', "row 1: the last turn is the user's"),
-        (b'{"messages": [{"role": "usr", "content": "a"}]}', "row 1: role='usr' is none of"),
+        (b'{"messages": [{"role": "usr", "content": "a"}]}', "row 1: role='usr' must be one of"),
         (b'{"messages": [{"role": "assistant", "content": "a"}]}', "row 1: the only turn"),
-        (b'{"messages": "hello"}', "row 1: messages is no list"),
+        (b'{"messages": "hello"}', "row 1: messages must be a list"),
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, content: bytes, problem: str) -> None:
@@ -111,12 +111,12 @@ def test_bad_csv(tmp_path: Path) -> None:
 
 
 def test_a_source_that_is_not_there(written: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"is no file; did you mean 'rows\.jsonl'"):
+    with pytest.raises(DataError, match=r"there is no file .*; did you mean 'rows\.jsonl'"):
         read(tmp_path / "row.jsonl")
-    with pytest.raises(DataError, match=r"the files known here end in \.jsonl, \.csv, \.parquet"):
+    with pytest.raises(DataError, match=r"files must end in \.jsonl, \.csv, \.parquet"):
         read("./rows.txt")
     (tmp_path / "bad.parquet").write_bytes(b"no parquet")
-    with pytest.raises(DataError, match="is no Parquet file"):
+    with pytest.raises(DataError, match="is not a valid Parquet file"):
         read(tmp_path / "bad.parquet")
 
 

@@ -9,8 +9,8 @@ import torch
 from tiny_serve import make_adapter, make_llama, make_tokenizer, publish
 
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.engine.generation.generator import Engine
-from polyvera.engine.generation.request import Sampling
+from polyvera.engine.generation.generator import Generator
+from polyvera.engine.generation.request import SamplingParams
 from polyvera.engine.openmp import guest
 
 THREADS, WIDE = 3, 512
@@ -36,8 +36,8 @@ def main() -> None:
         )
         product()
         print(workers())
-        with Engine(model, tokenizer, registry) as engine, ThreadPoolExecutor(1) as pool:
-            engine.answer([5] * 100, refs[0], Sampling(max_tokens=4)).result(60)
+        with Generator(model, tokenizer, registry) as engine, ThreadPoolExecutor(1) as pool:
+            engine.answer([5] * 100, refs[0], SamplingParams(max_tokens=4)).result(60)
             print(workers())
             pool.submit(guest()(product)).result()
             print(workers())

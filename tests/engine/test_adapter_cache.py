@@ -24,16 +24,16 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.method import METHODS
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.engine.adapter_cache import Resident
-from polyvera.engine.generation.generator import Engine
-from polyvera.engine.generation.request import Request, Sampling
+from polyvera.engine.adapter_cache import ResidentAdapter
+from polyvera.engine.generation.generator import Generator
+from polyvera.engine.generation.request import Request, SamplingParams
 from polyvera.engine.limits import Limits
 from polyvera.errors import BusyError, ClosedError, LayoutError
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
-LONG = Sampling(max_tokens=140, ignore_eos=True)
-SHORT = Sampling(max_tokens=6)
+LONG = SamplingParams(max_tokens=140, ignore_eos=True)
+SHORT = SamplingParams(max_tokens=6)
 NO_END = 10_000  # a token that there is not
 PROMPT = make_prompt(1, 10, 10)
 Store = tuple[Registry, list[AdapterRef], list[Adapter]]
@@ -48,27 +48,27 @@ def store(llama: LlamaForCausalLM, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture
-def engine(llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, store: Store) -> Iterator[Engine]:
-    with Engine(llama, tokenizer, store[0], Limits(max_rows=8, num_slots=2)) as engine:
+def engine(llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, store: Store) -> Iterator[Generator]:
+    with Generator(llama, tokenizer, store[0], Limits(max_rows=8, num_slots=2)) as engine:
         yield engine
         assert engine.failed is None
 
 
-def names(engine: Engine) -> list[str]:
+def names(engine: Generator) -> list[str]:
     return [resident.adapter.rpartition("/")[2] for resident in engine.stats().resident]
 
 
-def begun(engine: Engine, ref: AdapterRef) -> tuple[Request, Heard]:
+def begun(engine: Generator, ref: AdapterRef) -> tuple[Request, Heard]:
     request, heard = submit(engine, PROMPT, ref, LONG)
     until(lambda: heard.ids)
     return request, heard
 
 
-def answered(engine: Engine, ref: AdapterRef) -> list[int]:
+def answered(engine: Generator, ref: AdapterRef) -> list[int]:
     return engine.answer(PROMPT, ref, SHORT).result(LONGEST_WAIT).ids
 
 
-def test_the_longest_unused_goes(engine: Engine, store: Store) -> None:
+def test_the_longest_unused_goes(engine: Generator, store: Store) -> None:
     _, refs, adapters = store
     for ref in refs[:2]:
         engine.preload(ref)
@@ -80,10 +80,12 @@ def test_the_longest_unused_goes(engine: Engine, store: Store) -> None:
     assert names(engine) == ["a5@1", "a2@1"]
     totals = engine.stats().totals
     assert (totals["loads"], totals["evictions"], totals["hits"]) == (4, 2, 1)
-    assert engine.stats().resident[1] == Resident("team/a2@1", adapters[2].num_params * 4, 0, False)
+    assert engine.stats().resident[1] == ResidentAdapter("team/a2@1", adapters[2].num_params * 4, 0, False)
 
 
-def test_a_pinned_adapter_stays_and_another_waits_until_it_is_let_go(engine: Engine, store: Store, solo: Solo) -> None:
+def test_a_pinned_adapter_stays_and_another_waits_until_it_is_let_go(
+    engine: Generator, store: Store, solo: Solo
+) -> None:
     _, refs, adapters = store
     engine.pin(refs[0])
     for ref in refs[1:4]:
@@ -101,7 +103,7 @@ def test_a_pinned_adapter_stays_and_another_waits_until_it_is_let_go(engine: Eng
     assert_nothing_is_left(engine)
 
 
-def test_requests_for_more_adapters_than_slots_wait_their_turn(engine: Engine, store: Store, solo: Solo) -> None:
+def test_requests_for_more_adapters_than_slots_wait_their_turn(engine: Generator, store: Store, solo: Solo) -> None:
     _, refs, adapters = store
     running = [begun(engine, ref) for ref in refs[:2]]
     waiting = [engine.answer(PROMPT, ref, SHORT) for ref in refs[2:]]
@@ -115,7 +117,7 @@ def test_requests_for_more_adapters_than_slots_wait_their_turn(engine: Engine, s
     assert_nothing_is_left(engine)
 
 
-def test_rows_of_an_evicted_adapter_finish_with_it(engine: Engine, store: Store, solo: Solo) -> None:
+def test_rows_of_an_evicted_adapter_finish_with_it(engine: Generator, store: Store, solo: Solo) -> None:
     _, refs, adapters = store
     _, heard = begun(engine, refs[0])
     engine.evict(refs[0])
@@ -136,7 +138,7 @@ def test_a_version_that_is_removed_while_in_use_is_finished_with(
     _, _, adapters = store
     registry, (old,) = publish(tmp_path, adapters[:1])
     registry.alias(old.name, "prod", 1)
-    with Engine(llama, tokenizer, registry, Limits(num_slots=1)) as engine:
+    with Generator(llama, tokenizer, registry, Limits(num_slots=1)) as engine:
         _, heard = begun(engine, registry.resolve(f"{old.name}@prod"))
         new = registry.put(old.name, adapters[1], alias="prod")
         registry.remove(old)
@@ -154,11 +156,11 @@ def test_a_host_cache_of_one_adapter_is_enough(
     llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, store: Store, solo: Solo
 ) -> None:
     registry, refs, adapters = store
-    with Engine(llama, tokenizer, registry, Limits(num_slots=2, host_bytes=1)) as engine:
+    with Generator(llama, tokenizer, registry, Limits(num_slots=2, host_bytes=1)) as engine:
         futures = [engine.answer(PROMPT, refs[i % 6], SHORT) for i in range(18)]
         for i, answer in enumerate(all_of(futures)):
             assert answer.ids == solo.answers(adapters[i % 6], PROMPT, 6)
-        assert len(engine._residents._host) == 1
+        assert len(engine._adapters._host) == 1
         assert_nothing_is_left(engine)
 
 
@@ -167,11 +169,11 @@ def test_slots_of_one_layout_are_bounded_in_bytes(
 ) -> None:
     registry, refs, adapters = store
     row_bytes = adapters[0].num_params * 4
-    with Engine(llama, tokenizer, registry, Limits(slot_bytes=2 * row_bytes)) as engine:
+    with Generator(llama, tokenizer, registry, Limits(slot_bytes=2 * row_bytes)) as engine:
         for i in (0, 1, 2, 5, 3):
             assert answered(engine, refs[i]) == solo.answers(adapters[i], PROMPT, 6)
         assert names(engine) == ["a3@1", "a5@1", "a2@1"]
-    with Engine(llama, tokenizer, registry, Limits(slot_bytes=row_bytes - 1)) as engine:
+    with Generator(llama, tokenizer, registry, Limits(slot_bytes=row_bytes - 1)) as engine:
         with pytest.raises(LayoutError, match=r"slot_bytes is"):
             engine.preload(refs[0])
         engine.preload(refs[5])
@@ -185,9 +187,9 @@ def test_a_base_in_low_precision_holds_its_adapters_in_it(
     adapter = make_adapter(llama, AdapterSpec(name, rank=4), 0, size=0.05)
     registry, (ref,) = publish(tmp_path, [adapter])
     model = copy.deepcopy(llama).bfloat16()
-    with Engine(model, tokenizer, registry) as engine:
+    with Generator(model, tokenizer, registry) as engine:
         assert len(answered(engine, ref)) > 0
-        (bank,) = engine._residents.banks
+        (bank,) = engine._adapters.banks
         assert bank.dtype == torch.bfloat16 and engine.stats().resident[0].num_bytes == adapter.num_params * 2
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
@@ -196,7 +198,7 @@ def test_a_load_that_is_waited_for_ends_with_the_engine(
     llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, store: Store
 ) -> None:
     registry, refs, _ = store
-    with Engine(llama, tokenizer, registry, Limits(num_slots=1)) as engine:
+    with Generator(llama, tokenizer, registry, Limits(num_slots=1)) as engine:
         engine.pin(refs[0])
         raised: list[BaseException] = []
 
@@ -208,7 +210,7 @@ def test_a_load_that_is_waited_for_ends_with_the_engine(
 
         thread = Thread(target=wait)
         thread.start()
-        until(lambda: engine._inbox._jobs)
+        until(lambda: engine._queue._jobs)
     thread.join(LONGEST_WAIT / 2)
     assert not thread.is_alive() and len(raised) == 1
 
@@ -223,14 +225,14 @@ def test_a_new_adapter_is_read_from_its_submission_on_beside_the_step_under_way(
         entered.set()
         gate.wait(LONGEST_WAIT)
 
-    with Engine(llama, tokenizer, registry, Limits(num_slots=8)) as engine:
+    with Generator(llama, tokenizer, registry, Limits(num_slots=8)) as engine:
         _, heard = submit(engine, PROMPT, None, LONG)
         until(lambda: heard.ids)
         try:
-            engine._inbox.do(stand)  # a step that does not end
+            engine._queue.do(stand)  # a step that does not end
             assert entered.wait(LONGEST_WAIT)
             answers = [engine.answer(PROMPT, ref, SHORT) for ref in refs[:3]]
-            until(lambda: engine._residents._done.qsize() == 3)
+            until(lambda: engine._adapters._loader._done.qsize() == 3)
         finally:
             gate.set()
         for adapter, answer in zip(adapters, all_of(answers), strict=False):

@@ -19,7 +19,7 @@ from polyvera.adapter.fingerprint import fingerprint
 from polyvera.adapter.inject import eject, extract, inject, load
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import find_head
-from polyvera.engine.embedding.embedder import Encoder
+from polyvera.engine.embedding.embedder import Embedder
 from polyvera.engine.embedding.request import Classes
 
 LIKE_BERT = {
@@ -93,12 +93,12 @@ class Alone:
         return model
 
 
-def assert_nothing_is_left(encoder: Encoder) -> None:
-    loop, residents = encoder._loop, encoder._residents
-    until(lambda: not loop.is_busy and not loop._scheduler.running)
-    assert not loop._calls and not list(loop._scheduler.waiting())
-    assert encoder._inbox.num_waiting == encoder._inbox.num_open == 0
-    assert all(seat.num_users == 0 for seat in residents._taken.values())
+def assert_nothing_is_left(encoder: Embedder) -> None:
+    workload, adapters = encoder._core.workload, encoder._adapters
+    until(lambda: not encoder._core.is_busy and not workload.scheduler.running)
+    until(lambda: not list(workload.scheduler.waiting()))
+    assert encoder._queue.num_waiting == encoder._queue.num_open == 0
+    assert all(entry.num_users == 0 for entry in adapters._taken.values())
 
 
 def texts(seed: int, num: int = 3) -> list[list[int]]:

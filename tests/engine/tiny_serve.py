@@ -18,9 +18,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.inject import eject, extract, inject, load
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.engine.generation.generator import Engine
-from polyvera.engine.generation.request import Answer, Output, Request
+from polyvera.engine.generation.generator import Generator
+from polyvera.engine.generation.request import GREEDY, Answer, Request, RequestOutput, SamplingParams
 from polyvera.engine.limits import Limits
+from polyvera.engine.protocol import GenerationEngine
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
@@ -116,12 +117,12 @@ class Heard:
     """Everything that a request is told."""
 
     def __init__(self) -> None:
-        self.outputs: list[Output] = []
+        self.outputs: list[RequestOutput] = []
         self.ended = Event()
 
-    def __call__(self, output: Output) -> None:
+    def __call__(self, output: RequestOutput) -> None:
         self.outputs.append(output)
-        if output.finish is not None:
+        if output.finish_reason is not None:
             self.ended.set()
 
     @property
@@ -132,7 +133,7 @@ class Heard:
     def pieces(self) -> list[str]:
         return [output.text for output in self.outputs]
 
-    def wait(self) -> Output:
+    def wait(self) -> RequestOutput:
         """The last output."""
         assert self.ended.wait(LONGEST_WAIT), "no end was told"
         return self.outputs[-1]
@@ -156,28 +157,34 @@ def publish(root: Path, adapters: Iterable[Adapter], name: str = "team/a") -> tu
     return registry, [registry.put(f"{name}{i}", adapter) for i, adapter in enumerate(adapters)]
 
 
-def submit(engine: Engine, prompt: Sequence[int], *args: object, **kwargs: object) -> tuple[Request, Heard]:
+def submit(
+    engine: GenerationEngine,
+    prompt: Sequence[int],
+    adapter: AdapterRef | None = None,
+    params: SamplingParams = GREEDY,
+    tenant: str = "",
+) -> tuple[Request, Heard]:
     heard = Heard()
-    return engine.submit(prompt, *args, tell=heard, **kwargs), heard  # type: ignore[arg-type]
+    return engine.submit(Request(prompt, adapter, params, heard, tenant)), heard
 
 
-def assert_nothing_is_left(engine: Engine) -> None:
+def assert_nothing_is_left(engine: Generator) -> None:
     """No row, user of a slot, or number in a row of the cache is left of ended requests."""
-    loop, residents = engine._loop, engine._residents
-    until(lambda: not loop.is_busy)
-    scheduler, limits = loop._scheduler, engine.limits
+    core, adapters = engine._core.workload, engine._adapters
+    until(lambda: not engine._core.is_busy)
+    scheduler, limits = core.scheduler, engine.limits
     assert not scheduler.running and sorted(scheduler._free) == list(range(limits.max_rows))
-    assert not scheduler._waiting and engine._inbox.num_waiting == 0
-    assert all(seat.num_users == 0 for seat in residents._taken.values())
-    assert {seat.slot for seat in residents._seats.values()} == set(residents._taken)
-    free = sum(len(slots) for slots in residents._free.values())
-    assert free + len(residents._taken) == sum(bank.num_slots for bank in residents.banks)
-    assert all(len(bank.occupied) <= len(residents._taken) for bank in residents.banks)
-    for pair in loop._cache._layers.values():
-        assert not any(bool(storage.any()) for storage in pair)
-    kept = [prefix for prefixes in loop._prefixes._kept.values() for prefix in prefixes]
-    assert len(kept) == len(loop._prefixes) and sum(p.num_bytes for p in kept) == loop._prefixes.num_bytes
-    assert loop._prefixes.num_bytes <= limits.prefix_bytes
+    assert not scheduler._waiting and engine._queue.num_waiting == 0
+    assert all(entry.num_users == 0 for entry in adapters._taken.values())
+    assert {entry.slot for entry in adapters._entries.values()} == set(adapters._taken)
+    free = sum(len(slots) for slots in adapters._free.values())
+    assert free + len(adapters._taken) == sum(bank.num_slots for bank in adapters.banks)
+    assert all(len(bank.occupied) <= len(adapters._taken) for bank in adapters.banks)
+    for pair in core._kv_cache._layers.values():
+        assert not any(bool(storage[:, :-1].any()) for storage in pair)  # the last place is nobody's
+    kept = [prefix for prefixes in core._prefix_cache._kept.values() for prefix in prefixes]
+    assert len(kept) == len(core._prefix_cache) and sum(p.num_bytes for p in kept) == core._prefix_cache.num_bytes
+    assert core._prefix_cache.num_bytes <= limits.prefix_bytes
 
 
 SMALL = Limits(max_rows=4, chunk=16, num_slots=3, prefix_bytes=1 << 20)

@@ -11,8 +11,9 @@ import transformers as T
 from families import BERT, FAMILIES, GPT2, LLAMA
 from tiny_models import WORDS, make_model, make_tokenizer
 
-from polyvera.engine.embedding.embedder import Encoder, engine_for
-from polyvera.engine.generation.generator import Engine
+from polyvera.engine.embedding.embedder import Embedder
+from polyvera.engine.factory import engine_for
+from polyvera.engine.generation.generator import Generator
 from polyvera.errors import RecipeError, SpecError
 from polyvera.model.config import (
     AUTO_TASK,
@@ -33,7 +34,7 @@ from polyvera.model.config import (
 )
 from polyvera.model.load import load_base
 from polyvera.model.shapes import meta_model, model_shapes
-from polyvera.replicas.replica_pool import Replicas
+from polyvera.replicas.replica_pool import ReplicaPool
 
 each_family = pytest.mark.parametrize("name", FAMILIES)
 
@@ -94,7 +95,7 @@ def test_load_plan_and_the_engines_agree_on_the_kind(name: str, tmp_path: Path) 
         return
     base = load_base(folder, task=AUTO_TASK)
     assert kind_of(base.model) == (CAUSAL_LM if family.kind == CAUSAL_LM else CLASSIFICATION)
-    assert isinstance(engine_for(base), Engine if family.kind == CAUSAL_LM else Encoder)
+    assert isinstance(engine_for(base), Generator if family.kind == CAUSAL_LM else Embedder)
     assert kind_of(meta_model(folder)) == family.kind
     assert model_shapes(folder).context_length == context_length(base.model) == family.length
 
@@ -105,8 +106,8 @@ def test_a_decoder_of_an_encoder_family_is_served_by_one_engine_or_several(tmp_p
     if not architectures:
         path = Path(folder, "config.json")
         path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "architectures"}))
-    assert isinstance(engine_for(load_base(folder, task=AUTO_TASK)), Engine)
-    assert Replicas(folder, num=2).max_context == 0
+    assert isinstance(engine_for(load_base(folder, task=AUTO_TASK)), Generator)
+    assert ReplicaPool(folder, num=2).max_context == 0
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "albert", "distilbert"])

@@ -43,7 +43,7 @@ def test_an_encoder_is_known_by_its_configuration(tmp_path: Path) -> None:
 
 def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path / "tiny", make_model())
-    with pytest.raises(RecipeError, match=r"tinny' is no folder; did you mean '.*/tiny'"):
+    with pytest.raises(RecipeError, match=r"tinny'; did you mean '.*/tiny'"):
         locate(str(tmp_path / "tinny"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(RecipeError, match=r"has no config\.json.*it holds nothing"):

@@ -6,53 +6,52 @@ from collections.abc import Iterator
 import pytest
 from tiny_serve import until
 
-from polyvera.engine.adapter_cache import Resident
-from polyvera.engine.generation.request import Sampling, Token
+from polyvera.engine.adapter_cache import ResidentAdapter
+from polyvera.engine.generation.request import SamplingParams, Token
 from polyvera.engine.limits import Limits
-from polyvera.engine.stats import Running
-from polyvera.errors import BusyError, FormatError, NotFoundError, SamplingError, ServeError
-from polyvera.replicas.connection import Wire
+from polyvera.engine.stats import RunningRequest
+from polyvera.errors import FormatError, SamplingError
+from polyvera.replicas.connection import Connection
 from polyvera.replicas.messages import (
     FROM_REPLICA,
     TO_REPLICA,
-    Ask,
-    Broken,
+    Accepted,
     Cancel,
-    Do,
-    Done,
+    Command,
+    CommandDone,
+    Delta,
+    Fatal,
     Fault,
-    Look,
-    Observed,
+    GetStats,
     Ready,
-    Seen,
     Start,
-    Taken,
-    Told,
-    fault_of,
+    Stats,
+    Submit,
+    Timing,
 )
 from polyvera.store.reference import AdapterRef
 
 REF = AdapterRef("acme/one", 3, "/store/\u2603 '\"\n", 100, "ab")
-CHOICE = Sampling(
+CHOICE = SamplingParams(
     5, 0.7, 0.9, 3, 0.1, 2**64 - 1, ("\n", "\u2603"), (1, 2), 1, True, 1.1, 0.5, -0.5, ((3, 1.0),), 2, "{}"
 )
 TO = [
     Start("m", None, Limits(max_context=7), 3, "cuda:1"),
-    Ask(1, (1, 2, 3), REF, CHOICE, "acme \u2603\0"),
-    Ask(2, (), None, Sampling(temperature=1), ""),
+    Submit(1, (1, 2, 3), REF, CHOICE, "acme \u2603\0"),
+    Submit(2, (), None, SamplingParams(temperature=1), ""),
     Cancel(2),
-    Do(3, "pin", REF, 1.5),
-    Look(4),
+    Command(3, "pin", REF, 1.5),
+    GetStats(4),
 ]
 FROM = [
     Ready("a-b", "bfloat16", 300, Limits()),
-    Broken(Fault("OSError", "x")),
-    Taken(1),
-    Taken(2, Fault("BusyError", "later", 3.0)),
-    Told(1, (Token(5, -1.5, ((1, float("-inf")),)), Token(6)), "\u2603", "stop", None, 4),
-    Done(3, Fault("NotFoundError", "gone")),
-    Seen(4, (Running("", "t", 3),), 1, (Resident("a@1", 10, 1, True),), 8, {"steps": 2}),
-    Observed("step_s", 0.1),
+    Fatal(Fault("OSError", "x")),
+    Accepted(1),
+    Accepted(2, Fault("BusyError", "later", 3.0)),
+    Delta(1, (Token(5, -1.5, ((1, float("-inf")),)), Token(6)), "\u2603", "stop", None, 4),
+    CommandDone(3, Fault("NotFoundError", "gone")),
+    Stats(4, (RunningRequest("", "t", 3),), 1, (ResidentAdapter("a@1", 10, 1, True),), 8, {"steps": 2}),
+    Timing("step_s", 0.1),
 ]
 
 
@@ -65,7 +64,7 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 @pytest.mark.parametrize(("messages", "known"), [(TO, TO_REPLICA), (FROM, FROM_REPLICA)])
 def test_all_comes_out_as_it_was(ends: tuple[socket.socket, socket.socket], messages: list, known: object) -> None:
-    one, other = Wire(ends[0], known), Wire(ends[1], known)  # type: ignore[arg-type]
+    one, other = Connection(ends[0], known), Connection(ends[1], known)  # type: ignore[arg-type]
     for message in messages:
         one.send(message)
     one.close()
@@ -84,52 +83,44 @@ def test_all_comes_out_as_it_was(ends: tuple[socket.socket, socket.socket], mess
         b'{"number": 1}',
         b'{"kind": "cancel", "number": "1"}',
         b'{"kind": "cancel", "number": 1.5}',
-        b'{"kind": "do", "number": 1, "word": "__del__", "adapter": null, "timeout_s": 1}',
-        b'{"kind": "taken", "number": 1}',
+        b'{"kind": "command", "number": 1, "name": "__del__", "adapter": null, "timeout_s": 1}',
+        b'{"kind": "accepted", "number": 1}',
         b"\xff",
     ],
 )
 def test_what_is_no_message_is_refused(ends: tuple[socket.socket, socket.socket], body: bytes) -> None:
     ends[0].sendall(len(body).to_bytes(4) + body)
     with pytest.raises(FormatError, match="damaged"):
-        next(Wire(ends[1], TO_REPLICA).messages())
+        next(Connection(ends[1], TO_REPLICA).messages())
 
 
 def test_a_length_that_is_none_and_half_a_message(ends: tuple[socket.socket, socket.socket]) -> None:
     ends[0].sendall(b"\xff\xff\xff\xff")
     with pytest.raises(FormatError, match="bytes"):
-        next(Wire(ends[1], TO_REPLICA).messages())
+        next(Connection(ends[1], TO_REPLICA).messages())
 
 
 def test_half_a_message_is_the_end(ends: tuple[socket.socket, socket.socket]) -> None:
     ends[0].sendall((100).to_bytes(4) + b'{"kind"')
     ends[0].close()
-    assert list(Wire(ends[1], TO_REPLICA).messages()) == []
+    assert list(Connection(ends[1], TO_REPLICA).messages()) == []
 
 
 def test_nobody_waits_for_an_end_that_does_not_read(ends: tuple[socket.socket, socket.socket]) -> None:
-    one = Wire(ends[0], TO_REPLICA)
+    one = Connection(ends[0], TO_REPLICA)
     for number in range(200):
-        one.send(Ask(number, tuple(range(4000)), None, Sampling(), ""))
-    other = Wire(ends[1], TO_REPLICA).messages()
+        one.send(Submit(number, tuple(range(4000)), None, SamplingParams(), ""))
+    other = Connection(ends[1], TO_REPLICA).messages()
     assert [next(other).number for _ in range(200)] == list(range(200))
 
 
 def test_what_cannot_be_sent_is_told(ends: tuple[socket.socket, socket.socket]) -> None:
-    one = Wire(ends[0], TO_REPLICA)
-    for message in (Ask(1, ("x",), None, Sampling(), ""), Ask(1, (), None, Sampling(), "\ud800")):  # type: ignore[arg-type]
+    one = Connection(ends[0], TO_REPLICA)
+    for message in (Submit(1, ("x",), None, SamplingParams(), ""), Submit(1, (), None, SamplingParams(), "\ud800")):  # type: ignore[arg-type]
         with pytest.raises(SamplingError, match="cannot be sent"):
             one.send(message)
     with pytest.raises(SamplingError, match="at most"):
-        one.send(Ask(1, (), None, Sampling(schema="x" * (64 << 20)), ""))
+        one.send(Submit(1, (), None, SamplingParams(schema="x" * (64 << 20)), ""))
     ends[1].close()
     one.send(Cancel(1))
     until(lambda: not one._writer.is_alive())
-
-
-def test_errors_keep_their_class() -> None:
-    again = fault_of(BusyError("later", 7.0)).error()
-    assert isinstance(again, BusyError) and str(again) == "later" and again.retry_s == 7.0
-    assert type(fault_of(NotFoundError("gone")).error()) is NotFoundError
-    for name in ("OSError", "annotations", "get_close_matches", "__doc__", "Iterable"):
-        assert type(Fault(name, "x").error()) is ServeError

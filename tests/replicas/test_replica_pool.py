@@ -1,10 +1,7 @@
 """Two replicas as processes of their own: what they answer, and what becomes of a request when one of them dies."""
 
 import os
-import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,66 +10,43 @@ from threading import Thread
 import openai
 import psutil
 import pytest
-from fastapi.testclient import TestClient
-from tiny_serve import LONGEST_WAIT, Heard, Solo, make_llama, make_prompt, make_tokenizer, submit, until
-from tiny_server import GREEDY, TEMPLATE, Served, some_adapters
-from transformers import LlamaForCausalLM
+from tiny_serve import LONGEST_WAIT, Heard, Solo, make_prompt, submit, until
+from tiny_server import GREEDY, Served, make_base, some_adapters
 
 from polyvera.adapter.fingerprint import fingerprint
-from polyvera.engine.generation.request import CANCELLED, FAILED, LENGTH, Request, Sampling
+from polyvera.engine.generation.request import CANCELLED, FAILED, LENGTH, Request, SamplingParams
 from polyvera.engine.limits import Limits
 from polyvera.errors import BusyError, ClosedError, SamplingError, ServeError, StoreError
-from polyvera.replicas import replica_pool as module
-from polyvera.replicas.replica_pool import Replicas
+from polyvera.replicas.replica_pool import ReplicaPool
 from polyvera.server.app import make_app
-from polyvera.server.config import Settings
+from polyvera.server.config import ServerConfig
 from polyvera.server.metrics import Metrics
-from polyvera.server.middleware import State
+from polyvera.server.middleware import ServerState
 from polyvera.server.server import Server
 from polyvera.store.file.codec import encode
 from polyvera.store.peft import export_peft
 from polyvera.store.registry import Registry
 
 CONTEXT = 2048
-LONG = Sampling(max_tokens=CONTEXT - 48, ignore_eos=True)
-SHORTER = Sampling(max_tokens=300, ignore_eos=True)
+LONG = SamplingParams(max_tokens=CONTEXT - 48, ignore_eos=True)
+SHORTER = SamplingParams(max_tokens=300, ignore_eos=True)
 LIMITS = Limits(max_rows=4, max_waiting=8, num_slots=3)
-
-
-def make_base() -> LlamaForCausalLM:
-    """Answers long enough that they run while a test looks."""
-    model = make_llama(CONTEXT)
-    model.config.eos_token_id = model.generation_config.eos_token_id = 1
-    return model
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base model, and a store of three adapters."""
-    root = tmp_path_factory.mktemp("replicas")
-    model, tokenizer = make_base(), make_tokenizer()
-    tokenizer.chat_template = TEMPLATE
-    model.save_pretrained(root / "tiny")
-    tokenizer.save_pretrained(root / "tiny")
-    for name, adapter in some_adapters(model).items():
-        Registry(root / "store").put(name, adapter)
-    return root
 
 
 @pytest.fixture(scope="module")
 def at(folder: Path) -> Iterator[Served]:
-    settings = Settings(base="tiny", lora_root=folder / "loras", drain_s=LONGEST_WAIT)
-    metrics, state = Metrics(), State()
+    settings = ServerConfig(base="tiny", lora_root=folder / "loras", drain_s=LONGEST_WAIT)
+    metrics, state = Metrics(), ServerState()
     registry = Registry(folder / "store")
-    with Replicas(str(folder / "tiny"), registry, LIMITS, metrics.observe, num=2) as engine:
+    with ReplicaPool(str(folder / "tiny"), registry, LIMITS, metrics.observe, num=2) as engine:
         server = Server(make_app(engine, settings, metrics, state), engine, settings, state, "127.0.0.1", 0)
         thread = Thread(target=server.run, daemon=True)
         thread.start()
-        yield Served(server.url, engine, registry, some_adapters(make_base()), server, None)  # type: ignore[arg-type]
+        yield Served(server.url, engine, registry, some_adapters(make_base(CONTEXT)), server, None)  # type: ignore[arg-type]
         last = submit(engine, [5], None, SHORTER)[1]
         server.stop()
         thread.join(LONGEST_WAIT)
-        assert not thread.is_alive() and last.wait().finish == LENGTH, "it answers what runs before it ends"
+        assert not thread.is_alive() and last.wait().finish_reason == LENGTH, "it answers what runs before it ends"
         with pytest.raises(ClosedError, match="stopping"):
             submit(engine, [5])
         pids = engine.pids
@@ -81,7 +55,7 @@ def at(folder: Path) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def solo() -> Solo:
-    return Solo(make_base())
+    return Solo(make_base(CONTEXT))
 
 
 def test_a_mix_over_both_equals_each_adapter_alone(at: Served, solo: Solo) -> None:
@@ -91,9 +65,9 @@ def test_a_mix_over_both_equals_each_adapter_alone(at: Served, solo: Solo) -> No
         name, prompt = names[i % 4], make_prompt(i)
         ref = None if name is None else at.registry.resolve(name)
         expected.append(solo.answers(None if name is None else at.adapters[name], prompt, 12))
-        heard.append(submit(at.engine, prompt, ref, Sampling(max_tokens=12), tenant="acme"))  # type: ignore[arg-type]
+        heard.append(submit(at.engine, prompt, ref, SamplingParams(max_tokens=12), tenant="acme"))  # type: ignore[arg-type]
     for (request, one), answer in zip(heard, expected, strict=True):
-        assert one.wait().problem is None and one.ids == request.answer == answer
+        assert one.wait().error is None and one.ids == request.answer == answer
         assert request.finished >= request.first_token >= request.submitted
     num = sum(map(len, expected))
     until(lambda: at.engine.stats().totals["answer_tokens"] == sum(_each(at, "answer_tokens")) == num)
@@ -106,7 +80,7 @@ def _looked(at: Served) -> list:
 
 
 def _each(at: Served, total: str) -> list[int]:
-    return [child.seen.totals[total] for child in _looked(at)]
+    return [replica.last_stats.totals[total] for replica in _looked(at)]
 
 
 def test_the_like_goes_to_the_like_and_the_idle_help(at: Served) -> None:
@@ -116,7 +90,7 @@ def test_the_like_goes_to_the_like_and_the_idle_help(at: Served) -> None:
     def home(num: int, tenant: str) -> list[bool]:
         before = _each(at, "prompt_tokens")
         for _ in range(num):
-            submit(at.engine, [7] * 40, ref, tenant=tenant, sampling=Sampling(max_tokens=2))[1].wait()
+            submit(at.engine, [7] * 40, ref, tenant=tenant, params=SamplingParams(max_tokens=2))[1].wait()
         until(lambda: sum(_each(at, "prompt_tokens")) == sum(before) + 40 * num)
         return [now > then for now, then in zip(_each(at, "prompt_tokens"), before, strict=True)]
 
@@ -124,34 +98,34 @@ def test_the_like_goes_to_the_like_and_the_idle_help(at: Served) -> None:
     assert all(sum(home) == 1 for home in homes.values()), "one after the other, each tenant has its replica"
     assert len({tuple(home) for home in homes.values()}) == 2, "and not all have the same"
     running = [submit(at.engine, [7], ref, LONG, tenant="a") for _ in range(4)]
-    assert sorted(child.num_open for child in at.engine._all()) == [2, 2]
+    assert sorted(replica.num_open for replica in at.engine._all()) == [2, 2]
     for request, _ in running:
         at.engine.cancel(request)
-    assert all(heard.wait().finish == CANCELLED for _, heard in running)
+    assert all(heard.wait().finish_reason == CANCELLED for _, heard in running)
 
 
 def test_the_front_has_shapes_and_no_weights(at: Served) -> None:
     assert all(p.is_meta for p in at.engine.model.parameters())
-    assert at.engine.fingerprint == fingerprint(make_base())
+    assert at.engine.fingerprint == fingerprint(make_base(CONTEXT))
     assert at.engine.limits == replace(LIMITS, max_rows=8, max_context=CONTEXT, chunk=256)
 
 
 def test_errors_keep_their_class(at: Served, folder: Path) -> None:
     engine, ref = at.engine, at.registry.resolve("acme/one")
-    for prompt, sampling, said in (
-        ([], Sampling(), "no tokens"),
-        ([5] * (CONTEXT + 1), Sampling(), "context"),
-        ([5], Sampling(stop_ids=(10**6,)), "no token"),
-        ([5], Sampling(schema="{"), "schema"),
-        ([5], Sampling(stop=("\ud800",)), "cannot be sent"),
-        ([5], Sampling(max_tokens=3.5), "cannot be sent"),
-        ([5.5], Sampling(), "cannot be sent"),
+    for prompt, params, said in (
+        ([], SamplingParams(), "no tokens"),
+        ([5] * (CONTEXT + 1), SamplingParams(), "context"),
+        ([5], SamplingParams(stop_ids=(10**6,)), "no token"),
+        ([5], SamplingParams(schema="{"), "schema"),
+        ([5], SamplingParams(stop=("\ud800",)), "cannot be sent"),
+        ([5], SamplingParams(max_tokens=3.5), "cannot be sent"),
+        ([5.5], SamplingParams(), "cannot be sent"),
     ):
         with pytest.raises(SamplingError, match=said):
-            submit(engine, prompt, None, sampling)
+            submit(engine, prompt, None, params)
     gone = replace(ref, name="acme/\u2603 of\n'none'", path=str(folder / "none"))
     ended = submit(engine, [5], gone, tenant="\u2603\0\n")[1].wait()
-    assert ended.finish == FAILED and isinstance(ended.problem, StoreError)
+    assert ended.finish_reason == FAILED and isinstance(ended.error, StoreError)
     with pytest.raises(StoreError):
         engine.pin(gone)
     assert gone not in engine._pinned
@@ -160,27 +134,27 @@ def test_errors_keep_their_class(at: Served, folder: Path) -> None:
 def test_what_waits_is_bounded_for_all_and_cancelled(at: Served) -> None:
     until(lambda: not at.engine._num_open)
     held = [Request([5], None, LONG, Heard()) for _ in range(2 * 4 + 8)]
-    homes = [(at.engine._placed(request), request) for request in held]
+    homes = [(at.engine._place(request), request) for request in held]
     with pytest.raises(BusyError, match="16 requests"):
         submit(at.engine, [5])
-    for child, request in homes:
-        del child._held[request.number]
+    for replica, request in homes:
+        del replica._reserved[request.number]
     asked = [submit(at.engine, [5], None, LONG) for _ in range(16)]
     for request, _ in asked:
         at.engine.cancel(request)
-    assert {heard.wait().finish for _, heard in asked} == {CANCELLED}
+    assert {heard.wait().finish_reason for _, heard in asked} == {CANCELLED}
     until(lambda: at.engine.stats().running == () and not at.engine._num_open)
 
 
 def test_a_listener_that_fails_is_cancelled(at: Served) -> None:
     told = []
 
-    def tell(output: object) -> None:
+    def on_output(output: object) -> None:
         told.append(output)
         raise ValueError("deaf")
 
-    at.engine.submit([5], None, LONG, tell=tell)
-    until(lambda: told and told[-1].finish == CANCELLED)
+    at.engine.submit(Request([5], None, LONG, on_output))
+    until(lambda: told and told[-1].finish_reason == CANCELLED)
 
 
 def test_residents_of_all(at: Served) -> None:
@@ -193,8 +167,12 @@ def test_residents_of_all(at: Served) -> None:
     until(lambda: str(ref) not in resident())
     engine.pin(ref)
     both = resident()[str(ref)]
-    assert both.is_pinned and all(str(ref) in {r.adapter for r in child.seen.resident} for child in _looked(at))
-    assert both.num_bytes == 2 * next(r.num_bytes for r in engine._all()[0].seen.resident if r.adapter == str(ref))
+    assert both.is_pinned and all(
+        str(ref) in {r.adapter for r in replica.last_stats.resident} for replica in _looked(at)
+    )
+    assert both.num_bytes == 2 * next(
+        r.num_bytes for r in engine._all()[0].last_stats.resident if r.adapter == str(ref)
+    )
     engine.unpin(ref)
     until(lambda: not resident()[str(ref)].is_pinned)
     engine.evict(ref)
@@ -272,77 +250,31 @@ def test_a_killed_replica_is_begun_anew_and_the_others_go_on(at: Served, solo: S
     pids, steps = engine.pids, engine.stats().totals["steps"]
     asked = [submit(engine, [9 + i], None, LONG)[1] for i in range(8)]
     until(lambda: all(one.outputs for one in asked))
-    of_it = {id(request.tell) for request in engine._all()[0]._open.values()}
+    of_it = {id(request.on_output) for request in engine._all()[0]._open.values()}
     os.kill(pids[0], signal.SIGKILL)
     assert len(of_it) == 4
     ends = [(one, one.wait()) for one in asked]
-    assert {id(one) for one, end in ends if end.finish == FAILED} == of_it
-    assert [end.finish for _, end in ends].count(LENGTH) == 4, "the others' go on"
-    problems = [end.problem for _, end in ends if end.finish == FAILED]
+    assert {id(one) for one, end in ends if end.finish_reason == FAILED} == of_it
+    assert [end.finish_reason for _, end in ends].count(LENGTH) == 4, "the others' go on"
+    problems = [end.error for _, end in ends if end.finish_reason == FAILED]
     assert all(isinstance(one, ClosedError) and "replica 0 has ended" in str(one) for one in problems)
     body = {"model": "base", "prompt": "the", **GREEDY}
     assert at.http().post("/v1/completions", json=body).status_code == 200, "others take what comes meanwhile"
     assert at.http().get("/health").status_code == 200
-    until(lambda: engine.pids != pids and all(child.is_taking for child in engine._all()))
-    assert all(str(pinned) in {r.adapter for r in child.seen.resident if r.is_pinned} for child in _looked(at))
-    heard = [submit(engine, [5], pinned, Sampling(max_tokens=6))[1] for _ in range(4)]
+    until(lambda: engine.pids != pids and all(replica.is_accepting for replica in engine._all()))
+    assert all(
+        str(pinned) in {r.adapter for r in replica.last_stats.resident if r.is_pinned} for replica in _looked(at)
+    )
+    heard = [submit(engine, [5], pinned, SamplingParams(max_tokens=6))[1] for _ in range(4)]
     expected = solo.answers(at.adapters["globex/secret"], [5], 6)
     assert all(one.wait() and one.ids == expected for one in heard)
     assert engine.stats().totals["steps"] >= steps and engine.failed is None
     engine.unpin(pinned)
 
 
-def test_one_that_is_stuck_is_killed_and_begun_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("WATCH_S", 0.1), ("STUCK_S", 1.0), ("LOOK_S", 0.3), ("BACKOFF_S", 0.01)):
-        monkeypatch.setattr(module, name, seconds)
-    with Replicas(str(folder / "tiny"), None, LIMITS, num=2) as engine:
-        pids = engine.pids
-        asked = [submit(engine, [5 + i], None, LONG)[1] for i in range(2)]
-        os.kill(pids[0], signal.SIGSTOP)
-        assert {one.wait().finish for one in asked} == {FAILED, LENGTH}, "the other's goes on"
-        until(lambda: all(child.is_taking for child in engine._all()))
-        assert engine.pids[0] != pids[0] and engine.pids[1] == pids[1]
-
-
-def test_one_that_dies_again_and_again_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BACKOFF_S", 0.01)
-    with Replicas(str(folder / "tiny"), None, LIMITS, num=1) as engine:
-        for _ in range(module.MAX_DEATHS):
-            (pid,) = engine.pids
-            os.kill(pid, signal.SIGKILL)
-            until(lambda pid=pid: engine.pids != [pid] or engine.failed)
-        assert "3 times in quick succession" in str(engine.failed)
-        health = TestClient(make_app(engine, Settings(base="tiny")), base_url="http://localhost").get("/health")
-        assert health.status_code == 503 and health.json() == {"status": "failed"}
-        with pytest.raises(ClosedError):
-            submit(engine, [5])
-
-
-def test_one_that_cannot_start_says_why(folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(folder / "tiny", tmp_path / "tiny")
-    (tmp_path / "tiny" / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(ServeError, match="eader"):
-        Replicas(str(tmp_path / "tiny"), num=2).start()
-
-
-def test_children_end_when_their_front_is_killed(folder: Path) -> None:
-    program = str(Path(sys.executable).with_name("polyvera"))
-    command = [program, "serve", str(folder / "tiny"), "--replicas", "2", "--port", "0"]
-    with subprocess.Popen([*command, "--store", str(folder / "store")], stdout=subprocess.PIPE, text=True) as front:
-        assert front.stdout is not None
-        assert any("http://" in line for line in front.stdout)
-        children = psutil.Process(front.pid).children()
-        assert len([one for one in children if "polyvera.replicas.replica_main" in one.cmdline()]) == 2
-        for child in children:
-            child.send_signal(signal.SIGTERM)  # as a service manager tells all processes of a group
-        assert psutil.wait_procs(children, timeout=0.5)[0] == [], "it is the front's to answer"
-        front.kill()
-    assert psutil.wait_procs(children, timeout=LONGEST_WAIT)[1] == []
-
-
 def test_what_cannot_be_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
     with pytest.raises(ServeError, match="writes no text"):
-        Replicas(str(tmp_path), num=2)
+        ReplicaPool(str(tmp_path), num=2)
     with pytest.raises(ServeError, match="at least 1"):
-        Replicas(str(folder / "tiny"), num=0)
+        ReplicaPool(str(folder / "tiny"), num=0)

@@ -9,9 +9,6 @@ import pytest
 
 from polyvera.errors import AccessError, ServeError
 from polyvera.server.api_keys import EVERYONE, KeyFile, read_keys
-from polyvera.server.config import Settings
-from polyvera.server.middleware import is_loopback
-from polyvera.server.server import check_address
 
 
 def test_a_key_is_known_and_its_secret_is_nowhere(tmp_path: Path) -> None:
@@ -32,7 +29,7 @@ def test_another_key_is_unknown(tmp_path: Path, secret: str) -> None:
     file.add("acme", ["*"])
     with pytest.raises(AccessError) as caught:
         file.caller(secret)
-    assert not caught.value.is_known
+    assert type(caught.value) is AccessError
 
 
 def test_changes_of_another_process_are_seen(tmp_path: Path) -> None:
@@ -77,22 +74,3 @@ def test_what_is_no_file_of_keys_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "keys.json").write_text(text)
     with pytest.raises(ServeError, match="keys"):
         read_keys(tmp_path / "keys.json")
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com", ""])
-def test_a_public_address_needs_keys(tmp_path: Path, host: str) -> None:
-    with pytest.raises(ServeError, match="--keys FILE"):
-        check_address(host, Settings("tiny"))
-    check_address(host, Settings("tiny", keys=tmp_path / "keys.json"))
-    assert not is_loopback(host)
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
-def test_a_loopback_address_needs_none(host: str) -> None:
-    check_address(host, Settings("tiny"))
-
-
-@pytest.mark.parametrize("change", [{"max_body_bytes": 0}, {"read_s": 0}, {"read_s": float("nan")}, {"base": "a:b"}])
-def test_settings_that_cannot_be_are_refused(change: dict[str, object]) -> None:
-    with pytest.raises(ServeError, match=next(iter(change))):
-        Settings(**{"base": "tiny", **change})  # type: ignore[arg-type]

@@ -16,18 +16,19 @@ from transformers import LlamaForCausalLM
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.engine.embedding.embedder import engine_for
+from polyvera.engine.factory import engine_for
 from polyvera.engine.limits import Limits
 from polyvera.model.load import Base
 from polyvera.server.api_keys import KeyFile
 from polyvera.server.app import make_app
-from polyvera.server.config import Settings
+from polyvera.server.config import ServerConfig
 from polyvera.server.metrics import Metrics
-from polyvera.server.middleware import State
+from polyvera.server.middleware import ServerState
 from polyvera.server.server import Server
 from polyvera.store.registry import Registry
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+HELLO = [{"role": "user", "content": "the true thing"}]
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 8}
 
 
@@ -52,9 +53,9 @@ class Served:
         return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=LONGEST_WAIT)
 
 
-def make_base() -> LlamaForCausalLM:
+def make_base(context: int = 160) -> LlamaForCausalLM:
     """Ends its answers with </s> alone, not with characters that JSON needs."""
-    model = make_llama()
+    model = make_llama(context)
     model.config.eos_token_id = model.generation_config.eos_token_id = 1
     return model
 
@@ -94,7 +95,7 @@ def fronted(
         settings["keys"] = root / "keys.json"
         keys = KeyFile(settings["keys"])
         keys.add("nobody", ["nobody/*"])
-    chosen, metrics, state = Settings(base="tiny", **settings), Metrics(), State()
+    chosen, metrics, state = ServerConfig(base="tiny", **settings), Metrics(), ServerState()
     with engine_for(base, registry, limits or Limits(max_rows=8), metrics.observe) as engine:
         server = Server(make_app(engine, chosen, metrics, state), engine, chosen, state, "127.0.0.1", 0)
         thread = Thread(target=server.run, daemon=True)
@@ -105,3 +106,11 @@ def fronted(
             server.stop()
             thread.join(LONGEST_WAIT)
             assert not thread.is_alive()
+
+
+def prompt_ids(at: Served, text: str) -> list[int]:
+    return list(at.engine.tokenizer(text).input_ids)
+
+
+def text_of(at: Served, ids: list[int]) -> str:
+    return str(at.engine.tokenizer.decode(ids, skip_special_tokens=True))

@@ -62,15 +62,16 @@ def started(processes, root: Path, first_seed: int = 0, die_at: int = 0):
     return child, here
 
 
-def heard(acknowledged: Connection) -> Acknowledged:
-    """All that a dead child had said."""
+def heard(acknowledged: Connection, num: int = sys.maxsize) -> Acknowledged:
+    """All that a dead child had said, or so many things that a living one says."""
     said: Acknowledged = {}
-    while True:
+    while len(said) < num:
         try:
             version, seed = map(int, acknowledged.recv_bytes().split())
         except (EOFError, OSError):
-            return said
+            break
         said[version] = seed
+    return said
 
 
 def check(root: Path, acknowledged: Acknowledged) -> None:
@@ -117,11 +118,11 @@ def test_death_before_every_file_operation(processes, tmp_path, die_at):
 
 def test_publishers_in_several_processes_never_overwrite(processes, tmp_path):
     children = [started(processes, tmp_path, 1000 * i) for i in range(3)]
-    time.sleep(1)
+    first = [heard(acknowledged, 20) for _, acknowledged in children]
     for child, _ in children:
         child.kill()
         child.join()
-    heard_of = [heard(acknowledged) for _, acknowledged in children]
+    heard_of = [said | heard(acknowledged) for said, (_, acknowledged) in zip(first, children, strict=True)]
     versions = [version for said in heard_of for version in said]
     assert len(versions) == len(set(versions)) > 0
     registry = Registry(tmp_path)

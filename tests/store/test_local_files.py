@@ -9,7 +9,7 @@ import pytest
 from drawn_adapters import drawn
 
 from polyvera.adapter.method import METHODS
-from polyvera.errors import ReferenceNameError, StoreError
+from polyvera.errors import NotFoundError, ReferenceNameError, StoreError
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
@@ -75,7 +75,9 @@ def test_old_leftovers_are_swept_and_young_ones_kept(tmp_path):
 
 def test_reading_makes_no_folder(tmp_path):
     registry = Registry(tmp_path / "none")
-    assert registry.list() == [] and registry.verify() == []
+    with pytest.raises(NotFoundError, match="there is no store"):
+        registry.verify()
+    assert registry.list() == []
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,7 +2,6 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from uuid import uuid4
 
 import pytest
 import torch
@@ -16,46 +15,12 @@ from polyvera.adapter.route import route
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import FingerprintError, FormatError, NotFoundError, ReferenceNameError, SlotError, StoreError
 from polyvera.store.file.codec import read_header
-from polyvera.store.file.stored_dtype import PACKINGS
+from polyvera.store.file.stored_dtype import STORED_DTYPES
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
 FIRST, *_ = METHODS
 SHARED = next(name for name, row in METHODS.items() if row.shares_basis)
-DOORS = ["folder", "memory", "s3"]
-
-
-@pytest.fixture(scope="session")
-def s3_options():
-    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'polyvera[s3]'")
-    server_module = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'moto[server]'")
-    server = server_module.ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    client = {"endpoint_url": f"http://{host}:{port}", "region_name": "eu-west-1"}
-    options = {"key": "test", "secret": "test", "client_kwargs": client}
-    import s3fs
-
-    s3fs.S3FileSystem(**options).mkdir("adapters-test")
-    yield options
-    server.stop()
-
-
-@pytest.fixture(params=DOORS)
-def opened(request, tmp_path):
-    """Opens the same registry again and again."""
-    if request.param == "folder":
-        return lambda: Registry(tmp_path / "registry")
-    if request.param == "memory":
-        url = f"memory://{uuid4().hex}"
-        return lambda: Registry(url)
-    options, url = request.getfixturevalue("s3_options"), f"s3://adapters-test/{uuid4().hex}"
-    return lambda: Registry(url, **options)
-
-
-@pytest.fixture
-def registry(opened):
-    return opened()
 
 
 @pytest.fixture
@@ -85,15 +50,15 @@ def test_versions_count_up_and_never_change(registry):
     assert registry.resolve("a@2").num_bytes == refs[1].num_bytes
 
 
-@pytest.mark.parametrize("dtype", PACKINGS)
+@pytest.mark.parametrize("dtype", STORED_DTYPES)
 def test_every_stored_dtype(registry, dtype):
     registry.put("a", drawn(FIRST), dtype=dtype)
     assert torch.allclose(registry.get("a").flat, drawn(FIRST).flat, atol=0.03)
 
 
 def test_an_empty_registry_is_empty(registry):
-    assert registry.list() == [] and registry.verify() == []
-    with pytest.raises(NotFoundError, match="it has no names"):
+    assert registry.list() == []
+    with pytest.raises(NotFoundError, match="there is no store"):
         registry.get("a")
 
 
@@ -101,7 +66,7 @@ def test_what_cannot_be_stored_leaves_no_trace(registry):
     bad = with_value(drawn(FIRST), next(iter(drawn(FIRST).layout.entries)), float("nan"))
     with pytest.raises(FormatError, match="NaN"):
         registry.put("a", bad)
-    with pytest.raises(FormatError, match="none of"):
+    with pytest.raises(FormatError, match="must be one of"):
         registry.put("a", drawn(FIRST), dtype="int4")
     for name, alias in (("../a", None), ("a", "latest"), ("a", "7")):
         with pytest.raises(ReferenceNameError):

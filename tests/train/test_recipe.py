@@ -62,9 +62,9 @@ def test_each_problem_is_one_line_that_names_the_file(tmp_path: Path) -> None:
     lines = str(caught.value).splitlines()
     assert len(lines) == 4
     assert all(line.startswith(f"{path}: ") for line in lines)
-    assert any("'metod' is no choice of a recipe; did you mean 'method'?" in line for line in lines)
-    assert any("'budget.finl' is no choice of a recipe; did you mean 'final'?" in line for line in lines)
-    assert any("lr=-1: input should be greater than 0" in line for line in lines)
+    assert any("unknown recipe key 'metod'; did you mean 'method'?" in line for line in lines)
+    assert any("unknown recipe key 'budget.finl'; did you mean 'budget.final'?" in line for line in lines)
+    assert any("lr=-1: must be greater than 0" in line for line in lines)
     assert any("validation=3" in line for line in lines)
 
 
@@ -93,7 +93,7 @@ def test_a_file_that_is_no_toml(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="can't be read"):
         Recipe.from_toml(tmp_path / "none.toml")
     (tmp_path / "bad.toml").write_text("model = \n")
-    with pytest.raises(RecipeError, match=r"bad\.toml is no TOML"):
+    with pytest.raises(RecipeError, match=r"bad\.toml is not valid TOML"):
         Recipe.from_toml(tmp_path / "bad.toml")
 
 
@@ -119,3 +119,40 @@ def test_a_file_that_is_no_toml(tmp_path: Path) -> None:
 def test_choices_of_a_fleet_that_make_no_sense_are_refused(choices, words):
     with pytest.raises(RecipeError, match=words):
         Recipe(model="m", data="d", **choices)
+
+
+@pytest.mark.parametrize(
+    ("alias", "name", "value"),
+    [
+        ("gradient_accumulation_steps", "accumulate", 4),
+        ("max_grad_norm", "clip", 0.5),
+        ("warmup_ratio", "warmup", 0.1),
+        ("lr_scheduler_type", "schedule", "cosine"),
+        ("target_modules", "targets", ("q_proj", "v_proj")),
+        ("modules_to_save", "head", ("score",)),
+        ("use_dora", "magnitude", True),
+    ],
+)
+def test_names_of_the_field_are_taken_too_but_not_both(alias: str, name: str, value: object) -> None:
+    recipe = Recipe(**NEEDED, **{alias: value})
+    assert recipe == Recipe(**NEEDED, **{name: value}) and getattr(recipe, name) == value
+    with pytest.raises(RecipeError, match="are two names of one setting: give one of them"):
+        Recipe(**NEEDED, **{name: value, alias: value})
+
+
+def test_a_recipe_says_where_its_adapter_goes_and_a_run_goes_on_wherever_that_is() -> None:
+    one = Recipe(**NEEDED, name="cafe/tickets", store="a", alias="live", stored="int8")
+    assert one.of_the_run() == Recipe(**NEEDED, output="elsewhere").of_the_run() and one.store == "a"
+    for wrong in ({"name": "../x"}, {"name": "x", "full": True}, {"alias": "x"}, {"name": "x", "alias": "3"}):
+        with pytest.raises(RecipeError):
+            Recipe(**NEEDED, **wrong)
+
+
+def test_a_file_wins_over_the_environment_and_arguments_over_the_file(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("POLYVERA_STORE", "shelf")
+    monkeypatch.setenv("POLYVERA_TRAIN_BATCH_SIZE", "3")
+    path = tmp_path / "run.toml"
+    path.write_text('model = "m"\ndata = "d"\nbatch_size = 8\n')
+    assert Recipe.from_toml(path).store == "shelf" and Recipe.from_toml(path).batch_size == 8
+    assert Recipe.from_toml(path, store="adapters").store == "adapters"
+    assert Recipe(**NEEDED).store == "adapters"

@@ -122,15 +122,15 @@ def test_the_embedded_engine_says_the_same(base, prompts, store, ask):
     """One store, the same names: 16 adapters of several methods, and rows without one."""
     from transformers import AutoTokenizer
 
-    from polyvera.engine.generation.generator import Engine
-    from polyvera.engine.generation.request import Sampling
+    from polyvera.engine.generation.generator import Generator
+    from polyvera.engine.generation.request import SamplingParams
     from polyvera.model.load import locate
 
     specs = [VERA, SOME, DVORA, LORA]
     refs = [store.put(f"both/a{i}", draw(base, specs[i % 4], 500 + i)) for i in range(16)]
     chosen = [*refs[:12], None, None, *refs[14:]]
-    greedy = Sampling(max_tokens=NUM_TOKENS, ignore_eos=True)
-    with Engine(base, AutoTokenizer.from_pretrained(locate("smollm2")), store) as engine:
+    greedy = SamplingParams(max_tokens=NUM_TOKENS, ignore_eos=True)
+    with Generator(base, AutoTokenizer.from_pretrained(locate("smollm2")), store) as engine:
         futures = [engine.answer(prompt, ref, greedy) for prompt, ref in zip(prompts, chosen, strict=True)]
         embedded = [future.result(600).ids for future in futures]
     assert embedded == ask([ref and f"polyvera://{ref}" for ref in chosen])

@@ -2,9 +2,8 @@
 
 import pytest
 
-from polyvera.errors import NotFoundError, SpecError
+from polyvera.errors import SpecError
 from polyvera.vllm.settings import Settings, check_version
-from polyvera.vllm.source import read_adapter
 
 
 def read(**environment):
@@ -56,14 +55,3 @@ def test_tested_releases_are_taken(version):
 def test_other_releases_are_refused(version):
     with pytest.raises(SpecError, match=r"at least 0\.32 and below 0\.33"):
         check_version(version)
-
-
-def test_a_path_into_a_store_that_is_not_there_is_refused():
-    with pytest.raises(NotFoundError, match="POLYVERA_STORE"):
-        read_adapter("polyvera://acme@3", "", AssertionError)
-
-
-def test_what_is_no_adapter_of_ours_is_left_to_vllm(tmp_path):
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8}')
-    assert read_adapter(str(tmp_path), "", AssertionError) is None
-    assert read_adapter(str(tmp_path / "nothing"), "", AssertionError) is None

@@ -8,7 +8,7 @@ from polyvera.adapter.equation import NormParts, delta, delta_weight
 from polyvera.adapter.spec import BasisKey
 from polyvera.errors import BasisError
 from polyvera.vllm.pair import FEW, Plain, SharedPair
-from polyvera.vllm.slots import BASE, LayerSlots, Member, SiteVectors
+from polyvera.vllm.slots import BASE, LayerSlots, PackedMember, SiteVectors
 
 RANK, IN, OUTS = 6, 10, (8, 4, 4)
 KEY = BasisKey("kaiming_uniform", 0, RANK, 12, 9)
@@ -20,7 +20,7 @@ def pair(rank=RANK):
 
 def members(rows=None, served=(True, True, True)):
     rows = rows or [torch.arange(out) for out in OUTS]
-    return [Member(f"m{i}", out, kept, yes) for i, (out, kept, yes) in enumerate(zip(OUTS, rows, served))]
+    return [PackedMember(f"m{i}", out, kept, yes) for i, (out, kept, yes) in enumerate(zip(OUTS, rows, served))]
 
 
 def vectors(seed, *, magnitude=False):
@@ -137,7 +137,7 @@ def test_a_member_that_is_not_served_takes_no_room_and_stays_the_base():
 def test_a_narrower_pair_of_lower_rank_leaves_zeros():
     """The pair covers 9 of the outputs and 6 of 8 ranks; what lies beyond must add nothing."""
     shared = pair(rank=8)
-    wide = LayerSlots(shared, torch.arange(14), [Member("m", 20, torch.arange(20))], 1, False)
+    wide = LayerSlots(shared, torch.arange(14), [PackedMember("m", 20, torch.arange(20))], 1, False)
     slots = layer(shared)
     shared.bind(draw_basis(KEY))
     A, B = wide.A.weight, wide.groups[0].B.weight

@@ -1,90 +1,60 @@
-"""Encoder: any mix of adapters of one encoder model in one batch. Texts in, vectors or classes out."""
+"""Embedder: any mix of adapters of one encoder model in one batch. Texts in, vectors or classes out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
-from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from polyvera.adapter.packed_linear import Packs
-from polyvera.engine.adapter_cache import Observe, Residents
-from polyvera.engine.embedding.model_runner import HeldEncoder
-from polyvera.engine.embedding.pooling import pooling_of
-from polyvera.engine.embedding.request import Call, Classes
-from polyvera.engine.embedding.steps import EncoderLoop
-from polyvera.engine.generation.generator import Engine
-from polyvera.engine.generation.model_runner import context_of
-from polyvera.engine.lifecycle import Runner
-from polyvera.engine.limits import Limits
-from polyvera.engine.request_queue import Inbox
-from polyvera.engine.stats import Stats
-from polyvera.errors import ClosedError, SamplingError, ServeError
-from polyvera.model.config import CLASSIFICATION, ENCODER, kind_of, trained_labels, vocabulary_size
+from polyvera.engine.embedding.model_runner import EncoderRunner
+from polyvera.engine.embedding.pooling import Pooling, pooling_of
+from polyvera.engine.embedding.request import Classes, EncodeRequest
+from polyvera.engine.embedding.workload import EmbeddingWorkload
+from polyvera.engine.lifecycle import AdapterEngine, DefaultLimits, EngineParts
+from polyvera.errors import SamplingError, ServeError
+from polyvera.model.config import trained_labels, vocabulary_size
 from polyvera.store.reference import AdapterRef
-from polyvera.store.registry import Registry
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    pass
 
-    from polyvera.model.load import Base
-
-DEFAULT_CONTEXT = 8192
 MAX_TEXTS = 2048
-CPU_CHUNK, GPU_CHUNK = 2048, 16_384
 
 
-class Encoder:
-    """Serves any mix of adapters of one encoder in one batch.
+class Embedder(AdapterEngine[EncodeRequest]):
+    """Serves any mix of adapters of one encoder in one batch: an EmbeddingEngine.
 
     The model is the encoder's own from start() to stop(), which gives it back as it was. It is one for sequence
     classification, whose head each adapter with a head replaces for its own texts, with as many classes as it has; or a
-    bare one, for vectors alone. limits: of which prefix_bytes has no meaning here, and chunk is the tokens of one
-    batch, with what fills up its rows. registry, observe: as of an Engine. pooling: how vectors come about. Raises
-    ServeError for a model that cannot be called with padded rows, or whose pooling is not told readably.
+    bare one, for vectors alone. limits: prefix_bytes has no meaning here, and chunk is the tokens of one batch, with
+    what fills up its rows. registry, observe: as of an AdapterEngine. start() raises ServeError for a
+    model that cannot be called with padded rows, or whose pooling cannot be read.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        registry: Registry | None = None,
-        limits: Limits | None = None,
-        observe: Observe = lambda name, seconds: None,
-    ) -> None:
-        given = limits or Limits()
-        self.max_context = context_of(model, tokenizer, given.max_context, DEFAULT_CONTEXT)
-        chunk = given.chunk or (CPU_CHUNK if model.device.type == "cpu" else GPU_CHUNK)
-        self.limits = replace(given, max_context=self.max_context, chunk=chunk)
-        self.model, self.tokenizer, self.registry = model, tokenizer, registry
-        self.num_tokens = vocabulary_size(model)
-        self.pooling = pooling_of(model.name_or_path)
-        self._observe = observe
-        self._inbox: Inbox[Call] = Inbox(self.limits.max_waiting)
-        self._runner = Runner(self._inbox)
+    defaults = DefaultLimits(context=8192, cpu_chunk=2048, gpu_chunk=16_384)
 
-    def start(self) -> Encoder:
-        """Takes the model and begins to answer. Raises ServeError for a model that it doesn't fit."""
-        if self._runner.is_started:
-            raise ClosedError("this encoder was started before: make a new one")
-        self._held = HeldEncoder(self.model, self.tokenizer)
-        limits = self.limits
-        self._residents = Residents(
-            self.model,
-            self.registry,
-            num_slots=limits.num_slots,
-            slot_bytes=limits.slot_bytes,
-            host_bytes=limits.host_bytes,
-            packs=Packs(),  # many tokens at once gain nothing from packed weights, so none are used
-            check=self._held.check,
-            observe=self._observe,
-            wake=self._inbox.wake.set,
-        )
-        self._loop = EncoderLoop(self._held, self.pooling, self._residents, self._inbox, limits, self._observe)
-        self._runner.start(self._loop, self._residents, nullcontext)
+    @cached_property
+    def num_tokens(self) -> int:
+        """Tokens that may be asked about."""
+        return vocabulary_size(self.model)
+
+    @cached_property
+    def pooling(self) -> Pooling:
+        """How vectors come about. Raises ServeError where the model's files about it cannot be read."""
+        return pooling_of(self.model.name_or_path)
+
+    @property
+    def generation(self) -> None:
+        """None: it writes no text."""
+
+    @property
+    def embedding(self) -> Embedder:
+        """Itself: it gives vectors and classes."""
         return self
 
     def embed(
@@ -97,7 +67,7 @@ class Encoder:
         """
         if self.pooling.refusal:
             raise ServeError(f"this model gives no embeddings here: {self.pooling.refusal}")
-        return self._asked(Call(rows, adapter, tenant, is_classes=False))
+        return self._asked(EncodeRequest(rows, adapter, tenant, is_classes=False))
 
     def classify(
         self, rows: Sequence[Sequence[int]], adapter: AdapterRef | None = None, *, tenant: str = ""
@@ -108,53 +78,19 @@ class Encoder:
                 "the base model has no trained head for classes: name an adapter that was trained on labels, or ask "
                 "for embeddings"
             )
-        return self._asked(Call(rows, adapter, tenant, is_classes=True))
+        return self._asked(EncodeRequest(rows, adapter, tenant, is_classes=True))
 
-    def preload(self, ref: AdapterRef, *, pin: bool = False, timeout_s: float = 60.0) -> None:
-        """Makes an adapter resident, and keeps it so where pin; returns when it is. Raises as its load does."""
-        self._runner.preload(ref, pin=pin, timeout_s=timeout_s)
+    def _take(self) -> EngineParts:
+        runner = EncoderRunner(self.model, self.tokenizer)
+        adapters = self._cache(runner, Packs())  # many tokens at once gain nothing from packed weights: none are used
+        workload = EmbeddingWorkload(runner, self.pooling, adapters, self._queue, self.limits, self._observe)
+        return EngineParts(workload, adapters, nullcontext, runner.undo)
 
-    def pin(self, ref: AdapterRef) -> None:
-        """Makes an adapter resident for good."""
-        self.preload(ref, pin=True)
-
-    def unpin(self, ref: AdapterRef) -> None:
-        """Lets a pinned adapter go when its slot is needed."""
-        self._runner.unpin(ref)
-
-    def evict(self, ref: AdapterRef) -> None:
-        """Takes an adapter out; texts that use it finish with it."""
-        self._runner.evict(ref)
-
-    @property
-    def failed(self) -> BaseException | None:
-        """The error that ended the encoder."""
-        return self._runner.failed
-
-    def stats(self) -> Stats:
-        """What runs and waits, as it was at the last step, and what is resident."""
-        return self._runner.stats() if self._runner.is_started else Stats(num_slots=self.limits.num_slots)
-
-    def drain(self, timeout_s: float = 30.0) -> bool:
-        """Takes no new requests, and waits for those there; whether all of them ended in time."""
-        return self._runner.drain(timeout_s)
-
-    def stop(self) -> None:
-        """Ends what is left, and gives the model back as it was."""
-        if self._runner.stop():
-            self._held.undo()
-
-    def __enter__(self) -> Encoder:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def _asked(self, call: Call) -> Future[Any]:
-        self._check(call.rows)
-        call.done.add_done_callback(lambda done: self._inbox.cancel(call) if done.cancelled() else None)
-        self._inbox.add(call)
-        return call.done
+    def _asked(self, request: EncodeRequest) -> Future[Any]:
+        self._check(request.rows)
+        request.done.add_done_callback(lambda done: self._queue.cancel(request) if done.cancelled() else None)
+        self._queue.add(request)
+        return request.done
 
     def _check(self, rows: Sequence[Sequence[int]]) -> None:
         """Raises SamplingError for texts that no step could answer."""
@@ -170,14 +106,3 @@ class Encoder:
                 )
             if not 0 <= min(row) <= max(row) <= last:
                 raise SamplingError(f"text {number} has a token that is not from 0 to {last}")
-
-
-def engine_for(
-    base: Base,
-    registry: Registry | None = None,
-    limits: Limits | None = None,
-    observe: Observe = lambda name, seconds: None,
-) -> Engine | Encoder:
-    """What serves a base: an Engine for one that writes text, an Encoder for one that reads it only."""
-    reads_only = kind_of(base.model) in (CLASSIFICATION, ENCODER)
-    return (Encoder if reads_only else Engine)(base.model, base.tokenizer, registry, limits, observe)

@@ -1,4 +1,4 @@
-"""HeldEncoder: an encoder of transformers while it is served, and what must be known of it."""
+"""EncoderRunner: an encoder of transformers while it is served, and what must be known of it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from polyvera.adapter.adapter import Adapter
-from polyvera.adapter.inject import banks_of, eject, head_tensors, num_classes
+from polyvera.adapter.inject import eject, head_tensors, num_classes
 from polyvera.adapter.targets import find_head
-from polyvera.engine.generation.model_runner import LOW_TOLERANCE, TOLERANCE, check_sites, noting
+from polyvera.engine.trial import check_close, check_free, check_sites, recording, trying
 from polyvera.errors import LayoutError, ServeError
 from polyvera.model.config import CAUSAL_LM, kind_of, pad_token, trained_labels, vocabulary_size
 from polyvera.store.reference import AdapterRef
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 TRIAL_LENGTHS = (5, 3)
 
 
-class HeldEncoder:
+class EncoderRunner:
     """Calls the model with padded rows until undo(). Raises ServeError for a model that it doesn't fit.
 
-    labels: the classes of the checkpoint's own head, none where its head was drawn anew. layers: the linear layers that
-    see one input a row, so that each row has its adapter there.
+    labels: the classes of the checkpoint's own head, none where its head was re-initialised. layers: the linear layers
+    that see one input a row, so that each row has its adapter there.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -39,13 +39,8 @@ class HeldEncoder:
         self.labels = trained_labels(model)
         self.layers: set[str] = set()
         model.train(False)
-        try:
+        with trying(model, self.undo, "padded"):
             self._try()
-        except BaseException as error:
-            self.undo()
-            if isinstance(error, ServeError) or not isinstance(error, Exception):
-                raise
-            raise ServeError(f"{type(model).__name__} cannot be called with padded rows: {error}") from error
 
     def __call__(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Token rows to the last hidden states (rows, tokens, width), their mask, and the head's logits, if any."""
@@ -91,22 +86,14 @@ class HeldEncoder:
         rows = [[i % size for i in range(1, length + 1)] for length in TRIAL_LENGTHS]
         with torch.inference_mode():
             expected = [self([row])[0][0] for row in rows]
-            with noting(self._model, self.layers, lambda shape: shape[0] == len(rows)):
+            with recording(self._model, self.layers, lambda shape: shape[0] == len(rows)):
                 found = self(rows)[0]
         for own, alone in zip(found, expected, strict=True):
-            far = float((own[: len(alone)] - alone).abs().max() / alone.abs().max().clamp(min=1e-6))
-            if not far <= TOLERANCE.get(alone.dtype, LOW_TOLERANCE):
-                raise ServeError(
-                    f"{type(self._model).__name__} answers otherwise when rows are padded (relative difference "
-                    f"{far:.2g}), so it cannot be served"
-                )
+            check_close(self._model, own[: len(alone)], alone, "padded")
 
 
 def _check(model: PreTrainedModel) -> None:
     name = type(model).__name__
     if model.config.is_encoder_decoder or kind_of(model) == CAUSAL_LM:
-        raise ServeError(f"{name} writes text: an Engine serves it; an Encoder takes BERT and its kin")
-    if model.base_model._forward_hooks:
-        raise ServeError(f"this {name} is held by an encoder already, or has hooks of its own: take them out first")
-    if banks_of(model):
-        raise ServeError(f"this {name} has adapters in it: eject(model) first, an encoder loads its own from a store")
+        raise ServeError(f"{name} writes text: a Generator serves it; an Embedder takes BERT-like models")
+    check_free(model, bool(model.base_model._forward_hooks))

@@ -1,4 +1,4 @@
-"""Call and Passage: several texts that one caller asks about, and each of them on its own."""
+"""EncodeRequest and Text: several texts that one caller asks about, and each of them on its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Classes:
 
 
 @dataclass(eq=False, slots=True)
-class Call:
+class EncodeRequest:
     """Texts and one adapter, None for the base.
 
     is_classes: whether their classes are asked for, else their vectors. done: gets a tensor (texts, width), or Classes.
@@ -47,53 +47,63 @@ class Call:
     done: Future[Any] = field(default_factory=Future)
     found: dict[int, Tensor] = field(default_factory=dict)
 
-    def passages(self) -> list[Passage]:
+    def texts(self) -> list[Text]:
         """Each text on its own."""
-        return [Passage(self, i) for i in range(len(self.rows))]
+        return [Text(self, i) for i in range(len(self.rows))]
 
     def result(self) -> Tensor | Classes:
         """All that was found, in the order of the texts."""
         whole = torch.stack([self.found[i] for i in range(len(self.rows))])
         return Classes(self.labels, whole) if self.is_classes else whole
 
-    def end(self, problem: PolyveraError | None = None) -> None:
-        """Tells the caller, unless it has gone."""
+    def end(self, error: PolyveraError | None = None) -> None:
+        """Gives the caller the result or the error, unless it has gone."""
         self.is_over = True
         if not self.done.set_running_or_notify_cancel():
             return
-        if problem is None:
+        if error is None:
             self.done.set_result(self.result())
         else:
-            self.done.set_exception(problem)
+            self.done.set_exception(error)
 
 
 @dataclass(eq=False, slots=True)
-class Passage:
-    """One text of a call."""
+class Text:
+    """One text of a request. whole: that request."""
 
-    call: Call
+    whole: EncodeRequest
     index: int
     admitted: float = 0.0
 
     @property
     def tokens(self) -> Sequence[int]:
         """Its token numbers."""
-        return self.call.rows[self.index]
+        return self.whole.rows[self.index]
+
+    @property
+    def num_tokens(self) -> int:
+        """How many they are."""
+        return len(self.tokens)
+
+    @property
+    def adapter(self) -> AdapterRef | None:
+        """Of its request."""
+        return self.whole.adapter
 
     @property
     def tenant(self) -> str:
         """Who asks."""
-        return self.call.tenant
+        return self.whole.tenant
 
     @property
     def number(self) -> int:
-        """The call's: its texts wait for one adapter."""
-        return self.call.number
+        """The request's: its texts wait for one adapter."""
+        return self.whole.number
 
 
 @dataclass(eq=False, slots=True)
-class Seated:
-    """A passage that runs, and its place in the step."""
+class TextRow:
+    """A text that runs, and its place in the step."""
 
-    request: Passage
-    place: int
+    request: Text
+    index: int

@@ -1,7 +1,8 @@
 """Attention over the packed tokens of one step: each span of neighbouring rows attends to its own part of the cache.
 
-The tokens of all requests lie side by side in one row (1, T). A model of transformers asks its configuration for an
-attention function and a mask function by name; these are ours while an engine holds the model.
+The tokens of all requests lie side by side in one row (1, T). On a GPU most of them attend each for itself instead, all
+in one launch, and where each looks is data on the device (decode_attention). A model of transformers asks its
+configuration for an attention function and a mask function by name; these are ours while an engine holds the model.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from polyvera.engine.generation import decode_attention
 from polyvera.errors import ServeError
 
 NAME = "polyvera"
@@ -52,19 +54,36 @@ def spans_of(rows: Sequence[int], lengths: Sequence[int], first: int = 0) -> lis
     return spans
 
 
+def joined_spans(pieces: Sequence[tuple[int, int, int]], first: int) -> list[Span]:
+    """Spans of pieces of prompts, (row, start, stop) rows ascending: one for neighbours with equal positions."""
+    spans: list[Span] = []
+    for row, start, stop in pieces:
+        size, last = stop - start, spans[-1] if spans else None
+        if last and row == last.row + last.num_rows and last.num_tokens == size * last.num_rows and stop == last.length:
+            spans[-1] = Span(last.token, last.num_tokens + size, last.row, last.num_rows + 1, stop)
+        else:
+            spans.append(Span(first, size, row, 1, stop))
+        first += size
+    return spans
+
+
 @dataclass(frozen=True, slots=True)
-class Step:
-    """What a forward's attention must know: its spans, and the position of every token, (T,)."""
+class AttentionMetadata:
+    """What a forward's attention must know: its spans, and the position of every token, (T,).
+
+    rows: where in the cache the first tokens are that attend each for itself and are in no span; None for none.
+    """
 
     spans: Sequence[Span]
     positions: Tensor
+    rows: Tensor | None = None
 
 
-_STEP: ContextVar[Step | None] = ContextVar("polyvera_step", default=None)
+_STEP: ContextVar[AttentionMetadata | None] = ContextVar("polyvera_step", default=None)
 
 
 @contextmanager
-def attending(step: Step) -> Iterator[None]:
+def attending(step: AttentionMetadata) -> Iterator[None]:
     """Forwards inside are of that step."""
     token = _STEP.set(step)
     try:
@@ -74,10 +93,15 @@ def attending(step: Step) -> Iterator[None]:
 
 
 class Masks:
-    """Each span's additive mask (rows, 1, tokens of a row, length), None where all may be seen."""
+    """What may be seen: each span's additive mask (rows, 1, tokens of a row, length), None where all may be.
 
-    def __init__(self, step: Step, sees: Callable[..., Tensor], dtype: torch.dtype) -> None:
-        self.spans = step.spans
+    Tokens that attend each for itself have bounds in place of a mask.
+    """
+
+    def __init__(self, step: AttentionMetadata, sees: Callable[..., Tensor], dtype: torch.dtype) -> None:
+        self.spans, self.num_single = step.spans, 0 if step.rows is None else len(step.rows)
+        self._step, self._sees = step, sees
+        self._visible: decode_attention.Visible | None = None
         self._masks = [_mask(span, step.positions, sees, dtype) for span in step.spans]
         self._grouped: dict[int, list[Tensor | None]] = {}
 
@@ -87,11 +111,19 @@ class Masks:
             self._grouped[num_groups] = [None if m is None else _repeated(m, num_groups) for m in self._masks]
         return self._grouped[num_groups]
 
+    def visible(self, context: int) -> decode_attention.Visible:
+        """What each of the single tokens sees."""
+        if self._visible is None:
+            assert self._step.rows is not None
+            positions = self._step.positions[: self.num_single]
+            self._visible = decode_attention.visible(self._sees, positions, self._step.rows, context)
+        return self._visible
+
 
 def _mask(span: Span, positions: Tensor, sees: Callable[..., Tensor], dtype: torch.dtype) -> Tensor | None:
     mine = positions[span.token : span.token + span.num_tokens].view(span.num_rows, 1, -1, 1)
     seen = sees(0, 0, mine, torch.arange(span.length, device=positions.device))
-    if bool(seen.all()):
+    if seen.device.type == "cpu" and bool(seen.all()):  # to ask a GPU is to wait for it
         return None
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
 
@@ -130,7 +162,12 @@ def attend(
         raise ServeError("this model's attention has a soft cap or sinks, which packed rows do not have: use another")
     heads, tokens = query.shape[1:3]
     groups = heads // key.shape[2]
+    alone = query[0, :, : masks.num_single].transpose(0, 1)
+    if masks.num_single == tokens:
+        return decode_attention.attend(alone, key, value, masks.visible(key.shape[1]), scaling)[None], None
     out = query.new_empty(tokens, heads, value.shape[-1])
+    if masks.num_single:
+        out[: masks.num_single] = decode_attention.attend(alone, key, value, masks.visible(key.shape[1]), scaling)
     for span, seen in zip(masks.spans, masks.of(groups), strict=True):
         at = slice(span.token, span.token + span.num_tokens)
         rows, width = span.num_rows, query.shape[-1]

@@ -4,63 +4,61 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from polyvera.engine.generation.attention import Span, Step, spans_of
-from polyvera.engine.scheduler import Row, Work
+from polyvera.engine.generation.attention import AttentionMetadata, joined_spans, spans_of
+from polyvera.engine.generation.pinned_memory import to_device
+from polyvera.engine.generation.rows import Chunk, Row
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One step.
 
-    ids, positions: (1, T). places: (T,), row * context + position in the cache. slots: the adapter of every token.
-    last: (rows,), the tokens whose logits are asked for. rows: whose next token they choose. is_decoding: whether no
-    prompt is read.
+    ids, positions: (1, T). slot_mapping: (T,), row * context + position in the cache. slots: the adapter of every
+    token. last: (rows,), the tokens whose logits are needed. rows: whose next token they choose. attention: the spans.
+    is_decoding: whether no prompt is read.
     """
 
     ids: Tensor
     positions: Tensor
-    places: Tensor
+    slot_mapping: Tensor
     slots: tuple[int, ...]
     last: Tensor
     rows: tuple[Row, ...]
-    step: Step
+    attention: AttentionMetadata
     is_decoding: bool
 
 
-def make_batch(decoding: Sequence[Work], reading: Sequence[Work], context: int, device: torch.device) -> Batch:
-    """The rows that decode, then the pieces of prompts."""
-    ids: list[int] = []
-    positions: list[int] = []
-    places: list[int] = []
-    slots: list[int] = []
-    last: list[int] = []
-    rows: list[Row] = []
-    spans = spans_of([w.row.place for w in decoding], [w.stop for w in decoding])
-    first = len(decoding)
-    for work in reading:
-        spans.append(Span(first, work.stop - work.start, work.row.place, 1, work.stop))
-        first += work.stop - work.start
-    for work in (*decoding, *reading):
-        row, size = work.row, work.stop - work.start
-        ids += row.tokens(work.start, work.stop)
-        positions += range(work.start, work.stop)
-        places += range(row.place * context + work.start, row.place * context + work.stop)
-        slots += [row.slot] * size
-        if work.is_last:
-            last.append(len(ids) - 1)
-            rows.append(row)
-    at = torch.tensor([positions], device=device)
+def make_batch(
+    decoding: Sequence[Chunk], reading: Sequence[Chunk], context: int, device: torch.device, single_pairs: int = 0
+) -> Batch:
+    """The tokens that attend each for itself, then the rows that decode, then the pieces of prompts.
+
+    single_pairs: tokens of a chunk attend each for itself where they see so many keys at most, counted for each token;
+    0 for none. One more span costs a GPU as much as many keys that are read again for each token.
+    """
+    single = [chunk for chunk in (*decoding, *reading) if chunk.num_pairs <= single_pairs]
+    decoding = [chunk for chunk in decoding if chunk.num_pairs > single_pairs]
+    reading = sorted((c for c in reading if c.num_pairs > single_pairs), key=lambda chunk: chunk.row.index)
+    chunks, sizes = (*single, *decoding, *reading), [chunk.stop - chunk.start for chunk in single]
+    positions = to_device([at for c in chunks for at in range(c.start, c.stop)], device)
+    starts = [chunk.row.index * context for chunk in chunks]
+    slots = tuple(slot for c in chunks for slot in (c.row.slot,) * (c.stop - c.start))
+    ends = list(accumulate(chunk.stop - chunk.start for chunk in chunks))
+    spans = spans_of([c.row.index for c in decoding], [c.stop for c in decoding], sum(sizes))
+    spans += joined_spans([(c.row.index, c.start, c.stop) for c in reading], sum(sizes) + len(decoding))
+    rows = [row for c, size in zip(single, sizes, strict=True) for row in (c.row.index,) * size]
     return Batch(
-        torch.tensor([ids], device=device),
-        at,
-        torch.tensor(places, device=device),
-        tuple(slots),
-        torch.tensor(last, device=device, dtype=torch.long),
-        tuple(rows),
-        Step(spans, at[0]),
-        not reading,
+        to_device([token for c in chunks for token in c.row.tokens(c.start, c.stop)], device)[None],
+        positions[None],
+        to_device([at for c, s in zip(chunks, starts, strict=True) for at in range(s + c.start, s + c.stop)], device),
+        slots,
+        to_device([end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.is_last], device),
+        tuple(chunk.row for chunk in chunks if chunk.is_last),
+        AttentionMetadata(spans, positions, to_device(rows, device) if rows else None),
+        all(chunk.stop - chunk.start == 1 for chunk in chunks),
     )

@@ -1,4 +1,4 @@
-"""Text: an answer's tokens as text, as far as it is certain, and the stop texts that end it."""
+"""Detokenizer: an answer's tokens as text, as far as it is certain, and the stop texts that end it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 BROKEN = "\ufffd"
 
 
-class Text:
+class Detokenizer:
     """One answer's text. What could still become a stop text, or a part of a character, is held back."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> None:

@@ -1,4 +1,4 @@
-"""Cache: the keys and values of every running request, one row each, and copies of prefixes to begin from."""
+"""KVCache: the keys and values of every running request, one row each, and copies of prefixes to begin from."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ Pairs = list[tuple[Tensor, Tensor]]
 MIN_PREFIX = 32
 
 
-class Cache:
+class KVCache:
     """For each layer keys and values (num_rows, context, key heads, width); memory is taken as rows fill.
 
-    It stands where transformers expects a cache: update() writes the step's tokens to `places` (T,), which are
-    row * context + position, and hands out the whole storage, of which the attention reads its spans.
+    It stands where transformers expects a cache: update() writes the step's tokens to `slot_mapping` (T,), which are
+    row * context + position, and hands out the whole storage, of which the attention reads its spans. The last place of
+    a row is never filled, since an answer's last token is not read: rows that only pad a batch write to that of row 0.
     """
 
     def __init__(self, num_rows: int, context: int) -> None:
         self.num_rows, self.context = num_rows, context
-        self.places = torch.empty(0, dtype=torch.long)
+        self.slot_mapping = torch.empty(0, dtype=torch.long)
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -42,7 +43,7 @@ class Cache:
             self._layers[layer_idx] = (self._storage(keys), self._storage(values))
         stored = self._layers[layer_idx]
         for storage, new in zip(stored, (keys, values), strict=True):
-            storage.flatten(0, 1).index_copy_(0, self.places, new[0].transpose(0, 1))
+            storage.flatten(0, 1).index_copy_(0, self.slot_mapping, new[0].transpose(0, 1))
         return stored
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -90,7 +91,7 @@ class Prefix:
         return sum(t.numel() * t.element_size() for pair in self.pairs for t in pair)
 
 
-class Prefixes:
+class PrefixCache:
     """The latest prefixes, at most max_bytes of them, each found only by the owner under which it was kept.
 
     An owner is a tenant and an adapter version: keys and values depend on the adapter, and who asked what is private.

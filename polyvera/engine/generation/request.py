@@ -1,7 +1,8 @@
-"""Request: what one caller asks for, and what it is told back, step by step."""
+"""Request: what one caller asks for, and the parts of its answer, step by step."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -15,10 +16,11 @@ STOP, LENGTH, CANCELLED, FAILED = "stop", "length", "cancelled", "error"
 MAX_LOGPROBS, MAX_STOPS, MAX_STOP_CHARS = 20, 16, 256
 MIN_TEMPERATURE = 1e-5  # logits over less are beyond fp32
 _numbers = count(1)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
+class SamplingParams:
     """How tokens are chosen. Raises SamplingError for a choice that cannot be.
 
     max_tokens: at most so many, None for as many as the context holds. temperature: 0 is greedy. top_k: 0 is all.
@@ -79,7 +81,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "frequency_penalty": (-2.0, 2.0),
     "logprobs": (0, MAX_LOGPROBS),
 }
-GREEDY = Sampling()
+GREEDY = SamplingParams()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,47 +94,53 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
-    """What a request is told at one step: new tokens, new text, and at the end why it ended.
+class RequestOutput:
+    """What one step adds to an answer: new tokens, new text, and at the end why it ended.
 
-    text may lag behind the tokens, where it could be the beginning of a stop text or of a character. finish: None while
-    it runs, else 'stop', 'length', 'cancelled' or 'error', with the problem.
+    text may lag behind the tokens, where it could be the beginning of a stop text or of a character. finish_reason:
+    None while it runs, else 'stop', 'length', 'cancelled' or 'error', with the error.
     """
 
     tokens: tuple[Token, ...] = ()
     text: str = ""
-    finish: str | None = None
-    problem: PolyveraError | None = None
+    finish_reason: str | None = None
+    error: PolyveraError | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
-    """A whole answer."""
+    """An answer as far as it was reported: tokens, text, and at its end why it ended."""
 
-    tokens: tuple[Token, ...]
-    text: str
-    finish: str
+    tokens: list[Token] = field(default_factory=list)
+    text: str = ""
+    finish_reason: str | None = None
 
     @property
     def ids(self) -> list[int]:
         """The token numbers."""
         return [token.id for token in self.tokens]
 
+    def add(self, output: RequestOutput) -> None:
+        """Takes in the next part."""
+        self.tokens += output.tokens
+        self.text += output.text
+        self.finish_reason = output.finish_reason
+
 
 @dataclass(eq=False, slots=True)
 class Request:
     """One answer being made.
 
-    prompt: token numbers. adapter: None is the base. tell: called for every Output in the engine's thread, must not
-    block. The times are of time.monotonic(), 0 until they come.
+    prompt: token numbers. adapter: None is the base. on_output: called for every RequestOutput in the engine's
+    thread, must not block. The times are of time.monotonic(), 0 until they come.
     """
 
     prompt: Sequence[int]
     adapter: AdapterRef | None
-    sampling: Sampling
-    tell: Callable[[Output], None]
+    params: SamplingParams
+    on_output: Callable[[RequestOutput], None]
     tenant: str = ""
-    choice: Any = None
+    sampler: Any = None
     number: int = field(default_factory=lambda: next(_numbers))
     answer: list[int] = field(default_factory=list)
     num_reused: int = 0
@@ -140,7 +148,22 @@ class Request:
     admitted: float = 0.0
     first_token: float = 0.0
     finished: float = 0.0
-    is_cancelled: bool = False
+
+    def report(self, output: RequestOutput) -> bool:
+        """Gives the caller the next part; whether it took it."""
+        if output.finish_reason is not None:
+            self.finished = monotonic()
+        try:
+            self.on_output(output)
+        except Exception:
+            log.exception("a listener failed; its request is cancelled")
+            return False
+        return True
+
+    @property
+    def whole(self) -> Request:
+        """Itself: it is scheduled in one part."""
+        return self
 
     @property
     def num_tokens(self) -> int:

@@ -15,9 +15,9 @@ from starlette.responses import PlainTextResponse, Response
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.fingerprint import check_fingerprint
 from polyvera.engine.openmp import guest
-from polyvera.errors import AccessError, NotFoundError, PolyveraError, ReferenceNameError, SizeError
+from polyvera.errors import ForbiddenError, NotFoundError, PolyveraError, ReferenceNameError, SizeError
 from polyvera.server.api_keys import Caller
-from polyvera.server.context import Front, body_of, caller_of
+from polyvera.server.context import ServerContext, body_of, caller_of
 from polyvera.server.requests import AliasBody, LoadBody, UnloadBody
 from polyvera.store.file.codec import decode
 from polyvera.store.reference import AdapterRef, check_name, parse_reference
@@ -26,137 +26,141 @@ from polyvera.store.registry import Registry
 MAX_PAGE = 1_000
 
 
-def routes(front: Front, base: str) -> APIRouter:
+def routes(context: ServerContext, base: str) -> APIRouter:
     """base: the fingerprint of the base's weights."""
     router = APIRouter()
-    _add_reading(router, front)
-    _add_publishing(router, front, base)
-    _add_vllm(router, front, base)
+    _add_reading(router, context)
+    _add_publishing(router, context, base)
+    _add_vllm(router, context, base)
     return router
 
 
-def _add_reading(router: APIRouter, front: Front) -> None:
+def _add_reading(router: APIRouter, context: ServerContext) -> None:
     @router.get("/v1/adapters")
     async def listed(request: HttpRequest, prefix: str = "", limit: int = 100, after: str = "") -> dict[str, Any]:
         if not 1 <= limit <= MAX_PAGE:
             raise HTTPException(400, f"limit={limit}: it is from 1 to {MAX_PAGE:,}")
-        return await asyncio.to_thread(_page, front, caller_of(request), prefix, limit, after)
+        return await asyncio.to_thread(_page, context, caller_of(request), prefix, limit, after)
 
     @router.get("/v1/adapters/{name:path}")
     async def shown(request: HttpRequest, name: str) -> dict[str, Any]:
         caller = caller_of(request)
-        return await asyncio.to_thread(lambda: front.catalog.told(front.catalog.find(caller, name)))
+        return await asyncio.to_thread(lambda: context.catalog.told(context.catalog.find(caller, name)))
 
 
-def _add_publishing(router: APIRouter, front: Front, base: str) -> None:
+def _add_publishing(router: APIRouter, context: ServerContext, base: str) -> None:
     @router.put("/v1/adapters/{name:path}", status_code=201)
     @router.post("/v1/adapters/{name:path}", status_code=201)
     async def upload(request: HttpRequest, name: str, alias: str | None = None) -> dict[str, Any]:
         caller = caller_of(request)
-        registry = _publisher(front, caller, name)
+        registry = _publisher(context, caller, name)
         data = await request.body()
-        ref = await asyncio.to_thread(_published, front, registry, name, data, alias, base)
-        return await asyncio.to_thread(front.catalog.told, ref)
+        ref = await asyncio.to_thread(_published, context, registry, name, data, alias, base)
+        return await asyncio.to_thread(context.catalog.told, ref)
 
     @router.delete("/v1/adapters/{name:path}")
     async def remove(request: HttpRequest, name: str, with_aliases: bool = False) -> dict[str, Any]:
         caller = caller_of(request)
-        ref = await asyncio.to_thread(_removed, front, caller, name, with_aliases)
+        ref = await asyncio.to_thread(_removed, context, caller, name, with_aliases)
         return {"id": str(ref), "object": "adapter.deleted", "deleted": True}
 
     @router.post("/v1/aliases")
     async def alias(request: HttpRequest) -> dict[str, Any]:
         body, caller = await body_of(request, AliasBody), caller_of(request)
-        return await asyncio.to_thread(_aliased, front, caller, body)
+        return await asyncio.to_thread(_aliased, context, caller, body)
 
 
-def _add_vllm(router: APIRouter, front: Front, base: str) -> None:
+def _add_vllm(router: APIRouter, context: ServerContext, base: str) -> None:
     @router.post("/v1/load_lora_adapter")
     async def load(request: HttpRequest) -> Response:
         body, caller = await body_of(request, LoadBody), caller_of(request)
-        await asyncio.to_thread(_loaded, front, caller, body, base)
+        await asyncio.to_thread(_loaded, context, caller, body, base)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
     @router.post("/v1/unload_lora_adapter")
     async def unload(request: HttpRequest) -> Response:
         body, caller = await body_of(request, UnloadBody), caller_of(request)
-        await asyncio.to_thread(_unloaded, front, caller, body.lora_name)
+        await asyncio.to_thread(_unloaded, context, caller, body.lora_name)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
 
-def _page(front: Front, caller: Caller, prefix: str, limit: int, after: str) -> dict[str, Any]:
-    refs = [ref for ref in front.catalog.names(caller, prefix) if ref.name > after]
+def _page(context: ServerContext, caller: Caller, prefix: str, limit: int, after: str) -> dict[str, Any]:
+    refs = [ref for ref in context.catalog.names(caller, prefix) if ref.name > after]
     told = []
     for ref in refs[:limit]:
         try:
-            told.append(front.catalog.told(ref))
+            told.append(context.catalog.told(ref))
         except NotFoundError:  # removed a moment ago
             continue
     return {"object": "list", "data": told, "has_more": len(refs) > limit}
 
 
-def _publisher(front: Front, caller: Caller, name: str) -> Registry:
+def _publisher(context: ServerContext, caller: Caller, name: str) -> Registry:
     """The store, for a caller who may publish under that name. Raises AccessError, ReferenceNameError."""
     caller.check_admin()
     check_name(name)
     if not caller.sees(name):
-        raise AccessError(f"this API key may not publish {name!r}", is_known=True)
-    if front.catalog.registry is None:
-        raise AccessError("this server has no store: start it with --store", is_known=True)
-    return front.catalog.registry
+        raise ForbiddenError(f"this API key may not publish {name!r}")
+    if context.catalog.registry is None:
+        raise ForbiddenError("this server has no store: start it with --store")
+    return context.catalog.registry
 
 
 @guest()
-def _published(front: Front, registry: Registry, name: str, data: bytes, alias: str | None, base: str) -> AdapterRef:
-    return _put(front, registry, name, decode(data), alias, base)
+def _published(
+    context: ServerContext, registry: Registry, name: str, data: bytes, alias: str | None, base: str
+) -> AdapterRef:
+    return _put(context, registry, name, decode(data), alias, base)
 
 
-def _put(front: Front, registry: Registry, name: str, adapter: Adapter, alias: str | None, base: str) -> AdapterRef:
+def _put(
+    context: ServerContext, registry: Registry, name: str, adapter: Adapter, alias: str | None, base: str
+) -> AdapterRef:
     check_fingerprint(adapter.base, base)
     ref = registry.put(name, adapter, alias=alias)
-    front.catalog.open(name)
+    context.catalog.open(name)
     return ref
 
 
-def _removed(front: Front, caller: Caller, reference: str, with_aliases: bool) -> AdapterRef:
+def _removed(context: ServerContext, caller: Caller, reference: str, with_aliases: bool) -> AdapterRef:
     caller.check_admin()
-    ref = front.catalog.find(caller, reference)
+    ref = context.catalog.find(caller, reference)
     if parse_reference(reference).version is None:
         raise ReferenceNameError(f"{reference}: one version is removed at a time; name it, such as {ref}")
-    assert front.catalog.registry is not None
-    front.catalog.registry.remove(str(ref), with_aliases=with_aliases)
-    front.engine.evict(ref)
+    assert context.catalog.registry is not None
+    context.catalog.registry.remove(str(ref), with_aliases=with_aliases)
+    context.engine.evict(ref)
     return ref
 
 
-def _aliased(front: Front, caller: Caller, body: AliasBody) -> dict[str, Any]:
+def _aliased(context: ServerContext, caller: Caller, body: AliasBody) -> dict[str, Any]:
     caller.check_admin()
     asked = body.name if body.version is None else f"{body.name}@{body.version}"
-    ref = front.catalog.find(caller, asked)
-    assert front.catalog.registry is not None
-    front.catalog.registry.alias(ref.name, body.alias, ref.version)
+    ref = context.catalog.find(caller, asked)
+    assert context.catalog.registry is not None
+    context.catalog.registry.alias(ref.name, body.alias, ref.version)
     return {"id": f"{ref.name}@{body.alias}", "root": str(ref)}
 
 
 @guest()
-def _loaded(front: Front, caller: Caller, body: LoadBody, base: str) -> None:
-    registry = _publisher(front, caller, body.lora_name)
+def _loaded(context: ServerContext, caller: Caller, body: LoadBody, base: str) -> None:
+    registry = _publisher(context, caller, body.lora_name)
     if not body.lora_path:
         raise ReferenceNameError("lora_path is empty: name a PEFT folder or an adapter's file")
-    known = _is_known(front, caller, body.lora_name)
+    known = _is_known(context, caller, body.lora_name)
     if known and not body.load_inplace:
         raise HTTPException(
             400,
             f"The lora adapter '{body.lora_name}' has already been loaded. If you want to load the adapter in place, "
             "set 'load_inplace' to True.",
         )
-    adapter = _read(front, _inside(front.settings.lora_root, body.lora_path))
-    front.engine.preload(_put(front, registry, body.lora_name, adapter, None, base))
+    adapter = _read(context, _inside(context.config.lora_root, body.lora_path))
+    context.engine.preload(_put(context, registry, body.lora_name, adapter, None, base))
 
 
-def _is_known(front: Front, caller: Caller, name: str) -> bool:
+def _is_known(context: ServerContext, caller: Caller, name: str) -> bool:
     try:
-        front.catalog.find(caller, name)
+        context.catalog.find(caller, name)
     except NotFoundError:
         return False
     return True
@@ -164,34 +168,34 @@ def _is_known(front: Front, caller: Caller, name: str) -> bool:
 
 def _inside(root: Path | None, given: str) -> Path:
     if root is None:
-        raise AccessError("this server reads no adapters by path: start it with --lora-root FOLDER", is_known=True)
+        raise ForbiddenError("this server reads no adapters by path: start it with --lora-root FOLDER")
     path = (root / given).resolve()
     if not path.is_relative_to(root.resolve()) or "\0" in given:
-        raise AccessError(f"lora_path={given!r} is not inside the folder that this server reads adapters from", True)
+        raise ForbiddenError(f"lora_path={given!r} is not inside the folder that this server reads adapters from")
     return path
 
 
-def _read(front: Front, path: Path) -> Adapter:
+def _read(context: ServerContext, path: Path) -> Adapter:
     if path.is_dir():
         from polyvera.store.peft import import_peft
 
-        adapter = import_peft(path, front.engine.model)
+        adapter = import_peft(path, context.engine.model)
         return replace(adapter, base="")  # checked by its shapes: a folder does not say of which weights it is
     try:
-        if path.stat().st_size > front.settings.max_upload_bytes:
-            raise SizeError(f"the file has more than the {front.settings.max_upload_bytes:,} bytes that are taken here")
+        if path.stat().st_size > context.config.max_upload_bytes:
+            raise SizeError(f"the file has more than the {context.config.max_upload_bytes:,} bytes that are taken here")
         return decode(path.read_bytes())
     except OSError as error:
         raise NotFoundError(f"lora_path: there is no adapter at {path.name!r} ({error.strerror})") from None
 
 
-def _unloaded(front: Front, caller: Caller, name: str) -> None:
+def _unloaded(context: ServerContext, caller: Caller, name: str) -> None:
     caller.check_admin()
     try:
-        ref = front.catalog.find(caller, name)
+        ref = context.catalog.find(caller, name)
     except PolyveraError:
         raise NotFoundError(f"The lora adapter '{name[:200]}' cannot be found.") from None
-    front.catalog.close(ref.name)
-    for one in front.engine.stats().resident:
+    context.catalog.close(ref.name)
+    for one in context.engine.stats().resident:
         if one.adapter.partition("@")[0] == ref.name:
-            front.engine.evict(replace(ref, version=int(one.adapter.rpartition("@")[2])))
+            context.engine.evict(replace(ref, version=int(one.adapter.rpartition("@")[2])))

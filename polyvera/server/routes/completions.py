@@ -15,53 +15,52 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from polyvera.engine.generation.request import Sampling, Token
-from polyvera.errors import PolyveraError, SamplingError, ServeError
+from polyvera.engine.generation.request import SamplingParams, Token
+from polyvera.errors import SamplingError
 from polyvera.model.prompt import chat_ids, prompt_ids
-from polyvera.server.answers import Work
-from polyvera.server.context import Front, body_of, caller_of
-from polyvera.server.error_response import problem_of
-from polyvera.server.requests import ChatBody, Choices, CompletionBody, messages_of
-from polyvera.server.responses import CHAT, TEXT, Json, Wording
+from polyvera.server.answers import AnswerStream
+from polyvera.server.context import ServerContext, body_of, caller_of
+from polyvera.server.requests import ChatBody, CompletionBody, GenerationBody, messages_of
+from polyvera.server.responses import CHAT, TEXT, Json, ResponseShape
 
 DONE = b"data: [DONE]\n\n"
 EVENTS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 @dataclass(frozen=True)
-class Asked:
+class CompletionTask:
     """A request understood. echo: what stands before each answer."""
 
-    front: Front
-    wording: Wording
-    body: Choices
+    context: ServerContext
+    shape: ResponseShape
+    body: GenerationBody
     model: str
     request_id: str
     prompts: Sequence[list[int]]
-    samplings: Sequence[Sampling]
+    all_params: Sequence[SamplingParams]
     echo: Sequence[str] = ()
     created: int = field(default_factory=lambda: int(time()))
 
     def head(self, kind: str) -> Json:
         """What the whole and every part begin with."""
-        number = f"{self.wording.prefix}{self.request_id}"
+        number = f"{self.shape.prefix}{self.request_id}"
         return {"id": number, "object": kind, "created": self.created, "model": self.model}
 
     def echoed(self, i: int) -> str:
         """The prompt's text before answer i, where it was asked for."""
-        return self.echo[i // len(self.samplings)] if self.echo else ""
+        return self.echo[i // len(self.all_params)] if self.echo else ""
 
     def logprobs(self, tokens: Sequence[Token], at: int = 0) -> Json | None:
         """Of some tokens, where they were asked for."""
-        if self.samplings[0].logprobs is None:
+        if self.all_params[0].logprobs is None:
             return None
-        return self.wording.logprobs(tokens, self._text, at)
+        return self.shape.logprobs(tokens, self._text, at)
 
     def _text(self, token: int) -> str:
-        return str(self.front.engine.tokenizer.decode([token]))
+        return str(self.context.engine.tokenizer.decode([token]))
 
 
-def routes(front: Front) -> APIRouter:
+def routes(context: ServerContext) -> APIRouter:
     """The two endpoints."""
     router = APIRouter()
 
@@ -69,42 +68,45 @@ def routes(front: Front) -> APIRouter:
     async def completions(request: HttpRequest) -> Response:
         body = await body_of(request, CompletionBody)
         default = 16 if body.max_tokens is None else body.max_tokens
-        return await _answered(front, request, TEXT, body, body.samplings(default, body.logprobs))
+        return await _answered(context, request, TEXT, body, body.all_params(default, body.logprobs))
 
     @router.post("/v1/chat/completions")
     async def chat_completions(request: HttpRequest) -> Response:
         body = await body_of(request, ChatBody)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         most = body.max_completion_tokens or body.max_tokens
-        return await _answered(front, request, CHAT, body, body.samplings(most, logprobs))
+        return await _answered(context, request, CHAT, body, body.all_params(most, logprobs))
 
     return router
 
 
 async def _answered(
-    front: Front, request: HttpRequest, wording: Wording, body: Choices, samplings: Sequence[Sampling]
+    context: ServerContext,
+    request: HttpRequest,
+    shape: ResponseShape,
+    body: GenerationBody,
+    all_params: Sequence[SamplingParams],
 ) -> Response:
-    if not front.writes:
-        raise ServeError(f"this server runs {front.catalog.base}, an encoder: ask /v1/embeddings or /v1/classify")
+    engine = context.generation
     caller = caller_of(request)
-    adapter = await asyncio.to_thread(front.catalog.resolve, caller, body.model)
-    prompts, echo = await asyncio.to_thread(_prompts, front, body)
-    num = len(prompts) * len(samplings)
-    if num > front.settings.max_choices:
-        raise SamplingError(f"n and prompt ask for {num} answers; at most {front.settings.max_choices} a request")
-    model = front.catalog.base if adapter is None else str(adapter)
-    asked = Asked(front, wording, body, model, request.state.request_id, prompts, samplings, echo)
+    adapter = await asyncio.to_thread(context.catalog.resolve, caller, body.model)
+    prompts, echo = await asyncio.to_thread(_prompts, context, body)
+    num = len(prompts) * len(all_params)
+    if num > context.config.max_choices:
+        raise SamplingError(f"n and prompt ask for {num} answers; at most {context.config.max_choices} a request")
+    model = context.catalog.base if adapter is None else str(adapter)
+    asked = CompletionTask(context, shape, body, model, request.state.request_id, prompts, all_params, echo)
     with ExitStack() as stack:
-        work = stack.enter_context(Work(front, caller.tenant))
-        await work.start(prompts, adapter, samplings)
+        stream = stack.enter_context(AnswerStream(context, engine, caller.tenant))
+        await stream.start(prompts, adapter, all_params)
         if not body.stream:
-            return await _whole(asked, work, request)
+            return await _whole(asked, stream, request)
         stack.pop_all()  # it is the stream's now
-        return Events(asked, work)
+        return EventStream(asked, stream)
 
 
-def _prompts(front: Front, body: Choices) -> tuple[list[list[int]], list[str]]:
-    tokenizer = front.engine.tokenizer
+def _prompts(context: ServerContext, body: GenerationBody) -> tuple[list[list[int]], list[str]]:
+    tokenizer = context.engine.tokenizer
     if isinstance(body, ChatBody):
         return [chat_ids(tokenizer, messages_of(body.messages))], []
     assert isinstance(body, CompletionBody)
@@ -117,59 +119,59 @@ def _prompts(front: Front, body: Choices) -> tuple[list[list[int]], list[str]]:
     return ids, texts
 
 
-async def _whole(asked: Asked, work: Work, request: HttpRequest) -> Response:
-    told = await work.whole(request)
+async def _whole(asked: CompletionTask, stream: AnswerStream, request: HttpRequest) -> Response:
+    answers = await stream.whole(request)
     choices = []
-    for i, one in enumerate(told):
-        fields = asked.wording.choice(asked.echoed(i) + one.text, asked.logprobs(one.tokens))
-        choices.append({"index": i, **fields, "finish_reason": one.finish})
-    return JSONResponse({**asked.head(asked.wording.kind), "choices": choices, "usage": _usage(work)})
+    for i, one in enumerate(answers):
+        fields = asked.shape.choice(asked.echoed(i) + one.text, asked.logprobs(one.tokens))
+        choices.append({"index": i, **fields, "finish_reason": one.finish_reason})
+    return JSONResponse({**asked.head(asked.shape.kind), "choices": choices, "usage": _usage(stream)})
 
 
-class Events(StreamingResponse):
-    """A streamed answer: an ASGI response that ends its work however it ends itself."""
+class EventStream(StreamingResponse):
+    """A streamed answer: an ASGI response that ends its answers however it ends itself."""
 
-    def __init__(self, asked: Asked, work: Work) -> None:
-        self._asked, self._work = asked, work
-        self._is_first = dict.fromkeys(range(len(work.requests)), True)
+    def __init__(self, asked: CompletionTask, stream: AnswerStream) -> None:
+        self._asked, self._stream = asked, stream
+        self._is_first = dict.fromkeys(range(len(stream.requests)), True)
         self._at = {i: len(asked.echoed(i)) for i in self._is_first}
         super().__init__(self._events(), media_type="text/event-stream", headers=EVENTS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends it."""
-        with self._work:
+        with self._stream:
             await super().__call__(scope, receive, send)
 
     async def _events(self) -> AsyncIterator[bytes]:
         asked = self._asked
         with_usage = asked.body.stream_options.include_usage
         try:
-            async for i, output in self._work.parts():
-                if output.tokens or output.text or output.finish:
-                    yield _event(self._part(i, output.tokens, output.text, output.finish, with_usage))
+            async for i, output in self._stream.parts():
+                if output.tokens or output.text or output.finish_reason:
+                    yield _event(self._part(i, output.tokens, output.text, output.finish_reason, with_usage))
             if with_usage:
-                yield _event({**asked.head(asked.wording.part_kind), "choices": [], "usage": _usage(self._work)})
-        except PolyveraError as error:
-            yield _event(problem_of(error, asked.request_id).body)
+                yield _event({**asked.head(asked.shape.part_kind), "choices": [], "usage": _usage(self._stream)})
+        except Exception as error:  # the status is sent: it is reported as an event, and counted
+            yield _event(asked.context.metrics.failed(error, asked.request_id).body)
         yield DONE
 
-    def _part(self, i: int, tokens: Sequence[Token], text: str, finish: str | None, with_usage: bool) -> Json:
+    def _part(self, i: int, tokens: Sequence[Token], text: str, finish_reason: str | None, with_usage: bool) -> Json:
         asked, is_first = self._asked, self._is_first[i]
         self._is_first[i] = False
         logprobs = asked.logprobs(tokens, self._at[i]) if tokens else None
         self._at[i] += len(text)
-        fields = asked.wording.part((asked.echoed(i) if is_first else "") + text, logprobs, is_first)
-        choice = {"index": i, **fields, "finish_reason": finish}
-        return {**asked.head(asked.wording.part_kind), "choices": [choice], **({"usage": None} if with_usage else {})}
+        fields = asked.shape.part((asked.echoed(i) if is_first else "") + text, logprobs, is_first)
+        choice = {"index": i, **fields, "finish_reason": finish_reason}
+        return {**asked.head(asked.shape.part_kind), "choices": [choice], **({"usage": None} if with_usage else {})}
 
 
-def _usage(work: Work) -> Json:
-    prompt, answer = work.num_prompt_tokens, work.num_answer_tokens
+def _usage(stream: AnswerStream) -> Json:
+    prompt, answer = stream.num_prompt_tokens, stream.num_answer_tokens
     return {
         "prompt_tokens": prompt,
         "completion_tokens": answer,
         "total_tokens": prompt + answer,
-        "prompt_tokens_details": {"cached_tokens": work.num_reused},
+        "prompt_tokens_details": {"cached_tokens": stream.num_reused},
     }
 
 

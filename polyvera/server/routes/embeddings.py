@@ -12,32 +12,32 @@ import numpy as np
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 
-from polyvera.errors import SamplingError, ServeError
+from polyvera.errors import SamplingError
 from polyvera.model.prompt import passage
 from polyvera.server.answers import while_there
-from polyvera.server.context import Front, body_of, caller_of
+from polyvera.server.context import ServerContext, body_of, caller_of
 from polyvera.server.requests import ClassifyBody, EmbeddingBody
 from polyvera.store.reference import AdapterRef
 
 
-def routes(front: Front) -> APIRouter:
+def routes(context: ServerContext) -> APIRouter:
     """The two endpoints."""
     router = APIRouter()
 
     @router.post("/v1/embeddings")
     async def embeddings(request: HttpRequest) -> dict[str, Any]:
-        body = await body_of(request, EmbeddingBody)
-        adapter, rows = await _asked(front, request, body)
-        found = await _done(front, request, rows, lambda t: front.engine.embed(rows, adapter, tenant=t))
+        engine, body = context.embedding, await body_of(request, EmbeddingBody)
+        adapter, rows = await _asked(context, request, body)
+        found = await _done(context, request, rows, lambda t: engine.embed(rows, adapter, tenant=t))
         worded: Any = _as_base64 if body.encoding_format == "base64" else np.ndarray.tolist
         data = [{"object": "embedding", "index": i, "embedding": worded(v)} for i, v in enumerate(found.numpy())]
-        return {"object": "list", "data": data, "model": _name(front, adapter), "usage": _usage(rows)}
+        return {"object": "list", "data": data, "model": _name(context, adapter), "usage": _usage(rows)}
 
     @router.post("/v1/classify")
     async def classify(request: HttpRequest) -> dict[str, Any]:
-        body = await body_of(request, ClassifyBody)
-        adapter, rows = await _asked(front, request, body)
-        found = await _done(front, request, rows, lambda t: front.engine.classify(rows, adapter, tenant=t))
+        engine, body = context.embedding, await body_of(request, ClassifyBody)
+        adapter, rows = await _asked(context, request, body)
+        found = await _done(context, request, rows, lambda t: engine.classify(rows, adapter, tenant=t))
         data = [
             {"index": i, "label": found.labels[int(p.argmax())], "probs": p.tolist(), "num_classes": len(p)}
             for i, p in enumerate(found.probs.numpy())
@@ -45,8 +45,8 @@ def routes(front: Front) -> APIRouter:
         return {
             "id": f"classify-{request.state.request_id}",
             "object": "list",
-            "created": front.started,
-            "model": _name(front, adapter),
+            "created": context.started,
+            "model": _name(context, adapter),
             "data": data,
             "usage": _usage(rows),
         }
@@ -54,14 +54,11 @@ def routes(front: Front) -> APIRouter:
     return router
 
 
-async def _asked(front: Front, request: HttpRequest, body: EmbeddingBody) -> tuple[AdapterRef | None, list[list[int]]]:
-    if front.writes:
-        raise ServeError(
-            f"this server runs {front.catalog.base}, which answers /v1/completions and /v1/chat/completions; "
-            "embeddings and classes come of an encoder"
-        )
-    adapter = await asyncio.to_thread(front.catalog.resolve, caller_of(request), body.model)
-    tokenizer = front.engine.tokenizer
+async def _asked(
+    context: ServerContext, request: HttpRequest, body: EmbeddingBody
+) -> tuple[AdapterRef | None, list[list[int]]]:
+    adapter = await asyncio.to_thread(context.catalog.resolve, caller_of(request), body.model)
+    tokenizer = context.engine.tokenizer
     rows = await asyncio.to_thread(_rows, tokenizer, body.prompts)
     if not rows:
         raise SamplingError("input: the list is empty")
@@ -72,12 +69,12 @@ def _rows(tokenizer: Any, prompts: Sequence[str | list[int]]) -> list[list[int]]
     return [p if isinstance(p, list) else passage(tokenizer, p)["input_ids"] for p in prompts]
 
 
-async def _done(front: Front, request: HttpRequest, rows: list[list[int]], ask: Any) -> Any:
+async def _done(context: ServerContext, request: HttpRequest, rows: list[list[int]], ask: Any) -> Any:
     tenant = caller_of(request).tenant
-    with front.quotas.taken(tenant, 1):
+    with context.quotas.reserve(tenant, 1):
         future: Future[Any] = await asyncio.to_thread(ask, tenant)
         found = await while_there(request, asyncio.wrap_future(future))
-    front.metrics.tokens.labels(tenant, "prompt").inc(sum(map(len, rows)))
+    context.metrics.tokens.labels(tenant, "prompt").inc(sum(map(len, rows)))
     return found
 
 
@@ -85,8 +82,8 @@ def _as_base64(vector: np.ndarray[Any, Any]) -> str:
     return base64.b64encode(vector.astype("<f4").tobytes()).decode()
 
 
-def _name(front: Front, adapter: AdapterRef | None) -> str:
-    return front.catalog.base if adapter is None else str(adapter)
+def _name(context: ServerContext, adapter: AdapterRef | None) -> str:
+    return context.catalog.base if adapter is None else str(adapter)
 
 
 def _usage(rows: list[list[int]]) -> dict[str, int]:

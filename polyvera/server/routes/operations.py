@@ -13,91 +13,93 @@ from starlette.responses import JSONResponse, Response
 from polyvera.model.prompt import bare_ids, chat_ids, ids_text, passage, prompt_ids
 from polyvera.server.api_keys import Caller
 from polyvera.server.catalog import BASE
-from polyvera.server.context import Front, body_of, caller_of
+from polyvera.server.context import ServerContext, body_of, caller_of
 from polyvera.server.requests import DetokenizeBody, TokenizeBody, messages_of
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def routes(front: Front) -> APIRouter:
+def routes(context: ServerContext) -> APIRouter:
     """All of them."""
     router = APIRouter()
-    _add_tokens(router, front)
-    _add_health(router, front)
+    _add_tokens(router, context)
+    _add_health(router, context)
 
     @router.get("/metrics")
     async def metrics(request: HttpRequest) -> Response:
         caller_of(request).check_admin()
-        return Response(await asyncio.to_thread(front.metrics.text), media_type=METRICS_TYPE)
+        return Response(await asyncio.to_thread(context.metrics.text), media_type=METRICS_TYPE)
 
     @router.get("/v1/live")
     async def live(request: HttpRequest) -> dict[str, Any]:
-        return await asyncio.to_thread(_live, front, caller_of(request))
+        return await asyncio.to_thread(_live, context, caller_of(request))
 
     return router
 
 
-def _add_tokens(router: APIRouter, front: Front) -> None:
-    tokenizer = front.engine.tokenizer
+def _add_tokens(router: APIRouter, context: ServerContext) -> None:
+    tokenizer = context.engine.tokenizer
 
     @router.post("/tokenize")
     async def tokenize(request: HttpRequest) -> dict[str, Any]:
         body = await body_of(request, TokenizeBody)
-        await _check_model(front, caller_of(request), body.model)
+        await _check_model(context, caller_of(request), body.model)
         if body.messages is not None:
             messages = messages_of(body.messages)
             ids = await asyncio.to_thread(chat_ids, tokenizer, messages, answer_next=body.add_generation_prompt)
         else:
             assert body.prompt is not None
-            ids = await asyncio.to_thread(_text_ids, front, body.prompt, special=body.add_special_tokens)
-        return {"count": len(ids), "max_model_len": front.engine.max_context, "tokens": ids}
+            ids = await asyncio.to_thread(_text_ids, context, body.prompt, special=body.add_special_tokens)
+        return {"count": len(ids), "max_model_len": context.engine.max_context, "tokens": ids}
 
     @router.post("/detokenize")
     async def detokenize(request: HttpRequest) -> dict[str, Any]:
         body = await body_of(request, DetokenizeBody)
-        await _check_model(front, caller_of(request), body.model)
+        await _check_model(context, caller_of(request), body.model)
         return {"prompt": await asyncio.to_thread(ids_text, tokenizer, body.tokens, len(tokenizer))}
 
 
-def _text_ids(front: Front, text: str, *, special: bool) -> list[int]:
+def _text_ids(context: ServerContext, text: str, *, special: bool) -> list[int]:
     """The tokens of a text as the route that takes it would make them, or nothing but the text's."""
-    tokenizer = front.engine.tokenizer
+    tokenizer = context.engine.tokenizer
     if not special:
         return bare_ids(tokenizer, text)
-    return prompt_ids(tokenizer, text) if front.writes else list(passage(tokenizer, text)["input_ids"])
+    return (
+        prompt_ids(tokenizer, text) if context.engine.embedding is None else list(passage(tokenizer, text)["input_ids"])
+    )
 
 
-async def _check_model(front: Front, caller: Caller, model: str | None) -> None:
+async def _check_model(context: ServerContext, caller: Caller, model: str | None) -> None:
     """All of them share one tokenizer, so that the base needs no right."""
-    if model not in (None, BASE, front.catalog.base):
-        await asyncio.to_thread(front.catalog.resolve, caller, str(model))
+    if model not in (None, BASE, context.catalog.base):
+        await asyncio.to_thread(context.catalog.resolve, caller, str(model))
 
 
-def _add_health(router: APIRouter, front: Front) -> None:
+def _add_health(router: APIRouter, context: ServerContext) -> None:
     @router.get("/health")
     async def health() -> Response:
-        return _health(front, "ok")
+        return _health(context, "ok")
 
     @router.get("/ready")
     async def ready() -> Response:
-        if front.state.is_draining:
+        if context.state.is_draining:
             return JSONResponse({"status": "stopping"}, 503)
-        return _health(front, "ready")
+        return _health(context, "ready")
 
     @router.get("/version")
     async def own_version() -> dict[str, str]:
         return {"version": version("polyvera")}
 
 
-def _health(front: Front, word: str) -> Response:
-    if front.engine.failed is None:
+def _health(context: ServerContext, word: str) -> Response:
+    if context.engine.failed is None:
         return JSONResponse({"status": word})
     return JSONResponse({"status": "failed"}, 503)
 
 
-def _live(front: Front, caller: Caller) -> dict[str, Any]:
+def _live(context: ServerContext, caller: Caller) -> dict[str, Any]:
     """What runs and is resident; names out of scope are counted only."""
-    stats, limits = front.engine.stats(), front.engine.limits
+    stats, limits = context.engine.stats(), context.engine.limits
     seen = [one for one in stats.resident if caller.sees(one.adapter.partition("@")[0])]
     told: dict[str, Any] = {
         "max_rows": limits.max_rows,

@@ -29,14 +29,14 @@ from polyvera.store.file.header import (
     FORMAT,
     NO_CHECKSUM,
     NO_DIGEST,
-    Own,
+    OwnHeader,
     first_line,
     parsed,
     read_own,
     second_line,
 )
-from polyvera.store.file.stored_dtype import SCALE, error_made, packing_named
-from polyvera.store.file.tensor_index import BASIS_A, BASIS_B, Plan, check_directory, plan_of
+from polyvera.store.file.stored_dtype import SCALE, error_made, stored_dtype_named
+from polyvera.store.file.tensor_index import BASIS_A, BASIS_B, TensorIndex, check_directory, index_of
 
 KEY = "polyvera"
 METADATA = "__metadata__"
@@ -56,8 +56,8 @@ Buffer = bytes | bytearray | memoryview
 class Header:
     """A header that has been checked against the whole file, whose data section begins at byte data_at."""
 
-    plan: Plan
-    own: Own
+    index: TensorIndex
+    own: OwnHeader
     data_at: int
 
 
@@ -66,15 +66,15 @@ def encode(adapter: Adapter, dtype: str = "float32") -> bytes:
 
     Raises FormatError for NaN or infinity, with the tensor's name, and for an unknown dtype.
     """
-    packing = packing_named(dtype)
+    stored = stored_dtype_named(dtype)
     flat = adapter.flat.detach().to("cpu", torch.float32).contiguous()
     _check_finite(adapter.layout, flat, "train it again, at a lower rate")
-    line = first_line(adapter, packing.name)
-    plan = plan_of(line)
-    tensors = dict(_packed(plan, flat))
-    restored = _unpacked(plan, tensors)
-    _check_finite(plan.layout, restored, f"its values are out of the range of {packing.name}; store float32")
-    error = None if packing.is_exact else error_made(flat, restored)
+    line = first_line(adapter, stored.name)
+    index = index_of(line)
+    tensors = dict(_packed(index, flat))
+    restored = _unpacked(index, tensors)
+    _check_finite(index.layout, restored, f"its values are out of the range of {stored.name}; store float32")
+    error = None if stored.is_exact else error_made(flat, restored)
     return _sealed(save(tensors | _basis_tensors(adapter), {KEY: f"{line}\n{second_line(adapter, error)}"}))
 
 
@@ -86,13 +86,13 @@ def decode(data: Buffer, digest: str = "") -> Adapter:
     view = memoryview(data).cast("B")
     view = memoryview(bytearray(view)) if view.readonly else view
     header = read_header(view, digest)
-    plan, own = header.plan, header.own
+    index, own = header.index, header.own
     section = view[header.data_at :]
-    flat = _flat(plan, section)
-    _check_finite(plan.layout, flat, AGAIN)
-    given = _basis(plan, section)
+    flat = _flat(index, section)
+    _check_finite(index.layout, flat, AGAIN)
+    given = _basis(index, section)
     known = (own.base, own.scores, own.created, own.model, tuple(own.labels))
-    return Adapter(plan.spec, plan.layout, flat, plan.basis_sha256, given, *known)
+    return Adapter(index.spec, index.layout, flat, index.basis_sha256, given, *known)
 
 
 def read_header(data: Buffer, digest: str = "") -> Header:
@@ -109,7 +109,7 @@ def check_parts(text: bytes, section: memoryview, digest: str = "") -> Header:
     """read_header() of a file in two parts: the text of its header, and its data section. Raises FormatError."""
     around, line = _parted(text)
     if FIRST not in around[0]:
-        _plan_around(*around)  # a newer format is refused before its second line is read
+        _index_around(*around)  # a newer format is refused before its second line is read
     own = read_own(line)
     blank = _blanked(text, "checksum", own.checksum)
     _check_sum("checksum", own.checksum, _sum(xxhash.xxh3_128, blank, section))
@@ -119,10 +119,10 @@ def check_parts(text: bytes, section: memoryview, digest: str = "") -> Header:
         )
     if digest:
         _check_sum("digest", own.digest, _sum(hashlib.sha256, _blanked(blank, "digest", own.digest), section))
-    plan = _plan_around(*around)
-    if len(section) != plan.data_bytes:
-        raise FormatError(f"it has {len(section)} bytes of data, its header describes {plan.data_bytes}")
-    return Header(plan, own, LENGTH_BYTES + len(text))
+    index = _index_around(*around)
+    if len(section) != index.data_bytes:
+        raise FormatError(f"it has {len(section)} bytes of data, its header describes {index.data_bytes}")
+    return Header(index, own, LENGTH_BYTES + len(text))
 
 
 def check_digest(data: Buffer) -> None:
@@ -134,27 +134,27 @@ def check_digest(data: Buffer) -> None:
     read_header(view, read_header(view).own.digest)
 
 
-def _packed(plan: Plan, flat: Tensor) -> Iterator[tuple[str, Tensor]]:
-    for stack in plan.layout.stacks:
-        values, scale = plan.packing.pack(_rows(stack, flat[stack.offset : stack.offset + stack.size]))
+def _packed(index: TensorIndex, flat: Tensor) -> Iterator[tuple[str, Tensor]]:
+    for stack in index.layout.stacks:
+        values, scale = index.stored.pack(_rows(stack, flat[stack.offset : stack.offset + stack.size]))
         yield stack.key, values.view(stack.shape)
         if scale is not None:
             yield stack.key + SCALE, scale
 
 
-def _flat(plan: Plan, section: memoryview) -> Tensor:
+def _flat(index: TensorIndex, section: memoryview) -> Tensor:
     """The flat vector in fp32: the data section itself where it is stored as it is."""
-    if plan.flat_at is None:
-        return _unpacked(plan, {name: tensor.read(section) for name, tensor in plan.tensors.items()})
-    return torch.frombuffer(section, dtype=torch.float32, count=plan.layout.num_params, offset=plan.flat_at)
+    if index.flat_at is None:
+        return _unpacked(index, {name: tensor.read(section) for name, tensor in index.tensors.items()})
+    return torch.frombuffer(section, dtype=torch.float32, count=index.layout.num_params, offset=index.flat_at)
 
 
-def _unpacked(plan: Plan, tensors: Mapping[str, Tensor]) -> Tensor:
+def _unpacked(index: TensorIndex, tensors: Mapping[str, Tensor]) -> Tensor:
     """The flat vector in fp32."""
-    flat = torch.empty(plan.layout.num_params)
-    for stack in plan.layout.stacks:
+    flat = torch.empty(index.layout.num_params)
+    for stack in index.layout.stacks:
         rows = _rows(stack, tensors[stack.key])
-        flat[stack.offset : stack.offset + stack.size] = plan.packing.unpack(
+        flat[stack.offset : stack.offset + stack.size] = index.stored.unpack(
             rows, tensors.get(stack.key + SCALE)
         ).flatten()
     return flat
@@ -170,13 +170,13 @@ def _basis_tensors(adapter: Adapter) -> dict[str, Tensor]:
     return {} if basis is None else {BASIS_A: basis.A, BASIS_B: basis.B}
 
 
-def _basis(plan: Plan, section: memoryview) -> Basis | None:
-    if BASIS_A not in plan.tensors:
+def _basis(index: TensorIndex, section: memoryview) -> Basis | None:
+    if BASIS_A not in index.tensors:
         return None
-    basis = given_basis(*(plan.tensors[name].read(section).clone() for name in (BASIS_A, BASIS_B)))
-    if basis.sha256 != plan.basis_sha256:
+    basis = given_basis(*(index.tensors[name].read(section).clone() for name in (BASIS_A, BASIS_B)))
+    if basis.sha256 != index.basis_sha256:
         raise FormatError(
-            f"its basis has sha256 {basis.sha256[:12]}, its header says {plan.basis_sha256[:12]}: {AGAIN}"
+            f"its basis has sha256 {basis.sha256[:12]}, its header says {index.basis_sha256[:12]}: {AGAIN}"
         )
     return basis
 
@@ -201,7 +201,7 @@ def header_text(head: memoryview | bytes, num_bytes: int) -> bytes:
     if length > min(MAX_HEADER_BYTES, num_bytes - LENGTH_BYTES) or length % LENGTH_BYTES:
         raise FormatError(
             f"it states a header of {length} bytes in a file of {num_bytes} (polyvera writes multiples of "
-            f"{LENGTH_BYTES} up to {MAX_HEADER_BYTES}): it was cut off, or is no adapter file; {AGAIN}"
+            f"{LENGTH_BYTES} up to {MAX_HEADER_BYTES}): it was cut off, or is not an adapter file; {AGAIN}"
         )
     return bytes(head[LENGTH_BYTES : LENGTH_BYTES + length])
 
@@ -221,15 +221,15 @@ def _parted(text: bytes) -> tuple[tuple[bytes, bytes], str]:
 
 
 @lru_cache(maxsize=256)
-def _plan_around(before: bytes, after: bytes) -> Plan:
-    """The plan of all files whose headers differ only in their second lines."""
+def _index_around(before: bytes, after: bytes) -> TensorIndex:
+    """The index of all files whose headers differ only in their second lines."""
     tree = parsed(before + NO_LINE + after, "its header")
-    kind_line, own_line = _lines(tree)
+    common_line, own_line = _lines(tree)
     if own_line.encode() != NO_LINE:
         raise FormatError(f"its metadata is not the two lines of an adapter file: it is damaged; {AGAIN}")
-    plan = plan_of(kind_line)
-    check_directory(tree, plan)
-    return plan
+    index = index_of(common_line)
+    check_directory(tree, index)
+    return index
 
 
 def _lines(tree: dict[str, Any]) -> tuple[str, str]:

@@ -47,7 +47,7 @@ class BasisRecord(BaseModel):
         return BasisKey(**values)
 
 
-class Kind(BaseModel):
+class CommonHeader(BaseModel):
     """The first line: all that like files have in common."""
 
     model_config = DOOR
@@ -81,7 +81,7 @@ class StoredError(BaseModel):
     relative_l2: FiniteFloat
 
 
-class Own(BaseModel):
+class OwnHeader(BaseModel):
     """The second line: what is one adapter's alone.
 
     digest: sha256 of the file with the digits of both sums as zeros. checksum: XXH3-128 of it with its own as zeros.
@@ -110,13 +110,13 @@ _SPEC = TypeAdapter(AdapterSpec)
 def first_line(adapter: Adapter, dtype: str) -> str:
     """The first line of an adapter's file in that stored dtype. Raises FormatError for what cannot be written."""
     layout = adapter.layout
-    kind: dict[str, Any] = {"format": FORMAT, "dtype": dtype, "spec": adapter.spec.to_dict()}
-    kind["sites"] = to_json(fold(layout.sites))
+    common: dict[str, Any] = {"format": FORMAT, "dtype": dtype, "spec": adapter.spec.to_dict()}
+    common["sites"] = to_json(fold(layout.sites))
     if layout.head:
-        kind["head"] = dict(layout.head)
+        common["head"] = dict(layout.head)
     if layout.basis is not None:
-        kind["basis"] = _without(asdict(layout.basis) | {"sha256": adapter.basis_sha256 or layout.basis.sha256})
-    return _dumped(kind)
+        common["basis"] = _without(asdict(layout.basis) | {"sha256": adapter.basis_sha256 or layout.basis.sha256})
+    return _dumped(common)
 
 
 def second_line(adapter: Adapter, error: Mapping[str, float] | None) -> str:
@@ -129,7 +129,7 @@ def second_line(adapter: Adapter, error: Mapping[str, float] | None) -> str:
     return line
 
 
-def read_kind(line: str) -> Kind:
+def read_common(line: str) -> CommonHeader:
     """The first line. Raises FormatError, for a newer format with both versions."""
     tree = parsed(line, "the first line of its header")
     version = tree.get("format")
@@ -139,18 +139,18 @@ def read_kind(line: str) -> Kind:
         )
     if version != FORMAT:
         raise FormatError(f"its header states the format {version!r}; polyvera writes format {FORMAT}")
-    return _validated(Kind, tree)
+    return _validated(CommonHeader, tree)
 
 
-def read_own(line: str) -> Own:
+def read_own(line: str) -> OwnHeader:
     """The second line. Raises FormatError."""
     try:
-        own = Own.model_validate_json(line)
+        own = OwnHeader.model_validate_json(line)
     except ValidationError:
         own = None
     # A count of keys that does not fit is a key that comes twice, or a text with a key in it: the slower parser knows.
     if own is None or line.count('":') != own.num_keys:
-        own = _validated(Own, parsed(line, "the second line of its header"))
+        own = _validated(OwnHeader, parsed(line, "the second line of its header"))
     return own
 
 
@@ -161,7 +161,7 @@ def parsed(text: str | bytes, what: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{what} is not JSON ({error}): it is damaged or no adapter file") from error
     if not isinstance(tree, dict):
-        raise FormatError(f"{what} is a JSON {type(tree).__name__}, not an object: it is no adapter file")
+        raise FormatError(f"{what} is a JSON {type(tree).__name__}, not an object: it is not an adapter file")
     return tree
 
 
@@ -174,7 +174,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON number")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
@@ -207,5 +207,5 @@ def _dumped(value: object) -> str:
         return json.dumps(value, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise FormatError(
-            f"the adapter's header cannot be written as JSON: {error}; a score or an alpha is no finite number"
+            f"the adapter's header cannot be written as JSON: {error}; a score or an alpha is NaN or infinite"
         ) from error

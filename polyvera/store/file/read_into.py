@@ -44,4 +44,4 @@ def _read(descriptor: int, row: Row, digest: str) -> Header | None:
         header = check_parts(text, section, digest)
     except (FormatError, OSError):
         return None
-    return header if header.plan.is_flat and is_finite(row) else None
+    return header if header.index.is_flat and is_finite(row) else None

@@ -21,7 +21,7 @@ Unpack = Callable[[Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Packing:
+class StoredDtype:
     """One stored dtype.
 
     pack: (entries, size) fp32 -> the same in `dtype`, and one fp32 scale for each entry where `has_scale`. unpack: the
@@ -48,23 +48,25 @@ def _from_int8(rows: Tensor, scale: Tensor | None) -> Tensor:
     return rows.float() * scale[:, None]
 
 
-PACKINGS: Mapping[str, Packing] = MappingProxyType(
+STORED_DTYPES: Mapping[str, StoredDtype] = MappingProxyType(
     {
         row.name: row
         for row in (
-            Packing("float32", torch.float32, lambda x: (x, None), lambda x, scale: x, is_exact=True),
-            Packing("bfloat16", torch.bfloat16, lambda x: (x.bfloat16(), None), lambda x, scale: x.float()),
-            Packing("int8", torch.int8, _to_int8, _from_int8, has_scale=True),
+            StoredDtype("float32", torch.float32, lambda x: (x, None), lambda x, scale: x, is_exact=True),
+            StoredDtype("bfloat16", torch.bfloat16, lambda x: (x.bfloat16(), None), lambda x, scale: x.float()),
+            StoredDtype("int8", torch.int8, _to_int8, _from_int8, has_scale=True),
         )
     }
 )
 
 
-def packing_named(name: str) -> Packing:
+def stored_dtype_named(name: str) -> StoredDtype:
     """The stored dtype of that name. Raises FormatError, with the nearest name, where there is none."""
-    if name not in PACKINGS:
-        raise FormatError(f"stored dtype {name!r} is none of {', '.join(PACKINGS)}{did_you_mean(name, PACKINGS)}")
-    return PACKINGS[name]
+    if name not in STORED_DTYPES:
+        raise FormatError(
+            f"stored dtype {name!r} must be one of: {', '.join(STORED_DTYPES)}{did_you_mean(name, STORED_DTYPES)}"
+        )
+    return STORED_DTYPES[name]
 
 
 def error_made(exact: Tensor, stored: Tensor) -> dict[str, float]:

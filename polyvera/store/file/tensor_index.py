@@ -14,9 +14,9 @@ from torch import Tensor
 from polyvera.adapter.layout import Layout, Shape, layout_of
 from polyvera.adapter.spec import GIVEN, AdapterSpec, BasisKey
 from polyvera.errors import FormatError, PolyveraError
-from polyvera.store.file.header import Kind, read_kind
+from polyvera.store.file.header import CommonHeader, read_common
 from polyvera.store.file.layer_pattern import unfold
-from polyvera.store.file.stored_dtype import CODES, SCALE, Packing, packing_named
+from polyvera.store.file.stored_dtype import CODES, SCALE, StoredDtype, stored_dtype_named
 
 BASIS_A, BASIS_B = "basis.A", "basis.B"
 
@@ -36,18 +36,18 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class TensorIndex:
     """What the first line of a header decides. tensors: those of the file, in file order."""
 
     spec: AdapterSpec
     layout: Layout
-    packing: Packing
+    stored: StoredDtype
     basis_sha256: str
     tensors: dict[str, StoredTensor]
 
     @cached_property
     def directory(self) -> dict[str, Any]:
-        """The safetensors header that a file of this plan has, its metadata left out."""
+        """The safetensors header that a file of this index has, its metadata left out."""
         return {
             name: {"dtype": CODES[t.dtype], "shape": list(t.shape), "data_offsets": [t.begin, t.end]}
             for name, t in self.tensors.items()
@@ -67,31 +67,31 @@ class Plan:
     def flat_at(self) -> int | None:
         """Where the flat vector lies in the data section as it is, or None where it has to be put together."""
         places = [self.tensors[s.key].begin - 4 * s.offset for s in self.layout.stacks]
-        return places[0] if self.packing.is_exact and len(set(places)) == 1 else None
+        return places[0] if self.stored.is_exact and len(set(places)) == 1 else None
 
 
 @lru_cache(maxsize=256)
-def plan_of(line: str) -> Plan:
-    """The plan of a first line, the same object for the same text. Raises FormatError."""
-    kind = read_kind(line)
-    spec, packing = kind.adapter_spec, packing_named(kind.dtype)
-    widths = unfold(kind.sites)
+def index_of(line: str) -> TensorIndex:
+    """The index of a first line, the same object for the same text. Raises FormatError."""
+    common = read_common(line)
+    spec, stored = common.adapter_spec, stored_dtype_named(common.dtype)
+    widths = unfold(common.sites)
     try:
-        layout = layout_of(spec, widths, {k: tuple(shape) for k, shape in kind.head.items()})
+        layout = layout_of(spec, widths, {k: tuple(shape) for k, shape in common.head.items()})
     except PolyveraError as error:
         raise FormatError(f"its header describes no adapter that can be: {error}") from error
-    layout = replace(layout, basis=_basis_key(kind, layout.basis))
-    sha256 = (kind.basis.sha256 or "") if kind.basis else ""
-    return Plan(spec, layout, packing, sha256, _placed(layout, packing))
+    layout = replace(layout, basis=_basis_key(common, layout.basis))
+    sha256 = (common.basis.sha256 or "") if common.basis else ""
+    return TensorIndex(spec, layout, stored, sha256, _placed(layout, stored))
 
 
-def _basis_key(kind: Kind, least: BasisKey | None) -> BasisKey | None:
+def _basis_key(common: CommonHeader, least: BasisKey | None) -> BasisKey | None:
     """The key that the header names, where it is as wide as the layers need."""
-    if kind.basis is None or least is None:
-        if kind.basis is not None or least is not None:
-            raise FormatError(f"its header gives method {kind.spec['method']!r} with the basis {kind.basis}")
+    if common.basis is None or least is None:
+        if common.basis is not None or least is not None:
+            raise FormatError(f"its header gives method {common.spec['method']!r} with the basis {common.basis}")
         return None
-    key = kind.basis.key
+    key = common.basis.key
     if key.rank != least.rank or key.in_max < least.in_max or key.out_max < least.out_max:
         raise FormatError(f"its header names the basis {key}, but its layers need {least}")
     if key.init == GIVEN and not key.sha256:
@@ -99,11 +99,11 @@ def _basis_key(kind: Kind, least: BasisKey | None) -> BasisKey | None:
     return key
 
 
-def _placed(layout: Layout, packing: Packing) -> dict[str, StoredTensor]:
+def _placed(layout: Layout, stored: StoredDtype) -> dict[str, StoredTensor]:
     """Every tensor of a file in file order, as safetensors has it: by dtype, then by name, without gaps."""
     tensors: dict[str, StoredTensor] = {}
     order, at = list(CODES), 0
-    for name, dtype, shape in sorted(_stored(layout, packing), key=lambda t: (order.index(t[1]), t[0])):
+    for name, dtype, shape in sorted(_stored(layout, stored), key=lambda t: (order.index(t[1]), t[0])):
         if name in tensors:
             raise FormatError(f"two tensors of this adapter would be called {name!r} in its file; rename the head's")
         end = at + dtype.itemsize * prod(shape)
@@ -112,10 +112,10 @@ def _placed(layout: Layout, packing: Packing) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _stored(layout: Layout, packing: Packing) -> Iterator[tuple[str, torch.dtype, Shape]]:
+def _stored(layout: Layout, stored: StoredDtype) -> Iterator[tuple[str, torch.dtype, Shape]]:
     for stack in layout.stacks:
-        yield stack.key, packing.dtype, stack.shape
-        if packing.has_scale:
+        yield stack.key, stored.dtype, stack.shape
+        if stored.has_scale:
             yield stack.key + SCALE, torch.float32, (len(stack.entries),)
     key = layout.basis
     if key is not None and key.init == GIVEN:
@@ -123,10 +123,10 @@ def _stored(layout: Layout, packing: Packing) -> Iterator[tuple[str, torch.dtype
         yield BASIS_B, torch.float32, (key.out_max, key.rank)
 
 
-def check_directory(given: dict[str, Any], plan: Plan) -> None:
-    """Raises FormatError unless the file has exactly the tensors of its plan, in place."""
-    if given != plan.directory:
-        raise FormatError(f"{_difference(given, plan.directory)}: it was not written by polyvera")
+def check_directory(given: dict[str, Any], index: TensorIndex) -> None:
+    """Raises FormatError unless the file has exactly the tensors of its index, in place."""
+    if given != index.directory:
+        raise FormatError(f"{_difference(given, index.directory)}: it was not written by polyvera")
 
 
 def _difference(given: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

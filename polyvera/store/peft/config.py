@@ -38,7 +38,7 @@ Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class PeftMethod:
     """One of PEFT's methods: the config keys of its choices, and the flags that say each scaling rule.
 
     masked: rank_pattern maps `site.<key of d>` to the mask of the kept ranks, and d is stored as a column.
@@ -53,18 +53,18 @@ class Kind:
     extras: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
-KINDS: Mapping[str, Kind] = MappingProxyType(
+PEFT_METHODS: Mapping[str, PeftMethod] = MappingProxyType(
     {
         kind.name: kind
         for kind in (
-            Kind(
+            PeftMethod(
                 "LORA",
                 "r",
                 "lora_dropout",
                 {"alpha/r": {"use_rslora": False}, "alpha/sqrt(r)": {"use_rslora": True}},
                 "lora_alpha",
             ),
-            Kind(
+            PeftMethod(
                 "ADALORA",
                 "init_r",
                 "lora_dropout",
@@ -73,7 +73,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
                 masked=True,
                 extras={"total_step": 1, "tinit": 0, "tfinal": 0},  # PEFT refuses a config without a schedule
             ),
-            Kind("VERA", "r", "vera_dropout", {"none": {}}),
+            PeftMethod("VERA", "r", "vera_dropout", {"none": {}}),
         )
     }
 )
@@ -106,13 +106,13 @@ UNSUPPORTED: Mapping[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-def row_of(kind: Kind, use_dora: bool) -> Method:
+def row_of(kind: PeftMethod, use_dora: bool) -> Method:
     """The table row that trains exactly what PEFT stores for this kind. Raises SpecError where there is none."""
     for row in METHODS.values():
         letters = set(row.peft_keys) - {"m"} | ({"m"} if use_dora else set())
         if row.peft_type == kind.name and set(row.trained) == letters:
             return row
-    raise SpecError(f"use_dora={use_dora} has no meaning for peft_type={kind.name}")
+    raise SpecError(f"peft_type={kind.name} does not use use_dora={use_dora}")
 
 
 class PeftConfig(BaseModel):
@@ -150,12 +150,14 @@ class PeftConfig(BaseModel):
     basis_sha256: str | None = None
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> PeftMethod:
         """PEFT's method. Raises SpecError for one that is not in the table."""
-        if self.peft_type not in KINDS:
-            near = did_you_mean(self.peft_type, KINDS)
-            raise SpecError(f"peft_type={self.peft_type!r} is none of {', '.join(KINDS)}, which can be imported{near}")
-        return KINDS[self.peft_type]
+        if self.peft_type not in PEFT_METHODS:
+            near = did_you_mean(self.peft_type, PEFT_METHODS)
+            raise SpecError(
+                f"peft_type={self.peft_type!r} cannot be imported; it must be one of: {', '.join(PEFT_METHODS)}{near}"
+            )
+        return PEFT_METHODS[self.peft_type]
 
     @property
     def row(self) -> Method:
@@ -181,7 +183,7 @@ class PeftConfig(BaseModel):
 
 
 def read_config(path: Path) -> PeftConfig:
-    """A PEFT config. Raises FormatError for what is no such config, SpecError for a choice that can't be imported."""
+    """A PEFT config. Raises FormatError for what is no such config, SpecError for a choice that cannot be imported."""
     if path.stat().st_size > CONFIG_BYTES:
         raise FormatError(f"{path} has {path.stat().st_size:,} bytes; no real config has more than {CONFIG_BYTES:,}")
     try:
@@ -193,14 +195,14 @@ def read_config(path: Path) -> PeftConfig:
     for key, (accepted, reason) in UNSUPPORTED.items():
         value = given.get(key)
         if value is not None and not any(value == a and type(value) is type(a) for a in accepted):
-            raise SpecError(f"{path}: {key}={value!r} can't be imported: {reason}")
+            raise SpecError(f"{path}: {key}={value!r} cannot be imported: {reason}")
     try:
         config = PeftConfig.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise FormatError(f"{path}: {where}: {first['msg']}, got {str(first['input'])[:80]}") from error
-    assert config.kind and config.row  # both raise for what can't be imported
+    assert config.kind and config.row  # both raise for what cannot be imported
     return config
 
 
@@ -230,7 +232,7 @@ def heads_of(config: PeftConfig, model: nn.Module) -> dict[str, Shape]:
     return {key: tuple(t.shape) for key, t in head_tensors(model, names).items()}
 
 
-def stored_shape(kind: Kind, letter: str, shape: Shape) -> Shape:
+def stored_shape(kind: PeftMethod, letter: str, shape: Shape) -> Shape:
     """The shape that PEFT gives a factor on disk."""
     return (*shape, 1) if kind.masked and letter == "d" else shape
 
@@ -297,5 +299,5 @@ def _matches(match: Any, expression: str, name: str) -> re.Match[str] | None:
     try:
         found: re.Match[str] | None = match(expression, name)
     except re.error as error:
-        raise FormatError(f"{expression!r} is no regular expression: {error}") from error
+        raise FormatError(f"{expression!r} is not a valid regular expression: {error}") from error
     return found

@@ -53,7 +53,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class PeftFolder:
     """One folder's config against one base model: the layers it adapts, their ranks, and what it saves whole."""
 
     config: PeftConfig
@@ -86,27 +86,27 @@ def import_peft(folder: str | Path, model: nn.Module, *, basis_dtype: str | torc
     model: the base, which may be on the meta device. basis_dtype: what a VeRA basis that isn't in the file was rounded
     to in training, which is the dtype of the base's adapted weights unless said otherwise. Like PEFT, it rounds the
     layers that AdaLoRA has pruned to a low-precision base's dtype. Raises FormatError for files that are broken or
-    hold more than an adapter can, SpecError for a choice that can't be imported, LayoutError where the model doesn't
+    hold more than an adapter can, SpecError for a choice that cannot be imported, LayoutError where the model doesn't
     fit, BasisError where the basis isn't the one of training.
     """
     path = Path(folder)
     _check_files(path)
-    source = _source(read_config(path / CONFIG_NAME), model)
+    peft = _folder(read_config(path / CONFIG_NAME), model)
     with _opened(path / WEIGHTS_NAME) as file:
-        _check_keys(source, file)
-        tensors = {w.key: _read(file, w.stored, w.stored_shape).reshape(w.shape) for w in source.wanted}
-        stored = {k: _read_basis(source, file, k) for k in BASIS_KEYS} if source.stores_basis else None
-    spec, given = _with_basis(source, stored, basis_dtype)
+        _check_keys(peft, file)
+        tensors = {w.key: _read(file, w.stored, w.stored_shape).reshape(w.shape) for w in peft.wanted}
+        stored = {k: _read_basis(peft, file, k) for k in BASIS_KEYS} if peft.stores_basis else None
+    spec, basis = _with_basis(peft, stored, basis_dtype)
     base = "" if any(p.is_meta for p in model.parameters()) else fingerprint(model)
-    adapter = adapter_from(spec, source.sites, _rounded(source, tensors), given, base)
+    adapter = adapter_from(spec, peft.sites, _rounded(peft, tensors), basis, base)
     if stored is None:
-        check_digest(source.config, adapter.basis_sha256)
-    return replace(adapter, model=source.config.base_model_name_or_path or "")
+        check_digest(peft.config, adapter.basis_sha256)
+    return replace(adapter, model=peft.config.base_model_name_or_path or "")
 
 
-def _source(config: PeftConfig, model: nn.Module) -> Source:
+def _folder(config: PeftConfig, model: nn.Module) -> PeftFolder:
     sites = sites_of(config, model)
-    return Source(config, model, sites, {n: _rank(config, n) for n in sites}, heads_of(config, model))
+    return PeftFolder(config, model, sites, {n: _rank(config, n) for n in sites}, heads_of(config, model))
 
 
 def _rank(config: PeftConfig, site: str) -> int:
@@ -114,11 +114,11 @@ def _rank(config: PeftConfig, site: str) -> int:
     if not config.kind.masked:
         found = of_pattern(config.rank_pattern, site, rank)
         if not isinstance(found, int):
-            raise FormatError(f"rank_pattern gives {site} {found!r}, which is no rank")
+            raise FormatError(f"rank_pattern gives {site} {found!r}, which is not a rank")
         return found
     mask = (config.rank_pattern or {}).get(_mask_key(config, site), [True] * rank)
     if not isinstance(mask, list) or len(mask) != rank:
-        raise FormatError(f"rank_pattern gives {site} {mask!r}, which is no mask of {rank} ranks")
+        raise FormatError(f"rank_pattern gives {site} {mask!r}, which is not a mask of {rank} ranks")
     return sum(mask)
 
 
@@ -126,10 +126,10 @@ def _mask_key(config: PeftConfig, site: str) -> str:
     return f"{site}.{config.row.peft_keys['d']}"
 
 
-def _spec(source: Source) -> AdapterSpec:
-    config, row = source.config, source.config.row
+def _spec(peft: PeftFolder) -> AdapterSpec:
+    config, row = peft.config, peft.config.row
     rank = config.required(config.kind.rank)
-    alpha, alphas = _alphas(source) if row.takes_alpha else (None, ())
+    alpha, alphas = _alphas(peft) if row.takes_alpha else (None, ())
     spec = AdapterSpec(
         row.name,
         rank,
@@ -138,54 +138,56 @@ def _spec(source: Source) -> AdapterSpec:
         seed=config.projection_prng_key % 2**32 if row.shares_basis else 0,  # torch's stream takes 32 bits of its seed
         d_init=config.d_initial,
         dropout=getattr(config, config.kind.dropout),
-        rank_pattern=tuple((n, r) for n, r in source.ranks.items() if r != rank),
+        rank_pattern=tuple((n, r) for n, r in peft.ranks.items() if r != rank),
         alpha_pattern=alphas,
-        head=tuple(dict.fromkeys(key.partition(".")[0] for key in source.heads)),
+        head=tuple(dict.fromkeys(key.partition(".")[0] for key in peft.heads)),
     )
-    return replace(spec, targets=_targets(source, spec))
+    return replace(spec, targets=_targets(peft, spec))
 
 
-def _alphas(source: Source) -> tuple[float, Pattern]:
-    config = source.config
+def _alphas(peft: PeftFolder) -> tuple[float, Pattern]:
+    config = peft.config
     alpha = config.required(config.kind.alpha or "")
     if config.kind.masked:  # PEFT's AdaLoRA has one alpha for all layers
         if alpha <= 0:
-            raise SpecError(f"{config.kind.alpha}={alpha} can't be imported: PEFT takes the rank of each layer instead")
+            raise SpecError(
+                f"{config.kind.alpha}={alpha} cannot be imported: PEFT takes the rank of each layer instead"
+            )
         return alpha, ()
-    each = {n: of_pattern(config.alpha_pattern, n, alpha) for n in source.sites}
+    each = {n: of_pattern(config.alpha_pattern, n, alpha) for n in peft.sites}
     return alpha, tuple((n, a) for n, a in each.items() if a != alpha)
 
 
-def _targets(source: Source, spec: AdapterSpec) -> str | tuple[str, ...]:
+def _targets(peft: PeftFolder, spec: AdapterSpec) -> str | tuple[str, ...]:
     """The config's own targets where they mean the same here, else the full name of every layer."""
-    named = source.config.target_modules
+    named = peft.config.target_modules
     targets = named if isinstance(named, str) else tuple(sorted(named))
     try:
-        same = list(find_sites(source.model, replace(spec, targets=targets))) == list(source.sites)
+        same = list(find_sites(peft.model, replace(spec, targets=targets))) == list(peft.sites)
     except (TargetError, SpecError):
         same = False
-    return targets if same else tuple(source.sites)
+    return targets if same else tuple(peft.sites)
 
 
 def _with_basis(
-    source: Source, stored: Mapping[str, Tensor] | None, dtype: str | torch.dtype | None
+    peft: PeftFolder, stored: Mapping[str, Tensor] | None, dtype: str | torch.dtype | None
 ) -> tuple[AdapterSpec, Basis | None]:
-    spec, config, shares = _spec(source), source.config, source.config.row.shares_basis
+    spec, config, shares = _spec(peft), peft.config, peft.config.row.shares_basis
     if dtype is not None and (stored or not shares):
         why = "the folder holds the basis itself" if stored else "this adapter has no shared basis"
         raise SpecError(f"basis_dtype={dtype} decides nothing, for {why}; leave it out")
     if not shares:
         return spec, None
     if stored is not None:
-        return recognized(spec, config, source.sites, stored)
+        return recognized(spec, config, peft.sites, stored)
     named = None if dtype is None else str(dtype).removeprefix("torch.")
-    return redrawn(spec, config, source.sites, source.model, named), None
+    return redrawn(spec, config, peft.sites, peft.model, named), None
 
 
-def _rounded(source: Source, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _rounded(peft: PeftFolder, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """PEFT rebuilds a layer that rank_pattern masks in its base's dtype, and rounds what it loads to that."""
-    config, layers = source.config, linear_layers(source.model)
-    masked = [n for n in source.sites if config.kind.masked and _mask_key(config, n) in (config.rank_pattern or {})]
+    config, layers = peft.config, linear_layers(peft.model)
+    masked = [n for n in peft.sites if config.kind.masked and _mask_key(config, n) in (config.rank_pattern or {})]
     low = {f"{n}.{letter}": getattr(torch, compute_dtype(layers[n])) for n in masked for letter in config.row.trained}
     return {key: t.to(low[key]) if key in low else t for key, t in tensors.items()}
 
@@ -194,7 +196,7 @@ def _check_files(path: Path) -> None:
     if not (path / CONFIG_NAME).is_file():
         inner = sorted(p.parent.name for p in path.glob(f"*/{CONFIG_NAME}")) if path.is_dir() else []
         named = f"; it holds the adapters {', '.join(inner)}, each a folder of its own" if inner else ""
-        raise FormatError(f"{path} is no PEFT folder: it has no {CONFIG_NAME}{named}")
+        raise FormatError(f"{path} is not a PEFT folder: it has no {CONFIG_NAME}{named}")
     if not (path / WEIGHTS_NAME).is_file():
         if (path / PICKLE_NAME).is_file():
             raise FormatError(
@@ -209,22 +211,22 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         file = safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError, ValueError) as error:
-        raise FormatError(f"{path} is no whole safetensors file: {error}") from error
+        raise FormatError(f"{path} is not a whole safetensors file: {error}") from error
     with file as opened:
         yield opened
 
 
-def _check_keys(source: Source, file: Any) -> None:
-    there, wanted = set(file.keys()), {w.stored for w in source.wanted}
-    wanted |= set(BASIS_KEYS.values()) if source.stores_basis else set()
+def _check_keys(peft: PeftFolder, file: Any) -> None:
+    there, wanted = set(file.keys()), {w.stored for w in peft.wanted}
+    wanted |= set(BASIS_KEYS.values()) if peft.stores_basis else set()
     if wanted - there:
         raise FormatError(
             f"{len(wanted - there)} of {len(wanted)} tensors are missing from {WEIGHTS_NAME}, among them "
             f"{min(wanted - there)!r}: the file is cut, or {CONFIG_NAME} is another adapter's"
         )
-    unread = set(BASIS_KEYS.values()) if source.config.row.shares_basis else set()
+    unread = set(BASIS_KEYS.values()) if peft.config.row.shares_basis else set()
     for key in sorted(there - wanted - unread):
-        _check_copy(source.model, file, key)
+        _check_copy(peft.model, file, key)
 
 
 def _check_copy(model: nn.Module, file: Any, key: str) -> None:
@@ -239,7 +241,7 @@ def _check_copy(model: nn.Module, file: Any, key: str) -> None:
     if own is None or not torch.equal(_read(file, key, tuple(own.shape)).to(own.dtype), own.detach().cpu()):
         raise FormatError(
             f"{WEIGHTS_NAME} holds {key!r}, which no layer adapted by {CONFIG_NAME} has; it would change the result "
-            "and can't be imported"
+            "and cannot be imported"
         )
 
 
@@ -257,13 +259,13 @@ def _read(file: Any, key: str, shape: Shape) -> Tensor:
     return tensor
 
 
-def _read_basis(source: Source, file: Any, letter: str) -> Tensor:
+def _read_basis(peft: PeftFolder, file: Any, letter: str) -> Tensor:
     """A or B, at least as wide as the widest adapted layer and at most as the widest of the model."""
     key, side = BASIS_KEYS[letter], 0 if letter == "A" else 1
     found = tuple(file.get_slice(key).get_shape())
-    rank = source.config.required(source.config.kind.rank)
-    least = widest(source.sites)[side]
-    most = widest({n: widths(m) for n, m in linear_layers(source.model).items()})[side]
+    rank = peft.config.required(peft.config.kind.rank)
+    least = widest(peft.sites)[side]
+    most = widest({n: widths(m) for n, m in linear_layers(peft.model).items()})[side]
     if len(found) != 2 or found[side] != rank or not least <= found[1 - side] <= most:
         raise LayoutError(f"{key} has shape {found}; rank {rank} and a width of {least} to {most} are wanted")
     return _read(file, key, found)

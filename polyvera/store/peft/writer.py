@@ -23,7 +23,7 @@ from polyvera.store.peft.basis import PEFT_INIT
 from polyvera.store.peft.config import (
     BASIS_KEYS,
     CONFIG_NAME,
-    KINDS,
+    PEFT_METHODS,
     PREFIX,
     TASK_HEADS,
     WEIGHTS_NAME,
@@ -32,7 +32,7 @@ from polyvera.store.peft.config import (
     widest,
 )
 
-LORA = KINDS["LORA"]  # the kind that can say any row of the table
+LORA = PEFT_METHODS["LORA"]  # the kind that can say any row of the table
 OWN_FILES = {CONFIG_NAME, WEIGHTS_NAME, "README.md"}
 
 Config = dict[str, Any]
@@ -72,7 +72,7 @@ def export_peft(
         tensors |= _basis_tensors(adapter) if save_projection else {}
     elif not save_projection or dtype is not None:
         raise SpecError("save_projection=False and base_dtype are for a shared basis, and this folder holds none")
-    dropout = {KINDS[config["peft_type"]].dropout: adapter.spec.dropout}
+    dropout = {PEFT_METHODS[config["peft_type"]].dropout: adapter.spec.dropout}
     config |= dropout | _shared_config(adapter, model_name or adapter.model or None, _task_type(adapter, task_type))
     tensors |= {PREFIX + key: adapter.tensors[key] for key, _ in adapter.layout.head}
     _write(path, config, tensors)
@@ -89,7 +89,7 @@ def factors_of(adapter: Adapter, site: Site, basis: Basis | None) -> Tensors:
 
 def _is_native(adapter: Adapter) -> bool:
     """Whether PEFT has a method that says this adapter exactly."""
-    spec, row, kind = adapter.spec, adapter.spec.row, KINDS[adapter.spec.row.peft_type]
+    spec, row, kind = adapter.spec, adapter.spec.row, PEFT_METHODS[adapter.spec.row.peft_type]
     ranks = {site.rank for site in adapter.layout.sites}
     if kind.masked:
         fits = max(ranks) <= _rank(adapter) and not spec.alpha_pattern and (spec.alpha is None or spec.alpha > 0)
@@ -99,7 +99,7 @@ def _is_native(adapter: Adapter) -> bool:
 
 
 def _native(adapter: Adapter) -> tuple[Config, Tensors]:
-    spec, row, kind = adapter.spec, adapter.spec.row, KINDS[adapter.spec.row.peft_type]
+    spec, row, kind = adapter.spec, adapter.spec.row, PEFT_METHODS[adapter.spec.row.peft_type]
     basis = adapter.basis()
     tensors: Tensors = {}
     for site in adapter.layout.sites:

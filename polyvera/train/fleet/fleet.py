@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import set_seed
+from torch import Tensor
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
@@ -25,7 +25,7 @@ from polyvera.adapter.fingerprint import fingerprint
 from polyvera.adapter.inject import extract, head_tensors
 from polyvera.adapter.route import route
 from polyvera.adapter.targets import find_head
-from polyvera.data.batching import Collator, packed
+from polyvera.data.batching import Collator, packed, to_device
 from polyvera.data.packed_rows import PackedRows
 from polyvera.data.tables import Table
 from polyvera.errors import DataError, PolyveraError
@@ -34,11 +34,13 @@ from polyvera.model.inference import evaluating
 from polyvera.model.load import Base, load_base, place
 from polyvera.store.registry import Registry
 from polyvera.train.fleet.journal import FINISHED, QUARANTINED, SKIPPED, Journal, Outcome
-from polyvera.train.fleet.member import Member, SlotWeights, num_items
-from polyvera.train.loss import row_losses
+from polyvera.train.fleet.member import Member, num_items
+from polyvera.train.fleet.optimizer import SlotAdamW
+from polyvera.train.loss import TargetTokens, row_losses
+from polyvera.train.preparation import adapted, encode_tables
 from polyvera.train.recipe import Recipe
+from polyvera.train.schedule import seed_everything
 from polyvera.train.tenants import Tables, Tenant, tenants
-from polyvera.train.trainer import adapted, encode_tables
 
 SLOTS = 32
 BATCH_TOKENS = {"cpu": 768}  # enough to keep a CPU's cores busy, and few enough to hold rows of like length
@@ -60,13 +62,13 @@ class Traffic:
     padding: int = 0
     seconds: float = 0.0
 
-    def count(self, mask: torch.Tensor) -> None:
-        """Counts one batch by its attention mask (rows, longest)."""
-        tokens = int(mask.sum())
+    def count(self, lengths: Sequence[int]) -> None:
+        """Counts one batch by the tokens of each of its rows."""
+        tokens = sum(lengths)
         self.batches += 1
-        self.rows += len(mask)
+        self.rows += len(lengths)
         self.tokens += tokens
-        self.padding += mask.numel() - tokens
+        self.padding += len(lengths) * max(lengths) - tokens
 
     @property
     def padding_share(self) -> float:
@@ -115,7 +117,7 @@ def train_fleet(
     from. resume: goes on after a kill, from recipe.output. watch is called after each round. Raises PolyveraError.
     """
     started = time.monotonic()
-    set_seed(recipe.run_seed)
+    seed_everything(recipe.run_seed)
     journal = Journal(_folder(recipe), registry, prefix, stored)
     journal.open(recipe, resume=resume)
     start = journal.start(start)
@@ -150,7 +152,7 @@ class Fleet:
     traffic: Traffic = field(default_factory=Traffic)
 
     def __post_init__(self) -> None:
-        self.grads = self.bank.gradients()
+        self.optimizer = SlotAdamW(self.bank, self.recipe)
         self.collate = Collator(pad_token(self.base.model, self.base.tokenizer))
         self.spec = self.recipe.spec(find_head(self.base.model))
         self.head = head_tensors(self.base.model, self.spec.head)
@@ -195,24 +197,35 @@ class Fleet:
             rows += _weighted(member, member.next_rows())
         self.base.model.train()
         losses = self._losses(rows, torch.Tensor.backward, self.traffic)
-        for member in list(self.members):
-            problem = member.advance(losses[member.slot])
-            if problem:
-                self._leave(member, Outcome(member.name, QUARANTINED, problem, "", len(member.rows), member.step))
-        self.grads.zero_()
+        found = torch.stack([losses, self.optimizer.norms()]).tolist()  # the only time that a round waits for a GPU
+        self._step(*found)
         self.traffic.rounds += 1
         self.traffic.seconds += time.monotonic() - started
+
+    def _step(self, losses: list[float], norms: list[float]) -> None:
+        """A step for every member whose loss and norm are numbers; the others leave. Both by the bank's own index."""
+        for member in list(self.members):
+            problem = member.problem(losses[member.index], norms[member.index])
+            if problem:
+                self._leave(member, Outcome(member.name, QUARANTINED, problem, "", len(member.rows), member.step))
+        indices = [member.index for member in self.members]
+        factors = [member.factor(member.step) for member in self.members]
+        self.optimizer.step(indices, factors, [norms[i] for i in indices])
+        for member in self.members:
+            member.advance(losses[member.index])
 
     def look(self) -> None:
         """The validation loss of every member that is due, in mixed batches."""
         due = [member for member in self.members if member.is_due]
+        if not due:
+            return
         rows: Rows = []
         for member in due:
             rows += _weighted(member, list(member.held_out or ()))
         with evaluating(self.base.model):
-            losses = self._losses(rows, lambda loss: None, Traffic())
+            losses = self._losses(rows, lambda loss: None, Traffic()).tolist()
         for member in due:
-            loss = losses[member.slot]
+            loss = losses[member.index]
             member.eval_losses.append((member.step, loss))
             member.best.take(loss, partial(self.bank.take, member.slot))
 
@@ -223,22 +236,30 @@ class Fleet:
             losses = adapter.scores.get("train_loss"), adapter.scores.get("eval_loss")
             self._leave(member, Outcome(member.name, FINISHED, "", "", len(member.rows), member.step, *losses, adapter))
 
-    def _losses(self, rows: Rows, then: Callable[[torch.Tensor], None], traffic: Traffic) -> dict[int, float]:
-        """Each slot's weighted sum of its rows' losses, in mixed batches; `then` gets the sum of each batch."""
-        totals = dict.fromkeys((member.slot for member, _, _ in rows), 0.0)
+    def _losses(self, rows: Rows, then: Callable[[Tensor], None], traffic: Traffic) -> Tensor:
+        """The weighted sum of each slot's row losses, (num_slots,), in mixed batches; `then` gets each batch's sum."""
+        device = self.bank.flat.device
+        totals = torch.zeros(self.bank.num_slots, device=device)
         lengths = [len(row["input_ids"]) for _, row, _ in rows]
-        default = BATCH_TOKENS.get(self.bank.flat.device.type, GPU_BATCH_TOKENS)
-        for numbers in packed(lengths, self.recipe.batch_tokens or default):
+        for numbers in packed(lengths, self.recipe.batch_tokens or BATCH_TOKENS.get(device.type, GPU_BATCH_TOKENS)):
             batch = [rows[i] for i in numbers]
-            inputs = {k: t.to(self.bank.flat.device) for k, t in self.collate([row for _, row, _ in batch]).items()}
-            weights = torch.tensor([weight for _, _, weight in batch], device=self.bank.flat.device)
+            inputs, targets = self._inputs([row for _, row, _ in batch])
+            weights = to_device(torch.tensor([weight for _, _, weight in batch]), device)
             with route([member.slot for member, _, _ in batch]):
-                losses = row_losses(self.base.model, inputs) * weights
+                losses = row_losses(self.base.model, inputs, targets) * weights
                 then(losses.sum())
-            for (member, _, _), loss in zip(batch, losses.tolist(), strict=True):
-                totals[member.slot] += loss
-            traffic.count(inputs["attention_mask"])
+            own = to_device(torch.tensor([member.index for member, _, _ in batch]), device)
+            totals.index_add_(0, own, losses.detach())
+            traffic.count([lengths[i] for i in numbers])
         return totals
+
+    def _inputs(self, rows: list[dict[str, Any]]) -> tuple[dict[str, Tensor], TargetTokens]:
+        """A batch on the bank's device, its labels apart."""
+        device, batch = self.bank.flat.device, self.collate(rows)
+        targets = TargetTokens.of(batch.pop("labels"))
+        if bool(batch["attention_mask"].all()):
+            del batch["attention_mask"]  # it says nothing, but transformers would wait for a GPU to find that out
+        return {name: to_device(tensor, device) for name, tensor in batch.items()}, targets.to(device)
 
     def _admitted(self, tenant: Tenant, slot: int) -> Member:
         self.journal.name_of(tenant.name)
@@ -250,8 +271,9 @@ class Fleet:
             self.bank.start(slot, self.head)
         else:
             self.bank.put(slot, self.start)
-        weights = SlotWeights.of(self.bank, self.bank.slots.index(slot), self.grads)
-        member = Member(tenant.name, slot, self.recipe, rows, held_out, tables.training.labels, weights)
+        index = self.bank.slots.index(slot)
+        self.optimizer.reset(index)
+        member = Member(tenant.name, slot, self.recipe, rows, held_out, tables.training.labels, index, self.optimizer)
         state = self.states.pop(tenant.name, None)
         if state is not None:
             member.restore(state)

@@ -66,7 +66,7 @@ class Journal:
         begun = (self.folder / checkpoint.RECIPE).exists()
         if begun and not resume:
             raise RecipeError(f"output={str(self.folder)!r} holds a run already: resume it, or choose another folder")
-        checkpoint.keep_recipe(self.folder, recipe.model_dump(mode="json", exclude={"output"}))
+        checkpoint.keep_recipe(self.folder, recipe.of_the_run())
         self.outcomes = {outcome.name: outcome for outcome in _read(self.folder / OUTCOMES)}
         self._publish_the_leaving()
 

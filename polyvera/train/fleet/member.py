@@ -1,4 +1,4 @@
-"""Member: one tenant in its slot, with rows, optimizer, step count and learning rate of its own.
+"""Member: one tenant in its slot, with rows, step count and learning rate of its own.
 
 What it does in a step is what the solo loop does: the next rows in the solo order, the gradient of their mean loss,
 clipped over this slot's numbers alone, and one step of AdamW. A slot that has no rows in a batch does not move.
@@ -6,62 +6,22 @@ clipped over this slot's numbers alone, and one step of AdamW. A slot that has n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import groupby
-from math import ceil, inf, isfinite
+from math import inf, isfinite
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import get_scheduler
+from torch import Tensor
 
-from polyvera.adapter.bank import Bank
 from polyvera.data.batching import order
 from polyvera.data.encoding import IGNORED
 from polyvera.data.packed_rows import PackedRows
 from polyvera.errors import DataError
-from polyvera.train.hf_trainer import SCHEDULES, num_steps
+from polyvera.train.fleet.optimizer import SlotAdamW
 from polyvera.train.recipe import Recipe
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-@dataclass(frozen=True)
-class SlotWeights:
-    """One slot's numbers as parameters of an optimizer, views of the bank; .grad of each is a view of `grads`."""
-
-    vectors: list[nn.Parameter]
-    head: list[nn.Parameter]
-
-    @classmethod
-    def of(cls, bank: Bank, index: int, grads: Tensor) -> SlotWeights:
-        """grads: (num_slots, num_params), beside bank.flat."""
-        found: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-        for is_head, begin, end in _runs(bank):
-            parameter = nn.Parameter(bank.flat[index, begin:end])
-            parameter.grad = grads[index, begin:end]
-            found[is_head].append(parameter)
-        return cls(found[False], found[True])
-
-    @property
-    def all(self) -> list[nn.Parameter]:
-        """Every parameter."""
-        return self.vectors + self.head
-
-    def optimizer(self, recipe: Recipe) -> torch.optim.AdamW:
-        """AdamW with the recipe's learning rates; `base_lr` of each group is what the schedule multiplies."""
-        rates = ((self.vectors, recipe.learning_rate), (self.head, recipe.head_learning_rate))
-        groups = [{"params": weights, "lr": lr, "base_lr": lr} for weights, lr in rates if weights]
-        return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
-
-
-def _runs(bank: Bank) -> Iterator[tuple[bool, int, int]]:
-    """(whether they are a head's, begin, end) of the columns of a slot."""
-    for is_head, run in groupby(bank.layout.stacks, key=lambda stack: not stack.entries[0].letter):
-        stacks = list(run)
-        yield is_head, stacks[0].offset, stacks[-1].offset + stacks[-1].size
+from polyvera.train.schedule import lr_factor, num_steps
 
 
 @dataclass
@@ -82,7 +42,10 @@ class Best:
 
 @dataclass
 class Member:
-    """A tenant that trains. losses: of each step so far, in nats; eval_losses: (step, validation loss)."""
+    """A tenant that trains.
+
+    index: the bank's own of its slot. losses: of each step so far, in nats. eval_losses: (step, validation loss).
+    """
 
     name: str
     slot: int
@@ -90,7 +53,8 @@ class Member:
     rows: PackedRows
     held_out: PackedRows | None
     labels: tuple[str, ...]
-    weights: SlotWeights
+    index: int
+    optimizer: SlotAdamW
     step: int = 0
     losses: list[float] = field(default_factory=list)
     eval_losses: list[tuple[int, float]] = field(default_factory=list)
@@ -98,10 +62,7 @@ class Member:
 
     def __post_init__(self) -> None:
         self.epoch_steps, self.total = num_steps(self.recipe, len(self.rows), 1)
-        self.optimizer = self.weights.optimizer(self.recipe)
-        warmup = ceil(self.recipe.warmup * self.total)
-        schedule = get_scheduler(SCHEDULES[self.recipe.schedule], self.optimizer, warmup, self.total)
-        self.factor: Callable[[int], float] = schedule.lr_lambdas[0]
+        self.factor = lr_factor(self.recipe, self.total)
 
     @cached_property
     def eval_every(self) -> int:
@@ -125,26 +86,21 @@ class Member:
         size = self.recipe.batch_size * self.recipe.accumulate
         return [self.rows[i] for i in self._order(epoch)[at * size : (at + 1) * size]]
 
-    def advance(self, loss: float) -> str:
-        """One optimizer step from the gradients that lie there, which are then zero; returns what is wrong, or ''."""
+    def problem(self, loss: float, norm: float) -> str:
+        """Why the step that these belong to can't be made, or ''. norm: of the gradient."""
         if not isfinite(loss):
             return f"its loss is {loss} at step {self.step + 1}"
-        norm = float(nn.utils.clip_grad_norm_(self.weights.all, self.recipe.clip))
-        if not isfinite(norm):
-            return f"its gradient is {norm} at step {self.step + 1}"
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * self.factor(self.step)
-        self.optimizer.step()
+        return "" if isfinite(norm) else f"its gradient is {norm} at step {self.step + 1}"
+
+    def advance(self, loss: float) -> None:
+        """Counts a step that was made."""
         self.losses.append(loss)
         self.step += 1
-        return ""
 
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs, by name."""
         found: dict[str, Tensor] = {"losses": torch.tensor(self.losses, dtype=torch.float64), "rows": self._digest}
-        for i, weight in enumerate(self.weights.all):
-            own = self.optimizer.state[weight]
-            found |= {f"{i}.weight": weight} | {f"{i}.{name}": own[name] for name in MOMENTS if name in own}
+        found |= self.optimizer.state(self.index)
         found["eval_losses"] = torch.tensor(self.eval_losses, dtype=torch.float64).reshape(-1, 2)
         found["best"] = torch.tensor([self.best.loss, self.best.since], dtype=torch.float64)
         return found if self.best.numbers is None else found | {"numbers": self.best.numbers}
@@ -152,18 +108,13 @@ class Member:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`. Raises DataError where the rows are others."""
         if not torch.equal(state["rows"], self._digest):
-            raise DataError(f"the rows of {self.name!r} have changed since the run that is resumed was begun")
+            raise DataError(f"the rows of {self.name!r} have changed since the resumed run began")
         self.losses = state["losses"].tolist()
         self.step = len(self.losses)
         self.eval_losses = [(int(step), loss) for step, loss in state["eval_losses"].tolist()]
         loss, since = state["best"].tolist()
         self.best = Best(loss, int(since), state.get("numbers"))
-        with torch.no_grad():
-            for i, weight in enumerate(self.weights.all):
-                weight.copy_(state[f"{i}.weight"])
-                moments = {n: state[f"{i}.{n}"].to(weight.device) for n in MOMENTS if f"{i}.{n}" in state}
-                if moments:
-                    self.optimizer.state[weight] = {"step": torch.tensor(float(self.step)), **moments}
+        self.optimizer.restore(self.index, state, self.step)
 
     @cached_property
     def _digest(self) -> Tensor:

@@ -25,9 +25,18 @@ from transformers import PreTrainedModel
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.method import METHODS
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.engine.embedding.embedder import Encoder
+from polyvera.engine.embedding.embedder import Embedder
 from polyvera.engine.limits import Limits
-from polyvera.errors import BusyError, ClosedError, NotFoundError, PolyveraError, SamplingError, ServeError
+from polyvera.errors import (
+    BusyError,
+    ClosedError,
+    EngineError,
+    NonFiniteError,
+    NotFoundError,
+    PolyveraError,
+    SamplingError,
+    ServeError,
+)
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
@@ -58,8 +67,8 @@ def store(bert: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> St
 
 
 @pytest.fixture
-def encoder(bert: PreTrainedModel, store: Store) -> Iterator[Encoder]:
-    with Encoder(bert, TOKENIZER, store[0], Limits(max_rows=8, chunk=128)) as encoder:
+def encoder(bert: PreTrainedModel, store: Store) -> Iterator[Embedder]:
+    with Embedder(bert, TOKENIZER, store[0], Limits(max_rows=8, chunk=128)) as encoder:
         yield encoder
         assert_nothing_is_left(encoder)
         assert encoder.failed is None
@@ -71,7 +80,7 @@ def test_any_mix_gives_what_each_gives_alone(bert: PreTrainedModel, alone: Alone
     asked = [(which, is_classes) for which in range(-1, len(refs)) for is_classes in (False, True)]
     asked = [(w, c) for w, c in asked if not c or (w >= 0 and adapters[w].labels)]
     random.Random(0).shuffle(asked)
-    with Encoder(bert, TOKENIZER, registry, Limits(max_rows=8, chunk=150, num_slots=num_slots)) as encoder:
+    with Embedder(bert, TOKENIZER, registry, Limits(max_rows=8, chunk=150, num_slots=num_slots)) as encoder:
         futures = []
         for i, (which, is_classes) in enumerate(asked):
             ask: Any = encoder.classify if is_classes else encoder.embed
@@ -90,7 +99,7 @@ def test_any_mix_gives_what_each_gives_alone(bert: PreTrainedModel, alone: Alone
         assert_nothing_is_left(encoder)
 
 
-def test_adapters_differ_and_the_base_is_the_bare_model_bit_for_bit(encoder: Encoder, store: Store) -> None:
+def test_adapters_differ_and_the_base_is_the_bare_model_bit_for_bit(encoder: Embedder, store: Store) -> None:
     row = make_prompt(3, 30, 30)
     for ref in store[1]:
         encoder.preload(ref)
@@ -101,7 +110,7 @@ def test_adapters_differ_and_the_base_is_the_bare_model_bit_for_bit(encoder: Enc
     assert torch.equal(vectors[0], torch.nn.functional.normalize(hidden.mean(1), dim=-1)[0])
 
 
-def test_a_large_call_is_split_and_a_small_one_of_another_tenant_passes_it(encoder: Encoder, alone: Alone) -> None:
+def test_a_large_call_is_split_and_a_small_one_of_another_tenant_passes_it(encoder: Embedder, alone: Alone) -> None:
     order: list[str] = []
     many = [make_prompt(i, 5, 20) for i in range(500)]
     large = encoder.embed(many, tenant="large")
@@ -113,7 +122,7 @@ def test_a_large_call_is_split_and_a_small_one_of_another_tenant_passes_it(encod
     assert order == ["small", "large"]
 
 
-def test_classes_need_a_head(bert: PreTrainedModel, encoder: Encoder, store: Store, alone: Alone) -> None:
+def test_classes_need_a_head(bert: PreTrainedModel, encoder: Embedder, store: Store, alone: Alone) -> None:
     _, refs, adapters = store
     with pytest.raises(ServeError, match="the base model has no trained head.*name an adapter"):
         encoder.classify([[5]])
@@ -123,7 +132,7 @@ def test_classes_need_a_head(bert: PreTrainedModel, encoder: Encoder, store: Sto
     assert_classes(got(good), alone, adapters[2], texts(1))
 
 
-def test_texts_that_no_step_could_answer_are_refused(encoder: Encoder) -> None:
+def test_texts_that_no_step_could_answer_are_refused(encoder: Embedder) -> None:
     assert encoder.max_context == 64
     for rows, message in (
         ([], "0 texts were given"),
@@ -156,18 +165,18 @@ def test_numbers_that_are_not_finite_reach_no_other_text(
     good = [make_encoder_adapter(bert, spec, seed, MOODS) for seed in range(2)]
     registry, refs = publish(tmp_path, [*good])
     bad = registry.put("team/bad", good[0])  # what the store refuses, a slot may still come to hold
-    with Encoder(bert, TOKENIZER, registry, Limits(max_rows=16)) as encoder:
+    with Embedder(bert, TOKENIZER, registry, Limits(max_rows=16)) as encoder:
         for ref in (*refs, bad):
             encoder.preload(ref)
-        residents = encoder._residents
-        seat = residents._seats[bad.name, bad.version]
-        seat.bank.put(seat.slot, broken(good[0], letter))
+        adapters = encoder._adapters
+        entry = adapters._entries[bad.name, bad.version]
+        entry.bank.put(entry.slot, broken(good[0], letter))
         for _ in range(5):
             futures = [encoder.classify(texts(i), (refs[0], bad, refs[1])[i % 3]) for i in range(9)]
             base = encoder.embed(texts(1))
             for i, future in enumerate(futures):
                 if i % 3 == 1:
-                    with pytest.raises(ServeError, match="not finite"):
+                    with pytest.raises(NonFiniteError, match="not finite"):
                         got(future)
                 else:
                     assert_classes(got(future), alone, good[i % 3 // 2], texts(i))
@@ -179,8 +188,8 @@ def test_a_call_that_has_failed_is_not_computed_on(alone: Alone) -> None:
     bert = make_bert()
     with torch.no_grad():
         bert.base_model.embeddings.word_embeddings.weight[9] = torch.nan
-    with Encoder(bert, TOKENIZER, limits=Limits(max_rows=4, chunk=60)) as encoder:
-        with pytest.raises(ServeError, match="not finite"):
+    with Embedder(bert, TOKENIZER, limits=Limits(max_rows=4, chunk=60)) as encoder:
+        with pytest.raises(NonFiniteError, match="not finite"):
             got(encoder.embed([[9], [5] * 60, *[[5] * 50] * 100]))
         assert_nothing_is_left(encoder)
         assert encoder.stats().totals["steps"] == 1, "neither in the same step nor later"
@@ -196,7 +205,7 @@ def test_failed_loads_are_told_and_others_are_unharmed(
     file.write_bytes(file.read_bytes()[:-9])
     foreign = registry.put("team/foreign", replace(store[2][1], base="0" * 16 + "-" + "0" * 16))
     missing = replace(refs[0], name="team/none")
-    with Encoder(bert, TOKENIZER, registry) as encoder:
+    with Embedder(bert, TOKENIZER, registry) as encoder:
         futures = [(encoder.embed(texts(1), ref), ref) for ref in (refs[0], damaged, foreign, missing, refs[1], None)]
         for future, ref in futures:
             if ref in (damaged, foreign, missing):
@@ -213,7 +222,7 @@ def test_failed_loads_are_told_and_others_are_unharmed(
 
 def test_adapters_leave_and_stay(bert: PreTrainedModel, alone: Alone, store: Store) -> None:
     registry, refs, adapters = store
-    with Encoder(bert, TOKENIZER, registry, Limits(max_rows=2, num_slots=2)) as encoder:
+    with Embedder(bert, TOKENIZER, registry, Limits(max_rows=2, num_slots=2)) as encoder:
         encoder.pin(refs[2])
         long = encoder.embed([make_prompt(i, 5, 20) for i in range(300)], refs[0])
         until(lambda: encoder.stats().totals["steps"] > 0)
@@ -234,9 +243,9 @@ def test_adapters_leave_and_stay(bert: PreTrainedModel, alone: Alone, store: Sto
 
 def test_too_many_wait_and_a_cancelled_call_is_freed(bert: PreTrainedModel, store: Store) -> None:
     many = [make_prompt(i, 40, 60) for i in range(2000)]
-    with Encoder(bert, TOKENIZER, store[0], Limits(max_rows=1, num_slots=1, max_waiting=2)) as encoder:
+    with Embedder(bert, TOKENIZER, store[0], Limits(max_rows=1, num_slots=1, max_waiting=2)) as encoder:
         first = encoder.embed(many, store[1][0])
-        until(lambda: encoder._inbox.num_waiting == 0 and encoder.stats().running)
+        until(lambda: encoder._queue.num_waiting == 0 and encoder.stats().running)
         waiting = [encoder.embed(texts(1), store[1][1]) for _ in range(2)]
         with pytest.raises(BusyError, match="2 requests wait already"):
             encoder.embed(texts(1))
@@ -249,19 +258,19 @@ def test_too_many_wait_and_a_cancelled_call_is_freed(bert: PreTrainedModel, stor
 
 
 def test_a_drained_encoder_ends_what_it_has_and_a_stopped_one_tells(bert: PreTrainedModel) -> None:
-    encoder = Encoder(bert, TOKENIZER, limits=Limits(max_rows=2))
+    encoder = Embedder(bert, TOKENIZER, limits=Limits(max_rows=2))
     with pytest.raises(ClosedError):
         encoder.embed([[5]])
     assert encoder.stats().num_slots == 1024
     before = [p.requires_grad for p in bert.parameters()], list(dict(bert.named_modules()))
     with encoder:
-        with pytest.raises(ServeError, match="is held by an encoder already"):
-            Encoder(bert, TOKENIZER).start()
+        with pytest.raises(ServeError, match="is held by an engine already"):
+            Embedder(bert, TOKENIZER).start()
         future = encoder.embed([[5]] * 100)
         assert encoder.drain(LONGEST_WAIT) and len(future.result(0)) == 100
         with pytest.raises(ClosedError):
             encoder.embed([[5]])
-    with Encoder(bert, TOKENIZER, limits=Limits(max_rows=1)) as second:
+    with Embedder(bert, TOKENIZER, limits=Limits(max_rows=1)) as second:
         futures = [second.embed([[5] * 60] * 500) for _ in range(4)]
     with pytest.raises(ClosedError):
         got(futures[-1])
@@ -270,7 +279,7 @@ def test_a_drained_encoder_ends_what_it_has_and_a_stopped_one_tells(bert: PreTra
 
 
 def test_an_error_of_its_own_is_told_and_several_end_it(bert: PreTrainedModel, alone: Alone) -> None:
-    with Encoder(bert, TOKENIZER) as encoder:
+    with Embedder(bert, TOKENIZER) as encoder:
         times = [1]
 
         def fail(*_: object) -> None:
@@ -280,12 +289,12 @@ def test_an_error_of_its_own_is_told_and_several_end_it(bert: PreTrainedModel, a
 
         hook = bert.base_model.embeddings.register_forward_pre_hook(fail)
         try:
-            with pytest.raises(ServeError, match="this step of the encoder failed"):
+            with pytest.raises(EngineError, match="a step of the engine failed"):
                 got(encoder.embed(texts(1)))
             assert_vectors(got(encoder.embed(texts(1))), alone, None, texts(1))
             times[0] = 3
             for _ in range(3):
-                with pytest.raises(ServeError):
+                with pytest.raises(EngineError):
                     got(encoder.embed(texts(1)))
             until(lambda: encoder.failed is not None)
             with pytest.raises(ClosedError):

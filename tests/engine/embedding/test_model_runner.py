@@ -16,7 +16,8 @@ from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.fingerprint import fingerprint
 from polyvera.adapter.inject import inject, load
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.engine.embedding.embedder import Encoder, engine_for
+from polyvera.engine.embedding.embedder import Embedder
+from polyvera.engine.factory import engine_for
 from polyvera.errors import LayoutError, ServeError
 from polyvera.model.load import AUTO_TASK, Base, load_base
 from polyvera.store.registry import Registry
@@ -33,7 +34,7 @@ def test_a_base_with_a_head_of_its_own_answers_with_it(tmp_path: Path) -> None:
     make_bert(5).save_pretrained(tmp_path / "own")
     own = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "own")
     alone = Alone(own)
-    with Encoder(own, TOKENIZER, registry) as encoder:
+    with Embedder(own, TOKENIZER, registry) as encoder:
         base, headless, three = (encoder.classify(texts(1), ref) for ref in (None, *refs))
         assert got(base).labels == got(headless).labels == tuple(f"LABEL_{i}" for i in range(5))
         assert_classes(got(three), alone, adapters[1], texts(1))
@@ -47,7 +48,9 @@ def beheaded(adapter: Adapter, **changed: Any) -> Adapter:
     """Another head in place of its own."""
     head = tuple(sorted((dict(adapter.layout.head) | changed).items()))
     layout = replace(adapter.layout, head=tuple((k, s) for k, s in head if s is not None))
-    return replace(adapter, layout=layout, flat=torch.zeros(layout.num_params))
+    owners = tuple(sorted({key.rpartition(".")[0] for key, _ in layout.head}))
+    spec = replace(adapter.spec, head=owners)
+    return replace(adapter, spec=spec, layout=layout, flat=torch.zeros(layout.num_params))
 
 
 @pytest.mark.parametrize(
@@ -68,7 +71,7 @@ def test_a_head_that_does_not_fit_is_refused(
     good = make_encoder_adapter(bert, AdapterSpec(rank=4), 1, MOODS)
     registry, refs = publish(tmp_path, [good, replace(beheaded(good, **changed), labels=labels)])
     alone = Alone(bert)
-    with Encoder(bert, TOKENIZER, registry) as encoder:
+    with Embedder(bert, TOKENIZER, registry) as encoder:
         other = encoder.classify(texts(1), refs[0])
         with pytest.raises(LayoutError, match=message):
             got(encoder.classify(texts(1), refs[1]))
@@ -99,7 +102,7 @@ def test_encoders_of_many_families_answer_as_alone(name: str, given: dict[str, A
     adapters = [make_encoder_adapter(model, AdapterSpec(rank=4), i, own) for i, own in enumerate([(), MOODS, SIZES])]
     registry, refs = publish(tmp_path, adapters)
     alone = Alone(model)
-    with Encoder(model, TOKENIZER, registry) as encoder:
+    with Embedder(model, TOKENIZER, registry) as encoder:
         assert encoder.max_context == 64
         vectors = [encoder.embed(texts(1), ref) for ref in (None, *refs)]
         classes = [encoder.classify(texts(1), ref) for ref in refs[1:]]
@@ -115,7 +118,7 @@ def test_a_bare_backbone_gives_vectors_alone(tmp_path: Path) -> None:
     adapter = make_encoder_adapter(bare, AdapterSpec(rank=4), 1)
     registry, (ref,) = publish(tmp_path, [adapter])
     alone = Alone(bare)
-    with Encoder(bare, TOKENIZER, registry) as encoder:
+    with Embedder(bare, TOKENIZER, registry) as encoder:
         assert_vectors(got(encoder.embed(texts(1), ref)), alone, adapter, texts(1))
         with pytest.raises(ServeError, match="no head for classes"):
             got(encoder.classify(texts(1), ref))
@@ -123,14 +126,14 @@ def test_a_bare_backbone_gives_vectors_alone(tmp_path: Path) -> None:
 
 def test_the_engine_is_chosen_by_the_model(llama: Any) -> None:
     bert = make_bert()
-    assert type(engine_for(Base(bert, TOKENIZER))) is Encoder
-    assert type(engine_for(Base(llama, TOKENIZER))).__name__ == "Engine"
-    with pytest.raises(ServeError, match="writes text: an Engine serves it"):
-        Encoder(llama, TOKENIZER).start()
+    assert type(engine_for(Base(bert, TOKENIZER))) is Embedder
+    assert type(engine_for(Base(llama, TOKENIZER))).__name__ == "Generator"
+    with pytest.raises(ServeError, match="writes text: a Generator serves it"):
+        Embedder(llama, TOKENIZER).start()
     with pytest.raises(ServeError, match=r"eject\(model\) first"):
         held = make_bert()
         inject(held, AdapterSpec(rank=2))
-        Encoder(held, TOKENIZER).start()
+        Embedder(held, TOKENIZER).start()
     assert fingerprint(bert) == fingerprint(make_bert(7))
 
 
@@ -152,7 +155,7 @@ def test_what_was_trained_is_served_as_it_was_evaluated(tmp_path: Path) -> None:
         expected[ref] = result.labels, torch.softmax(torch.stack(logits), -1)
     base = load_base(str(tmp_path / "base"), task=AUTO_TASK)
     ids = [TOKENIZER(row).input_ids for row in rows]
-    with Encoder(base.model, base.tokenizer, registry) as encoder:
+    with Embedder(base.model, base.tokenizer, registry) as encoder:
         futures = {ref: encoder.classify(ids, ref) for ref in expected}
         for ref, (labels, probs) in expected.items():
             assert got(futures[ref]).labels == labels

@@ -8,7 +8,7 @@ import torch
 from tiny_encoder import make_bert
 from tiny_serve import LONGEST_WAIT, make_tokenizer
 
-from polyvera.engine.embedding.embedder import Encoder
+from polyvera.engine.embedding.embedder import Embedder
 from polyvera.engine.embedding.pooling import MODES, Pooling, pooling_of
 from polyvera.errors import ServeError
 
@@ -69,11 +69,11 @@ def test_an_encoder_pools_as_its_folder_says(tmp_path: Path) -> None:
     with torch.no_grad():
         hidden = model.base_model(torch.tensor([row])).last_hidden_state[0]
     model.config._name_or_path = model.name_or_path = write(tmp_path / "a", {"pooling_mode_cls_token": True})
-    with Encoder(model, make_tokenizer()) as encoder:
+    with Embedder(model, make_tokenizer()) as encoder:
         torch.testing.assert_close(encoder.embed([row]).result(LONGEST_WAIT)[0], hidden[0])
     model.name_or_path = write(tmp_path / "b", {"pooling_mode_lasttoken": True})
     with (
-        Encoder(model, make_tokenizer()) as encoder,
+        Embedder(model, make_tokenizer()) as encoder,
         pytest.raises(ServeError, match="no embeddings here: its pooling"),
     ):
         encoder.embed([row])

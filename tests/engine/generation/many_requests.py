@@ -17,8 +17,8 @@ from tiny_serve import assert_nothing_is_left, make_adapter, make_llama, make_to
 
 from polyvera.adapter.method import METHODS
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.engine.generation.generator import Engine
-from polyvera.engine.generation.request import Output, Sampling
+from polyvera.engine.generation.generator import Generator
+from polyvera.engine.generation.request import Request, RequestOutput, SamplingParams
 from polyvera.engine.limits import Limits
 from polyvera.store.reference import AdapterRef
 
@@ -26,21 +26,21 @@ NO_CACHES = {"LRU_CACHE_CAPACITY": "1", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0", 
 ROUNDS, SIZE = 10, 1_000
 
 
-def serve(engine: Engine, refs: Sequence[AdapterRef], draw: random.Random, num: int) -> None:
+def serve(engine: Generator, refs: Sequence[AdapterRef], draw: random.Random, num: int) -> None:
     """Some requests at once, a tenth of them cancelled; none may fail."""
-    failed: list[Output] = []
+    failed: list[RequestOutput] = []
 
-    def tell(output: Output) -> None:
-        if output.problem is not None:
+    def on_output(output: RequestOutput) -> None:
+        if output.error is not None:
             failed.append(output)
 
     for i in range(num):
-        sampling = Sampling(max_tokens=draw.randint(1, 3), temperature=draw.choice([0.0, 1.0]), stop=("xyz",))
+        params = SamplingParams(max_tokens=draw.randint(1, 3), temperature=draw.choice([0.0, 1.0]), stop=("xyz",))
         prompt = [draw.randrange(3, 260) for _ in range(draw.randint(1, 40))]
-        request = engine.submit(prompt, draw.choice([*refs, None]), sampling, tell=tell, tenant=str(i % 7))
+        request = engine.submit(Request(prompt, draw.choice([*refs, None]), params, on_output, str(i % 7)))
         if draw.random() < 0.1:
             engine.cancel(request)
-    until(lambda: not engine._loop.is_busy)
+    until(lambda: not engine._core.is_busy)
     assert not failed, failed[0]
 
 
@@ -51,7 +51,7 @@ def main() -> None:
     limits = Limits(max_rows=32, num_slots=6, prefix_bytes=50_000, max_waiting=SIZE)
     with tempfile.TemporaryDirectory() as folder:
         registry, refs = publish(Path(folder), adapters)
-        with Engine(model, make_tokenizer(), registry, limits) as engine:
+        with Generator(model, make_tokenizer(), registry, limits) as engine:
             for _ in range(ROUNDS):
                 serve(engine, refs, draw, SIZE)
                 gc.collect()

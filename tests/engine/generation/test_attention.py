@@ -7,12 +7,21 @@ import torch
 from tiny_serve import make_tokenizer
 from torch.nn import functional as F
 
-from polyvera.engine.generation.attention import CALL_TOKENS, Masks, Span, Step, attend, mask, spans_of
+from polyvera.engine.generation.attention import (
+    CALL_TOKENS,
+    AttentionMetadata,
+    Masks,
+    Span,
+    attend,
+    joined_spans,
+    mask,
+    spans_of,
+)
 from polyvera.engine.generation.batch import make_batch
-from polyvera.engine.generation.detokenizer import Text
+from polyvera.engine.generation.detokenizer import Detokenizer
 from polyvera.engine.generation.request import GREEDY, Request
-from polyvera.engine.generation.sampler import Choice
-from polyvera.engine.scheduler import Row, Work
+from polyvera.engine.generation.rows import Chunk, Row
+from polyvera.engine.generation.sampler import RequestSampler
 from polyvera.errors import ServeError
 
 TOKENIZER = make_tokenizer()
@@ -27,9 +36,9 @@ def sliding(batch: int, head: int, query: torch.Tensor, key: torch.Tensor) -> to
     return (key <= query) & (key > query - 5)
 
 
-def row(place: int, length: int, computed: int, slot: int = 0) -> Row:
-    asked = Request([100 * place + i for i in range(length)], None, GREEDY, lambda output: None)
-    return Row(asked, place, slot, Choice(GREEDY, asked.prompt, frozenset()), Text(TOKENIZER), computed)
+def row(index: int, length: int, computed: int, slot: int = 0) -> Row:
+    asked = Request([100 * index + i for i in range(length)], None, GREEDY, lambda output: None)
+    return Row(asked, index, slot, RequestSampler(GREEDY, asked.prompt, frozenset()), Detokenizer(TOKENIZER), computed)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -54,23 +63,17 @@ def test_neighbours_of_like_lengths_are_one_call_and_unlike_ones_are_not() -> No
     assert spans_of([], []) == []
 
 
-def test_a_batch_is_rows_that_decode_and_then_pieces_of_prompts() -> None:
-    a, b, c = row(0, 5, 4, slot=3), row(1, 6, 5), row(3, 9, 2, slot=8)
-    b.request.answer[:] = []
-    batch = make_batch([Work(a, 4, 5), Work(b, 5, 6)], [Work(c, 2, 6)], CONTEXT, torch.device("cpu"))
-    assert batch.ids.tolist() == [[4, 105, 302, 303, 304, 305]]
-    assert batch.positions.tolist() == [[4, 5, 2, 3, 4, 5]]
-    assert batch.places.tolist() == [4, CONTEXT + 5, *range(3 * CONTEXT + 2, 3 * CONTEXT + 6)]
-    assert batch.slots == (3, 0, 8, 8, 8, 8) and batch.rows == (a, b) and batch.last.tolist() == [0, 1]
-    assert list(batch.step.spans) == [Span(0, 2, 0, 2, 6), Span(2, 4, 3, 1, 6)] and not batch.is_decoding
-    whole = make_batch([], [Work(c, 2, 9)], CONTEXT, torch.device("cpu"))
-    assert whole.rows == (c,) and whole.last.tolist() == [6]
+def test_pieces_of_prompts_with_equal_positions_in_neighbouring_rows_are_one_span() -> None:
+    pieces = [(1, 0, 5), (2, 0, 5), (3, 0, 6), (4, 2, 6), (6, 2, 6), (7, 2, 6)]
+    found = joined_spans(pieces, 3)
+    assert found == [Span(3, 10, 1, 2, 5), Span(13, 6, 3, 1, 6), Span(19, 4, 4, 1, 6), Span(23, 8, 6, 2, 6)]
 
 
 @pytest.mark.parametrize("sees", [causal, sliding])
 @pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("single_pairs", [0, 60, 10_000])
 @pytest.mark.parametrize("seed", range(4))
-def test_every_token_attends_to_its_own_row_alone(seed: int, groups: int, sees) -> None:
+def test_every_token_attends_to_its_own_row_alone(seed: int, single_pairs: int, groups: int, sees) -> None:
     torch.manual_seed(seed)
     draw, key_heads = random.Random(seed), 2
     heads = key_heads * groups
@@ -78,13 +81,16 @@ def test_every_token_attends_to_its_own_row_alone(seed: int, groups: int, sees) 
     ends = [draw.randint(1, CONTEXT) for _ in range(5)]
     pieces = [(r, ends[i] - 1, ends[i]) for i, r in enumerate((0, 1, 2, 4, 5))]
     pieces += [(6, draw.randint(0, 9), draw.randint(10, 30)), (7, 0, draw.randint(2, 12))]
-    works = [Work(row(r, stop, start), start, stop) for r, start, stop in pieces]
-    batch = make_batch(works[:5], works[5:], CONTEXT, torch.device("cpu"))
+    works = [Chunk(row(r, stop, start), start, stop) for r, start, stop in pieces]
+    batch = make_batch(works[:5], works[5:], CONTEXT, torch.device("cpu"), single_pairs)
+    order = sorted(
+        range(7), key=lambda i: works[i].num_pairs > single_pairs
+    )  # the pieces that attend singly come first
     query = torch.randn(1, heads, batch.ids.shape[1], WIDTH)
-    masks = Masks(batch.step, sees, torch.float32)
+    masks = Masks(batch.attention, sees, torch.float32)
     found, _ = attend(torch.nn.Module(), query, stored[0], stored[1], masks, scaling=0.3)
     at = 0
-    for r, start, stop in pieces:
+    for r, start, stop in (pieces[i] for i in order):
         own = query[0, :, at : at + stop - start]
         k, v = (stored[i, r, :stop].transpose(0, 1).repeat_interleave(groups, 0) for i in range(2))
         seen = sees(0, 0, torch.arange(start, stop)[:, None], torch.arange(stop)[None])
@@ -94,14 +100,14 @@ def test_every_token_attends_to_its_own_row_alone(seed: int, groups: int, sees) 
 
 
 def test_no_mask_is_made_where_all_may_be_seen() -> None:
-    step = Step([Span(0, 3, 0, 3, 4), Span(3, 1, 5, 1, 9)], torch.tensor([3, 3, 2, 8]))
+    step = AttentionMetadata([Span(0, 3, 0, 3, 4), Span(3, 1, 5, 1, 9)], torch.tensor([3, 3, 2, 8]))
     first, second = Masks(step, causal, torch.float32).of(2)
     assert second is None and first is not None and first.shape == (3, 1, 2, 4)
     assert first[2, 0, 0].tolist() == [0, 0, 0, -torch.inf] and not first[:2].any()
 
 
 def test_what_packed_rows_cannot_have_is_refused() -> None:
-    step = Step([Span(0, 1, 0, 1, 1)], torch.tensor([0]))
+    step = AttentionMetadata([Span(0, 1, 0, 1, 1)], torch.tensor([0]))
     masks, one = Masks(step, causal, torch.float32), torch.zeros(1, 1, 1, 1)
     for given in ({"softcap": 30.0}, {"s_aux": torch.zeros(1)}):
         with pytest.raises(ServeError, match="soft cap or sinks"):

@@ -19,8 +19,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.method import METHODS
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.engine.generation.generator import Engine
-from polyvera.engine.generation.request import CANCELLED, FAILED, LENGTH, STOP, Request, Sampling
+from polyvera.engine.generation.generator import Generator
+from polyvera.engine.generation.request import CANCELLED, FAILED, LENGTH, STOP, Request, SamplingParams
 from polyvera.engine.limits import Limits
 from polyvera.errors import NotFoundError
 from polyvera.store.registry import Registry
@@ -69,7 +69,7 @@ class Fleet:
         name = f"team/a{index}"
         self.registry.alias(name, "prod", min(self._live[name]))
 
-    def remove(self, index: int, engine: Engine) -> None:
+    def remove(self, index: int, engine: Generator) -> None:
         """The oldest version goes, resident or not."""
         name = f"team/a{index}"
         version = min(self._live[name])
@@ -86,7 +86,7 @@ class Fleet:
         return ref, self._live[ref.name][ref.version]
 
 
-def churned(engine: Engine, fleet: Fleet, draw: random.Random) -> Iterator[Asked]:
+def churned(engine: Generator, fleet: Fleet, draw: random.Random) -> Iterator[Asked]:
     """Requests that arrive in bursts, between which adapters change and some requests are cancelled."""
     recent: list[Asked] = []
     for number in range(NUM_REQUESTS):
@@ -94,7 +94,7 @@ def churned(engine: Engine, fleet: Fleet, draw: random.Random) -> Iterator[Asked
         ref, adapter = (None, None) if index == NUM_ADAPTERS else fleet.resolved(index)
         num = draw.randint(1, LONGEST)
         request, heard = submit(
-            engine, draw.choice(PROMPTS), ref, Sampling(max_tokens=num), tenant=draw.choice(TENANTS)
+            engine, draw.choice(PROMPTS), ref, SamplingParams(max_tokens=num), tenant=draw.choice(TENANTS)
         )
         recent.append(Asked(request, heard, adapter, num))
         yield recent[-1]
@@ -115,16 +115,16 @@ def churned(engine: Engine, fleet: Fleet, draw: random.Random) -> Iterator[Asked
 def checked(asked: Asked, solo: Solo) -> str:
     """How a request ended, its answer compared with what its adapter answers alone."""
     end = asked.heard.wait()
-    if isinstance(end.problem, NotFoundError):  # its version was removed before it was read
-        assert end.finish == FAILED and not asked.heard.ids
+    if isinstance(end.error, NotFoundError):  # its version was removed before it was read
+        assert end.finish_reason == FAILED and not asked.heard.ids
         return FAILED
     expected = solo.answers(asked.adapter, asked.request.prompt, LONGEST)[: asked.num]
-    if end.finish == CANCELLED:
+    if end.finish_reason == CANCELLED:
         assert asked.is_cancelled and asked.heard.ids == expected[: len(asked.heard.ids)]
     else:
-        assert end.problem is None and asked.heard.ids == expected
-        assert end.finish == (STOP if expected[-1] in (1, 95, 127, 157) else LENGTH)
-    return str(end.finish)
+        assert end.error is None and asked.heard.ids == expected
+        assert end.finish_reason == (STOP if expected[-1] in (1, 95, 127, 157) else LENGTH)
+    return str(end.finish_reason)
 
 
 def test_five_hundred_requests_over_sixty_four_adapters_that_come_and_go(
@@ -132,7 +132,7 @@ def test_five_hundred_requests_over_sixty_four_adapters_that_come_and_go(
 ) -> None:
     fleet = Fleet(copy_of(llama), tmp_path)
     limits = Limits(max_rows=12, chunk=24, num_slots=10, host_bytes=200_000, prefix_bytes=400_000)
-    with Engine(llama, tokenizer, fleet.registry, limits) as engine:
+    with Generator(llama, tokenizer, fleet.registry, limits) as engine:
         asked = list(churned(engine, fleet, random.Random(1)))
         ends = [checked(one, solo) for one in asked]
         assert_nothing_is_left(engine)
@@ -142,7 +142,7 @@ def test_five_hundred_requests_over_sixty_four_adapters_that_come_and_go(
         for ref in fleet.registry.list():
             engine.evict(ref)
         engine.preload(fleet.resolved(0)[0])
-        assert len(engine.stats().resident) == 1 and sum(len(b.occupied) for b in engine._residents.banks) == 1
+        assert len(engine.stats().resident) == 1 and sum(len(b.occupied) for b in engine._adapters.banks) == 1
 
 
 def copy_of(model: LlamaForCausalLM) -> LlamaForCausalLM:
@@ -152,7 +152,10 @@ def copy_of(model: LlamaForCausalLM) -> LlamaForCausalLM:
 
 def test_memory_is_flat_over_ten_thousand_requests() -> None:
     script = Path(__file__).with_name("many_requests.py")
-    command, environment = [sys.executable, str(script)], {**os.environ, **NO_CACHES}
+    command, environment = (
+        [sys.executable, str(script)],
+        {**os.environ, **NO_CACHES, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     objects, num_bytes = zip(*map(json.loads, done.stdout.splitlines()), strict=True)

@@ -4,16 +4,16 @@ import pytest
 import torch
 from tiny_serve import make_prompt
 
-from polyvera.engine.generation.kv_cache import MIN_PREFIX, Cache, Prefixes
+from polyvera.engine.generation.kv_cache import MIN_PREFIX, KVCache, PrefixCache
 
 HEADS, WIDTH = 2, 3
 TOKEN_BYTES = 2 * 4 * HEADS * WIDTH
 
 
-def step(cache: Cache, places: list[int], layer: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Writes keys that are their places, and values that are the places and a half."""
-    cache.places = torch.tensor(places)
-    keys = cache.places.float().view(1, 1, -1, 1).expand(1, HEADS, -1, WIDTH)
+def step(cache: KVCache, slot_mapping: list[int], layer: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Writes keys that are their slot_mapping, and values that are the slot_mapping and a half."""
+    cache.slot_mapping = torch.tensor(slot_mapping)
+    keys = cache.slot_mapping.float().view(1, 1, -1, 1).expand(1, HEADS, -1, WIDTH)
     return cache.update(keys, keys + 0.5, layer)
 
 
@@ -22,7 +22,7 @@ def pairs(length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def test_tokens_lie_at_their_row_and_position() -> None:
-    cache = Cache(3, 8)
+    cache = KVCache(3, 8)
     assert cache.token_bytes == 0
     keys, values = step(cache, [8, 9, 3, 22])
     assert keys.shape == (3, 8, HEADS, WIDTH) and cache.token_bytes == TOKEN_BYTES
@@ -35,7 +35,7 @@ def test_tokens_lie_at_their_row_and_position() -> None:
 
 
 def test_a_row_begins_with_the_copy_of_another_and_is_cleared() -> None:
-    cache = Cache(2, 4)
+    cache = KVCache(2, 4)
     for layer in range(2):
         step(cache, [0, 1, 2], layer)
     kept = cache.read(0, 2)
@@ -49,12 +49,12 @@ def test_a_row_begins_with_the_copy_of_another_and_is_cleared() -> None:
     assert kept[0][1].any()  # a copy
 
 
-def longest(prefixes: Prefixes, owner: object, tokens: list[int]) -> int:
+def longest(prefixes: PrefixCache, owner: object, tokens: list[int]) -> int:
     return prefixes.longest(owner, tokens)[1]
 
 
 def test_the_longest_shared_beginning_is_found_by_its_owner_alone() -> None:
-    prefixes, tokens = Prefixes(1 << 20), make_prompt(0, 60, 60)
+    prefixes, tokens = PrefixCache(1 << 20), make_prompt(0, 60, 60)
     prefixes.keep("a", tokens, pairs(60))
     assert longest(prefixes, "a", [*tokens, 1]) == 60
     assert longest(prefixes, "a", tokens) == 59  # the last one gives the first logits
@@ -65,7 +65,7 @@ def test_the_longest_shared_beginning_is_found_by_its_owner_alone() -> None:
 
 
 def test_a_prefix_takes_the_place_of_those_that_it_continues() -> None:
-    prefixes, tokens = Prefixes(1 << 20), make_prompt(0, 90, 90)
+    prefixes, tokens = PrefixCache(1 << 20), make_prompt(0, 90, 90)
     assert not prefixes.wants("a", tokens[: MIN_PREFIX - 1], TOKEN_BYTES)
     for length in (40, 60, 90):
         assert prefixes.wants("a", tokens[:length], TOKEN_BYTES)
@@ -78,7 +78,7 @@ def test_a_prefix_takes_the_place_of_those_that_it_continues() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_memory_is_bounded_and_the_latest_used_stay(seed: int) -> None:
     draw, room = random.Random(seed), 200 * TOKEN_BYTES
-    prefixes, kept = Prefixes(room), {}
+    prefixes, kept = PrefixCache(room), {}
     for number in range(60):
         tokens, owner = make_prompt(1000 * seed + number, 32, 80), draw.choice("abc")
         assert prefixes.wants(owner, tokens, TOKEN_BYTES)

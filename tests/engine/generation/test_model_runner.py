@@ -8,66 +8,26 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny_serve import LONGEST_WAIT, Solo, all_of, make_adapter, make_llama, make_prompt, make_tokenizer, publish
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
+from model_families import LIKE_GPT2, LIKE_LLAMA, SERVED, TOKENIZER, built
+from tiny_serve import LONGEST_WAIT, Solo, all_of, make_adapter, make_llama, make_prompt, publish
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from polyvera.adapter.inject import eject, inject
 from polyvera.adapter.method import METHODS
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.engine.generation.generator import Engine
-from polyvera.engine.generation.model_runner import HeldModel
-from polyvera.engine.generation.request import Sampling
+from polyvera.engine.generation.generator import Generator
+from polyvera.engine.generation.model_runner import ModelRunner
+from polyvera.engine.generation.request import SamplingParams
 from polyvera.engine.limits import Limits
 from polyvera.errors import LayoutError, ServeError
 
-TOKENIZER = make_tokenizer()
-SHORT = Sampling(max_tokens=8)
-LIKE_LLAMA: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 160,
-    "initializer_range": 0.25,
-}
-SLIDING = {**LIKE_LLAMA, "head_dim": 8, "sliding_window": 8}
-LIKE_GPT2 = {"n_embd": 32, "hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.25}
-SERVED: dict[str, dict[str, Any]] = {
-    "MistralConfig": SLIDING,
-    "Gemma3TextConfig": SLIDING,
-    "Starcoder2Config": SLIDING,
-    "Qwen3Config": {**LIKE_LLAMA, "head_dim": 8},
-    "Phi3Config": LIKE_LLAMA,
-    "GPTNeoXConfig": {k: v for k, v in LIKE_LLAMA.items() if k != "num_key_value_heads"},
-    "GPT2Config": {**LIKE_GPT2, "n_positions": 160},
-    "MixtralConfig": {**LIKE_LLAMA, "num_local_experts": 4},
-    "OPTConfig": {
-        "hidden_size": 32,
-        "word_embed_proj_dim": 32,
-        "ffn_dim": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "init_std": 0.25,
-    },
-}
+SHORT = SamplingParams(max_tokens=8)
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "Gemma2Config": ({**LIKE_LLAMA, "head_dim": 8}, "soft cap or sinks"),
     "GptOssConfig": ({**LIKE_LLAMA, "head_dim": 8, "num_local_experts": 4}, "soft cap or sinks"),
     "BloomConfig": (LIKE_GPT2, "cannot be called with packed rows"),
     "MambaConfig": ({"hidden_size": 32, "num_hidden_layers": 2}, "Mamba"),
 }
-
-
-def built(name: str, given: dict[str, Any]) -> Any:
-    torch.manual_seed(0)
-    ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-    config: PretrainedConfig = getattr(transformers, name)(vocab_size=len(TOKENIZER), **ends, **given)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    for parameter in model.parameters():  # zero biases would hide mistakes
-        if parameter.dim() == 1:
-            parameter.data.add_(0.1 * torch.randn_like(parameter))
-    return model
 
 
 def state(model: torch.nn.Module) -> Callable[[], None]:
@@ -103,7 +63,7 @@ def test_models_of_many_families_answer_as_alone(name: str, tmp_path: Path) -> N
     adapters = [make_adapter(model, AdapterSpec(method, rank=4), 1) for method in (shared, owned)]
     same = state(model)
     registry, refs = publish(tmp_path, adapters)
-    with Engine(model, TOKENIZER, registry, Limits(max_rows=4, chunk=16, max_context=120)) as engine:
+    with Generator(model, TOKENIZER, registry, Limits(max_rows=4, chunk=16, max_context=120)) as engine:
         pairs = [(i, seed) for seed in range(3) for i in (0, None, 1)]
         answers = all_of(engine.answer(make_prompt(s), None if i is None else refs[i], SHORT) for i, s in pairs)
     for (i, seed), answer in zip(pairs, answers, strict=True):
@@ -116,7 +76,7 @@ def test_models_that_cannot_be_packed_are_refused_and_left_alone(name: str) -> N
     given, message = REFUSED[name]
     model = built(name, given)
     same = state(model)
-    engine = Engine(model, TOKENIZER)
+    engine = Generator(model, TOKENIZER)
     with pytest.raises(ServeError, match=message):
         engine.start()
     engine.stop()
@@ -128,7 +88,7 @@ def test_a_model_that_writes_no_text_is_refused() -> None:
     t5 = transformers.T5Config(d_model=32, d_ff=32, num_layers=1, num_heads=2, d_kv=8, vocab_size=64)
     for model in (bert, transformers.T5ForConditionalGeneration(t5)):
         with pytest.raises(ServeError, match="writes no text token by token"):
-            HeldModel(model)
+            ModelRunner(model)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +105,7 @@ def test_layers_that_see_tokens_in_another_order_cannot_be_adapted(
     solo = Solo(model)
     good, bad = (make_adapter(model, AdapterSpec(rank=4, targets=t), 1) for t in ("default", "all-linear"))
     registry, refs = publish(tmp_path, [good, bad])
-    with Engine(model, TOKENIZER, registry, Limits(max_context=120)) as engine:
+    with Generator(model, TOKENIZER, registry, Limits(max_context=120)) as engine:
         answers = [engine.answer(make_prompt(1), refs[0], SHORT) for _ in range(4)]
         for _ in range(4):
             with pytest.raises(LayoutError, match="calls with tokens in another order"):
@@ -162,7 +122,7 @@ def test_the_model_is_given_back_bit_for_bit(
     same = state(model)
     registry, refs = publish(tmp_path, trained)
     for _ in range(2):
-        with Engine(model, tokenizer, registry, Limits(num_slots=5)) as engine:
+        with Generator(model, tokenizer, registry, Limits(num_slots=5)) as engine:
             all_of(engine.answer(make_prompt(1), ref, SHORT) for ref in (*refs, None))
             assert not model.training
         same()
@@ -171,11 +131,11 @@ def test_the_model_is_given_back_bit_for_bit(
 def test_a_model_that_is_held_cannot_be_called_or_held_again(
     llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, solo: Solo
 ) -> None:
-    with Engine(llama, tokenizer) as engine:
+    with Generator(llama, tokenizer) as engine:
         with pytest.raises(ServeError, match="is held by an engine"):
             llama(torch.arange(3, 9)[None])
         with pytest.raises(ServeError, match="is held by an engine already"):
-            Engine(llama, tokenizer).start()
+            Generator(llama, tokenizer).start()
         assert engine.answer(make_prompt(1), None, SHORT).result(LONGEST_WAIT).ids == solo.answers(
             None, make_prompt(1), 8
         )
@@ -185,13 +145,13 @@ def test_a_model_with_adapters_in_it_is_refused(llama: LlamaForCausalLM, tokeniz
     model = copy.deepcopy(llama)
     inject(model, AdapterSpec(rank=4))
     with pytest.raises(ServeError, match=r"eject\(model\) first"):
-        Engine(model, tokenizer).start()
-    with Engine(eject(model), tokenizer):
+        Generator(model, tokenizer).start()
+    with Generator(eject(model), tokenizer):
         pass
 
 
 def test_a_context_beyond_the_model_is_refused(llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ServeError, match="max_context=161: LlamaForCausalLM reads at most 160 tokens"):
-        Engine(llama, tokenizer, limits=Limits(max_context=161))
-    assert Engine(llama, tokenizer, limits=Limits(max_context=90)).max_context == 90
-    assert Engine(llama, tokenizer).max_context == 160
+        Generator(llama, tokenizer, limits=Limits(max_context=161))
+    assert Generator(llama, tokenizer, limits=Limits(max_context=90)).max_context == 90
+    assert Generator(llama, tokenizer).max_context == 160

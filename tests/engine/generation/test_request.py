@@ -24,31 +24,31 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.engine.generation.generator import Engine
-from polyvera.engine.generation.request import CANCELLED, FAILED, MAX_STOPS, Output, Sampling
+from polyvera.engine.generation.generator import Generator
+from polyvera.engine.generation.request import CANCELLED, FAILED, MAX_STOPS, Request, RequestOutput, SamplingParams
 from polyvera.engine.limits import Limits
 from polyvera.errors import (
     BusyError,
     ClosedError,
+    EngineError,
     FingerprintError,
     FormatError,
     LayoutError,
     NotFoundError,
     PolyveraError,
     SamplingError,
-    ServeError,
     StoreError,
 )
 from polyvera.store.reference import AdapterRef
 
-LONG = Sampling(max_tokens=140, ignore_eos=True)
-SHORT = Sampling(max_tokens=6)
+LONG = SamplingParams(max_tokens=140, ignore_eos=True)
+SHORT = SamplingParams(max_tokens=6)
 PROMPT = make_prompt(1, 10, 10)
 
 
 @pytest.fixture(scope="module")
-def engine(llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Iterator[Engine]:
-    with Engine(copy.deepcopy(llama), tokenizer, limits=Limits(max_rows=2, prefix_bytes=0)) as engine:
+def engine(llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Iterator[Generator]:
+    with Generator(copy.deepcopy(llama), tokenizer, limits=Limits(max_rows=2, prefix_bytes=0)) as engine:
         yield engine
 
 
@@ -80,43 +80,36 @@ def engine(llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Itera
 def test_a_choice_that_cannot_be_is_refused_by_name(given: dict[str, Any]) -> None:
     (name,) = given
     with pytest.raises(SamplingError, match="logit_bias" if name == "bias" else name):
-        Sampling(**given)
-
-
-@pytest.mark.parametrize("given", [{"max_rows": 0}, {"num_slots": 0}, {"chunk": -1}, {"prefix_bytes": -1}], ids=str)
-def test_a_limit_that_cannot_be_is_refused_by_name(given: dict[str, Any]) -> None:
-    (name,) = given
-    with pytest.raises(ServeError, match=f"{name}=-?[01]: it is at least"):
-        Limits(**given)
+        SamplingParams(**given)
 
 
 @pytest.mark.parametrize(
-    ("prompt", "sampling", "message"),
+    ("prompt", "params", "message"),
     [
         ([], SHORT, "has no tokens"),
         ([3, -1], SHORT, "a token that is not from 0 to 264"),
         ([265], SHORT, "a token that is not from 0 to 264"),
-        ([3] * 160, Sampling(), "more than the 160 of this engine's context"),
+        ([3] * 160, SamplingParams(), "more than the 160 of this engine's context"),
         ([3] * 155, SHORT, "more than the 160 of this engine's context"),
-        ([3], Sampling(stop_ids=(265,)), "265 is no token"),
-        ([3], Sampling(bias=((-1, 1.0),)), "-1 is no token"),
+        ([3], SamplingParams(stop_ids=(265,)), "265 is no token"),
+        ([3], SamplingParams(bias=((-1, 1.0),)), "-1 is no token"),
     ],
 )
 def test_a_prompt_that_does_not_fit_is_refused_at_once(
-    engine: Engine, prompt: list[int], sampling: Sampling, message: str
+    engine: Generator, prompt: list[int], params: SamplingParams, message: str
 ) -> None:
     with pytest.raises(SamplingError, match=message):
-        engine.answer(prompt, None, sampling)
-    assert engine._inbox.num_open == 0
+        engine.answer(prompt, None, params)
+    assert engine._queue.num_open == 0
 
 
-def test_the_context_can_be_filled_to_the_last_token(engine: Engine, solo: Solo) -> None:
+def test_the_context_can_be_filled_to_the_last_token(engine: Generator, solo: Solo) -> None:
     prompt = make_prompt(3, 159, 159)
     assert engine.answer(prompt).result(LONGEST_WAIT).ids == solo.answers(None, prompt, 1)
     assert_nothing_is_left(engine)
 
 
-def test_cancelled_requests_end_wherever_they_are(engine: Engine, solo: Solo) -> None:
+def test_cancelled_requests_end_wherever_they_are(engine: Generator, solo: Solo) -> None:
     running = [submit(engine, PROMPT, None, LONG) for _ in range(2)]
     waiting = [submit(engine, PROMPT, None, LONG) for _ in range(3)]
     other = engine.answer(make_prompt(2), None, SHORT)
@@ -125,7 +118,7 @@ def test_cancelled_requests_end_wherever_they_are(engine: Engine, solo: Solo) ->
         engine.cancel(request)
         engine.cancel(request)
     for request, heard in (*running, *waiting):
-        assert heard.wait().finish == CANCELLED and heard.outputs[-1].problem is None and request.finished
+        assert heard.wait().finish_reason == CANCELLED and heard.outputs[-1].error is None and request.finished
     assert other.result(LONGEST_WAIT).ids == solo.answers(None, make_prompt(2), 6)
     assert_nothing_is_left(engine)
     engine.cancel(running[0][0])  # long over
@@ -133,32 +126,32 @@ def test_cancelled_requests_end_wherever_they_are(engine: Engine, solo: Solo) ->
     assert len(running[0][1].outputs) == 1 + len(running[0][1].ids)
 
 
-def test_a_request_that_is_cancelled_as_it_comes_is_cancelled(engine: Engine) -> None:
+def test_a_request_that_is_cancelled_as_it_comes_is_cancelled(engine: Generator) -> None:
     for _ in range(200):
         request, heard = submit(engine, PROMPT, None, LONG)
         engine.cancel(request)
-        assert heard.wait().finish == CANCELLED
+        assert heard.wait().finish_reason == CANCELLED
     assert_nothing_is_left(engine)
 
 
-def test_a_listener_that_fails_is_cancelled_and_others_go_on(engine: Engine, solo: Solo, caplog: Any) -> None:
-    told: list[Output] = []
+def test_a_listener_that_fails_is_cancelled_and_others_go_on(engine: Generator, solo: Solo, caplog: Any) -> None:
+    told: list[RequestOutput] = []
 
-    def tell(output: Output) -> None:
+    def on_output(output: RequestOutput) -> None:
         told.append(output)
         raise RuntimeError("the listener is gone")
 
-    engine.submit(PROMPT, None, LONG, tell=tell)
+    engine.submit(Request(PROMPT, None, LONG, on_output))
     assert engine.answer(PROMPT, None, SHORT).result(LONGEST_WAIT).ids == solo.answers(None, PROMPT, 6)
-    until(lambda: told and told[-1].finish)
-    assert told[-1].finish == CANCELLED and len(told) < 10
+    until(lambda: told and told[-1].finish_reason)
+    assert told[-1].finish_reason == CANCELLED and len(told) < 10
     assert_nothing_is_left(engine)
 
 
 def test_too_many_waiting_requests_are_turned_away(
     llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, solo: Solo
 ) -> None:
-    with Engine(llama, tokenizer, limits=Limits(max_rows=1, max_waiting=2)) as engine:
+    with Generator(llama, tokenizer, limits=Limits(max_rows=1, max_waiting=2)) as engine:
         first, heard = submit(engine, PROMPT, None, LONG)
         until(lambda: heard.ids)
         waiting = [engine.answer(PROMPT, None, SHORT) for _ in range(2)]
@@ -190,7 +183,7 @@ def test_an_adapter_that_cannot_be_had_fails_its_own_requests(
         (AdapterRef("team/nobody", 1, "", 0), NotFoundError, "team/nobody"),
         (removed, NotFoundError, "team/gone"),
     ]
-    with Engine(llama, tokenizer, registry, SMALL) as engine:
+    with Generator(llama, tokenizer, registry, SMALL) as engine:
         for _ in range(2):
             futures = [(engine.answer(PROMPT, ref, SHORT), engine.answer(PROMPT, refs[0], SHORT)) for ref, _, _ in bad]
             for (failing, good), (ref, error, message) in zip(futures, bad, strict=True):
@@ -203,7 +196,7 @@ def test_an_adapter_that_cannot_be_had_fails_its_own_requests(
         assert engine.stats().totals["failed_loads"] >= len(bad) and engine.failed is None
 
 
-def test_without_a_store_only_the_base_answers(engine: Engine) -> None:
+def test_without_a_store_only_the_base_answers(engine: Generator) -> None:
     with pytest.raises(StoreError, match="this engine has no store"):
         engine.answer(PROMPT, AdapterRef("team/a", 1, "", 0), SHORT).result(LONGEST_WAIT)
 
@@ -211,7 +204,7 @@ def test_without_a_store_only_the_base_answers(engine: Engine) -> None:
 def test_an_engine_that_is_not_running_takes_nothing(
     llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    engine = Engine(llama, tokenizer)
+    engine = Generator(llama, tokenizer)
     for end in (lambda: engine.start().stop(), engine.stop):
         with pytest.raises(ClosedError):
             engine.answer(PROMPT, None, SHORT)
@@ -223,11 +216,11 @@ def test_an_engine_that_is_not_running_takes_nothing(
 
 
 def test_a_stop_ends_what_runs_and_waits(llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    with Engine(llama, tokenizer, limits=Limits(max_rows=2)) as engine:
+    with Generator(llama, tokenizer, limits=Limits(max_rows=2)) as engine:
         asked = [submit(engine, PROMPT, None, LONG)[1] for _ in range(5)]
         future = engine.answer(PROMPT, None, LONG)
         until(lambda: asked[0].ids)
-    assert [heard.wait().finish for heard in asked] == [CANCELLED] * 5
+    assert [heard.wait().finish_reason for heard in asked] == [CANCELLED] * 5
     with pytest.raises(ClosedError, match="was cancelled"):
         future.result(LONGEST_WAIT)
 
@@ -236,7 +229,7 @@ def test_a_drain_lets_all_end_and_takes_no_more(
     llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, solo: Solo
 ) -> None:
     for num in range(1, 6):
-        with Engine(llama, tokenizer, limits=Limits(max_rows=2)) as engine:
+        with Generator(llama, tokenizer, limits=Limits(max_rows=2)) as engine:
             asked = [submit(engine, PROMPT, None, SHORT)[1] for _ in range(num)]
             assert engine.drain(LONGEST_WAIT)
             assert all(heard.ended.is_set() for heard in asked)  # what has ended is told by then
@@ -246,21 +239,21 @@ def test_a_drain_lets_all_end_and_takes_no_more(
 
 
 def test_a_drain_that_takes_too_long_says_so(llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    with Engine(llama, tokenizer) as engine:
+    with Generator(llama, tokenizer) as engine:
         heard = submit(engine, PROMPT, None, LONG)[1]
         assert not engine.drain(0.01)
         assert not heard.ended.is_set()
-    assert heard.wait().finish == CANCELLED
+    assert heard.wait().finish_reason == CANCELLED
 
 
 def test_one_step_that_fails_ends_its_rows_and_the_engine_goes_on(
     llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, solo: Solo
 ) -> None:
-    with Engine(llama, tokenizer) as engine:
+    with Generator(llama, tokenizer) as engine:
         norm = llama.model.norm
         hook = norm.register_forward_pre_hook(lambda *_: 1 / 0)
         heard = submit(engine, PROMPT, None, SHORT)[1]
-        assert heard.wait().finish == FAILED and isinstance(heard.outputs[-1].problem, ServeError)
+        assert heard.wait().finish_reason == FAILED and isinstance(heard.outputs[-1].error, EngineError)
         hook.remove()
         assert engine.answer(PROMPT, None, SHORT).result(LONGEST_WAIT).ids == solo.answers(None, PROMPT, 6)
         assert engine.failed is None
@@ -271,14 +264,14 @@ def test_an_engine_whose_steps_all_fail_ends_and_says_why(
     llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, solo: Solo
 ) -> None:
     hooks = []
-    with Engine(llama, tokenizer, limits=Limits(max_rows=1)) as engine:
+    with Generator(llama, tokenizer, limits=Limits(max_rows=1)) as engine:
         hooks.append(llama.model.norm.register_forward_pre_hook(lambda *_: 1 / 0))
         asked = [submit(engine, PROMPT, None, SHORT)[1] for _ in range(6)]
-        assert [heard.wait().finish for heard in asked] == [FAILED] * 6
+        assert [heard.wait().finish_reason for heard in asked] == [FAILED] * 6
         until(lambda: engine.failed)
         assert isinstance(engine.failed, ZeroDivisionError) and engine.drain(LONGEST_WAIT)
         with pytest.raises(ClosedError):
             engine.answer(PROMPT, None, SHORT)
         hooks.pop().remove()
-    with Engine(llama, tokenizer) as engine:
+    with Generator(llama, tokenizer) as engine:
         assert engine.answer(PROMPT, None, SHORT).result(LONGEST_WAIT).ids == solo.answers(None, PROMPT, 6)

@@ -1,5 +1,6 @@
 """Tokens are chosen as transformers chooses them, and each request by its own stream of random numbers."""
 
+import random
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +18,11 @@ from transformers.generation import (
 )
 
 from polyvera.adapter.adapter import Adapter
-from polyvera.engine.generation.generator import Engine
-from polyvera.engine.generation.request import LENGTH, STOP, Answer, Sampling
-from polyvera.engine.generation.sampler import Choice, sample
+from polyvera.engine.generation.generator import Generator
+from polyvera.engine.generation.request import LENGTH, STOP, Answer, SamplingParams
+from polyvera.engine.generation.sampler import RequestSampler, Scores, draw, sample
 from polyvera.engine.limits import Limits
+from polyvera.errors import NonFiniteError
 from polyvera.store.reference import AdapterRef
 
 NUM_DRAWS = 4000
@@ -33,19 +35,19 @@ def served(
     tokenizer: PreTrainedTokenizerFast,
     trained: list[Adapter],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[tuple[Engine, list[AdapterRef]]]:
+) -> Iterator[tuple[Generator, list[AdapterRef]]]:
     registry, refs = publish(Path(tmp_path_factory.mktemp("store")), trained[:4])
-    with Engine(llama, tokenizer, registry, Limits(max_rows=8, chunk=64)) as engine:
+    with Generator(llama, tokenizer, registry, Limits(max_rows=8, chunk=64)) as engine:
         yield engine, refs
 
 
 @pytest.fixture(scope="module")
-def engine(served: tuple[Engine, list[AdapterRef]]) -> Engine:
+def engine(served: tuple[Generator, list[AdapterRef]]) -> Generator:
     return served[0]
 
 
-def asked(engine: Engine, num: int = 12, **given: Any) -> Answer:
-    return engine.answer(PROMPT, None, Sampling(max_tokens=num, **given)).result(LONGEST_WAIT)
+def asked(engine: Generator, num: int = 12, **given: Any) -> Answer:
+    return engine.answer(PROMPT, None, SamplingParams(max_tokens=num, **given)).result(LONGEST_WAIT)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,7 @@ def asked(engine: Engine, num: int = 12, **given: Any) -> Answer:
         ),
     ],
 )
-def test_greedy_choices_are_those_of_generate(engine: Engine, solo: Solo, ours: Any, theirs: Any) -> None:
+def test_greedy_choices_are_those_of_generate(engine: Generator, solo: Solo, ours: Any, theirs: Any) -> None:
     expected = solo.answers(None, PROMPT, 12, **theirs)
     assert asked(engine, **ours).ids == expected
     assert expected != solo.answers(None, PROMPT, 12) or "min_tokens" in ours or "ignore_eos" in ours
@@ -70,7 +72,7 @@ def test_greedy_choices_are_those_of_generate(engine: Engine, solo: Solo, ours: 
 
 @pytest.mark.parametrize("penalties", [(2.0, 0.0), (0.0, 1.5), (-2.0, 0.0), (1.0, -1.0)])
 def test_presence_and_frequency_count_in_the_answer_alone(
-    engine: Engine, solo: Solo, penalties: tuple[float, float]
+    engine: Generator, solo: Solo, penalties: tuple[float, float]
 ) -> None:
     presence, frequency = penalties
     answer: list[int] = []
@@ -84,7 +86,7 @@ def test_presence_and_frequency_count_in_the_answer_alone(
 
 
 @pytest.mark.parametrize("given", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}, {"temperature": 1e-7}])
-def test_one_choice_left_is_the_greedy_one(engine: Engine, solo: Solo, given: Any) -> None:
+def test_one_choice_left_is_the_greedy_one(engine: Generator, solo: Solo, given: Any) -> None:
     assert asked(engine, **{"temperature": 1.3, **given}).ids == solo.answers(None, PROMPT, 12)
 
 
@@ -107,8 +109,11 @@ def test_draws_follow_the_distribution_that_transformers_leaves(given: dict[str,
         if name in given:
             warpers.append(warper(given[name]))
     expected = warpers(torch.zeros(1, 1, dtype=torch.long), logits[None].clone())[0].softmax(-1)
-    sampling = {"temperature": 1.0, **given}
-    draws = [Choice(Sampling(seed=s, **sampling), [0], frozenset()).token(logits, []).id for s in range(NUM_DRAWS)]
+    params = {"temperature": 1.0, **given}
+    draws = [
+        RequestSampler(SamplingParams(seed=s, **params), [0], frozenset()).token(logits, []).id
+        for s in range(NUM_DRAWS)
+    ]
     counts = torch.bincount(torch.tensor(draws), minlength=20).double()
     assert not counts[expected == 0].any()
     likely = expected * NUM_DRAWS > 5
@@ -117,26 +122,53 @@ def test_draws_follow_the_distribution_that_transformers_leaves(given: dict[str,
     assert float(far.sum()) < freedom + 5 * (2 * freedom) ** 0.5 + 1
 
 
-def test_a_seeded_answer_does_not_depend_on_what_else_is_in_the_batch(served: tuple[Engine, list[AdapterRef]]) -> None:
+@pytest.mark.parametrize("seed", range(6))
+def test_a_batch_draws_in_one_pass_what_each_row_draws_alone(seed: int) -> None:
+    generator, pick = torch.Generator().manual_seed(seed), random.Random(seed)
+    logits = 3 * torch.randn(24, (20, 300, 3000)[seed % 3], generator=generator)
+    ranges = {"temperature": (0.3, 1.0, 1.7), "top_k": (0, 1, 5, 10**6), "top_p": (1.0, 0.9, 0.3, 1e-6)}
+    ranges["min_p"] = (0.0, 0.0, 0.1, 1.0)
+    params = [SamplingParams(seed=i, **{k: pick.choice(v) for k, v in ranges.items()}) for i in range(24)]
+    together, alone = ([RequestSampler(p, [0], frozenset()) for p in params] for _ in range(2))
+    for _ in range(3):  # the streams go on alike
+        found = draw(logits, together).tolist()
+        assert found == [sampler.token(row, []).id for sampler, row in zip(alone, logits, strict=True)]
+
+
+def test_rows_of_a_kind_each_are_chosen_as_they_ask() -> None:
+    logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(1))
+    logits[4, 7] = torch.nan
+    asked = [{}, {"temperature": 1.0, "seed": 2}, {"logprobs": 1}, {"temperature": 0.9, "seed": 3, "bias": ((4, 2.0),)}]
+    samplers = [[RequestSampler(SamplingParams(**p), [0], frozenset()) for p in (*asked, asked[1])] for _ in range(2)]
+    found = sample(Scores.of(logits), samplers[0], [[]] * 5)
+    assert found[:4] == [one.token(row, []) for one, row in zip(samplers[1][:4], logits, strict=False)]
+    assert isinstance(found[4], NonFiniteError)
+
+
+def test_a_seeded_answer_does_not_depend_on_what_else_is_in_the_batch(
+    served: tuple[Generator, list[AdapterRef]],
+) -> None:
     engine, refs = served
-    wanted = [Sampling(max_tokens=12, temperature=1.2, top_p=0.95, seed=seed) for seed in range(6)]
-    alone = [engine.answer(PROMPT, refs[i % 4], sampling).result(LONGEST_WAIT).ids for i, sampling in enumerate(wanted)]
-    others = [submit(engine, make_prompt(s), refs[s % 4], Sampling(max_tokens=30, temperature=1.0)) for s in range(9)]
-    mixed = all_of(engine.answer(PROMPT, refs[i % 4], sampling) for i, sampling in enumerate(wanted))
+    wanted = [SamplingParams(max_tokens=12, temperature=1.2, top_p=0.95, seed=seed) for seed in range(6)]
+    alone = [engine.answer(PROMPT, refs[i % 4], params).result(LONGEST_WAIT).ids for i, params in enumerate(wanted)]
+    others = [
+        submit(engine, make_prompt(s), refs[s % 4], SamplingParams(max_tokens=30, temperature=1.0)) for s in range(9)
+    ]
+    mixed = all_of(engine.answer(PROMPT, refs[i % 4], params) for i, params in enumerate(wanted))
     for _, heard in others:
         heard.wait()
     assert [answer.ids for answer in mixed] == alone and len(set(map(tuple, alone))) == 6
 
 
-def test_answers_without_a_seed_differ(engine: Engine) -> None:
+def test_answers_without_a_seed_differ(engine: Generator) -> None:
     assert len({tuple(asked(engine, temperature=1.5, ignore_eos=True).ids) for _ in range(4)}) == 4
 
 
 @pytest.mark.parametrize("given", [{}, {"temperature": 1.0, "seed": 4, "top_p": 0.8}, {"bias": ((70, 9.0),)}])
 def test_logprobs_are_those_of_the_model_itself(served: Any, solo: Solo, trained: list[Adapter], given: Any) -> None:
     engine, refs = served
-    sampling = Sampling(max_tokens=8, logprobs=4, **given)
-    answer = engine.answer(PROMPT, refs[0], sampling).result(LONGEST_WAIT)
+    params = SamplingParams(max_tokens=8, logprobs=4, **given)
+    answer = engine.answer(PROMPT, refs[0], params).result(LONGEST_WAIT)
     logprobs = solo.logits(trained[0], [*PROMPT, *answer.ids]).log_softmax(-1)[len(PROMPT) - 1 : -1]
     for token, expected in zip(answer.tokens, logprobs, strict=True):
         assert token.logprob == pytest.approx(float(expected[token.id]), abs=1e-3)
@@ -145,48 +177,48 @@ def test_logprobs_are_those_of_the_model_itself(served: Any, solo: Solo, trained
         assert [p for _, p in token.top] == pytest.approx(values.tolist(), abs=1e-3)
 
 
-def test_logprobs_without_alternatives_and_none_at_all(engine: Engine) -> None:
+def test_logprobs_without_alternatives_and_none_at_all(engine: Generator) -> None:
     assert all(t.logprob is not None and not t.top for t in asked(engine, logprobs=0).tokens)
     assert all(t.logprob is None and not t.top for t in asked(engine).tokens)
     assert len(asked(engine, logprobs=20).tokens[0].top) == 20
 
 
 def test_an_answer_stops_before_a_text_that_straddles_tokens(
-    engine: Engine, solo: Solo, tokenizer: PreTrainedTokenizerFast
+    engine: Generator, solo: Solo, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     ids = solo.answers(None, PROMPT, 30)
     whole = tokenizer.decode(ids, skip_special_tokens=True)
     for start in range(2, len(whole) - 4, 3):
         stop = whole[start : start + 3]
-        _, heard = submit(engine, PROMPT, None, Sampling(max_tokens=30, stop=("never said", stop)))
-        assert heard.wait().finish == STOP
+        _, heard = submit(engine, PROMPT, None, SamplingParams(max_tokens=30, stop=("never said", stop)))
+        assert heard.wait().finish_reason == STOP
         assert "".join(heard.pieces) == whole[: whole.find(stop)]
         assert heard.ids == ids[: len(heard.ids)] and stop in tokenizer.decode(heard.ids)
 
 
-def test_an_answer_stops_at_a_token_that_is_asked_for(engine: Engine, solo: Solo, tokenizer: Any) -> None:
+def test_an_answer_stops_at_a_token_that_is_asked_for(engine: Generator, solo: Solo, tokenizer: Any) -> None:
     ids = solo.answers(None, PROMPT, 12)
     stop = next(token for i, token in enumerate(ids) if i > 3 and token not in ids[:i])
     at = ids.index(stop)
     answer = asked(engine, stop_ids=(stop,))
-    assert answer.ids == ids[: at + 1] and answer.finish == STOP
+    assert answer.ids == ids[: at + 1] and answer.finish_reason == STOP
     assert answer.text == tokenizer.decode(ids[:at], skip_special_tokens=True)
     assert stop not in asked(engine, stop_ids=(stop,), min_tokens=12).ids
 
 
-def test_an_answer_is_as_long_as_asked_or_as_the_context_holds(engine: Engine) -> None:
+def test_an_answer_is_as_long_as_asked_or_as_the_context_holds(engine: Generator) -> None:
     for num in (1, 2, 9):
         answer = asked(engine, num, ignore_eos=True)
-        assert len(answer.ids) == num and answer.finish == LENGTH
-    longest = engine.answer(PROMPT, None, Sampling(ignore_eos=True)).result(LONGEST_WAIT)
-    assert len(longest.ids) == engine.max_context - len(PROMPT) and longest.finish == LENGTH
+        assert len(answer.ids) == num and answer.finish_reason == LENGTH
+    longest = engine.answer(PROMPT, None, SamplingParams(ignore_eos=True)).result(LONGEST_WAIT)
+    assert len(longest.ids) == engine.max_context - len(PROMPT) and longest.finish_reason == LENGTH
 
 
 @pytest.mark.parametrize("given", [{}, {"temperature": 1.4, "seed": 1}, {"temperature": 1.4, "seed": 2}])
 def test_the_pieces_told_join_to_the_text_of_the_tokens(
-    engine: Engine, tokenizer: PreTrainedTokenizerFast, given: Any
+    engine: Generator, tokenizer: PreTrainedTokenizerFast, given: Any
 ) -> None:
-    _, heard = submit(engine, PROMPT, None, Sampling(max_tokens=60, ignore_eos=True, **given))
+    _, heard = submit(engine, PROMPT, None, SamplingParams(max_tokens=60, ignore_eos=True, **given))
     heard.wait()
     assert "".join(heard.pieces) == tokenizer.decode(heard.ids, skip_special_tokens=True)
     assert len(heard.outputs) == len(heard.ids) == 60
@@ -195,6 +227,6 @@ def test_the_pieces_told_join_to_the_text_of_the_tokens(
 def test_numbers_that_are_not_finite_fail_their_own_row() -> None:
     logits = torch.zeros(4, 6)
     logits[1, 3], logits[2, 0], logits[3, 1:] = torch.nan, torch.inf, -torch.inf
-    choices = [Choice(Sampling(), [0], frozenset())] * 4
-    tokens = sample(logits + torch.arange(6), choices, [[]] * 4)
+    choices = [RequestSampler(SamplingParams(), [0], frozenset())] * 4
+    tokens = sample(Scores.of(logits + torch.arange(6)), choices, [[]] * 4)
     assert [getattr(token, "id", None) for token in tokens] == [5, None, None, 0]

@@ -13,8 +13,8 @@ from tiny_serve import until
 from tiny_server import GREEDY, Served, served
 from tokenizers import Regex, decoders
 
-from polyvera.engine.generation.generator import Engine
-from polyvera.server.answers import Work
+from polyvera.engine.generation.generator import Generator
+from polyvera.server.answers import AnswerStream
 from polyvera.server.app import PAGE, PAGE_HEADERS, PAGE_KINDS
 
 PROMPT = "the true thing"
@@ -60,13 +60,13 @@ def page(at: Served, browser: Browser) -> Iterator[Browser]:
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every token takes its time."""
-    hop = Work._hop
+    hop = AnswerStream._hop
 
-    def slowly(self: Work, i: int, output: Any) -> None:
+    def slowly(self: AnswerStream, i: int, output: Any) -> None:
         time.sleep(0.05)
         hop(self, i, output)
 
-    monkeypatch.setattr(Work, "_hop", slowly)
+    monkeypatch.setattr(AnswerStream, "_hop", slowly)
 
 
 def send(page: Browser, prompt: str = PROMPT) -> None:
@@ -267,7 +267,7 @@ def test_a_model_without_a_template_is_asked_in_plain_text(
 
 def test_an_encoder_has_no_chat(at: Served, page: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     assert page.sees("#ask") and not page.sees("#chat-closed")
-    monkeypatch.delattr(Engine, "submit")
+    monkeypatch.delattr(Generator, "submit")
     page.open(at.url)
     page.until(lambda: page.sees("#chat-closed"))
     assert "is an encoder, which answers /v1/embeddings and /v1/classify" in page.text("#chat-closed")

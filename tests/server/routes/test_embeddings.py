@@ -139,7 +139,7 @@ def test_a_client_that_goes_frees_its_place(at: Served) -> None:
         head = f"POST /v1/embeddings HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
         client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         until(lambda: at.engine.stats().totals["steps"] > before)
-    until(lambda: not at.engine._loop.is_busy)
+    until(lambda: not at.engine._core.is_busy)
     assert at.engine.stats().totals["steps"] - before < 400, "of 500"
 
 

@@ -16,13 +16,13 @@ from polyvera.adapter.method import METHODS
 from polyvera.errors import FormatError, LayoutError
 from polyvera.store.file.codec import decode, encode, read_header
 from polyvera.store.file.layer_pattern import fold, unfold
-from polyvera.store.file.stored_dtype import PACKINGS
+from polyvera.store.file.stored_dtype import STORED_DTYPES
 
 HEAD = {"score.weight": (2, 8), "score.bias": (2,), "score.temperature": ()}
 SHARED = [name for name, row in METHODS.items() if row.shares_basis]
 OWN = [name for name, row in METHODS.items() if not row.shares_basis]
 each_method = pytest.mark.parametrize("method", METHODS)
-each_dtype = pytest.mark.parametrize("dtype", PACKINGS)
+each_dtype = pytest.mark.parametrize("dtype", STORED_DTYPES)
 FIRST = next(iter(METHODS))
 
 
@@ -153,7 +153,7 @@ def test_extreme_values_are_stored(dtype, value):
     adapter = replace(adapter, flat=torch.full_like(adapter.flat, value))
     back = decode(encode(adapter, dtype)).flat
     assert torch.allclose(back, adapter.flat, rtol=0.01, atol=1e-40)
-    assert PACKINGS[dtype].is_exact <= torch.equal(back.view(torch.int32), adapter.flat.view(torch.int32))
+    assert STORED_DTYPES[dtype].is_exact <= torch.equal(back.view(torch.int32), adapter.flat.view(torch.int32))
 
 
 def test_smaller_dtypes_are_smaller():
@@ -268,7 +268,7 @@ def test_every_cut_is_seen(dtype):
 @pytest.mark.parametrize("seed", range(40))
 def test_other_damage_is_seen(seed):
     rng = random.Random(seed)
-    data = bytearray(encode(drawn(rng.choice(list(METHODS)), seed=seed), rng.choice(list(PACKINGS))))
+    data = bytearray(encode(drawn(rng.choice(list(METHODS)), seed=seed), rng.choice(list(STORED_DTYPES))))
     before = bytes(data)
     for _ in range(rng.randint(1, 20)):
         at, length = rng.randrange(len(data)), rng.randint(1, 30)

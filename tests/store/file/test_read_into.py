@@ -44,7 +44,7 @@ def test_a_row_is_what_decode_gives_where_the_numbers_lie_as_they_are(tmp_path, 
     assert (header is not None) == (dtype == "float32")
     if header is not None:
         assert torch.equal(torch.from_numpy(row), decode(data).flat)
-        assert header.plan.layout.key() == adapter.layout.key() and header.own.base == adapter.base
+        assert header.index.layout.key() == adapter.layout.key() and header.own.base == adapter.base
 
 
 def test_other_bytes_beside_the_numbers_are_left_to_the_long_way(tmp_path):

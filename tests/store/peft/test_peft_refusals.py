@@ -188,14 +188,14 @@ def test_a_huge_config_is_not_read(folder_of, small_llama):
 def test_a_cut_file(cut, folder_of, small_llama):
     path = folder_of("lora") / WEIGHTS
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(FormatError, match="no whole safetensors file"):
+    with pytest.raises(FormatError, match="not a whole safetensors file"):
         import_peft(path.parent, small_llama)
 
 
 def test_a_header_that_lies_about_its_length(folder_of, small_llama):
     path = folder_of("lora") / WEIGHTS
     path.write_bytes(struct.pack("<Q", 2**62) + path.read_bytes()[8:])
-    with pytest.raises(FormatError, match="no whole safetensors file"):
+    with pytest.raises(FormatError, match="not a whole safetensors file"):
         import_peft(path.parent, small_llama)
 
 
@@ -210,7 +210,7 @@ def test_a_folder_that_is_none(folder_of, small_llama, tmp_path):
     folder = folder_of("lora")
     for path, said in (
         (tmp_path, "holds the adapters lora"),
-        (tmp_path / "none", "is no PEFT folder"),
+        (tmp_path / "none", "is not a PEFT folder"),
         (folder, WEIGHTS),
     ):
         (folder / WEIGHTS).unlink() if path == folder else None

@@ -18,9 +18,9 @@ from polyvera.model.load import Base
 from polyvera.store.registry import Registry
 from polyvera.train.fleet.fleet import Fleet, train_fleet
 from polyvera.train.fleet.journal import FINISHED, QUARANTINED, SKIPPED
-from polyvera.train.fleet.member import SlotWeights
+from polyvera.train.fleet.optimizer import SlotAdamW
 from polyvera.train.recipe import Recipe
-from polyvera.train.tenants import Source, Tenant
+from polyvera.train.tenants import Tenant, TenantRows
 from polyvera.train.trainer import train
 
 
@@ -127,8 +127,8 @@ def test_a_bank_of_few_slots_trains_any_number_of_tenants(folder: Path) -> None:
 BAD: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "no rows"),
     "columns": (b'{"question": "w1", "reply": "w2"}\n', "question, reply"),
-    "encoding": (b'{"prompt": "\xff\xfe", "completion": "w1"}\n', "no UTF-8"),
-    "broken": (b'{"prompt": "w1", "completion"\n', "no JSON"),
+    "encoding": (b'{"prompt": "\xff\xfe", "completion": "w1"}\n', "not UTF-8"),
+    "broken": (b'{"prompt": "w1", "completion"\n', "not valid JSON"),
     "long": (json.dumps({"prompt": "w1", "completion": "w2 " * 600}).encode() + b"\n", "longer than"),
     "other-kind": (b'{"text": "w1 w2"}\n', "holds text rows"),
 }
@@ -207,7 +207,9 @@ def test_a_common_file_with_a_column_for_the_tenant(folder: Path, tmp_path: Path
 def test_tenants_can_be_given_in_memory() -> None:
     rows = tuple(enumerate(counting_rows(6), 1))
     recipe = Recipe(**SETTINGS, data="memory", fleet=True)
-    result = train_fleet(recipe, everyone=[Tenant("a", Source("a", rows))], base=Base(make_model(), make_tokenizer()))
+    result = train_fleet(
+        recipe, everyone=[Tenant("a", TenantRows("a", rows))], base=Base(make_model(), make_tokenizer())
+    )
     assert [outcome.status for outcome in result.outcomes] == [FINISHED]
 
 
@@ -215,14 +217,10 @@ def test_memory_of_a_tenant_is_what_adam_needs() -> None:
     """A slot, its gradient and two moments: 16 bytes a trained number, and nothing beside them."""
     model = make_model()
     bank = inject(model, AdapterSpec(rank=4), 4)
-    grads = bank.gradients()
-    weights = SlotWeights.of(bank, 0, grads)
-    optimizer = weights.optimizer(Recipe(**SETTINGS, data="memory"))
-    optimizer.step()
-    kept = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for w in weights.all for t in (w, w.grad)}
-    moments = [t for state in optimizer.state.values() for t in state.values() if t.dim() > 0]
-    assert sum(kept.values()) == 2 * 4 * bank.flat.numel()  # slots and gradients, of all four
-    assert sum(4 * t.numel() for t in moments) == 8 * bank.layout.num_params
+    optimizer = SlotAdamW(bank, Recipe(**SETTINGS, data="memory"))
+    optimizer.step([0, 2], [1.0, 1.0], optimizer.norms().tolist()[:2])
+    kept = {"flat": bank.flat, **{k: t for k, t in vars(optimizer).items() if isinstance(t, torch.Tensor)}}
+    assert sum(t.untyped_storage().nbytes() for t in kept.values()) == 16 * 4 * bank.layout.num_params
 
 
 def test_the_base_is_bare_again(folder: Path, tmp_path: Path) -> None:

@@ -52,15 +52,20 @@ def kill_one(output: Path) -> list[int]:
         deadline = time.monotonic() + 300
         while not killed and time.monotonic() < deadline:
             if list(output.glob("worker-*/training.safetensors")):
-                for process in psutil.process_iter(["cmdline"]):
-                    if "ray::_share" in " ".join(process.info["cmdline"] or ()):
-                        os.kill(process.pid, signal.SIGKILL)
-                        killed.append(process.pid)
-                        return
+                killed.extend(process.pid for process in workers()[:1])
+                for pid in killed:
+                    os.kill(pid, signal.SIGKILL)
             time.sleep(0.02)
 
     threading.Thread(target=look, daemon=True).start()
     return killed
+
+
+def workers() -> list[psutil.Process]:
+    """Those of this test's own Ray that train now."""
+    found = psutil.process_iter(["cmdline"])
+    own = {process.pid for process in psutil.Process().children(recursive=True)}
+    return [p for p in found if p.pid in own and "ray::_share" in " ".join(p.info["cmdline"] or ())]
 
 
 @pytest.mark.slow

@@ -1,0 +1,26 @@
+"""engine_for: the engine that fits a base model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from polyvera.engine.adapter_loader import Observe
+from polyvera.engine.embedding.embedder import Embedder
+from polyvera.engine.generation.generator import Generator
+from polyvera.engine.limits import Limits
+from polyvera.model.config import CLASSIFICATION, ENCODER, kind_of
+from polyvera.store.registry import Registry
+
+if TYPE_CHECKING:
+    from polyvera.model.load import Base
+
+
+def engine_for(
+    base: Base,
+    registry: Registry | None = None,
+    limits: Limits | None = None,
+    observe: Observe = lambda name, seconds: None,
+) -> Generator | Embedder:
+    """What serves a base: a Generator for one that writes text, an Embedder for one that reads it only."""
+    reads_only = kind_of(base.model) in (CLASSIFICATION, ENCODER)
+    return (Embedder if reads_only else Generator)(base.model, base.tokenizer, registry, limits, observe)

@@ -1,0 +1,70 @@
+"""Row and Chunk: a request that runs, and which of its tokens the next step computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from polyvera.engine.generation.detokenizer import Detokenizer
+from polyvera.engine.generation.request import Request
+from polyvera.engine.generation.sampler import RequestSampler
+
+
+@dataclass(eq=False, slots=True)
+class Row:
+    """A request that runs: its row of the cache, its adapter's slot, and how far it is.
+
+    num_computed: tokens whose keys and values are in the cache.
+    """
+
+    request: Request
+    index: int
+    slot: int
+    sampler: RequestSampler
+    detokenizer: Detokenizer
+    num_computed: int = 0
+
+    @property
+    def num_left(self) -> int:
+        """Tokens known and not computed: 1 while it decodes, more while its prompt is read."""
+        return self.request.num_tokens - self.num_computed
+
+    def tokens(self, start: int, stop: int) -> list[int]:
+        """Some of the prompt's tokens followed by the answer's."""
+        prompt, answer = self.request.prompt, self.request.answer
+        split = len(prompt)
+        return [*prompt[start:stop], *answer[max(start - split, 0) : max(stop - split, 0)]]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The next tokens of a row, [start, stop)."""
+
+    row: Row
+    start: int
+    stop: int
+
+    @property
+    def is_last(self) -> bool:
+        """Whether all that is known of the row is then computed, so that its next token can be chosen."""
+        return self.stop == self.row.request.num_tokens
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of a token and a key that it may see, at most."""
+        return (self.stop - self.start) * self.stop
+
+
+def next_chunks(running: Sequence[Row], num_tokens: int) -> tuple[list[Chunk], list[Chunk]]:
+    """What the next step computes: rows that decode, by index, then pieces of prompts, the oldest first.
+
+    num_tokens: of prompts that one step computes at most.
+    """
+    decoding = [Chunk(row, row.num_computed, row.num_computed + 1) for row in running if row.num_left == 1]
+    reading, left = [], num_tokens
+    for row in sorted(running, key=lambda row: row.request.number):
+        size = min(row.num_left, left)
+        if row.num_left > 1 and size:
+            reading.append(Chunk(row, row.num_computed, row.num_computed + size))
+            left -= size
+    return decoding, reading

@@ -1,0 +1,176 @@
+"""GenerationWorkload: what the steps of a Generator compute, and what becomes of each token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from polyvera.engine.adapter_cache import AdapterCache
+from polyvera.engine.adapter_loader import Observe
+from polyvera.engine.generation.detokenizer import Detokenizer
+from polyvera.engine.generation.forward import Forward
+from polyvera.engine.generation.kv_cache import KVCache, PrefixCache
+from polyvera.engine.generation.request import CANCELLED, FAILED, LENGTH, STOP, Request, RequestOutput, Token
+from polyvera.engine.generation.rows import Chunk, Row, next_chunks
+from polyvera.engine.generation.sampler import Sampled, Scores, sample
+from polyvera.engine.limits import Limits
+from polyvera.engine.request_queue import RequestQueue
+from polyvera.engine.scheduler import Scheduler
+from polyvera.errors import PolyveraError
+from polyvera.store.reference import AdapterRef
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Chunks = tuple[Sequence[Chunk], Sequence[Chunk]]  # of rows that decode, and of prompts
+Output = tuple[Sequence[Row], Scores]  # the rows whose next tokens can now be chosen, and their scores
+
+
+class GenerationWorkload:
+    """A Workload: rows of the cache that decode, and pieces of prompts. A request is scheduled as a whole.
+
+    limits: with max_context and chunk as numbers. num_tokens: of the vocabulary that may be chosen.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        adapters: AdapterCache,
+        queue: RequestQueue[Request],
+        limits: Limits,
+        num_tokens: int,
+        observe: Observe,
+    ) -> None:
+        self._tokenizer, self._adapters, self._queue, self._observe = tokenizer, adapters, queue, observe
+        self._chunk, self._context = limits.chunk or 1, limits.max_context or 1
+        self.scheduler: Scheduler[Request, Row] = Scheduler(limits.max_rows)
+        self.totals = dict.fromkeys(("steps", "prompt_tokens", "answer_tokens", "reused_tokens"), 0)
+        self._kv_cache = KVCache(limits.max_rows, self._context)
+        self._prefix_cache = PrefixCache(limits.prefix_bytes)
+        self._forward = Forward(model, adapters, self._kv_cache, limits, num_tokens)
+
+    def parts(self, request: Request) -> Sequence[Request]:
+        """The request itself."""
+        return (request,)
+
+    def acquire(self, request: Request) -> int | None:
+        """The slot of its adapter."""
+        return self._adapters.acquire(request.adapter)
+
+    def start(self, request: Request, index: int, slot: int) -> Row:
+        """A row that begins with the longest prefix that is cached for its tenant and adapter."""
+        self._queue.left()
+        self._observe("queue_s", request.admitted - request.submitted)
+        row = Row(request, index, slot, request.sampler, Detokenizer(self._tokenizer, request.params.stop))
+        found, length = self._prefix_cache.longest(_owner(request), request.prompt)
+        if found is not None:
+            self._kv_cache.write(index, found.pairs, length)
+            row.num_computed = request.num_reused = length
+        self.totals["prompt_tokens"] += len(request.prompt)
+        self.totals["reused_tokens"] += length
+        return row
+
+    def batches(self) -> Iterator[Chunks]:
+        """The next tokens of all rows, where there are any."""
+        decoding, reading = next_chunks(self.scheduler.running, self._chunk)
+        for chunk in (*decoding, *reading):
+            chunk.row.num_computed = chunk.stop
+        if decoding or reading:
+            yield decoding, reading
+
+    def rows(self, batch: Chunks) -> Iterable[Row]:
+        """The rows of a batch."""
+        return (chunk.row for chunk in chain(*batch))
+
+    def forward(self, batch: Chunks) -> Output:
+        """The rows whose next tokens can now be chosen, and their scores."""
+        output = self._forward(*batch)
+        self.totals["steps"] += 1
+        return output
+
+    def sample(self, batch: Chunks, output: Output) -> list[tuple[Row, Sampled]]:
+        """The next token of each row, or why it has none."""
+        rows, scores = output
+        tokens = sample(scores, [row.sampler for row in rows], [row.request.answer for row in rows])
+        return list(zip(rows, tokens, strict=True))
+
+    def commit(self, batch: Chunks, samples: Sequence[tuple[Row, Sampled]]) -> None:
+        """Adds each row's token to its answer, reports it, and ends what is complete."""
+        for row, token in samples:
+            if isinstance(token, PolyveraError):
+                self._end(row, RequestOutput(finish_reason=FAILED, error=token))
+                continue
+            try:
+                self._append(row, token)
+            except PolyveraError as error:
+                self._end(row, RequestOutput(finish_reason=FAILED, error=error))
+
+    def end(self, request: Request, error: PolyveraError | None) -> None:
+        """Ends a request wherever it is, cancelled where there is no error."""
+        if request.finished:
+            return
+        output = RequestOutput(finish_reason=CANCELLED if error is None else FAILED, error=error)
+        row = next((row for row in self.scheduler.running if row.request is request), None)
+        if row is not None:
+            self._end(row, output)
+            return
+        self.scheduler.drop(request)
+        self._queue.left()
+        self._report(request, output)
+
+    # --- the parts of a commit ---
+
+    def _append(self, row: Row, token: Token) -> None:
+        request = row.request
+        if not request.answer:
+            request.first_token = monotonic()
+            self._keep_prefix(row, request.prompt)
+        self.totals["answer_tokens"] += 1
+        request.answer.append(token.id)
+        self._advance(row, token)
+
+    def _advance(self, row: Row, token: Token) -> None:
+        request, params = row.request, row.request.params
+        is_long_enough = len(request.answer) > params.min_tokens
+        ended = token.id in row.sampler.ends or (token.id in params.stop_ids and is_long_enough)
+        complete = row.sampler.accept(token.id)
+        text = "" if ended else row.detokenizer.add(token.id)
+        finish_reason = STOP if ended or complete or row.detokenizer.is_stopped else None
+        if finish_reason is None and len(request.answer) >= self._room(request):
+            finish_reason = LENGTH
+        if finish_reason is None:
+            self._report(request, RequestOutput((token,), text))
+        else:
+            self._end(row, RequestOutput((token,), text + row.detokenizer.finish(), finish_reason))
+
+    def _room(self, request: Request) -> int:
+        room = self._context - len(request.prompt)
+        return min(room, request.params.max_tokens or room)
+
+    def _end(self, row: Row, output: RequestOutput) -> None:
+        """Takes a row out, and reports why."""
+        if output.finish_reason != FAILED:
+            self._keep_prefix(row, row.tokens(0, row.num_computed))
+        self.scheduler.finish(row)
+        self._kv_cache.clear(row.index, row.num_computed)
+        self._adapters.release(row.slot)
+        self._forward.forget()
+        self._report(row.request, output)
+
+    def _keep_prefix(self, row: Row, tokens: Sequence[int]) -> None:
+        owner = _owner(row.request)
+        if self._prefix_cache.wants(owner, tokens, self._kv_cache.token_bytes):
+            self._prefix_cache.keep(owner, tokens, self._kv_cache.read(row.index, len(tokens)))
+
+    def _report(self, request: Request, output: RequestOutput) -> None:
+        if not request.report(output):
+            self._queue.cancel(request)
+        if output.finish_reason is not None:
+            self._queue.ended()
+
+
+def _owner(request: Request) -> tuple[str, AdapterRef | None]:
+    return request.tenant, request.adapter

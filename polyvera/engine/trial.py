@@ -1,0 +1,79 @@
+"""Trials: what both model runners do when they try a model before it is served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from polyvera.adapter.adapter import Adapter
+from polyvera.adapter.inject import banks_of
+from polyvera.adapter.targets import linear_layers
+from polyvera.errors import LayoutError, ServeError
+from polyvera.store.reference import AdapterRef
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# How far a batched forward may be from the model's own, relative to the largest number.
+TOLERANCE = {torch.float32: 1e-3}
+LOW_TOLERANCE = 5e-2
+
+
+def check_free(model: PreTrainedModel, is_held: bool) -> None:
+    """Raises ServeError for a model that another engine holds, or that has adapters in it."""
+    name = type(model).__name__
+    if is_held:
+        raise ServeError(f"this {name} is held by an engine already, or has hooks of its own: stop that engine first")
+    if banks_of(model):
+        raise ServeError(f"this {name} has adapters in it: eject(model) first, an engine loads its own from a store")
+
+
+@contextmanager
+def trying(model: PreTrainedModel, undo: Callable[[], None], how: str) -> Iterator[None]:
+    """Undoes what fails inside. Raises ServeError: the model cannot be called with `how` rows."""
+    try:
+        yield
+    except BaseException as error:
+        undo()
+        if isinstance(error, ServeError) or not isinstance(error, Exception):
+            raise
+        raise ServeError(f"{type(model).__name__} cannot be called with {how} rows: {error}") from error
+
+
+def check_close(model: PreTrainedModel, found: Tensor, expected: Tensor, how: str) -> None:
+    """Raises ServeError where a batched forward is not the model's own; how: what is done with the rows."""
+    far = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+    if not far <= TOLERANCE.get(expected.dtype, LOW_TOLERANCE):
+        raise ServeError(
+            f"{type(model).__name__} answers otherwise when its rows are {how} (relative difference {far:.2g}), so it "
+            "cannot be served"
+        )
+
+
+@contextmanager
+def recording(model: nn.Module, layers: set[str], fits: Callable[[torch.Size], bool]) -> Iterator[None]:
+    """Collects the linear layers that are called with inputs of fitting shapes, and nothing else."""
+    inputs: dict[str, list[torch.Size]] = {}
+
+    def note(name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
+        inputs.setdefault(name, []).append(args[0].shape)
+
+    hooks = [layer.register_forward_pre_hook(partial(note, name)) for name, layer in linear_layers(model).items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    layers.update(name for name, shapes in inputs.items() if all(map(fits, shapes)))
+
+
+def check_sites(ref: AdapterRef, adapter: Adapter, layers: Collection[str]) -> None:
+    """Raises LayoutError for an adapter of other layers than those recorded."""
+    others = [name for name in adapter.layout.site_names if name not in layers]
+    if others:
+        raise LayoutError(f"{ref} adapts {others[0]}, which this model lacks, or calls with tokens in another order")

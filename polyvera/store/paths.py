@@ -1,0 +1,40 @@
+"""Where a registry's files lie below its root.
+
+adapters/<name>/<version>.safetensors     one file a version
+aliases/<name>/@<alias>                   the number of a version
+"""
+
+from __future__ import annotations
+
+from polyvera.store.reference import SUFFIX, VERSION, is_name
+
+ADAPTERS, ALIASES = "adapters", "aliases"
+
+
+def adapter_path(name: str, version: int) -> str:
+    """The file of one version."""
+    return f"{ADAPTERS}/{name}/{version}{SUFFIX}"
+
+
+def alias_path(name: str, alias: str) -> str:
+    """The file of one alias; its @ distinguishes the alias `b` of the name `a` from the folder of the name `a/b`."""
+    return f"{ALIASES}/{name}/@{alias}"
+
+
+def parse_adapter(path: str) -> tuple[str, int]:
+    """The name and version of an adapter's file, or ('', 0) for any other."""
+    folder, _, file = path.rpartition("/")
+    version = file.removesuffix(SUFFIX)
+    if not (file.endswith(SUFFIX) and VERSION.fullmatch(version) and folder.startswith(f"{ADAPTERS}/")):
+        return "", 0
+    name = folder[len(ADAPTERS) + 1 :]
+    return (name, int(version)) if is_name(name) else ("", 0)
+
+
+def parse_alias(path: str) -> tuple[str, str]:
+    """The name and alias of an alias's file, or ('', '') for any other."""
+    folder, _, file = path.rpartition("/")
+    name = folder[len(ALIASES) + 1 :]
+    if not (folder.startswith(f"{ALIASES}/") and file.startswith("@") and is_name(name)):
+        return "", ""
+    return name, file[1:]

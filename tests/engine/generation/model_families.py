@@ -1,0 +1,52 @@
+"""Tiny models of many families."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from tiny_serve import make_tokenizer
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+TOKENIZER = make_tokenizer()
+LIKE_LLAMA: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 160,
+    "initializer_range": 0.25,
+}
+SLIDING = {**LIKE_LLAMA, "head_dim": 8, "sliding_window": 8}
+LIKE_GPT2 = {"n_embd": 32, "hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.25}
+SERVED: dict[str, dict[str, Any]] = {
+    "MistralConfig": SLIDING,
+    "Gemma3TextConfig": SLIDING,
+    "Starcoder2Config": SLIDING,
+    "Qwen3Config": {**LIKE_LLAMA, "head_dim": 8},
+    "Phi3Config": LIKE_LLAMA,
+    "GPTNeoXConfig": {k: v for k, v in LIKE_LLAMA.items() if k != "num_key_value_heads"},
+    "GPT2Config": {**LIKE_GPT2, "n_positions": 160},
+    "MixtralConfig": {**LIKE_LLAMA, "num_local_experts": 4},
+    "OPTConfig": {
+        "hidden_size": 32,
+        "word_embed_proj_dim": 32,
+        "ffn_dim": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "init_std": 0.25,
+    },
+}
+
+
+def built(name: str, given: dict[str, Any]) -> Any:
+    torch.manual_seed(0)
+    ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    config: PretrainedConfig = getattr(transformers, name)(vocab_size=len(TOKENIZER), **ends, **given)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in model.parameters():  # zero biases would hide mistakes
+        if parameter.dim() == 1:
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return model

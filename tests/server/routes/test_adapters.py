@@ -1,0 +1,66 @@
+"""Adapters are published, named and removed over HTTP."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from tiny_serve import Solo, until
+from tiny_server import GREEDY, Served, prompt_ids, text_of
+
+from polyvera.store.file.codec import encode
+from polyvera.store.peft import export_peft
+
+
+def test_publish_alias_answer_and_remove(at: Served, solo: Solo) -> None:
+    http, name = at.http(), "acme/fresh"
+    adapter = at.adapters["globex/secret"]
+    put = http.put(f"/v1/adapters/{name}", params={"alias": "prod"}, content=encode(adapter))
+    assert put.status_code == 201 and put.json()["id"] == f"{name}@1" and put.json()["aliases"] == {"prod": 1}
+    expected = text_of(at, solo.answers(adapter, prompt_ids(at, "the"), 8))
+    ask = {"prompt": "the", **GREEDY}
+    assert at.openai().completions.create(model=f"{name}@prod", **ask).choices[0].text == expected
+    http.put(f"/v1/adapters/{name}", content=encode(at.adapters["acme/one"]))
+    moved = http.post("/v1/aliases", json={"name": name, "alias": "prod", "version": 2})
+    assert moved.json() == {"id": f"{name}@prod", "root": f"{name}@2"}
+    other = text_of(at, solo.answers(at.adapters["acme/one"], prompt_ids(at, "the"), 8))
+    assert at.openai().completions.create(model=f"{name}@prod", **ask).choices[0].text == other
+    assert http.delete(f"/v1/adapters/{name}").status_code == 400, "which version?"
+    assert http.delete(f"/v1/adapters/{name}@1").status_code == 200
+    assert http.get(f"/v1/adapters/{name}@1").status_code == 404
+    until(lambda: f"{name}@1" not in {one["adapter"] for one in http.get("/v1/live").json()["resident"]})
+
+
+def test_a_malformed_adapter_is_refused(at: Served) -> None:
+    good = encode(at.adapters["acme/one"])
+    flipped = good[:-5] + bytes([good[-5] ^ 1]) + good[-4:]
+    other = encode(replace(at.adapters["acme/one"], base="0" * 16 + "-" + "1" * 16))
+    for bad in (b"", b"x" * 200, good[:-9], flipped, other):
+        answer = at.http().put("/v1/adapters/acme/bad", content=bad)
+        assert answer.status_code == 422 and answer.json()["error"]["code"] == "invalid_adapter"
+    assert at.http().get("/v1/adapters/acme/bad").status_code == 404
+    assert at.http().put("/v1/adapters/..%2f..%2fetc", content=good).status_code == 400
+
+
+def test_vllms_two_routes(at: Served, loras: Path, tmp_path: Path) -> None:
+    http, ask = at.http(), {"prompt": "the", **GREEDY}
+    export_peft(at.adapters["acme/one"], loras / "peft")
+    (loras / "file.safetensors").write_bytes(encode(at.adapters["acme/two"]))
+    (loras / "link").symlink_to(tmp_path)
+    for path in (str(tmp_path), "../store", "link", "/etc"):
+        body = {"lora_name": "acme/loaded", "lora_path": path}
+        assert http.post("/v1/load_lora_adapter", json=body).status_code == 403, "outside of the root"
+    body = {"lora_name": "acme/loaded", "lora_path": "peft"}
+    for path, source in (("peft", "acme/one"), (str(loras / "file.safetensors"), "acme/two")):
+        loaded = http.post("/v1/load_lora_adapter", json={**body, "lora_path": path, "load_inplace": True})
+        assert loaded.text == "Success: LoRA adapter 'acme/loaded' added successfully."
+        found = at.openai().completions.create(model="acme/loaded", **ask).choices[0].text
+        assert found == at.openai().completions.create(model=source, **ask).choices[0].text
+    again = http.post("/v1/load_lora_adapter", json=body)
+    assert again.status_code == 400 and "already been loaded" in again.json()["error"]["message"]
+    gone = http.post("/v1/unload_lora_adapter", json={"lora_name": "acme/loaded"})
+    assert gone.text == "Success: LoRA adapter 'acme/loaded' removed successfully."
+    assert http.get("/v1/models/acme/loaded").status_code == 404
+    assert http.post("/v1/unload_lora_adapter", json={"lora_name": "acme/loaded"}).status_code == 404
+    assert http.post("/v1/load_lora_adapter", json=body).status_code == 200, "put back into service"
+    assert (
+        http.post("/v1/load_lora_adapter", json={**body, "lora_name": "acme/no", "lora_path": "no"}).status_code == 404
+    )

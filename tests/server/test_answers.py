@@ -1,0 +1,137 @@
+"""The answers of one request come part by part or whole, and what is left at the end is cancelled."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from tiny_serve import Solo, assert_nothing_is_left, make_tokenizer, until
+from tiny_server import make_base
+
+from polyvera.engine.generation.generator import Generator
+from polyvera.engine.generation.request import SamplingParams
+from polyvera.errors import BusyError, ClosedError, SamplingError
+from polyvera.server.answers import AnswerStream, while_there
+from polyvera.server.catalog import Catalog
+from polyvera.server.config import ServerConfig
+from polyvera.server.context import ServerContext, TenantQuotas
+from polyvera.server.metrics import Metrics
+from polyvera.server.middleware import ServerState
+
+SHORT, LONG = SamplingParams(max_tokens=6), SamplingParams(max_tokens=100, ignore_eos=True)
+PROMPTS = [[5, 6, 7], [8, 9]]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Generator]:
+    with Generator(make_base(), make_tokenizer()) as engine:
+        yield engine
+        assert_nothing_is_left(engine)
+
+
+@pytest.fixture
+def context(engine: Generator) -> ServerContext:
+    config = ServerConfig("tiny", max_queued=4)
+    return ServerContext(engine, config, Catalog(None, "tiny"), Metrics(), ServerState(), TenantQuotas(4))
+
+
+@asynccontextmanager
+async def started(context: ServerContext, *params: SamplingParams) -> AsyncIterator[AnswerStream]:
+    with AnswerStream(context, context.generation, "acme") as stream:
+        await stream.start(PROMPTS, None, params)
+        yield stream
+
+
+class Client:
+    """A request of a client that goes when it is told to."""
+
+    def __init__(self) -> None:
+        self.gone = asyncio.Event()
+
+    async def receive(self) -> dict[str, Any]:
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+
+def run(what: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(what(), 60))  # type: ignore[arg-type]
+
+
+def test_a_whole_is_the_parts_joined_and_those_of_the_model(context: ServerContext) -> None:
+    solo = Solo(make_base())
+
+    async def go() -> None:
+        async with started(context, SHORT) as stream:
+            whole = await stream.whole(Client())  # type: ignore[arg-type]
+        async with started(context, SHORT) as stream:
+            texts = ["", ""]
+            async for i, output in stream.parts():
+                texts[i] += output.text
+        assert [one.text for one in whole] == texts
+        assert [one.ids for one in whole] == [solo.answers(None, prompt, 6) for prompt in PROMPTS]
+        assert (stream.num_prompt_tokens, stream.num_answer_tokens) == (5, sum(len(one.ids) for one in whole))
+
+    run(go)
+    assert b'polyvera_tokens_total{kind="prompt",tenant="acme"} 10.0' in context.metrics.text()
+    assert not context.quotas._taken
+
+
+def test_what_is_left_is_cancelled_and_its_quota_given_back(engine: Generator, context: ServerContext) -> None:
+    async def go() -> None:
+        async with started(context, LONG, LONG) as stream:
+            with pytest.raises(BusyError, match="4 answers are under way"):
+                async with started(context, SHORT):
+                    pass
+            await anext(aiter(stream.parts()))
+        assert not context.quotas._taken
+
+    run(go)
+    until(lambda: not engine.stats().running)
+
+
+def test_a_client_that_goes_ends_it(engine: Generator, context: ServerContext) -> None:
+    async def go() -> None:
+        client = Client()
+        async with started(context, LONG) as stream:
+            client.gone.set()
+            with pytest.raises(ClosedError, match="the client has gone"):
+                await stream.whole(client)  # type: ignore[arg-type]
+
+    run(go)
+    until(lambda: not engine.stats().running)
+
+
+def test_parts_that_nobody_fetches_end_it(context: ServerContext) -> None:
+    async def go() -> None:
+        async with started(context, LONG) as stream:
+            while not all(request.finished for request in stream.requests):
+                await asyncio.sleep(0.005)
+            with pytest.raises(ClosedError, match="its parts were not fetched"):
+                async for _ in stream.parts():
+                    pass
+            assert stream.num_answer_tokens < 200
+
+    run(go)
+
+
+def test_a_refusal_is_raised_and_leaves_nothing(context: ServerContext) -> None:
+    async def go() -> None:
+        with pytest.raises(SamplingError, match="context"):
+            async with started(context, SHORT, SamplingParams(max_tokens=10_000)):
+                pass
+
+    run(go)
+    assert not context.quotas._taken
+
+
+def test_while_there_gives_what_came_and_raises_what_failed() -> None:
+    async def fail() -> int:
+        raise SamplingError("no")
+
+    async def go() -> None:
+        assert await while_there(Client(), asyncio.sleep(0, 7)) == 7  # type: ignore[arg-type]
+        with pytest.raises(SamplingError):
+            await while_there(Client(), fail())  # type: ignore[arg-type]
+
+    run(go)

@@ -1,0 +1,55 @@
+"""What routes work with: an engine of one kind, tenants' quotas, bodies that say what they are."""
+
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from tiny_encoder import make_bert
+from tiny_serve import make_llama, make_tokenizer
+
+from polyvera.engine.embedding.embedder import Embedder
+from polyvera.engine.generation.generator import Generator
+from polyvera.errors import BusyError, ServeError
+from polyvera.server.app import make_app
+from polyvera.server.catalog import Catalog
+from polyvera.server.config import ServerConfig
+from polyvera.server.context import ServerContext, TenantQuotas
+from polyvera.server.metrics import Metrics
+from polyvera.server.middleware import ServerState
+
+
+def context(engine: Any) -> ServerContext:
+    return ServerContext(engine, ServerConfig("tiny"), Catalog(None, "tiny"), Metrics(), ServerState(), TenantQuotas(2))
+
+
+def test_an_engine_serves_what_it_can_and_says_what_it_cannot() -> None:
+    writes, reads = Generator(make_llama(), make_tokenizer()), Embedder(make_bert(), make_tokenizer())
+    assert context(writes).generation is writes and context(reads).embedding is reads
+    with pytest.raises(ServeError, match="tiny, an encoder: ask /v1/embeddings or /v1/classify"):
+        _ = context(reads).generation
+    with pytest.raises(ServeError, match="tiny, which answers /v1/completions"):
+        _ = context(writes).embedding
+
+
+def test_a_quota_is_each_tenants_own_and_is_given_back() -> None:
+    quotas = TenantQuotas(3)
+    with quotas.reserve("a", 2), quotas.reserve("b", 3):
+        with (
+            pytest.raises(BusyError, match="2 answers are under way"),
+            quotas.reserve("a", 2),
+        ):
+            pass
+        with quotas.reserve("a", 1):
+            pass
+    with quotas.reserve("a", 3):
+        pass
+    assert not quotas._taken
+
+
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
+def test_a_body_that_is_not_said_to_be_json_is_refused(kind: str | None) -> None:
+    with Generator(make_llama(), make_tokenizer()) as engine:
+        client = TestClient(make_app(engine, ServerConfig("tiny")), base_url="http://localhost")
+        headers = {} if kind is None else {"Content-Type": kind}
+        answer = client.post("/v1/completions", content=b'{"model": "tiny", "prompt": "x"}', headers=headers)
+        assert answer.status_code == 415 and "Content-Type: application/json" in answer.text

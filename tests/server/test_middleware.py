@@ -1,0 +1,103 @@
+"""Who passes, how much they may send, and how fast."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, Request
+from fastapi.testclient import TestClient
+
+from polyvera.errors import SizeError, SlowError
+from polyvera.server.api_keys import KeyFile
+from polyvera.server.config import ServerConfig
+from polyvera.server.metrics import Metrics
+from polyvera.server.middleware import AuthMiddleware, BoundedReceive, BoundedSend, ServerState, is_loopback
+
+
+def client(config: ServerConfig, keys: KeyFile | None = None, state: ServerState | None = None) -> TestClient:
+    app = FastAPI()
+
+    async def who(request: Request) -> dict[str, Any]:
+        return {"tenant": request.state.caller.tenant, "bytes": len(await request.body())}
+
+    for path in ("/v1/who", "/health", "/metrics", "/v1/adapters/x"):
+        app.add_api_route(path, who, methods=["GET", "POST"])
+    app.add_middleware(AuthMiddleware, config=config, keys=keys, state=state or ServerState(), metrics=Metrics())
+    return TestClient(app, base_url="http://localhost")
+
+
+def test_a_key_says_who_calls(tmp_path: Path) -> None:
+    keys = KeyFile(tmp_path / "keys.json")
+    secret, _ = keys.add("acme", ["acme/*"])
+    http = client(ServerConfig("tiny", keys=keys.path), keys)
+    assert http.get("/v1/who", headers={"Authorization": f"Bearer {secret}"}).json()["tenant"] == "acme"
+    for header in ({}, {"Authorization": "Bearer x"}, {"Authorization": f"Basic {secret}"}):
+        answer = http.get("/v1/who", headers=header)
+        assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
+        assert len(answer.headers["x-request-id"]) == 32
+    assert http.get("/health").status_code == 200 and http.get("/metrics").status_code == 401
+    assert client(ServerConfig("tiny", keys=keys.path, is_metrics_open=True), keys).get("/metrics").status_code == 200
+
+
+def test_an_open_server_answers_this_machine_alone() -> None:
+    http = client(ServerConfig("tiny", hosts=("box.local",)))
+    assert http.get("/v1/who").status_code == 200
+    assert http.get("/v1/who", headers={"Host": "box.local"}).status_code == 200
+    for headers in ({"Host": "evil.example"}, {"Origin": "https://evil.example"}):
+        assert http.get("/v1/who", headers=headers).status_code == 403
+
+
+def test_a_stopping_server_takes_nothing_new_but_shows_its_metrics() -> None:
+    http = client(ServerConfig("tiny"), state=ServerState(is_draining=True))
+    assert http.get("/v1/who").status_code == 503 and http.get("/metrics").status_code == 200
+
+
+def test_a_body_has_its_routes_limit() -> None:
+    http = client(ServerConfig("tiny", max_body_bytes=10, max_upload_bytes=100))
+    assert http.post("/v1/who", content=b"x" * 10).json()["bytes"] == 10
+    assert http.post("/v1/who", content=b"x" * 11).status_code == 413
+    assert http.post("/v1/adapters/x", content=b"x" * 100).status_code == 200
+    assert http.post("/v1/adapters/x", content=b"x" * 101).status_code == 413
+
+
+def test_receiving_is_bounded_in_bytes_and_in_time() -> None:
+    async def chunks() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"x" * 6, "more_body": True}
+
+    async def never() -> dict[str, Any]:
+        await asyncio.sleep(60)
+        return {}
+
+    async def run() -> None:
+        receive = BoundedReceive(chunks, 10, 5.0)
+        assert len((await receive())["body"]) == 6
+        with pytest.raises(SizeError):
+            await receive()
+        with pytest.raises(SlowError, match=r"within 0\.01 s"):
+            await BoundedReceive(never, 10, 0.01)()
+
+    asyncio.run(run())
+
+
+def test_sending_is_bounded_in_time_and_names_the_request() -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def stuck(message: Any) -> None:
+        await asyncio.sleep(60)
+
+    async def run() -> None:
+        await BoundedSend(send, "id-1", 5.0)({"type": "http.response.start", "status": 200, "headers": []})
+        with pytest.raises(ConnectionError, match="id-1 did not read"):
+            await BoundedSend(stuck, "id-1", 0.01)({"type": "http.response.body"})
+
+    asyncio.run(run())
+    assert sent[0]["headers"] == [(b"x-request-id", b"id-1")]
+
+
+@pytest.mark.parametrize(("host", "is_own"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("8.8.8.8", 0)])
+def test_a_loopback_is_known(host: str, is_own: bool) -> None:
+    assert is_loopback(host) == bool(is_own)

@@ -1,0 +1,72 @@
+"""checkpoint: files that are there whole or not at all, and a folder that holds one run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from polyvera.data.encoding import Encoded
+from polyvera.errors import RecipeError
+from polyvera.train import checkpoint
+from polyvera.train.recipe import Recipe
+
+ROWS = Encoded(({"input_ids": [1, 2], "labels": [1, 2]},))
+
+
+def recipe(**choices: object) -> Recipe:
+    return Recipe(**{"model": "m", "data": "d", "rank": 2, **choices})  # type: ignore[arg-type]
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    layers[0].requires_grad_(False)
+    return layers
+
+
+def test_only_trained_parameters_are_written_and_read(tmp_path: Path) -> None:
+    first, second = model(), model()
+    nn.init.zeros_(second[1].weight)  # type: ignore[index, arg-type]
+    assert list(checkpoint.trained(first)) == ["1.weight", "1.bias"]
+    checkpoint.write(tmp_path / "x.safetensors", checkpoint.trained(first))
+    checkpoint.read_into(tmp_path / "x.safetensors", second)
+    assert all(torch.equal(first.state_dict()[key], value) for key, value in second.state_dict().items())
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]  # nothing is left aside
+
+
+def test_what_cannot_be_read_or_does_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"half")
+    with pytest.raises(RecipeError, match="cannot|can't"):
+        checkpoint.read(path)
+    checkpoint.write(path, {"other": torch.zeros(2)})
+    with pytest.raises(RecipeError, match="tensors of another run"):
+        checkpoint.read_into(path, model())
+
+
+def test_the_last_whole_checkpoint_counts(tmp_path: Path) -> None:
+    assert checkpoint.last(tmp_path) is None
+    for step, text in ((4, json.dumps({"global_step": 4})), (12, json.dumps({"global_step": 12})), (20, '{"glob')):
+        folder = tmp_path / f"{checkpoint.PREFIX}{step}"
+        folder.mkdir()
+        (folder / checkpoint.STATE).write_text(text)
+    assert checkpoint.last(tmp_path) == tmp_path / "checkpoint-12"
+
+
+def test_a_folder_holds_one_run(tmp_path: Path) -> None:
+    assert checkpoint.begin(tmp_path, recipe(), ROWS, resume=False) is None
+    done = tmp_path / f"{checkpoint.PREFIX}4"
+    done.mkdir()
+    (done / checkpoint.STATE).write_text('{"global_step": 4}')
+    with pytest.raises(RecipeError, match="holds a run already"):
+        checkpoint.begin(tmp_path, recipe(), ROWS, resume=False)
+    assert checkpoint.begin(tmp_path, recipe(), ROWS, resume=True) == done
+    with pytest.raises(RecipeError, match="rank was 2 and is 3"):
+        checkpoint.begin(tmp_path, recipe(rank=3), ROWS, resume=True)
+    others = Encoded(({"input_ids": [1, 3], "labels": [1, 3]},))
+    with pytest.raises(RecipeError, match="sha256 of the rows was"):
+        checkpoint.begin(tmp_path, recipe(), others, resume=True)
