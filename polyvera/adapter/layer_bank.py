@@ -41,6 +41,9 @@ class LayerBank(nn.Module):
         self._norms: dict[int, tuple[object, Tensor]] = {}
         for letter, value in frozen.items():
             self.register_buffer(letter, value, persistent=False)
+        weight = next(base.parameters())
+        if bank.basis is not None and weight.is_floating_point():  # copied now: a compiler would guard on its absence
+            bank.basis.to(weight.device, self._product_dtype(weight))
 
     @property
     def base(self) -> nn.Module:
