@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from doc_pages import DOCS, PAGES, README, ROOT, code_blocks, commands, for_the_tiny_model, write_demo_folder
+from test_rooms import ROOMS
 from tiny_models import counting_rows
 from typer.main import get_command
 
@@ -64,6 +65,11 @@ def test_the_tree_is_the_packages() -> None:
     files = [path.name for path in (ROOT / "polyvera").rglob("*.py") if path.name != "__init__.py"]
     folders = [path.parent.name for path in (ROOT / "polyvera").rglob("__init__.py")]
     assert sorted(names) == sorted([*files, *folders, "page"]), "run: python docs/generate.py"
+
+
+def test_the_rooms_are_in_their_order() -> None:
+    lines = re.findall(r"^\| (`.*?`) \|", (DOCS / "architecture.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [tuple(re.findall(r"`(\w+)`", line)) for line in lines] == list(ROOMS[:-1])
 
 
 def test_the_api_page_names_what_is_public() -> None:
