@@ -220,7 +220,7 @@ def _completion(number: int, row: Row) -> Example:
 
 
 def _chat(number: int, row: Row) -> Example:
-    turns = row.get("messages")
+    turns: Any = row.get("messages")
     if not _is_list(turns) or len(turns) == 0:
         raise DataError("messages must be a list of turns")
     messages = tuple(_message(turn) for turn in turns)
