@@ -73,7 +73,7 @@ class LLM:
         Raises NotFoundError for an adapter that the store has not, PromptError for a conversation without a template,
         SamplingError for a prompt that does not fit or lists that are not one a prompt, ClosedError after close().
         """
-        several = [prompts] if _is_one(prompts) else list(prompts)
+        several = _list(prompts)
         refs = [self._ref(one) for one in _each(adapter, len(several), "adapter")]
         ids = [prompt_ids(self.base.tokenizer, _prompt(one)) for one in several]
         asked = zip(ids, refs, _each(params, len(several), "params"), strict=True)
@@ -105,9 +105,10 @@ class LLM:
         yield from (one.result() for one in running)
 
 
-def _is_one(prompts: AnyPrompt | Sequence[AnyPrompt]) -> bool:
-    """Whether this is a text or a conversation, and not a list of them."""
-    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Message | Mapping))
+def _list(prompts: Any) -> list[AnyPrompt]:
+    """The prompts; a text or a conversation alone is one of them."""
+    is_one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Message | Mapping))
+    return [prompts] if is_one else list(prompts)
 
 
 def _prompt(given: Any) -> Prompt:

@@ -19,7 +19,7 @@ from polyvera.adapter.spec import GIVEN, AdapterSpec
 from polyvera.adapter.targets import find_head, find_sites
 from polyvera.plan import ADAM_BYTES, STORED, Cost, cost
 from polyvera.store.file.codec import encode
-from polyvera.store.file.stored_dtype import STORED_DTYPES, SCALE
+from polyvera.store.file.stored_dtype import SCALE, STORED_DTYPES
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 import pytest
-from source_tree import Edge, imports, sources
+from source_tree import Edge, each_file, imports, parsed, sources
 
 # A room imports itself and the rooms of the lines above its own. `polyvera` itself is lazy, and no room imports it.
 ROOMS = (
@@ -32,6 +32,7 @@ APART = (
     ("train", "engine"),
     ("train", "server"),
     ("store/file", "store/peft"),
+    ("engine/generation", "engine/embedding"),
 )
 NEVER_IMPORTED = ("vllm",)
 WITHOUT_TORCH = [
@@ -154,6 +155,10 @@ def _reached(graph: dict[str, set[str]], start: str) -> set[str]:
     return seen
 
 
+def test_nothing_goes_in_a_circle():
+    assert circles(imports(FILES)) == []
+
+
 @pytest.mark.parametrize(
     ("chain", "circle"),
     [
@@ -207,6 +212,14 @@ def twice(found: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     return {what: sorted(files) for what, files in homes.items() if len(files) > 1}
 
 
+def test_no_six_lines_stand_in_two_files():
+    assert copies(FILES) == {}
+
+
+def test_no_class_name_stands_twice():
+    assert twice(class_names(FILES)) == {}
+
+
 def test_copied_lines_are_seen():
     six = [f"x{i} = {i}" for i in range(WINDOW)]
     one, other = "\n".join(six), "import os\n\n# once more\n" + "\n    \n".join(f"    {line}" for line in six) + "\n)\n"
@@ -242,6 +255,11 @@ def _untyped(node: ast.AST) -> bool:
         ):
             return name.lstrip("_").endswith("engine")
     return False
+
+
+@each_file
+def test_no_engine_is_asked_blindly(file):
+    assert blind_questions(parsed(file)) == []
 
 
 @pytest.mark.parametrize(

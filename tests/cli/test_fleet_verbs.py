@@ -10,6 +10,7 @@ from tiny_models import counting_rows
 from typer.testing import CliRunner, Result
 
 from polyvera.cli import app
+from polyvera.cli.fleet import INCOMPLETE
 from polyvera.store.registry import Registry
 
 
@@ -25,20 +26,20 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def polyvera(*words: str, fails: bool = False) -> Result:
+def polyvera(*words: str, fails: bool | int = False) -> Result:
     result = CliRunner().invoke(app, list(words), catch_exceptions=False)
-    assert (result.exit_code != 0) == fails, result.output
+    assert (result.exit_code == fails) if fails > 1 else (result.exit_code != 0) == fails, result.output
     return result
 
 
-def fleet(*more: str, fails: bool = False) -> Result:
+def fleet(*more: str, fails: bool | int = False) -> Result:
     words = ("--model", "base", "--data", "train", "--rank", "4", "--max-steps", "3", "--batch-size", "2")
     return polyvera("train", "--fleet", *words, *more, fails=fails)
 
 
 def test_a_fleet_is_trained_published_and_scored() -> None:
     Path("train/dan.jsonl").write_text("")
-    done = fleet("--name", "shop", "--slots", "2", "--output", "run").output
+    done = fleet("--name", "shop", "--slots", "2", "--output", "run", fails=INCOMPLETE).output
     assert "2 at a time" in done and "3 of 4 tenants" in done and "dan skipped" in done and "no rows" in done
     assert {ref.name for ref in Registry("adapters").list()} == {"shop/ann", "shop/bob", "shop/cy"}
     shown = polyvera("eval", "shop", "--fleet", "--data", "test", "--output", "scores").output

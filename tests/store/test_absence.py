@@ -67,7 +67,7 @@ def test_an_empty_folder_is_an_empty_store(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", VERBS, ids=" ".join)
-@pytest.mark.parametrize("store", ["nowhere", f"memory://{uuid4().hex}"])
+@pytest.mark.parametrize("store", ["nowhere", f"memory://{uuid4().hex}"], ids=["folder", "memory"])
 def test_every_verb_names_the_store_that_is_not_there(
     words: list[str], store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
