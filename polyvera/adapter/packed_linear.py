@@ -123,12 +123,17 @@ def packed(packs: Packs) -> Iterator[None]:
 
 def is_packed() -> bool:
     """Whether results may be rounded otherwise here, for speed."""
-    return _PACKS.get() is not None
+    return _packs() is not None
+
+
+def _packs() -> Packs | None:
+    """Those in force; a compiler has products of its own."""
+    return None if torch.compiler.is_compiling() else _PACKS.get()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., in), weight (out, in) -> (..., out)."""
-    packs = _PACKS.get()
+    packs = _packs()
     product = None if packs is None or not x.numel() else packs.of(weight)
     return F.linear(x, weight, bias) if product is None else product(x, bias)
 

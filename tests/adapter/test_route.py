@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.inject import add_bank, banks_of, eject, extract, inject, load, slot_table
-from polyvera.adapter.route import checkpoint_context, route
+from polyvera.adapter.method import METHODS
+from polyvera.adapter.route import Route, checkpoint_context, route
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import SlotError
 
@@ -115,6 +117,65 @@ def test_a_checkpoint_context_keeps_the_route_for_another_thread(small_llama: nn
     thread.start()
     thread.join()
     assert seen == [2]
+
+
+def trained(model: nn.Module, specs: list[AdapterSpec], scramble) -> list[Adapter]:
+    found = []
+    for i, spec in enumerate(specs):
+        bank = inject(model, spec)
+        scramble(bank, seed=i)
+        found.append(extract(bank, bank.first))
+        eject(model)
+    return found
+
+
+@pytest.mark.parametrize("magnitude", [False, True])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_buffer_on_the_device_routes_as_its_numbers_do(
+    small_llama: nn.Module, ids: Tensor, scramble, name: str, magnitude: bool
+) -> None:
+    """Several banks in one model, the buffer filled anew between forwards, slots written between them."""
+    spec = AdapterSpec(name, rank=4, targets="all-linear", magnitude=magnitude)
+    others = [AdapterSpec(rank=3, targets=("v_proj",)), AdapterSpec(name, rank=2, magnitude=magnitude)]
+    adapters = trained(small_llama, [spec, spec, spec, *others], scramble)
+    a, b, _, other, third = load(small_llama, adapters)
+    buffer = torch.tensor([a, 0, other, b])
+    chosen = Route.on_device(buffer)
+    first, *_ = banks_of(small_llama)
+    for slots in ([a, 0, other, b], [b, third, 0, 0], [other] * 4):
+        for adapter in adapters[:2]:
+            first.put(a, adapter)
+            buffer.copy_(torch.tensor(slots))
+            found, expected = out(small_llama, ids, chosen), out(small_llama, ids, slots)
+            assert torch.allclose(found, expected, atol=1e-5)
+            bare = torch.tensor(slots) == 0
+            assert torch.equal(found[bare], out(small_llama, ids, 0)[bare])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_buffer_on_the_device_trains_as_its_numbers_do(small_llama: nn.Module, ids: Tensor, scramble, name) -> None:
+    scramble(inject(small_llama, AdapterSpec(name, rank=4, targets="all-linear"), 3))
+    found = []
+    for slots in ([2, 0, 3, 2], Route.on_device(torch.tensor([2, 0, 3, 2]))):
+        with route(slots):
+            small_llama(ids).logits.square().sum().backward()
+        found.append(torch.cat([p.grad.flatten() for p in small_llama.parameters() if p.grad is not None]))
+        small_llama.zero_grad()
+    assert (found[0] - found[1]).norm() < 1e-5 * found[0].norm()
+
+
+def test_a_buffer_on_the_device_names_a_slot_for_each_token(small_llama: nn.Module, ids: Tensor, scramble) -> None:
+    scramble(inject(small_llama, SPEC, 2))
+    slots = torch.tensor([[0, 1, 1, 2, 2, 2, 0, 1, 2]] * 4)
+    assert torch.allclose(out(small_llama, ids, Route.on_device(slots)), out(small_llama, ids, slots), atol=1e-6)
+    with pytest.raises(SlotError, match="slots for"):
+        out(small_llama, ids, Route.on_device(torch.tensor([1, 2])))
+
+
+def test_a_buffer_on_the_device_routes_no_head(small_bert: nn.Module, ids: Tensor) -> None:
+    inject(small_bert, AdapterSpec(rank=4, head=("classifier",)), 2)
+    with pytest.raises(SlotError, match="head"):
+        out(small_bert, ids, Route.on_device(torch.tensor([1, 2, 0, 1])))
 
 
 @pytest.fixture

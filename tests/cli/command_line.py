@@ -12,9 +12,10 @@ from polyvera.cli import app
 TENANTS = ("ann", "bob", "cy")
 
 
-def polyvera(*words: str, fails: bool = False) -> Result:
+def polyvera(*words: str, fails: bool | int = False) -> Result:
+    """fails: whether it does, or with which exit code."""
     result = CliRunner().invoke(app, list(words), catch_exceptions=False)
-    assert (result.exit_code != 0) == fails, result.output
+    assert (result.exit_code == fails) if fails > 1 else (result.exit_code != 0) == fails, result.output
     return result
 
 
