@@ -136,3 +136,8 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the nearest known name, or an empty string."""
     near = get_close_matches(given, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def message_of(error: BaseException) -> str:
+    """An error in one line: our own as it is, another with the name of its type."""
+    return str(error) if isinstance(error, PolyveraError) else f"{type(error).__name__}: {error}"

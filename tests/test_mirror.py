@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 import pytest
-from source_tree import functions, parsed, without_docstring
+from source_tree import PACKAGE, ROOT, each_file, functions, parsed, without_docstring
 
 
 def has_logic(tree: ast.Module) -> bool:
@@ -26,6 +26,13 @@ def mirror(file: Path) -> Path:
 def own_tests(file: Path) -> list[str]:
     """The names of its test functions; none where there is no such file."""
     return [f.name for f in functions(parsed(file)) if f.name.startswith("test_")] if file.exists() else []
+
+
+@each_file
+def test_what_has_logic_has_tests_of_its_own(file):
+    expected = ROOT / "tests" / mirror(file.relative_to(PACKAGE))
+    if has_logic(parsed(file)):
+        assert own_tests(expected), f"write {expected.relative_to(ROOT)}"
 
 
 @pytest.mark.parametrize(

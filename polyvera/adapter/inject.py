@@ -19,7 +19,7 @@ from polyvera.adapter.layout import Layout, Shape, layout_of
 from polyvera.adapter.slot_table import SlotTable
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import find_sites, linear_layers
-from polyvera.errors import LayoutError, SlotError, TargetError, did_you_mean
+from polyvera.errors import LayoutError, SlotError, SpecError, TargetError, did_you_mean
 
 
 def inject(
@@ -143,8 +143,10 @@ def extract(bank: Bank, slot: int, model: nn.Module | None = None, scores: Mappi
     model: the adapted model, whose fingerprint the adapter gets; without it the adapter is of no known base.
     scores: named results to keep with it.
 
-    Raises SlotError for an empty slot.
+    Raises SlotError for an empty slot, SpecError for a spec in the model's place.
     """
+    if isinstance(model, AdapterSpec):
+        raise SpecError("extract(bank, slot, model) takes no spec: the bank keeps the one that it was injected with")
     created = datetime.now(UTC).isoformat(timespec="seconds")
     base = "" if model is None else fingerprint(model)
     return replace(bank.extract(slot), base=base, scores=dict(scores), created=created)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -25,10 +26,16 @@ if TYPE_CHECKING:
     from polyvera.train.fleet.fleet import Fleet, FleetResult
     from polyvera.train.tenants import Tenant
 
+INCOMPLETE = 3  # exit status: the others are published, and a tenant was skipped or quarantined
+
 
 def run(recipe: Recipe, *, resume: bool, dry_run: bool, out: Console) -> None:
-    """Prints the plan, trains every tenant, publishes each as it is finished, and says what became of all."""
+    """Prints the plan, trains every tenant, publishes each as it is finished, and says what became of all.
+
+    Ends in exit status INCOMPLETE where a tenant was left out.
+    """
     from polyvera.store.registry import Registry
+    from polyvera.train.fleet.journal import FINISHED
     from polyvera.train.tenants import tenants
 
     registry = Registry(recipe.store)
@@ -40,6 +47,8 @@ def run(recipe: Recipe, *, resume: bool, dry_run: bool, out: Console) -> None:
     _report(result, recipe.store, out)
     if recipe.test is not None:
         _score_after(recipe, everyone, result, registry, out)
+    if any(outcome.status != FINISHED for outcome in result.outcomes):
+        raise typer.Exit(INCOMPLETE)
 
 
 def _trained(recipe: Recipe, everyone: Sequence[Tenant], registry: Registry, resume: bool) -> FleetResult:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from polyvera.data.row_files import blaming
 from polyvera.data.tables import SHOWN, Example, Table
 from polyvera.errors import DataError
 from polyvera.model.config import LABEL
@@ -72,14 +73,14 @@ def encode(
     has embeddings for, None for no check. Raises DataError.
     """
     rows, shortened, refused = [], [], []
+    around = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id}
     for example in table.examples:
-        try:
+        with blaming(f"{table.source}, row {example.row}"):
             whole = _encoded(table, example, tokenizer, turns)
+            _check_learnable(whole, around)
             for segment in whole if num_tokens is not None else ():
                 check_ids(tokenizer, segment.ids, num_tokens or 0)
-        except DataError as error:
-            raise DataError(f"{table.source}, row {example.row}: {error}") from error
-        row = _fitted(table, whole, example, tokenizer, max_length)
+            row = _fitted(table, whole, example, tokenizer, max_length)
         if row is None:
             refused.append(example.row)
             continue
@@ -100,6 +101,14 @@ def _encoded(table: Table, example: Example, tokenizer: Tokenizer, turns: str) -
         answer = _closed(tokenizer, bare_ids(tokenizer, example.answer))
         return [Segment(prompt_ids(tokenizer, example.prompt), is_target=False), Segment(answer, is_target=True)]
     return _conversation(tokenizer, (*example.prompt, Message("assistant", example.answer)), turns)
+
+
+def _check_learnable(segments: Sequence[Segment], around: Collection[int | None]) -> None:
+    """Raises DataError where nothing is read, or a target has no tokens but those that stand around each text."""
+    if not segments[0].ids:
+        raise DataError("its first text has no tokens, so there is nothing to read")
+    if any(set(segment.ids) <= set(around) for segment in segments if segment.is_target):
+        raise DataError("its text or answer has no tokens, so there is nothing to learn")
 
 
 def _conversation(tokenizer: Tokenizer, messages: Sequence[Message], turns: str) -> list[Segment]:

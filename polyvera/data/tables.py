@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from polyvera.errors import DataError, did_you_mean
+from polyvera.data.row_files import NumberedRow, Row, check_unicode, read_rows
+from polyvera.errors import DataError, did_you_mean, message_of
 from polyvera.model.config import LABEL, LM
 from polyvera.model.prompt import Message, Prompt
 
-Row = Mapping[str, Any]
-NumberedRow = tuple[int, Row]
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 SHOWN = 5
-HUB = re.compile(r"(?P<name>[^:@]+)(:(?P<config>[^@]+))?(@(?P<split>.+))?")
 ROLES = ("system", "user", "assistant", "tool")
+TRUTHS = frozenset({"true", "false"})  # one name each, however a file writes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +72,9 @@ def read(source: str | Path, columns: Mapping[str, str] = NO_COLUMNS, *, chat: b
     """The examples of a .jsonl, .csv or .parquet file, of a folder, or of `hub/id:config@split`, in their order.
 
     columns: our name = the source's name. chat: prompt and completion become the two turns of a conversation. The form
-    is found from the columns. Raises DataError that names the source and the rows.
+    is found from the columns of all rows. Raises DataError that names the source and the rows.
     """
-    return table(str(source), _rows(str(source)), columns, chat=chat)
+    return table(str(source), read_rows(str(source)), columns, chat=chat)
 
 
 def table(
@@ -89,7 +84,7 @@ def table(
     rows = [(number, _renamed(row, columns)) for number, row in numbered]
     if not rows:
         raise DataError(f"{name} has no rows")
-    kind = _kind(name, rows[0][1], columns)
+    kind = _kind(name, rows, columns)
     examples = tuple(_checked(name, rows, FORMS[kind].example))
     if chat and kind == "completion":
         kind, examples = "chat", tuple(replace(e, prompt=(Message("user", str(e.prompt)),)) for e in examples)
@@ -101,7 +96,7 @@ def table(
 def grouped(source: str | Path, column: str) -> dict[str, list[NumberedRow]]:
     """The rows of a source, unchecked, by the text or number in one of its columns. Raises DataError."""
     groups: dict[str, list[NumberedRow]] = {}
-    for number, row in _rows(str(source)):
+    for number, row in read_rows(str(source)):
         name = row.get(column)
         if not isinstance(name, str | int) or name == "":
             near = did_you_mean(column, row)
@@ -142,107 +137,44 @@ def alike(table: Table, other: Table) -> Table:
     return replace(other, labels=table.labels)
 
 
-def _rows(name: str) -> Iterator[NumberedRow]:
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return _hub_rows(name)
-    if path.suffix in READERS:
-        if not path.is_file():
-            near = did_you_mean(path.name, (p.name for p in path.parent.glob("*")))
-            raise DataError(f"there is no file {name}{near}")
-        return READERS[path.suffix](path)
-    if path.exists() or not HUB.fullmatch(name) or name[0] in "./~":
-        known = ", ".join(READERS)
-        raise DataError(
-            f"cannot read {name}: files must end in {known}, and it is not the name of a data set on the hub"
-        )
-    return _hub_rows(name)
-
-
-def _jsonl_rows(path: Path) -> Iterator[NumberedRow]:
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, row {number}: not valid JSON: {error.msg} at column {error.colno}") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, row {number}: a {type(row).__name__}, where an object with columns is wanted")
-        yield number, row
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path}, row {number}: not UTF-8 at byte {error.start}; save the file as UTF-8"
-                ) from error
-
-
-def _csv_rows(path: Path) -> Iterator[NumberedRow]:
-    reader = csv.DictReader((line for _, line in _lines(path)), strict=True, restkey="")
-    try:
-        header = reader.fieldnames or ()
-        if len(set(header)) < len(header):
-            raise DataError(f"{path}: the header names a column twice: {', '.join(header)}")
-        for number, row in enumerate(reader, 1):
-            if "" in row or None in row.values():
-                raise DataError(f"{path}, row {number}: not the {len(header)} fields that the header names")
-            yield number, row
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: not valid CSV: {error}") from error
-
-
-def _parquet_rows(path: Path) -> Iterator[NumberedRow]:
-    parquet: Any = import_module("pyarrow.parquet")
-    try:
-        yield from enumerate(parquet.read_table(path).to_pylist(), 1)
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path} is not a valid Parquet file: {error}") from error
-
-
-def _hub_rows(name: str) -> Iterator[NumberedRow]:
-    import datasets
-
-    found = HUB.fullmatch(name)
-    asked = found.groupdict() if found else {"name": name, "config": None, "split": None}
-    try:
-        rows = datasets.load_dataset(asked["name"], asked["config"], split=asked["split"] or "train")
-    except Exception as error:  # the hub's client raises errors of many libraries
-        raise DataError(f"{name} could not be loaded as a data set: {type(error).__name__}: {error}") from error
-    yield from enumerate(rows, 1)
-
-
-READERS = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
-
-
 def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
     taken = {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
     return {**{k: v for k, v in row.items() if k not in columns.values()}, **taken}
 
 
-def _kind(name: str, row: Row, columns: Mapping[str, str]) -> str:
-    known = {column for kind in FORMS.values() for column in (*kind.columns, *kind.optional)}
-    for ours, theirs in columns.items():
-        if ours not in known:
-            raise DataError(f"columns: {ours!r} must be one of: {', '.join(sorted(known))}{did_you_mean(ours, known)}")
-        if ours not in row:
-            raise DataError(f"{name} has no column {theirs!r}; it has {', '.join(row)}{did_you_mean(theirs, row)}")
-    fitting = [kind for kind in FORMS if set(FORMS[kind].columns) <= set(row)]
+def _kind(name: str, rows: Sequence[NumberedRow], columns: Mapping[str, str]) -> str:
+    """The form of the rows, from the columns that any of them has. Raises DataError unless exactly one fits."""
+    given = dict.fromkeys(column for _, row in rows for column in row)
+    _check_columns(name, given, columns)
+    fitting = [kind for kind in FORMS if set(FORMS[kind].columns) <= set(given)]
     best = [k for k in fitting if not any(set(FORMS[k].columns) < set(FORMS[other].columns) for other in fitting)]
     best = [kind for kind in best if set(FORMS[kind].columns) <= set(columns)] or best
     if len(best) != 1:
         forms = "; ".join(_shown(kind) for kind in FORMS)
         fit = "fit none" if not best else "fit several"
         raise DataError(
-            f"{name} has the columns {', '.join(row) or '(none)'}, which {fit} of the known forms ({forms}); name "
-            'them, for example columns = {prompt = "input", completion = "output"}'
+            f"{name} has the columns {', '.join(given) or '(none)'}, which {fit} of the known forms ({forms})"
+            f'{_other_row(rows)}; name them, for example columns = {{prompt = "input", completion = "output"}}'
         )
     return best[0]
+
+
+def _check_columns(name: str, given: Iterable[str], columns: Mapping[str, str]) -> None:
+    known = {column for kind in FORMS.values() for column in (*kind.columns, *kind.optional)}
+    for ours, theirs in columns.items():
+        if ours not in known:
+            raise DataError(f"columns: {ours!r} must be one of: {', '.join(sorted(known))}{did_you_mean(ours, known)}")
+        if ours not in given:
+            raise DataError(f"{name} has no column {theirs!r}; it has {', '.join(given)}{did_you_mean(theirs, given)}")
+
+
+def _other_row(rows: Sequence[NumberedRow]) -> str:
+    """The first row whose columns are not those of the first row, as a part of a message."""
+    first, columns = rows[0]
+    other = next(((number, row) for number, row in rows if set(row) != set(columns)), None)
+    if other is None:
+        return ""
+    return f", row {first} with {', '.join(columns) or 'none'} and row {other[0]} with {', '.join(other[1]) or 'none'}"
 
 
 def _shown(kind: str) -> str:
@@ -254,8 +186,8 @@ def _checked(name: str, rows: Sequence[NumberedRow], example: Callable[[int, Row
     for number, row in rows:
         try:
             yield example(number, row)
-        except DataError as error:
-            problems.append(f"row {number}: {error}")
+        except Exception as error:  # whatever a row raises is the row's fault
+            problems.append(f"row {number}: {message_of(error)}")
     if problems:
         more = f"; and {len(problems) - SHOWN} more rows" if len(problems) > SHOWN else ""
         raise DataError(f"{name}, {'; '.join(problems[:SHOWN])}{more}")
@@ -274,19 +206,22 @@ def _text(row: Row, column: str) -> str:
         raise DataError(f"{column} is {what}")
     if not value.strip():
         raise DataError(f"{column} is empty")
+    check_unicode(value, column)
     return value
 
 
 def _completion(number: int, row: Row) -> Example:
-    refs = row.get("refs") or ()
-    if isinstance(refs, str) or not all(isinstance(ref, str) for ref in refs):
+    refs = () if row.get("refs") is None else row["refs"]
+    if not _is_list(refs) or not all(isinstance(ref, str) for ref in refs):
         raise DataError("refs must be a list of strings")
+    for ref in refs:
+        check_unicode(ref, "refs")
     return Example(number, _text(row, "prompt"), _text(row, "completion"), tuple(refs))
 
 
 def _chat(number: int, row: Row) -> Example:
-    turns = row.get("messages")
-    if not isinstance(turns, Sequence | np.ndarray) or isinstance(turns, str) or len(turns) == 0:
+    turns: Any = row.get("messages")
+    if not _is_list(turns) or len(turns) == 0:
         raise DataError("messages must be a list of turns")
     messages = tuple(_message(turn) for turn in turns)
     if messages[-1].role != "assistant":
@@ -294,6 +229,10 @@ def _chat(number: int, row: Row) -> Example:
     if len(messages) == 1:
         raise DataError("the only turn is the assistant's: what does it answer?")
     return Example(number, messages[:-1], messages[-1].content)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
 
 
 def _message(turn: Any) -> Message:
@@ -307,6 +246,7 @@ def _message(turn: Any) -> Message:
 def _labelled(number: int, row: Row) -> Example:
     label = row.get("label")
     label = str(label) if isinstance(label, int) else _text(row, "label")
+    label = label.lower() if label.lower() in TRUTHS else label
     pair = _text(row, "text_pair") if "text_pair" in row else None
     return Example(number, _text(row, "text"), label, pair=pair)
 
@@ -327,6 +267,7 @@ FORMS: Mapping[str, RowForm] = MappingProxyType(
 
 def _labels(examples: Iterable[Example]) -> tuple[str, ...]:
     names = {example.answer for example in examples}
-    if all(name.lstrip("-").isdigit() for name in names):
-        return tuple(sorted(names, key=int))
-    return tuple(sorted(names))
+    try:
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    except ValueError:  # not all of them are numbers
+        return tuple(sorted(names))

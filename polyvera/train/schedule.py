@@ -28,12 +28,15 @@ def num_steps(recipe: Recipe, num_rows: int, world_size: int) -> tuple[int, int]
 
 
 def lr_factor(recipe: Recipe, total: int) -> Callable[[int], float]:
-    """What multiplies the learning rate at a step (from 0) of `total`: linear up in warm-up, then the schedule."""
+    """What multiplies the learning rate at a step (from 0) of `total`: linear up in warm-up, then the schedule.
+
+    Never 0, so that every step trains: what transformers' schedulers give without their first step, which is at 0.
+    """
     warmup, decay = ceil(recipe.warmup * total), DECAYS[recipe.schedule]
 
     def factor(step: int) -> float:
         if step < warmup:
-            return step / warmup
+            return (step + 1) / (warmup + 1)
         return max(0.0, decay(min(1.0, (step - warmup) / max(1, total - warmup))))
 
     return factor

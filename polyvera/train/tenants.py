@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from polyvera.data.tables import READERS, NumberedRow, Table, alike, drawn, grouped, read, split, table
+from polyvera.data.row_files import READERS, NumberedRow
+from polyvera.data.tables import SHOWN, Table, alike, drawn, grouped, read, split, table
 from polyvera.errors import DataError
 from polyvera.train.recipe import Recipe
 
 COLUMN = "adapter"
+ROWS_OF_A_CLASS = 2
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,25 @@ class Tenant:
         if self.problem:
             raise DataError(self.problem)
         whole = self.training.read(recipe)
+        _check_classes(whole)
         training = drawn(whole, recipe.max_rows or len(whole), recipe.run_seed)
         validation = None if self.validation is None else alike(whole, self.validation.read(recipe))
         if isinstance(recipe.validation, float):
             training, validation = split(training, recipe.validation, recipe.run_seed)
         return Tables(training, validation, None if self.test is None else alike(whole, self.test.read(recipe)))
+
+
+def _check_classes(table: Table) -> None:
+    """Raises DataError for labels that make no classification."""
+    num_classes = len(table.labels)
+    if num_classes == 1:
+        raise DataError(f"{table.source}: all {len(table)} rows have the label {table.labels[0]!r}: add another class")
+    if num_classes * ROWS_OF_A_CLASS > len(table):
+        shown = ", ".join(map(repr, table.labels[:SHOWN]))
+        raise DataError(
+            f"{table.source} has {num_classes} classes in {len(table)} rows ({shown}, ...): a class needs "
+            f"{ROWS_OF_A_CLASS} rows or more on average; for numbers or texts as answers give prompt and completion"
+        )
 
 
 def only_tenant(recipe: Recipe) -> Tenant:

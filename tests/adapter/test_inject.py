@@ -10,7 +10,7 @@ from polyvera.adapter.method import METHODS
 from polyvera.adapter.route import route
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import find_sites
-from polyvera.errors import FingerprintError, LayoutError, TargetError
+from polyvera.errors import FingerprintError, LayoutError, SpecError, TargetError
 
 
 def test_an_unknown_target_names_the_nearest(small_llama: nn.Module) -> None:
@@ -181,3 +181,9 @@ def test_heads_of_other_classes_stand_side_by_side_where_that_is_asked_for(small
         assert torch.equal(mixed[row, classes:], torch.full((5 - classes,), -torch.inf))
     with route(0), torch.no_grad():
         torch.testing.assert_close(mixed[1, :3], small_bert(ids).logits[1])
+
+
+def test_extract_takes_no_spec(small_llama: nn.Module) -> None:
+    bank = inject(small_llama, AdapterSpec(rank=2))
+    with pytest.raises(SpecError, match="the bank keeps the one"):
+        extract(bank, bank.first, AdapterSpec("lora", rank=8))  # type: ignore[arg-type]

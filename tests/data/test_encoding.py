@@ -1,10 +1,12 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from tiny_models import WORDS, make_tokenizer
+from tokenizers import Regex, normalizers
 
 from polyvera.data.encoding import IGNORED, encode
-from polyvera.data.tables import read
+from polyvera.data.tables import Example, Table, read
 from polyvera.errors import DataError
 from polyvera.model.prompt import Message, prompt_ids
 
@@ -103,3 +105,28 @@ def test_a_tokenizer_without_an_end_token_is_refused(jsonl: Write) -> None:
     tokenizer.eos_token = None
     with pytest.raises(DataError, match="has no end token"):
         encode(read(jsonl([{"text": "w1"}])), tokenizer, 8)
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"prompt": "\u200b", "completion": "\u200b"}, "nothing to read"),
+        ({"prompt": "\u200b", "completion": "w2"}, "nothing to read"),
+        ({"prompt": "w1", "completion": "\u200b"}, "nothing to learn"),
+        ({"text": "\u200b"}, "nothing to learn"),
+        ({"text": "\u200b", "label": "a"}, "nothing to read"),
+        ({"messages": [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "\u200b"}]}, "to learn"),
+    ],
+)
+def test_rows_with_nothing_to_learn_are_named(jsonl: Write, row: dict[str, Any], problem: str) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(Regex("[\u200b\u00ad]"), "")
+    good = {key: "w1" if isinstance(value, str) else CHAT for key, value in row.items()}
+    with pytest.raises(DataError, match=rf"rows\.jsonl, row 2: .*no tokens.* {problem}"):
+        encode(read(jsonl([good, row])), tokenizer, 64)
+
+
+def test_whatever_the_tokenizer_raises_names_the_row() -> None:
+    example = Example(7, "w1", "w2 \ud83d")  # made without a reader
+    with pytest.raises(DataError, match="^mine, row 7: TypeError: "):
+        encode(Table("mine", "completion", (example,)), make_tokenizer(), 64)

@@ -2,12 +2,13 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from polyvera.data.tables import alike, drawn, read, split
+from polyvera.data.tables import alike, drawn, read, split, table
 from polyvera.errors import DataError
 from polyvera.model.prompt import Message
 
@@ -64,6 +65,79 @@ def test_labels_are_sorted_as_numbers_or_names(jsonl: Write) -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "labels"),
+    [
+        (("②", "①"), ("①", "②")),
+        (("2", "--1"), ("--1", "2")),
+        (("²", "3"), ("3", "²")),
+        (("10", "-9", "x"), ("-9", "10", "x")),
+        (("-", "1"), ("-", "1")),
+        (("9" * 5000, "1"), ("1", "9" * 5000)),
+        (("2", "01", "1"), ("01", "1", "2")),
+        ((True, False), ("false", "true")),
+        (("True", "FALSE"), ("false", "true")),
+    ],
+)
+def test_any_text_is_a_label(jsonl: Write, given: tuple[Any, ...], labels: tuple[str, ...]) -> None:
+    assert read(jsonl([{"text": "a", "label": label} for label in given])).labels == labels
+
+
+def test_a_label_has_one_name_in_every_format(jsonl: Write, tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": True}, {"text": "b", "label": False}]
+    tables = [read(jsonl(rows))]
+    for name, text in (("lower", "true"), ("pandas", "True"), ("excel", "TRUE")):
+        (tmp_path / f"{name}.csv").write_text(f"text,label\na,{text}\nb,false\n")
+        tables.append(read(tmp_path / f"{name}.csv"))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    tables.append(read(tmp_path / "rows.parquet"))
+    assert {table.labels for table in tables} == {("false", "true")}
+    assert {table.examples[0].answer for table in tables} == {"true"}
+
+
+def test_the_columns_of_all_rows_decide_the_form(jsonl: Write) -> None:
+    labelled = [{"text": "b", "label": "x"}, {"text": "c", "label": "y"}]
+    with pytest.raises(DataError, match=r"rows\.jsonl, row 1: label is missing"):
+        read(jsonl([{"text": "a"}, *labelled]))
+    with pytest.raises(DataError, match="row 3: text is missing"):
+        read(jsonl([*labelled, {"label": "x"}]))
+    with pytest.raises(DataError, match="fit several .*, row 1 with text and row 3 with prompt, completion; name them"):
+        read(jsonl([{"text": "a"}, {"text": "b"}, *ROWS]))
+
+
+HALF = "w1 \ud83d"
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ({"prompt": HALF, "completion": "a"}, "prompt"),
+        ({"prompt": "a", "completion": "\udc00"}, "completion"),
+        ({"prompt": "a", "completion": "b", "refs": ["b", HALF]}, "refs"),
+        ({"text": HALF}, "text"),
+        ({"text": "a", "label": HALF}, "label"),
+        ({"text": "a", "text_pair": HALF, "label": "b"}, "text_pair"),
+        ({"messages": [{"role": "user", "content": HALF}, {"role": "assistant", "content": "a"}]}, "content"),
+    ],
+)
+def test_half_an_emoji_is_named_by_its_row_and_column(jsonl: Write, row: dict[str, Any], column: str) -> None:
+    with pytest.raises(DataError, match=rf"rows\.jsonl, row 1: {column} is not valid Unicode at character \d"):
+        read(jsonl([row]))
+
+
+def test_whatever_a_row_raises_is_the_rows_fault() -> None:
+    class Hostile(dict[str, Any]):
+        def get(self, *_: Any) -> Any:
+            raise OverflowError("no such number")
+
+        def items(self) -> Any:
+            return [("messages", Hostile())]
+
+    rows = [(1, {"messages": Hostile()}), (2, {"messages": [Hostile()]})]
+    with pytest.raises(DataError, match=r"mine, row 1: messages must .*; row 2: OverflowError: no such"):
+        table("mine", rows)
+
+
+@pytest.mark.parametrize(
     ("content", "problem"),
     [
         (b"", "has no rows"),
@@ -74,6 +148,7 @@ def test_labels_are_sorted_as_numbers_or_names(jsonl: Write) -> None:
         (b'{"prompt": "a", "completion": " "}', "row 1: completion is empty"),
         (b'{"prompt": "a", "completion": 7}', "row 1: completion is of type int, not a string"),
         (b'{"prompt": "a", "completion": "b", "refs": "b"}', "row 1: refs must be a list"),
+        (b'{"prompt": "a", "completion": "b", "refs": 5}', "row 1: refs must be a list"),
         (b"[1]", "row 1: a list, where an object"),
         (b'{"question": "a", "answer": "b"}', r"columns question, answer, which fit none .*prompt \+ completion"),
         (b'{"prompt": "a", "completion": "b", "messages": []}', "fit several"),
@@ -95,29 +170,6 @@ def test_bad_rows_are_named(tmp_path: Path, content: bytes, problem: str) -> Non
 def test_many_bad_rows_are_counted(jsonl: Write) -> None:
     with pytest.raises(DataError, match=r"row 1: .*row 5: .*; and 3 more rows"):
         read(jsonl([{"prompt": "a", "completion": ""}] * 8))
-
-
-def test_bad_csv(tmp_path: Path) -> None:
-    path = tmp_path / "rows.csv"
-    path.write_text("prompt,completion\na,b\na,b,c\n")
-    with pytest.raises(DataError, match="row 2: not the 2 fields"):
-        read(path)
-    path.write_text("prompt,completion\na\n")
-    with pytest.raises(DataError, match="row 1: not the 2 fields"):
-        read(path)
-    path.write_text("prompt,prompt\na,b\n")
-    with pytest.raises(DataError, match="names a column twice"):
-        read(path)
-
-
-def test_a_source_that_is_not_there(written: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"there is no file .*; did you mean 'rows\.jsonl'"):
-        read(tmp_path / "row.jsonl")
-    with pytest.raises(DataError, match=r"files must end in \.jsonl, \.csv, \.parquet"):
-        read("./rows.txt")
-    (tmp_path / "bad.parquet").write_bytes(b"no parquet")
-    with pytest.raises(DataError, match="is not a valid Parquet file"):
-        read(tmp_path / "bad.parquet")
 
 
 def test_split_is_disjoint_whole_and_the_same_for_a_seed(jsonl: Write) -> None:

@@ -15,6 +15,20 @@ def flags(**values: object) -> Source:
     return Source(values, write=lambda path: "--" + path)
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "bom.toml"
+    path.write_bytes(b'\xef\xbb\xbfname = "a"\n')
+    assert from_toml(path).values == {"name": "a"}
+
+
+@pytest.mark.parametrize("content", [b"name = ", b"\xff", b"a = " + b"[" * 100_000, b"a = " + b"9" * 5000])
+def test_whatever_a_file_raises_names_it(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_bytes(content)
+    with pytest.raises(RecipeError, match=r"bad\.toml is not valid TOML"):
+        from_toml(path)
+
+
 def test_the_first_place_wins_and_a_table_is_put_together() -> None:
     found = given(flags(name="a", oven={"fan": True}), Source({"title": "b", "loaves": 3, "oven": {"degrees": 200}}))
     assert found.nested() == {"name": "a", "loaves": 3, "oven": {"fan": True, "degrees": 200}}

@@ -24,14 +24,15 @@ def recipe(**choices: Any) -> Recipe:
 
 @pytest.mark.parametrize("schedule", DECAYS)
 @pytest.mark.parametrize(("warmup", "total"), [(0.0, 7), (0.06, 50), (0.5, 9), (0.99, 4), (0.06, 1)])
-def test_the_learning_rates_are_those_of_transformers(schedule: str, warmup: float, total: int) -> None:
+def test_the_learning_rates_are_those_of_transformers_without_the_0(schedule: str, warmup: float, total: int) -> None:
     given = recipe(schedule=schedule, warmup=warmup, max_steps=total)
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    theirs: Any = get_scheduler(THEIRS[schedule], optimizer, -(-total * warmup // 1), total)
+    theirs: Any = get_scheduler(THEIRS[schedule], optimizer, 1 - (-total * warmup // 1), total + 1)
     ours = lr_factor(given, total)
     assert [ours(step) for step in range(total)] == pytest.approx(
-        [theirs.lr_lambdas[0](step) for step in range(total)], abs=1e-9
+        [theirs.lr_lambdas[0](step + 1) for step in range(total)], abs=1e-9
     )
+    assert all(ours(step) > 0 for step in range(total))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from polyvera.data.batching import packed
 from polyvera.errors import DataError
 from polyvera.train.recipe import Recipe
-from polyvera.train.tenants import tenants
+from polyvera.train.tenants import only_tenant, tenants
 
 ROW = {"prompt": "a", "completion": "b"}
 
@@ -48,6 +48,20 @@ def test_bad_rows_of_a_common_file_are_their_tenants_alone(tmp_path: Path) -> No
     assert len(first.tables(recipe).training) == 1
     with pytest.raises(DataError, match=r"\(b\)"):
         second.tables(recipe)
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        (["only"] * 8, "all 8 rows have the label 'only': add another class"),
+        ([f"{i * 0.37:.2f}" for i in range(8)], "8 classes in 8 rows"),
+        (["a", "b", "c", "d", "a", "b", "e"], "5 classes in 7 rows"),
+    ],
+)
+def test_labels_that_make_no_classification_are_refused(tmp_path: Path, labels: list[str], problem: str) -> None:
+    path = lines(tmp_path / "rows.jsonl", [{"text": "a", "label": label} for label in labels])
+    with pytest.raises(DataError, match=rf"rows\.jsonl.*{problem}"):
+        only_tenant(Recipe(model="m", data=path)).tables(Recipe(model="m", data=path))
 
 
 def test_places_without_tenants_are_refused(tmp_path: Path) -> None:

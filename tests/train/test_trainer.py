@@ -46,6 +46,11 @@ def test_every_row_learns_and_leaves_the_base_bare(counting: str, method: str) -
     assert result.adapter.base and result.adapter.scores == result.scores
 
 
+def test_a_run_of_one_step_moves_what_it_trains(counting: str) -> None:
+    one, other = (run(counting, max_steps=1, lr=lr).adapter for lr in (0.02, 1e-12))
+    assert one is not None and other is not None and not torch.allclose(one.flat, other.flat, atol=1e-4)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_adapter_is_what_was_trained(counting: str, method: str) -> None:
     """Loaded into a fresh base, it has the validation loss that the run reports."""

@@ -28,7 +28,7 @@ from polyvera.adapter.targets import find_head
 from polyvera.data.batching import Collator, packed, to_device
 from polyvera.data.packed_rows import PackedRows
 from polyvera.data.tables import Table
-from polyvera.errors import DataError, PolyveraError
+from polyvera.errors import DataError, message_of
 from polyvera.model.config import LABEL, labels_of, pad_token
 from polyvera.model.inference import evaluating
 from polyvera.model.load import Base, load_base, place
@@ -184,8 +184,8 @@ class Fleet:
             tenant = self.waiting.popleft()
             try:
                 self.members.append(self._admitted(tenant, free[0]))
-            except PolyveraError as error:
-                self.journal.record(Outcome(tenant.name, SKIPPED, str(error)))
+            except Exception as error:  # whatever one tenant's rows raise ends no other's training
+                self.journal.record(Outcome(tenant.name, SKIPPED, message_of(error)))
             else:
                 free.pop(0)
 
@@ -322,7 +322,7 @@ def first_table(line: Iterable[Tenant], recipe: Recipe) -> Table | None:
     for tenant in line:
         try:
             return tenant.tables(recipe).training
-        except PolyveraError:
+        except Exception:  # it is told when the tenant's turn comes
             continue
     return None
 
@@ -331,5 +331,5 @@ def _skip_all(line: Iterable[Tenant], recipe: Recipe, journal: Journal) -> None:
     for tenant in line:
         try:
             tenant.tables(recipe)
-        except PolyveraError as error:
-            journal.record(Outcome(tenant.name, SKIPPED, str(error)))
+        except Exception as error:
+            journal.record(Outcome(tenant.name, SKIPPED, message_of(error)))

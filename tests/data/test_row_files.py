@@ -1,0 +1,106 @@
+"""row_files: whatever is wrong with a file, one message names the place."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from polyvera.data.row_files import blaming, check_unicode, read_rows
+from polyvera.errors import DataError
+
+GOOD = b'{"prompt": "a", "completion": "b"}\n'
+DEEP = b"[" * 100_000 + b"]" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b'{"prompt": ' + DEEP + b"}", "RecursionError"),
+        (b'{"prompt": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001, "RecursionError"),
+        (DEEP, "RecursionError"),
+        (b'{"prompt": ' + b"9" * 5000 + b"}", "ValueError"),
+        (b'{"prompt": "a"', "not valid JSON: .* at column"),
+        (b'{"prompt": "\xff"}', "not UTF-8 at byte 12"),
+        (b'{"prompt": "\xed\xa0\xbd"}', "not UTF-8 at byte"),
+        (b"7", "a int, where an object"),
+        (b'{"prompt": "a", "prompt": "c", "completion": "b"}', "names a column twice: 'prompt'"),
+        (b'{"messages": [{"role": "user", "content": "a", "role": "tool"}]}', "names a column twice: 'role'"),
+        (b'{"\\ud83d": "a"}', r"the name '\\ud83d' is not valid Unicode at character 1"),
+    ],
+)
+def test_whatever_a_line_raises_names_its_row(tmp_path: Path, line: bytes, problem: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(GOOD + b"\n" + line + b"\n")
+    with pytest.raises(DataError, match=rf"rows\.jsonl, row 3: {problem}") as caught:
+        list(read_rows(str(path)))
+    str(caught.value).encode()  # can be printed
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_csv_has_any_line_ends_and_long_fields(tmp_path: Path, end: str) -> None:
+    path, long = tmp_path / "rows.csv", "w1 " * 60_000
+    lines = ["prompt,completion", f"{long},b", "", '"two' + end + 'lines",c', ""]
+    path.write_bytes(b"\xef\xbb\xbf" + end.join(lines).encode())
+    assert [(number, row["prompt"]) for number, row in read_rows(str(path))] == [(1, long), (2, f"two{end}lines")]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"prompt,completion\na,b\na,b,c\n", "line 3, row 2: not the 2 fields .* but 3"),
+        (b'prompt,completion\n"a\nb",c\n\nd\n', "line 5, row 2: not the 2 fields .* but 1"),
+        (b"prompt,prompt\na,b\n", "line 1: names a column twice: 'prompt'"),
+        (b'prompt,completion\na,b\nc,"d\ne,f\n', "line 3: not valid CSV: unexpected end of data"),
+        (b'prompt,completion\na,b\rc,"d"e\r', "line 3: not valid CSV"),
+        (b"prompt,completion\na,b\n\xff,c\n", "line 3: not UTF-8 at byte 0"),
+    ],
+)
+def test_bad_csv_is_named_by_its_line(tmp_path: Path, content: bytes, problem: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"rows\.csv, {problem}"):
+        list(read_rows(str(path)))
+
+
+def test_bad_parquet_is_named_by_its_row_and_column(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    texts = pa.Array.from_buffers(pa.string(), 2, pa.array([b"ok", b"\xff"]).buffers())
+    pq.write_table(pa.table({"prompt": ["a", "b"], "completion": texts}), path)
+    with pytest.raises(DataError, match=r"rows\.parquet, row 2, completion: UnicodeDecodeError"):
+        list(read_rows(str(path)))
+    pq.write_table(pa.table([["a"], ["b"]], names=["text", "text"]), path)
+    with pytest.raises(DataError, match=r"rows\.parquet"):
+        list(read_rows(str(path)))
+
+
+def test_a_source_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(GOOD)
+    with pytest.raises(DataError, match=r"there is no file .*; did you mean 'rows\.jsonl'"):
+        list(read_rows(str(tmp_path / "row.jsonl")))
+    with pytest.raises(DataError, match=r"files must end in \.jsonl, \.csv, \.parquet"):
+        list(read_rows("./rows.txt"))
+    (tmp_path / "bad.parquet").write_bytes(b"no parquet")
+    with pytest.raises(DataError, match="is not a valid Parquet file"):
+        list(read_rows(str(tmp_path / "bad.parquet")))
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "loop.jsonl"
+    path.write_bytes(json.dumps({"text": "a"}).encode())
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DataError, match=r"loop\.jsonl cannot be read: PermissionError"):
+        list(read_rows(str(path)))
+
+
+def test_blame_begins_with_the_place() -> None:
+    with pytest.raises(DataError, match=r"^here: KeyError: 'a'$"), blaming("here"):
+        raise KeyError("a")
+    with pytest.raises(DataError, match=r"^here: ours$"), blaming("here"):
+        raise DataError("ours")
+    check_unicode("\U0001f600", "text")
