@@ -70,11 +70,10 @@ def _each(factor: Tensor, rows: Tensor) -> Tensor:
 def _fused_forward(y: Tensor, u: Tensor, v: Vectors, index: Tensor, bias: Tensor | None) -> Tensor:
     flat, rows = u.reshape(-1, u.shape[-1]), index.flatten()
     z = flat if v.d is None else kernels().scale_rows(flat, v.d, rows, u.dtype)
-    gain = None if v.m is None or v.norm is None else v.m / v.norm
     with without_autocast(u):
         w = z @ v.B.t()
     flat_y = y.reshape(-1, y.shape[-1]).contiguous()
-    out: Tensor = kernels().add_rows(flat_y, w, v.b, gain, bias, rows, v.scale[0] / v.scale[1])
+    out: Tensor = kernels().add_rows(flat_y, w, v.b, v.m, v.norm, bias, rows, v.scale[0] / v.scale[1])
     return out.view_as(y)
 
 

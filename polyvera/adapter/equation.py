@@ -81,6 +81,7 @@ def factored_row_norm(parts: NormParts, vectors: Vectors) -> Tensor:
 
 # The kinds of device whose products of one dtype go through the kernels of fused.py; a test adds the CPU.
 FUSED_ON = {"cuda"}
+FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @cache
@@ -94,7 +95,9 @@ def kernels() -> Any:
 
 def is_fused(y: Tensor, u: Tensor, B: Tensor) -> bool:
     """Whether the kernels take these: one dtype, on the device that is current."""
-    if y.device.type not in FUSED_ON or not y.dtype == u.dtype == B.dtype or torch.compiler.is_compiling():
+    if y.device.type not in FUSED_ON or y.dtype not in FUSED_DTYPES or torch.compiler.is_compiling():
+        return False
+    if not y.dtype == u.dtype == B.dtype:
         return False
     return (not y.is_cuda or y.device.index == torch.cuda.current_device()) and kernels() is not None
 

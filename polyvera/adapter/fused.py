@@ -43,7 +43,7 @@ def _scale_kernel(
 
 @triton.jit
 def _epilogue_kernel(
-    y, w, b, gain, bias, index, out, n, width, b_stride, gain_stride, span, scale,
+    y, w, b, m, norm, bias, index, out, n, width, b_stride, m_stride, norm_stride, span, scale,
     HAS_INDEX: tl.constexpr, HAS_B: tl.constexpr, HAS_GAIN: tl.constexpr, HAS_BIAS: tl.constexpr,
     T: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
@@ -61,7 +61,8 @@ def _epilogue_kernel(
         shift = tl.zeros_like(value)
         if HAS_BIAS:
             shift += tl.load(bias + c, mask=c < width, other=0.0).to(tl.float32)[None, :]
-        value = _tile(gain, slot, gain_stride, c, own) * (value - shift + delta) + shift
+        gain = _tile(m, slot, m_stride, c, own) / _tile(norm, slot, norm_stride, c, own)
+        value = gain * (value - shift + delta) + shift
     else:
         value = value + delta
     tl.store(out + at, tl.where(own, value.to(out.dtype.element_ty), plain.to(out.dtype.element_ty)), mask=inside)
@@ -175,17 +176,24 @@ def scale_rows(x: Tensor, stack: Tensor, index: Tensor | None, dtype: torch.dtyp
 
 
 def add_rows(
-    y: Tensor, w: Tensor, b: Tensor | None, gain: Tensor | None, bias: Tensor | None, index: Tensor | None, scale: float
+    y: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    m: Tensor | None,
+    norm: Tensor | None,
+    bias: Tensor | None,
+    index: Tensor | None,
+    scale: float,
 ) -> Tensor:
-    """y + scale b[slot] w, or gain[slot] (y - bias + scale b[slot] w) + bias; y itself for rows of no slot."""
+    """y + scale b[slot] w, or m / norm (y - bias + scale b w) + bias of the slot; y itself for rows of no slot."""
     out = torch.empty_like(y)
     n, width = y.shape
     if n:
         grid = (triton.cdiv(n, TOKENS), triton.cdiv(width, COLUMNS))
         _epilogue_kernel[grid](
-            y, w, b, gain, bias, index, out, n, width,
-            0 if b is None else b.stride(0), 0 if gain is None else gain.stride(0), _spread(n, index), scale,
-            index is not None, b is not None, gain is not None, bias is not None, TOKENS, COLUMNS,
+            y, w, b, m, norm, bias, index, out, n, width,
+            *(0 if t is None else t.stride(0) for t in (b, m, norm)), _spread(n, index), scale,
+            index is not None, b is not None, m is not None, bias is not None, TOKENS, COLUMNS,
         )  # fmt: skip
     return out
 
@@ -198,14 +206,14 @@ def scale_and_sum(
     scaled, span = torch.empty(x.shape, device=x.device, dtype=dtype), _spread(n, index)
     splits = triton.cdiv(span, SPLIT)
     rows = 1 if index is None else index.numel()
-    sums = torch.empty(rows * splits, width, device=x.device)
+    sums = torch.empty(rows * splits, width, device=x.device, dtype=torch.float32)
     blocks = triton.cdiv(width, COLUMNS)
     if n:
         _scale_and_sum_kernel[(rows * splits, blocks)](
             x, other, stack, index, scaled, sums, width, stack.stride(0), span, splits, scale,
             index is not None, TOKENS, SPLIT, COLUMNS,
         )  # fmt: skip
-    total = torch.empty(len(stack), width, device=x.device)
+    total = torch.empty(len(stack), width, device=x.device, dtype=torch.float32)
     count = rows * splits if n else 0
     _slot_sum_kernel[(len(stack), blocks)](sums, index, total, count, splits, width, index is not None, COLUMNS)
     return scaled, total
@@ -225,7 +233,7 @@ def basis_sums(M: Tensor, B: Tensor, b: Tensor | None, d: Tensor | None, scale: 
     """∂b = Σ_rank scale M ⊙ B d, (out,), and ∂d = Σ_out scale M ⊙ b B, (rank,), both fp32; M = gᵀ u (out, rank)."""
     rows, rank = B.shape
     blocks = triton.cdiv(rows, TOKENS)
-    db, sums = torch.empty(rows, device=B.device), torch.empty(blocks, rank, device=B.device)
+    db, sums = (torch.empty(shape, device=B.device, dtype=torch.float32) for shape in ((rows,), (blocks, rank)))
     _basis_sums_kernel[(blocks,)](
         M, B, b, d, db, sums, rows, rank, B.stride(0), scale, b is not None, d is not None, TOKENS, COLUMNS
     )

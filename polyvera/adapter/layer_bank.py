@@ -163,7 +163,10 @@ class LayerBank(nn.Module):
 
     def of_slot(self, slot: int) -> dict[str, Tensor]:
         """The trained factors of one slot, as views."""
-        return {letter: getattr(self, letter)[slot] for letter in self.bank.layout.method.trained}
+        stacks = {letter: getattr(self, letter) for letter in self._trained}
+        if self.bank.num_slots == 1 and slot == 0:  # a view whose gradient is one too
+            return {letter: stack.squeeze(0) for letter, stack in stacks.items()}
+        return {letter: stack[slot] for letter, stack in stacks.items()}
 
     def matrices(self, slot: int) -> dict[str, Tensor]:
         """Every factor of one slot in fp32, frozen ones sliced to this layer, as delta_weight takes them."""

@@ -20,7 +20,7 @@ from polyvera.adapter.spec import AdapterSpec
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if IS_INTERPRETED else "cuda"
 pytest.importorskip("triton")
-runs = pytest.mark.skipif(not (IS_INTERPRETED or torch.cuda.is_available()), reason="needs a CUDA device")
+needs_device = pytest.mark.skipif(not (IS_INTERPRETED or torch.cuda.is_available()), reason="needs a CUDA device")
 # The interpreter cuts a number off where a GPU rounds it to bfloat16, so its error is up to one unit of the last place.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 each_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -86,7 +86,8 @@ def basis(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return draw(size[3] + 2, size[4] + 1, dtype=dtype, seed=5)[: size[3], : size[4]]
 
 
-@runs
+@needs_device
+@pytest.mark.gpu
 @each_dtype
 @each_size
 def test_rows_of_several_slots(fused: None, size: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -111,7 +112,8 @@ def test_rows_of_several_slots(fused: None, size: tuple[int, ...], dtype: torch.
     assert torch.equal(found[0][index < 0], y[index < 0])
 
 
-@runs
+@needs_device
+@pytest.mark.gpu
 @each_dtype
 @each_size
 def test_rows_of_one_slot_in_one_product(fused: None, size: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -130,7 +132,8 @@ def test_rows_of_one_slot_in_one_product(fused: None, size: tuple[int, ...], dty
         assert near(found[1][name], truth[1][name], dtype), name
 
 
-@runs
+@needs_device
+@pytest.mark.gpu
 @each_dtype
 def test_a_gain_and_a_bias_are_applied_by_slot(fused: None, dtype: torch.dtype) -> None:
     size = SIZES[0]
@@ -145,7 +148,8 @@ def test_a_gain_and_a_bias_are_applied_by_slot(fused: None, dtype: torch.dtype) 
     assert near(found, truth, dtype) and torch.equal(found[index < 0], of["y"][index < 0])
 
 
-@runs
+@needs_device
+@pytest.mark.gpu
 def test_two_runs_give_the_same_bits(fused: None) -> None:
     size, index = (2, 150, 8, 17, 20), index_of(2)
     form = lambda y, u, d, b, B: adapt_rows(y, u, Vectors(B, d, b), index)  # noqa: E731
@@ -153,7 +157,8 @@ def test_two_runs_give_the_same_bits(fused: None) -> None:
     assert all(torch.equal(one[1][name], two[1][name]) for name in one[1])
 
 
-@runs
+@needs_device
+@pytest.mark.gpu
 @pytest.mark.parametrize("magnitude", [False, True])
 @pytest.mark.parametrize("name", METHODS)
 def test_a_model_computes_the_same_with_and_without_kernels(
@@ -190,7 +195,8 @@ def test_a_model_computes_the_same_with_and_without_kernels(
             assert (a - b).norm() <= 1e-4 * b.norm(), kind
 
 
-@runs
+@needs_device
+@pytest.mark.gpu
 def test_the_kernels_are_those_that_ran(
     fused: None, monkeypatch: pytest.MonkeyPatch, small_llama, ids, scramble
 ) -> None:
