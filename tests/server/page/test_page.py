@@ -267,7 +267,7 @@ def test_a_model_without_a_template_is_asked_in_plain_text(
 
 def test_an_encoder_has_no_chat(at: Served, page: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     assert page.sees("#ask") and not page.sees("#chat-closed")
-    monkeypatch.delattr(Generator, "submit")
+    monkeypatch.setattr(Generator, "generation", None)
     page.open(at.url)
     page.until(lambda: page.sees("#chat-closed"))
     assert "is an encoder, which answers /v1/embeddings and /v1/classify" in page.text("#chat-closed")
