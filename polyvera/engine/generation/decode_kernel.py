@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -18,14 +16,14 @@ MAX_SPLITS, FULL_PROGRAMS = 16, 264
 LOG2_E = 1.4426950408889634
 
 
-@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+@triton.jit
 def _attend(
-    q: Any, k: Any, v: Any, rows: Any, lo: Any, hi: Any, out: Any, peaks: Any, sums: Any, scale: Any,
-    q_token: Any, q_head: Any, q_at: Any, k_row: Any, k_key: Any, k_head: Any, v_row: Any, v_key: Any, v_head: Any,
+    q, k, v, rows, lo, hi, out, peaks, sums, scale,
+    q_token, q_head, q_at, k_row, k_key, k_head, v_row, v_key, v_head,
     KV_HEADS: tl.constexpr, GROUPS: tl.constexpr, GROUPS_TILE: tl.constexpr, WIDTH: tl.constexpr,
     WIDTH_TILE: tl.constexpr, V_WIDTH: tl.constexpr, V_TILE: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr,
     PRECISION: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """One token, one key head with its group of query heads, one split of the keys that the token sees."""
     program, split = tl.program_id(0), tl.program_id(1)
     token, head = program // KV_HEADS, program % KV_HEADS
@@ -79,10 +77,10 @@ def _attend(
         tl.store(sums + at_split, total, mask=mine)
 
 
-@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+@triton.jit
 def _combine(
-    parts: Any, peaks: Any, sums: Any, out: Any, V_WIDTH: tl.constexpr, V_TILE: tl.constexpr, SPLITS: tl.constexpr
-) -> None:
+    parts, peaks, sums, out, V_WIDTH: tl.constexpr, V_TILE: tl.constexpr, SPLITS: tl.constexpr
+):
     """The splits of one token and head put together; a split that saw no key has the peak -inf and counts nothing."""
     at_head = tl.program_id(0).to(tl.int64)
     split, at = tl.arange(0, SPLITS), tl.arange(0, V_TILE)

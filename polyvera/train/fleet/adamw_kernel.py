@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import sqrt
-from typing import Any
 
 import torch
 import triton
@@ -58,20 +57,20 @@ def _scalars(step: SlotStep, lr: float, weight_decay: float) -> tuple[float, flo
 
 @triton.jit
 def _adamw(
-    flat: Any,
-    grads: Any,
-    exp_avg: Any,
-    exp_avg_sq: Any,
-    rows: Any,
-    scalars: Any,
-    stride: Any,
-    begin: Any,
-    end: Any,
-    num_blocks: Any,
-    weight1: Any,
-    weight2: Any,
+    flat,
+    grads,
+    exp_avg,
+    exp_avg_sq,
+    rows,
+    scalars,
+    stride,
+    begin,
+    end,
+    num_blocks,
+    weight1,
+    weight2,
     BLOCK: tl.constexpr,
-) -> None:
+):
     number, block = tl.program_id(0) // num_blocks, tl.program_id(0) % num_blocks
     own = scalars + 4 * number
     clip, decay, lr, eps = tl.load(own), tl.load(own + 1), tl.load(own + 2), tl.load(own + 3)
