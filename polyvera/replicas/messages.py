@@ -157,7 +157,7 @@ class EncodeDone:
     width: int = 0
     numbers: bytes = b""
     fault: Fault | None = None
-    kind: Literal["encode_done"] = "encoded"
+    kind: Literal["encode_done"] = "encode_done"
 
     def tensor(self) -> Tensor:
         """The numbers, (texts, width)."""
