@@ -3,18 +3,16 @@
 import pytest
 import torch
 
+from polyvera.train.fleet import adamw
+
 triton = pytest.importorskip("triton")
-
-from triton.backends.compiler import GPUTarget
-from triton.runtime.jit import JITFunction
-
-from polyvera.adapter import fused
-from polyvera.engine.generation import decode_kernel
-from polyvera.train.fleet import adamw, adamw_kernel
-
+fused, decode_kernel, adamw_kernel = MODULES = [
+    pytest.importorskip(f"polyvera.{name}")
+    for name in ("adapter.fused", "engine.generation.decode_kernel", "train.fleet.adamw_kernel")
+]
+GPUTarget, JITFunction = triton.backends.compiler.GPUTarget, triton.runtime.jit.JITFunction
 HOPPER = GPUTarget("cuda", 90, 32)
 INLINED = {"_slot", "_tile"}  # into the kernels that call them
-MODULES = (fused, decode_kernel, adamw_kernel)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 
 
