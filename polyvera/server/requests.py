@@ -106,7 +106,7 @@ class GenerationBody(RequestBody):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] = 0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**64 - MAX_CHOICES)] | None = None
     stop: StopTexts = []
     stop_token_ids: StopTokenIds = []
     min_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
@@ -193,7 +193,7 @@ class TextPart(RequestBody):
 
 
 def _content_arm(value: Any) -> str | None:
-    return {str: "~text", list: "~parts"}.get(type(value))
+    return "~text" if isinstance(value, str) else "~parts" if isinstance(value, list) else None
 
 
 Content = Annotated[
