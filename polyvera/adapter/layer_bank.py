@@ -249,7 +249,9 @@ class LayerBank(nn.Module):
 
     def _input(self, x: Tensor, A: Tensor) -> Tensor:
         dropout = self.bank.dropout if self.training else 0.0
-        return project_input(x, A, dropout) if self.bank.basis is None else self.shared.project(x, A, dropout)
+        if self.bank.basis is None:
+            return project_input(x, A, dropout)
+        return self.shared.project(x, A, dropout, self.site.name)
 
     def _product_dtype(self, x: Tensor) -> torch.dtype:
         """Of A, B and their products: autocast's, else the bank's choice, else a low input's, save on a CPU."""
