@@ -230,11 +230,15 @@ def scaled_basis(B: Tensor, b: Tensor | None, d: Tensor | None, scale: float) ->
 
 
 def basis_sums(M: Tensor, B: Tensor, b: Tensor | None, d: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """∂b = Σ_rank scale M ⊙ B d, (out,), and ∂d = Σ_out scale M ⊙ b B, (rank,), both fp32; M = gᵀ u (out, rank)."""
+    """∂b = Σ_rank scale M ⊙ B d and ∂d = Σ_out scale M ⊙ b B, both fp32; M = gᵀ u (out, rank).
+
+    b (out,), d (rank,), or both with a leading axis of 1, as their gradients then have, too.
+    """
     rows, rank = B.shape
     blocks = triton.cdiv(rows, TOKENS)
-    db, sums = (torch.empty(shape, device=B.device, dtype=torch.float32) for shape in ((rows,), (blocks, rank)))
+    db = torch.empty((rows,) if b is None else b.shape, device=B.device, dtype=torch.float32)
+    sums = torch.empty(blocks, rank, device=B.device, dtype=torch.float32)
     _basis_sums_kernel[(blocks,)](
         M, B, b, d, db, sums, rows, rank, B.stride(0), scale, b is not None, d is not None, TOKENS, COLUMNS
     )
-    return db, sums.sum(0)
+    return db, sums.sum(0, keepdim=d is not None and d.dim() == 2)

@@ -18,12 +18,15 @@ from polyvera.adapter.slot_table import SlotTable, table_of
 from polyvera.errors import SlotError
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _used(banks: Iterable[nn.Module], table: SlotTable) -> list[tuple[Any, Pick]]:
-    """The banks' shares that rows of this batch use. A compiler takes the answer and does not look inside."""
+    """The banks' shares that rows of this batch use."""
     chosen = current_route(table)
     picks = [(share, chosen.pick(share.bank, table)) for share in banks]  # type: ignore[arg-type]
     return [(share, pick) for share, pick in picks if pick is not None]
+
+
+# A compiler takes the answer and does not look inside.
+_used_by_head = torch.compiler.disable(_used)
 
 
 # What a compiler can't follow, the route and the norms that were counted, is one opaque operation each: it asks at run
@@ -103,7 +106,7 @@ class AdaptedHead(nn.Module):
         """x (rows, ...) -> the head's output, each row through its own slot's head."""
         if current_route(self.table).is_on_device:
             raise SlotError("a task head is kept whole for each slot, and Route.on_device() cannot route it")
-        used = _used(self.banks, self.table)
+        used = _used_by_head(self.banks, self.table)
         if len(used) == 1 and used[0][1].slot is not None:
             return used[0][0].of_slot(used[0][1].slot, self.base, x)  # type: ignore[no-any-return]
         y: Tensor = self.base(x, *args, **kwargs)
