@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from polyvera.adapter.bank_state import BankState
 from polyvera.adapter.route import Pick, current_route
+from polyvera.adapter.side_stream import forked, join
 from polyvera.adapter.slot_table import SlotTable, table_of
 from polyvera.errors import SlotError
 
@@ -66,15 +67,23 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x (rows, ..., in) -> (rows, ..., out) in the base's dtype."""
-        y: Tensor = self.base(x, *args, **kwargs)
         if torch.compiler.is_compiling():
-            share: Any
-            for share in self.banks:
-                index = torch.ops.polyvera.local_slots(x.detach(), self.table.number, share.bank.position)
-                y = share.by_index(x, y, index)
-            return y
-        for layer_bank, pick in _used(self.banks, self.table):
+            return self._compiled(x, self.base(x, *args, **kwargs))
+        used = _used(self.banks, self.table)
+        with forked() as is_beside:
+            for layer_bank, _ in used if is_beside else ():
+                layer_bank.prepare(x)
+        y: Tensor = self.base(x, *args, **kwargs)
+        join()
+        for layer_bank, pick in used:
             y = layer_bank(x, y, pick)
+        return y
+
+    def _compiled(self, x: Tensor, y: Tensor) -> Tensor:
+        share: Any
+        for share in self.banks:
+            index = torch.ops.polyvera.local_slots(x.detach(), self.table.number, share.bank.position)
+            y = share.by_index(x, y, index)
         return y
 
     @property

@@ -253,6 +253,12 @@ class LayerBank(nn.Module):
     def _dropped(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.bank.dropout) if self.training and self.bank.dropout else x
 
+    def prepare(self, x: Tensor) -> None:
+        """Computes A x, where all rows have one A, before the base layer's output is there."""
+        if self.bank.basis is not None:
+            A, _ = self._pair(x.device, self._product_dtype(x))
+            self.shared.prepare(x, A, self.bank.dropout if self.training else 0.0)
+
     def _input(self, x: Tensor, A: Tensor) -> Tensor:
         dropout = self.bank.dropout if self.training else 0.0
         if self.bank.basis is None:

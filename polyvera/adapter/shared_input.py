@@ -38,6 +38,11 @@ class SharedInput:
         self._kept, self._takers = (weakref.ref(x, self._forget), state, u), {taker}
         return u
 
+    def prepare(self, x: Tensor, A: Tensor, dropout: float) -> None:
+        """Computes what project() gives to the first taker, before the takers come."""
+        if self._kept is None or self._kept[0]() is not x:
+            self.project(x, A, dropout, "")
+
     def _forget(self, ref: weakref.ref[Tensor]) -> None:
         if self._kept is not None and self._kept[0] is ref:
             self._kept = None
