@@ -34,6 +34,7 @@ from polyvera.model.config import (
 from polyvera.model.inference import evaluating
 from polyvera.model.layer_gradients import unreached
 from polyvera.model.load import Base, load_base
+from polyvera.model.rms_norm import fused_norms
 from polyvera.train.recipe import Recipe
 from polyvera.train.tenants import Tables, only_tenant
 
@@ -100,11 +101,12 @@ def adapted(recipe: Recipe, base: Base, num_slots: int = 1) -> Iterator[Bank | N
     config = text_config(model.config)
     use_cache = getattr(config, "use_cache", None)  # encoders have none
     try:
-        if spec is None:
-            model.requires_grad_(True)
-            yield None
-        else:
-            yield inject(model, spec, num_slots)
+        with fused_norms(model):
+            if spec is None:
+                model.requires_grad_(True)
+                yield None
+            else:
+                yield inject(model, spec, num_slots)
     finally:
         eject(model)
         if use_cache is not None:
