@@ -51,7 +51,12 @@ MAX_CONFIG_BYTES = 2**24
 # The classes of transformers that load each kind; the first that knows a family is taken.
 KINDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        CAUSAL_LM: ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"),
+        CAUSAL_LM: (
+            "AutoModelForCausalLM",
+            "AutoModelForImageTextToText",
+            "AutoModelForMultimodalLM",
+            "AutoModelForSeq2SeqLM",
+        ),
         CLASSIFICATION: ("AutoModelForSequenceClassification",),
         ENCODER: ("AutoModel",),
         OTHER: (),
