@@ -43,6 +43,7 @@ METHODS = ("vera", "lora", "dvora")
 TARGETS = ("default", "all-linear")
 EQUAL = "equal"
 TOLERANCE = 1e-3
+ENDS = [1]  # the tokenizer's, which the engine counts beside the model's
 
 
 class DifferentError(Exception):
@@ -244,7 +245,8 @@ def peft(family: Family, method: str, targets: str) -> None:
 def serves(family: Family, method: str, targets: str) -> None:
     """Two rows of very different length side by side, the base's and the adapter's."""
     if not family.verbs:
-        engine_for(load_base(str(family.base), task="auto")).start()
+        with engine_for(load_base(str(family.base), task="auto")):
+            pass
     base = family.load()
     adapter = family.strong(method, targets)
     registry = Registry(family.folder / "served")
@@ -275,7 +277,7 @@ def _generated(model: Any, row: list[int], adapter: Adapter | None) -> list[int]
         load(model, adapter)
     try:
         ids = torch.tensor([row])
-        given = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+        given = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "eos_token_id": ENDS}
         with torch.inference_mode():
             return model.generate(ids, attention_mask=torch.ones_like(ids), **given)[0, len(row) :].tolist()
     finally:
