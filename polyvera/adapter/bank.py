@@ -92,7 +92,7 @@ class Bank:
         return self.version if self.trainable else self._written.get(index, 0)
 
     def spec_of(self, index: int) -> AdapterSpec:
-        """The spec of the adapter in a slot, by the bank's own index. Raises LayoutError where nobody has said it."""
+        """The spec of the adapter in a slot, by the bank's own index. Raises LayoutError if it is not known."""
         spec = self.spec or self._specs.get(index)
         if spec is None:
             raise LayoutError(f"slot {self.slots[index]} holds numbers, but no adapter was put into it")

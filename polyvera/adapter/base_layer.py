@@ -10,7 +10,7 @@ from polyvera.errors import LayoutError
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is one weight (in) -> (out): nn.Linear, its quantized kin, transformers' Conv1D."""
+    """Whether a module is one weight (in) -> (out): nn.Linear, its quantized subclasses, transformers' Conv1D."""
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 

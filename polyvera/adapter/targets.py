@@ -90,7 +90,7 @@ def _fully(model: nn.Module, layers: dict[str, nn.Module], expression: str) -> s
     try:
         pattern = re.compile(expression)
     except re.error as error:
-        raise TargetError(f"targets={expression!r} is no regular expression: {error}") from error
+        raise TargetError(f"targets={expression!r} is not a valid regular expression: {error}") from error
     found = {n for n in layers if pattern.fullmatch(n)}
     if not found:
         raise TargetError(f"targets={expression!r} fully matches none of {_counted(model, layers)}")

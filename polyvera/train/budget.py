@@ -78,7 +78,7 @@ class Importance:
     spread: Tensor
 
     def update(self, weight: Tensor, grad: Tensor, beta1: float, beta2: float) -> None:
-        """Takes in one step's |w ∂L/∂w|."""
+        """Takes in one step's |w ∂L/∂w| and its uncertainty, smoothed by beta1 and beta2 (Zhang 2023, section 3.2)."""
         now = (weight * grad).abs()
         self.mean = beta1 * self.mean + (1 - beta1) * now
         self.spread = beta2 * self.spread + (1 - beta2) * (now - self.mean).abs()

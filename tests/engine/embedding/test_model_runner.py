@@ -128,7 +128,7 @@ def test_the_engine_is_chosen_by_the_model(llama: Any) -> None:
     bert = make_bert()
     assert type(engine_for(Base(bert, TOKENIZER))) is Embedder
     assert type(engine_for(Base(llama, TOKENIZER))).__name__ == "Generator"
-    with pytest.raises(ServeError, match="writes text: a Generator serves it"):
+    with pytest.raises(ServeError, match="generates text: a Generator serves it"):
         Embedder(llama, TOKENIZER).start()
     with pytest.raises(ServeError, match=r"eject\(model\) first"):
         held = make_bert()
