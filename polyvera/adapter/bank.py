@@ -28,6 +28,8 @@ class Bank:
     slots: their numbers, which are counted over the whole model; 0 is the base model.
     flat: (num_slots, layout.num_params), one row a slot; every layer's factors are views of it.
     spec: what the bank was injected with, None for one that takes trained adapters, each with a spec of its own.
+
+    inject() and load() make banks. Raises SlotError for num_slots < 1.
     """
 
     def __init__(

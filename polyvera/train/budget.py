@@ -26,7 +26,8 @@ AXIS = {"A": 1, "B": 0}  # the axis of a matrix over which a triplet's share of 
 class Schedule:
     """b(t), the number of triplets kept at optimizer step t, counted from 0, of `total` steps.
 
-    start until `warmup`, then cubic down to `end`, which holds for the last `final` steps.
+    start until `warmup`, then cubic down to `end`, which holds for the last `final` steps; a pruning every `interval`
+    steps (AdaLoRA, Zhang 2023, section 3.3). Raises RecipeError for a run too short for it.
     """
 
     start: int

@@ -32,7 +32,7 @@ class TenantRows:
 
 @dataclass(frozen=True)
 class Tables:
-    """One tenant's examples: to train on, to watch, to score at the end."""
+    """One tenant's examples: training to learn from, validation to watch, test to score at the end."""
 
     training: Table
     validation: Table | None

@@ -132,7 +132,7 @@ def test_a_model_that_is_held_cannot_be_called_or_held_again(
     llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, solo: Solo
 ) -> None:
     with Generator(llama, tokenizer) as engine:
-        with pytest.raises(ServeError, match="belongs to another engine"):
+        with pytest.raises(ServeError, match="belongs to a running engine"):
             llama(torch.arange(3, 9)[None])
         with pytest.raises(ServeError, match="belongs to another engine"):
             Generator(llama, tokenizer).start()
