@@ -18,7 +18,7 @@ from polyvera.adapter.layer import AdaptedHead, AdaptedLinear
 from polyvera.adapter.layout import Layout, Shape, layout_of
 from polyvera.adapter.slot_table import SlotTable
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.adapter.targets import find_sites, linear_layers
+from polyvera.adapter.targets import find_sites, head_of, linear_layers
 from polyvera.errors import LayoutError, SlotError, SpecError, TargetError, did_you_mean
 
 
@@ -178,7 +178,7 @@ def head_tensors(model: nn.Module, head: Collection[str]) -> dict[str, Tensor]:
     """The tensors of the named head modules by full name. Raises TargetError for one that is not at the top level."""
     found: dict[str, Tensor] = {}
     for name in head:
-        if "." in name:
+        if "." in name and head_of(model, f"{name}.") != name:
             top = ", ".join(n for n, _ in model.named_children())
             raise TargetError(
                 f"head={name!r} is inside another module; a head is one of {type(model).__name__}'s: {top}"
@@ -246,9 +246,9 @@ def _check_head(model: nn.Module, key: str, shape: Shape, classes: int | None) -
 
 
 def _head_name(model: nn.Module, key: str) -> str:
-    for name, _ in model.named_children():
-        if key.startswith(name + "."):
-            return name
+    name = head_of(model, key) or key.partition(".")[0]
+    if any(name.partition(".")[0] == child for child, _ in model.named_children()):
+        return name
     raise LayoutError(f"the adapter has a head tensor {key!r}, and {type(model).__name__} no such module")
 
 

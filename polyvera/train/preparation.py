@@ -4,29 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
-from polyvera.adapter.inject import banks_of, eject, inject
-from polyvera.adapter.route import checkpoint_context
-from polyvera.adapter.targets import find_head
+from polyvera.adapter.inject import banks_of, eject, inject, load
+from polyvera.adapter.route import checkpoint_context, route
+from polyvera.adapter.spec import AdapterSpec
+from polyvera.adapter.targets import ALL_LINEAR, DEFAULT, find_sites
+from polyvera.data.batching import Collator
 from polyvera.data.encoding import Encoded, encode
 from polyvera.data.tables import Table
-from polyvera.errors import RecipeError
+from polyvera.errors import PolyveraError, RecipeError, TargetError
 from polyvera.evaluate.evaluate import measured
 from polyvera.model.config import (
     LABEL,
+    LM,
     are_placeholders,
     context_length,
     labels_of,
+    pad_token,
     set_labels,
     text_config,
     vocabulary_size,
 )
-from polyvera.model.load import AUTO_DTYPE, Base
+from polyvera.model.inference import evaluating
+from polyvera.model.layer_gradients import unreached
+from polyvera.model.load import AUTO_DTYPE, Base, load_base
+from polyvera.model.rms_norm import fused_norms
 from polyvera.store.opened import opened
 from polyvera.store.registry import Registry
 from polyvera.train.recipe import Recipe
@@ -126,14 +135,16 @@ def adapted(recipe: Recipe, base: Base, num_slots: int = 1) -> Iterator[Bank | N
     if recipe.gradient_checkpointing:
         options = {"use_reentrant": False, "context_fn": checkpoint_context}
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    spec = None if recipe.full else spec_for(recipe, base)
     config = text_config(model.config)
     use_cache = getattr(config, "use_cache", None)  # encoders have none
     try:
-        if recipe.full:
-            model.requires_grad_(True)
-            yield None
-        else:
-            yield inject(model, recipe.spec(find_head(model)), num_slots)
+        with fused_norms(model):
+            if spec is None:
+                model.requires_grad_(True)
+                yield None
+            else:
+                yield inject(model, spec, num_slots)
     finally:
         eject(model)
         if use_cache is not None:
@@ -141,3 +152,38 @@ def adapted(recipe: Recipe, base: Base, num_slots: int = 1) -> Iterator[Bank | N
         model.eval()
         if recipe.gradient_checkpointing:
             model.gradient_checkpointing_disable()
+
+
+def spec_for(recipe: Recipe, base: Base) -> AdapterSpec:
+    """The adapter that the recipe asks for on this base, without the layers that its answers do not depend on.
+
+    Raises TargetError for such a layer that the recipe names, RecipeError for a model that reads no rows of tokens.
+    """
+    spec = recipe.spec(base.head)
+    dead = unreached(base.model, tuple(find_sites(base.model, spec)))
+    if dead and spec.targets not in (ALL_LINEAR, DEFAULT):
+        raise TargetError(
+            f"targets={spec.targets!r}: {dead[0]} would never be trained, since no answer of "
+            f"{type(base.model).__name__} depends on it; leave it out with exclude"
+        )
+    return replace(spec, exclude=(*spec.exclude, *dead))
+
+
+def check_loads(recipe: Recipe, base: Base, adapter: Adapter, rows: Encoded, slot: int) -> None:
+    """Raises RecipeError where the adapter answers otherwise in a base that is loaded once more.
+
+    base: with the adapter in that slot.
+    """
+    again = load_base(recipe.model, task=LABEL if adapter.labels else LM, dtype=recipe.dtype, labels=adapter.labels)
+    batch = Collator(pad_token(base.model, base.tokenizer))(rows.rows[:2])
+    batch.pop("labels")
+    try:
+        [own] = load(again.model, adapter)
+    except PolyveraError as error:
+        raise RecipeError(f"the adapter does not fit {recipe.model} when that is loaded anew: {error}") from error
+    with evaluating(base.model), route(slot):
+        expected = base.model(**{k: t.to(base.model.device) for k, t in batch.items()}).logits.cpu()
+    with evaluating(again.model), route(own):
+        found = again.model(**batch).logits
+    if not torch.allclose(found.float(), expected.float(), rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
+        raise RecipeError(f"{recipe.model} answers otherwise with this adapter when it is loaded anew: not published")

@@ -12,14 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
 from polyvera.adapter.inject import extract
 from polyvera.adapter.route import route
 from polyvera.adapter.slot_table import BASE_SLOT
-from polyvera.adapter.targets import find_head
 from polyvera.data.encoding import Encoded
 from polyvera.errors import RecipeError
 from polyvera.evaluate.evaluate import evaluate
@@ -33,6 +30,7 @@ from polyvera.train.preparation import (
     adapted,
     check_base,
     check_head_lr,
+    check_loads,
     check_start,
     class_names,
     encode_tables,
@@ -134,7 +132,7 @@ def _trained(
         bank = stack.enter_context(adapted(recipe, base))
         if start is not None and bank is not None:
             bank.put(bank.first, start)
-        heads = _head_names(recipe, model, bank)
+        heads = _head_names(recipe, base, bank)
         trainer = AdapterTrainer(recipe, model, bank, rows, held_out, args, pad_token(model, base.tokenizer), heads)
         best, allocator = _watched(trainer, folder, progress, callbacks)
         at = _begin(folder, recipe, rows, resume)
@@ -146,6 +144,8 @@ def _trained(
         if tables.test is not None:
             scores |= evaluate(base.model, base.tokenizer, tables.test, slot).scores
         adapter = _adapter(recipe, trainer, allocator, scores, tables.training.labels)
+        if adapter is not None and base.untrained:
+            check_loads(recipe, base, adapter, rows, slot)
         return TrainResult(
             adapter=adapter,
             base=base,
@@ -189,9 +189,10 @@ def _begin(folder: Path, recipe: Recipe, rows: Encoded, resume: bool) -> Path | 
     return checkpoint.begin(folder, recipe, rows, resume=resume)
 
 
-def _head_names(recipe: Recipe, model: nn.Module, bank: Bank | None) -> set[str]:
+def _head_names(recipe: Recipe, base: Base, bank: Bank | None) -> set[str]:
     """The parameters that take the head's learning rate. Raises RecipeError where there is a head_lr and no head."""
-    heads = [model.get_submodule(n) for n in find_head(model)] if bank is None else list(bank.heads.values())
+    model = base.model
+    heads = [model.get_submodule(n) for n in base.head] if bank is None else list(bank.heads.values())
     owned = {id(p) for head in heads for p in head.parameters()}
     check_head_lr(recipe, model, has_head=bool(owned))
     return {name for name, p in model.named_parameters() if id(p) in owned}

@@ -234,7 +234,10 @@ def _targets(adapter: Adapter) -> list[str]:
 
 
 def _heads(adapter: Adapter) -> list[str]:
-    return sorted({key.partition(".")[0] for key, _ in adapter.layout.head})
+    """The spec's own heads, and the top module of a tensor that is in none of them."""
+    own = adapter.spec.head
+    keys = [key for key, _ in adapter.layout.head]
+    return sorted({next((h for h in own if key.startswith(f"{h}.")), key.partition(".")[0]) for key in keys})
 
 
 def _task_type(adapter: Adapter, given: str | None) -> str | None:

@@ -24,7 +24,6 @@ from polyvera.adapter.fingerprint import fingerprint
 from polyvera.adapter.inject import extract, head_tensors
 from polyvera.adapter.pinned_memory import to_device
 from polyvera.adapter.route import route
-from polyvera.adapter.targets import find_head
 from polyvera.data.batching import Collator, packed
 from polyvera.data.packed_rows import PackedRows
 from polyvera.errors import DataError, message_of
@@ -100,7 +99,8 @@ class Fleet:
     def __post_init__(self) -> None:
         self.optimizer = SlotAdamW(self.bank, self.recipe)
         self.collate = Collator(pad_token(self.base.model, self.base.tokenizer))
-        self.spec = self.recipe.spec(find_head(self.base.model))
+        assert self.bank.spec is not None
+        self.spec = self.bank.spec
         self.head = head_tensors(self.base.model, self.spec.head)
         check_head_lr(self.recipe, self.base.model, has_head=bool(self.head))
         self.fingerprint = fingerprint(self.base.model)
