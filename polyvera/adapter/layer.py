@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from polyvera.adapter.bank_state import BankState
 from polyvera.adapter.route import Pick, current_route
-from polyvera.adapter.side_stream import forked, join
+from polyvera.adapter.side_stream import fork, join
 from polyvera.adapter.slot_table import SlotTable, table_of
 from polyvera.errors import SlotError
 
@@ -70,9 +70,11 @@ class AdaptedLinear(nn.Module):
         if torch.compiler.is_compiling():
             return self._compiled(x, self.base(x, *args, **kwargs))
         used = _used(self.banks, self.table)
-        with forked() as is_beside:
-            for layer_bank, _ in used if is_beside else ():
-                layer_bank.prepare(x)
+        beside = fork()
+        if beside is not None:
+            with beside:
+                for layer_bank, _ in used:
+                    layer_bank.prepare(x)
         y: Tensor = self.base(x, *args, **kwargs)
         join()
         for layer_bank, pick in used:
