@@ -114,7 +114,7 @@ class AdaptedHead(nn.Module):
         self.table = table
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """x (rows, ...) -> the head's output, each row through its own slot's head."""
+        """x (rows, ...) -> the head's output, each row by its slot's head. Raises SlotError for a device route."""
         if current_route(self.table).is_on_device:
             raise SlotError("a task head is kept whole for each slot, and Route.on_device() cannot route it")
         used = _used_by_head(self.banks, self.table)

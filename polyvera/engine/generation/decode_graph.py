@@ -15,8 +15,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from polyvera.adapter.pinned_memory import staged
 from polyvera.adapter.side_stream import side_stream
-from polyvera.engine.generation.pinned_memory import staged
 from polyvera.engine.generation.sampler import Scores
 
 log = logging.getLogger(__name__)

@@ -80,7 +80,7 @@ def export_peft(
 
 
 def factors_of(adapter: Adapter, site: Site, basis: Basis | None) -> Tensors:
-    """Every factor of one layer by its letter: the trained ones, the shared ones sliced, the drawn ones drawn."""
+    """Every factor of an adapter in one layer by its letter: the trained, those cut from the basis, the drawn."""
     own = {k: adapter.tensors[f"{site.name}.{k}"] for k in adapter.layout.method.trained}
     if basis is not None:
         return {**own, "A": basis.A[:, : site.in_features], "B": basis.B[: site.out_features]}
