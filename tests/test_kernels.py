@@ -65,6 +65,8 @@ def adapter_kernels(dtype: torch.dtype) -> None:
         fused.add_rows(y, w, b, None, None, None, rows, 1.0)
         fused.add_rows(y, w, None, None, None, None, rows, 1.0)
         fused.add_rows(y, w, b, m, norm, w[0], rows, 1.0)
+        fused.expand_rows(y, x, B, d, b, rows, 1.0)
+        fused.expand_rows(y[:20], x[:20], B, None, None, rows, 1.0)
     fused.scaled_basis(B, b[0], d[0], 1.0)
     fused.basis_sums(B, B, b[0], d[0], 1.0)
 

@@ -145,7 +145,7 @@ def method_named(name: str) -> Method:
 
 
 def factor_shape(letter: str, rank: int, in_features: int, out_features: int) -> tuple[int, ...]:
-    """The shape of one letter in one layer."""
+    """The shape of one letter in one layer: A (rank, in), d (rank,), B (out, rank), b and m (out,)."""
     shapes: dict[str, tuple[int, ...]] = {
         "A": (rank, in_features),
         "B": (out_features, rank),

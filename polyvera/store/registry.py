@@ -58,9 +58,12 @@ DamagedFiles = list[DamagedFile]
 
 
 class Registry:
-    """Adapters in a folder, or at any fsspec URL (options are the file system's). Any number of threads and processes.
+    """Adapters by name and version, in a folder or at a URL. Any number of threads and processes may use it.
 
-    Nothing is created until the first put(). Raises StoreError for a URL that cannot be opened.
+    root: a folder, or a URL of fsspec such as s3://bucket/adapters; created by the first put().
+    options: of the file system at that URL, as fsspec takes them.
+
+    Raises StoreError for a URL that cannot be opened.
     """
 
     def __init__(self, url: str | Path, **options: Any) -> None:
@@ -69,9 +72,12 @@ class Registry:
         self._stored = StoredVersions(self.url, self.files)
 
     def put(self, name: str, adapter: Adapter, *, alias: str | None = None, dtype: str = "float32") -> AdapterRef:
-        """Publishes an adapter as the next version of a name, and points the alias at it; returns when it is durable.
+        """Publishes an adapter as the next version of a name; returns its reference once it is durable.
 
-        Raises ReferenceNameError, FormatError for an adapter with NaN or infinity, StoreError.
+        name: such as 'team/task'. alias: is pointed at the new version. dtype: of the stored numbers: 'float32',
+        'bfloat16' or 'int8'.
+
+        Raises ReferenceNameError, FormatError for an adapter with NaN or inf, StoreError if it cannot be written.
         """
         check_name(name)
         if alias is not None:
@@ -89,7 +95,10 @@ class Registry:
         return AdapterRef(name, version, self.files.location(path), len(data), read_header(data).own.digest)
 
     def get(self, which: Which) -> Adapter:
-        """An adapter, every byte of its file checked. Raises NotFoundError, FormatError."""
+        """An adapter, after a check of every byte of its file.
+
+        which: 'name' (the latest), 'name@3', 'name@alias', or an AdapterRef. Raises NotFoundError, FormatError.
+        """
         return self._stored.read(self._ref(which))
 
     def get_all(self, which: Iterable[Which]) -> Adapters:
@@ -173,7 +182,7 @@ class Registry:
                 put()
 
     def alias(self, name: str, alias: str, version: int) -> AdapterRef:
-        """Points an alias at a version, in one step. Raises NotFoundError, ReferenceNameError."""
+        """Points an alias at a version, atomically. Raises NotFoundError, ReferenceNameError."""
         check_alias(alias)
         self._stored.exact(check_name(name), check_version(version))
         with self.files.lock(name):
@@ -231,7 +240,7 @@ class Registry:
         reference = parse_reference(which)
         if reference.version is None:
             raise StoreError(f"{which!r} names no version; say which one to remove, such as '{reference.name}@3'")
-        return self._stored.exact(reference.name, reference.version)
+        return AdapterRef(reference.name, reference.version, "", 0)
 
     def _point(self, name: str, alias: str, version: int) -> None:
         """Points an alias at a version that was published a moment ago, or takes that back."""
