@@ -50,7 +50,7 @@ def load(
     model: nn.Module,
     adapters: Adapter | Sequence[Adapter],
     *,
-    names: str | Sequence[str] | None = None,
+    names: str | Sequence[str | None] | None = None,
     check_base: bool = True,
 ) -> list[int]:
     """Brings trained adapters into the model for inference; returns the slot of each.
@@ -58,7 +58,8 @@ def load(
     model: changed in place; eject() gives it back. Adapters of one layout share a bank in it; different methods, ranks,
         targets and bases live side by side.
     adapters: one, or N of them.
-    names: one for each, by which route("name") finds its slot; one that is there already goes to the new adapter.
+    names: one for each (None for none), by which route("name") finds its slot; one that is there already goes to the
+        new adapter.
     check_base: refuse an adapter that was trained on another base model.
 
     Raises FingerprintError for an adapter of another base model, LayoutError where layers don't fit, BasisError, and
@@ -77,7 +78,7 @@ def load(
     return slots
 
 
-def _names(names: str | Sequence[str] | None, num: int) -> list[str | None]:
+def _names(names: str | Sequence[str | None] | None, num: int) -> list[str | None]:
     """A name or None for each adapter. Raises SlotError for another number of names, or one that stands twice."""
     several: list[str | None] = [None] * num if names is None else [names] if isinstance(names, str) else [*names]
     if len(several) != num:
@@ -175,7 +176,7 @@ def slot_table(model: nn.Module) -> SlotTable:
 
 
 def head_tensors(model: nn.Module, head: Collection[str]) -> dict[str, Tensor]:
-    """The tensors of the named head modules by full name. Raises TargetError for what is no module of the top level."""
+    """The tensors of the named head modules by full name. Raises TargetError for one that is not at the top level."""
     found: dict[str, Tensor] = {}
     for name in head:
         if "." in name and head_of(model, f"{name}.") != name:
@@ -188,7 +189,7 @@ def head_tensors(model: nn.Module, head: Collection[str]) -> dict[str, Tensor]:
         except AttributeError:
             names = [n for n, _ in model.named_modules() if n]
             raise TargetError(
-                f"head={name!r} is no module of {type(model).__name__}{did_you_mean(name, names)}"
+                f"head={name!r} is not a module of {type(model).__name__}{did_you_mean(name, names)}"
             ) from None
         module = module.base if isinstance(module, AdaptedHead) else module
         found.update({f"{name}.{k}": p for k, p in module.named_parameters()})
@@ -249,7 +250,7 @@ def _head_name(model: nn.Module, key: str) -> str:
     name = head_of(model, key) or key.partition(".")[0]
     if any(name.partition(".")[0] == child for child, _ in model.named_children()):
         return name
-    raise LayoutError(f"the adapter has a head tensor {key!r}, and {type(model).__name__} no such module")
+    raise LayoutError(f"the adapter has a head tensor {key!r}, and {type(model).__name__} has no such module")
 
 
 def _wrap(model: nn.Module, name: str, kind: type[nn.Module], table: SlotTable, share: nn.Module) -> None:

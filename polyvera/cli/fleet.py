@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,8 @@ from polyvera.train.recipe import Recipe
 
 if TYPE_CHECKING:
     from polyvera.evaluate.fleet_scores import TenantScores
-    from polyvera.store.registry import Registry
-    from polyvera.train.fleet.fleet import Fleet, FleetResult
+    from polyvera.train.fleet.fleet import Fleet
+    from polyvera.train.fleet.one_process import FleetResult
     from polyvera.train.tenants import Tenant
 
 INCOMPLETE = 3  # exit status: the others are published, and a tenant was skipped or quarantined
@@ -34,35 +35,34 @@ def run(recipe: Recipe, *, resume: bool, dry_run: bool, out: Console) -> None:
 
     Ends in exit status INCOMPLETE where a tenant was left out.
     """
-    from polyvera.store.registry import Registry
     from polyvera.train.fleet.journal import FINISHED
     from polyvera.train.tenants import tenants
 
-    registry = Registry(recipe.store)
     everyone = tenants(recipe)
     print_cost(recipe, out, everyone)
     if dry_run:
         return
-    result = _trained(recipe, everyone, registry, resume)
+    result = _trained(recipe, everyone, resume)
     _report(result, recipe.store, out)
-    if recipe.test is not None:
-        _score_after(recipe, everyone, result, registry, out)
+    if result.scores:
+        show(result.scores, None if recipe.output is None else Path(recipe.output).expanduser(), out)
     if any(outcome.status != FINISHED for outcome in result.outcomes):
         raise typer.Exit(INCOMPLETE)
 
 
-def _trained(recipe: Recipe, everyone: Sequence[Tenant], registry: Registry, resume: bool) -> FleetResult:
-    from polyvera.train.fleet.fleet import train_fleet
-    from polyvera.train.fleet.ray_workers import train_on_workers
-    from polyvera.train.warm_start import warm_start
+def _trained(recipe: Recipe, everyone: Sequence[Tenant], resume: bool) -> FleetResult:
+    from polyvera.store.registry import Registry
+    from polyvera.train.fleet.train_fleet import train_fleet
 
-    prefix = "" if recipe.name is None else f"{recipe.name}/"
-    asked: dict[str, Any] = {"everyone": everyone, "prefix": prefix, "stored": recipe.stored, "resume": resume}
-    if recipe.workers is not None:
-        return train_on_workers(recipe, store=recipe.store, num_workers=recipe.workers, **asked)
-    start = warm_start(recipe, registry)
     with _progress(len(everyone)) as shown:
-        return train_fleet(recipe, registry=registry, start=start, watch=_watch(shown), **asked)
+        return train_fleet(
+            recipe,
+            everyone=everyone,
+            registry=Registry(recipe.store),
+            resume=resume,
+            watch=None if recipe.workers is not None else _watch(shown),
+            on_score=_counting(shown),
+        )
 
 
 def score(
@@ -100,12 +100,25 @@ def _shown(found: Iterable[TenantScores], total: int) -> list[TenantScores]:
     """All of them, with a bar that moves on, or a line for each where the output is no terminal."""
     several = []
     with _progress(total) as shown:
+        tell = _counting(shown)
         for one in found:
             several.append(one)
+            tell(one)
             shown.update(shown.task_ids[0], completed=len(several))
-            if shown.disable:
-                shown.console.print(f"{len(several)}: {one.name} {one.main} {one.scores[one.main]:.3f}")
     return several
+
+
+def _counting(shown: Progress) -> Callable[[TenantScores], None]:
+    """Prints a line for each tenant's score where the output is no terminal."""
+    numbers = count(1)
+
+    def counted(one: TenantScores) -> None:
+        text = f"{next(numbers)}: {one.name} {one.main} {one.scores[one.main]:.3f}"
+        shown.update(shown.task_ids[0], description=text)
+        if shown.disable:
+            shown.console.print(text)
+
+    return counted
 
 
 def show(scored: Sequence[TenantScores], output: Path | None, out: Console) -> None:
@@ -129,25 +142,6 @@ def show(scored: Sequence[TenantScores], output: Path | None, out: Console) -> N
         picture = draw(scored, output / "scores.png", f"{len(scored)} adapters, each on its own test rows")
         table = page(scored, output / "scores.md")
         out.print(f"table: {table}\nall scores: {path}\npicture: {picture}")
-
-
-def _score_after(
-    recipe: Recipe, everyone: Sequence[Tenant], result: FleetResult, registry: Registry, out: Console
-) -> None:
-    from polyvera.evaluate.fleet_scores import fleet_scores
-    from polyvera.model.load import load_base
-    from polyvera.train.fleet.journal import FINISHED
-
-    finished = {outcome.name: outcome for outcome in result.of(FINISHED)}
-    if not finished:
-        return
-    tests = {t.name: t.tables(recipe).test for t in everyone if t.name in finished}
-    rows = {name: table for name, table in tests.items() if table is not None}
-    adapters = {name: registry.get(finished[name].reference) for name in rows}
-    folder = None if recipe.output is None else Path(recipe.output).expanduser()
-    several = list(adapters.values())
-    base = result.base or load_base(recipe.model, dtype=recipe.dtype, **task_of(several[:1]))
-    show(_shown(fleet_scores(base, adapters, rows), len(rows)), folder, out)
 
 
 def _report(result: FleetResult, store: str, out: Console) -> None:

@@ -15,9 +15,9 @@ from torch import Tensor
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
 from polyvera.adapter.basis import Basis
-from polyvera.adapter.fingerprint import check_fingerprint
+from polyvera.adapter.fingerprint import agrees
 from polyvera.engine.openmp import guest
-from polyvera.errors import PolyveraError, StoreError
+from polyvera.errors import FingerprintError, PolyveraError, StoreError
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
@@ -74,7 +74,7 @@ class AdapterLoader:
         self._pool = ThreadPoolExecutor(LOADERS, "polyvera-load")
 
     def load(self, ref: AdapterRef, loaded: LoadedAdapter | None = None, bank: Bank | None = None) -> None:
-        """Begins to load an adapter, unless that is under way; computes the norms of one that is loaded."""
+        """Starts to load an adapter, unless that is under way; computes the norms of one that is loaded."""
         with self._lock:
             if self._is_open and key_of(ref) not in self._loading:
                 self._loading[key_of(ref)] = monotonic()
@@ -85,7 +85,7 @@ class AdapterLoader:
         return [self._taken(self._done.get_nowait()) for _ in range(self._done.qsize())]
 
     def wait_briefly(self) -> list[Loaded]:
-        """The same, after a moment for loads that have just begun."""
+        """The same, after a moment for loads that have just started."""
         found: list[Loaded] = []
         while (left := self._newest() + PATIENCE_S - monotonic()) > 0:
             try:
@@ -125,15 +125,16 @@ class AdapterLoader:
 
     def _read(self, ref: AdapterRef) -> LoadedAdapter:
         if self._registry is None:
-            raise StoreError(f"{ref} cannot be loaded: this engine has no store")
+            raise StoreError(f"{ref} cannot be loaded: this engine was started without a registry")
         adapter = self._registry.get(ref)
-        check_fingerprint(adapter.base, self._base)
+        if not agrees(adapter.base, self._base):
+            raise FingerprintError(f"{ref} is an adapter of another base model, and cannot be served with this one")
         labels = self._check(ref, adapter)
         return LoadedAdapter(adapter, adapter.basis(), labels)
 
 
 def key_of(ref: AdapterRef) -> Key:
-    """What tells one adapter from another."""
+    """What distinguishes one adapter from another."""
     return ref.name, ref.version
 
 

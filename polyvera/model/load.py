@@ -56,7 +56,7 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """A model inside a Python wheel: a folder of it, or one GGUF file, which is converted once into the cache."""
+    """A model inside a Python wheel. alias: its short name. pip: its package. path: of a folder or GGUF file in it."""
 
     alias: str
     pip: str

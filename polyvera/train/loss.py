@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyvera.adapter.layer import AdaptedLinear
-from polyvera.data.batching import to_device
+from polyvera.adapter.pinned_memory import to_device
 from polyvera.data.encoding import IGNORED
 
 if TYPE_CHECKING:

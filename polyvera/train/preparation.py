@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
@@ -33,12 +34,15 @@ from polyvera.model.config import (
 )
 from polyvera.model.inference import evaluating
 from polyvera.model.layer_gradients import probe_layers
-from polyvera.model.load import Base, load_base
+from polyvera.model.load import AUTO_DTYPE, Base, load_base
 from polyvera.model.rms_norm import fused_norms
+from polyvera.store.opened import opened
+from polyvera.store.registry import Registry
 from polyvera.train.recipe import Recipe
 from polyvera.train.tenants import Tables, only_tenant
 
 MAX_LENGTH = 512
+CHAT, TURNS = "chat", "all"
 
 
 def read_tables(recipe: Recipe) -> Tables:
@@ -63,8 +67,11 @@ def class_names(base: Base, table: Table) -> tuple[str, ...]:
 
 
 def encode_tables(recipe: Recipe, tables: Tables, base: Base) -> tuple[Encoded, Encoded | None]:
-    """The tokens of the training and the validation rows. Raises DataError or RecipeError."""
+    """The tokens of the training and the validation rows, at most row_length() each. Raises DataError, RecipeError."""
     length = row_length(recipe, context_length(base.model, base.tokenizer))
+
+    if recipe.turns != TURNS and tables.training.kind != CHAT:
+        raise RecipeError(f"turns={recipe.turns!r} has no effect: the rows of {tables.training.source} have no turns")
 
     def encoded(table: Table) -> Encoded:
         return encode(
@@ -88,12 +95,43 @@ def row_length(recipe: Recipe, limit: int | None) -> int:
     return recipe.max_length or min(MAX_LENGTH, limit or MAX_LENGTH)
 
 
+def registry_of(recipe: Recipe) -> Registry:
+    """Where the recipe's adapters rest; without a store of its own, in that of POLYVERA_STORE, else 'adapters'."""
+    return opened(recipe.store if "store" in recipe.model_fields_set else None)
+
+
+def check_base(recipe: Recipe, base: Base | None) -> None:
+    """Raises RecipeError for a base that is loaded already in another dtype than the recipe asks for."""
+    if base is None or recipe.dtype == AUTO_DTYPE:
+        return
+    own = str(base.model.dtype).removeprefix("torch.")
+    if own != recipe.dtype:
+        raise RecipeError(f"dtype={recipe.dtype!r}, and the base that was given is in {own}: leave dtype out")
+
+
+def check_start(recipe: Recipe, start: Adapter | None) -> None:
+    """Raises RecipeError for an adapter to begin from where the recipe names another, or trains no adapter."""
+    if start is not None and recipe.init_from is not None:
+        raise RecipeError(f"start and init_from={recipe.init_from!r} both say where to begin: give one of them")
+    if start is not None and recipe.full:
+        raise RecipeError("full=True trains every parameter, so start would have no effect: leave it out")
+
+
+def check_head_lr(recipe: Recipe, model: nn.Module, *, has_head: bool) -> None:
+    """Raises RecipeError where there is a head_lr and no head."""
+    if recipe.head_lr is not None and not has_head:
+        raise RecipeError(f"head_lr={recipe.head_lr} has no effect: {type(model).__name__} has no head that is trained")
+
+
 @contextmanager
 def adapted(recipe: Recipe, base: Base, num_slots: int = 1) -> Iterator[Bank | None]:
-    """The base with a bank in it (every parameter trained, for full fine-tuning), bare again afterwards."""
+    """The base with a bank in it (every parameter trained, for full fine-tuning), bare again afterwards.
+
+    Raises RecipeError for a base that has adapters in it already.
+    """
     model: Any = base.model
     if banks_of(model):
-        raise RecipeError("the base model holds adapters already: train on a bare one, eject(model) makes it so")
+        raise RecipeError("the base model has adapters in it: call eject(model) first")
     if recipe.gradient_checkpointing:
         options = {"use_reentrant": False, "context_fn": checkpoint_context}
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
@@ -151,10 +189,10 @@ def check_loads(recipe: Recipe, base: Base, adapter: Adapter, rows: Encoded, slo
     try:
         [own] = load(again.model, adapter)
     except PolyveraError as error:
-        raise RecipeError(f"the adapter does not fit {recipe.model} when that is loaded anew: {error}") from error
+        raise RecipeError(f"the adapter does not fit {recipe.model} after that was reloaded: {error}") from error
     with evaluating(base.model), route(slot):
         expected = base.model(**{k: t.to(base.model.device) for k, t in batch.items()}).logits.cpu()
     with evaluating(again.model), route(own):
         found = again.model(**batch).logits
     if not torch.allclose(found.float(), expected.float(), rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
-        raise RecipeError(f"{recipe.model} answers otherwise with this adapter when it is loaded anew: not published")
+        raise RecipeError(f"{recipe.model} answers differently with this adapter after it was reloaded: not published")

@@ -23,11 +23,20 @@ from polyvera.evaluate.evaluate import evaluate
 from polyvera.model.config import pad_token
 from polyvera.model.load import Base, load_base
 from polyvera.store.reference import AdapterRef
-from polyvera.store.registry import Registry
 from polyvera.train import checkpoint
 from polyvera.train.budget import Allocator, compacted, schedule
 from polyvera.train.loss_curve import History, draw
-from polyvera.train.preparation import adapted, check_loads, class_names, encode_tables, read_tables
+from polyvera.train.preparation import (
+    adapted,
+    check_base,
+    check_head_lr,
+    check_loads,
+    check_start,
+    class_names,
+    encode_tables,
+    read_tables,
+    registry_of,
+)
 from polyvera.train.recipe import Recipe
 from polyvera.train.schedule import seed_everything
 from polyvera.train.warm_start import warm_start
@@ -78,7 +87,8 @@ def train(
 ) -> TrainResult:
     """Trains what the recipe says, and publishes the adapter where the recipe names it.
 
-    recipe: every choice of the run; recipe.name, where given, is what the adapter is published under in recipe.store.
+    recipe: every choice of the run; recipe.name, where given, is what the adapter is published under in recipe.store
+        (without a store: in that of POLYVERA_STORE, else 'adapters'). A recipe with fleet=True is train_fleet()'s.
     base: a model that is loaded already, instead of recipe.model; it is bare again afterwards (full fine-tuning changes
         it).
     start: the adapter to begin from, instead of recipe.init_from.
@@ -88,8 +98,12 @@ def train(
 
     Raises RecipeError, DataError, TargetError or another PolyveraError before the first step.
     """
+    if recipe.fleet:
+        raise RecipeError("fleet=True trains an adapter for every tenant: call train_fleet(recipe)")
+    check_base(recipe, base)
+    check_start(recipe, start)
     seed_everything(recipe.run_seed)
-    start = start or warm_start(recipe, Registry(recipe.store))
+    start = start or warm_start(recipe, registry_of(recipe))
     return _trained(recipe, base, start, resume, progress, callbacks)
 
 
@@ -153,7 +167,7 @@ def _trained(
 def _published(recipe: Recipe, adapter: Adapter | None, main: bool) -> AdapterRef | None:
     if adapter is None or recipe.name is None or not main:
         return None
-    return Registry(recipe.store).put(recipe.name, adapter, alias=recipe.alias, dtype=recipe.stored)
+    return registry_of(recipe).put(recipe.name, adapter, alias=recipe.alias, dtype=recipe.stored)
 
 
 @contextmanager
@@ -180,8 +194,7 @@ def _head_names(recipe: Recipe, base: Base, bank: Bank | None) -> set[str]:
     model = base.model
     heads = [model.get_submodule(n) for n in base.head] if bank is None else list(bank.heads.values())
     owned = {id(p) for head in heads for p in head.parameters()}
-    if recipe.head_lr is not None and not owned:
-        raise RecipeError(f"head_lr={recipe.head_lr} has no effect: {type(model).__name__} has no head that is trained")
+    check_head_lr(recipe, model, has_head=bool(owned))
     return {name for name, p in model.named_parameters() if id(p) in owned}
 
 

@@ -75,8 +75,8 @@ def pooling_of(name: str | None) -> Pooling:
         modes = _modes(_read(name, f"{modules['Pooling']}/config.json"))
     except (KeyError, TypeError, AttributeError) as error:
         raise ServeError(
-            f"{MODULES} of {name} and its pooling are not as sentence-transformers writes them ({error!r}): mend or "
-            "remove them"
+            f"{MODULES} of {name} or its pooling is not as sentence-transformers writes it ({error!r}): correct or "
+            "remove it"
         ) from None
     other = next((name for name in modules if name not in KNOWN_MODULES), None)
     refusal = ""
@@ -97,7 +97,7 @@ def _read(name: str | None, file: str) -> Any:
     except OSError:
         return None
     except ValueError as error:
-        raise ServeError(f"{file} of {name} is no JSON: {error}") from None
+        raise ServeError(f"{file} of {name} is not valid JSON: {error}") from None
 
 
 def _modes(config: dict[str, Any]) -> list[str]:

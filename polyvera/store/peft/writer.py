@@ -85,7 +85,7 @@ def export_peft(
 
 
 def factors_of(adapter: Adapter, site: Site, basis: Basis | None) -> Tensors:
-    """Every factor of one layer by its letter: the trained ones, the shared ones sliced, the drawn ones drawn."""
+    """Every factor of an adapter in one layer by its letter: the trained, those cut from the basis, the drawn."""
     own = {k: adapter.tensors[f"{site.name}.{k}"] for k in adapter.layout.method.trained}
     if basis is not None:
         return {**own, "A": basis.A[:, : site.in_features], "B": basis.B[: site.out_features]}
@@ -184,7 +184,7 @@ def _check_redraw(adapter: Adapter, save_projection: bool, dtype: str | None) ->
     assert key is not None
     if save_projection:
         if dtype is not None:
-            raise SpecError("base_dtype decides nothing where the basis is saved: leave it out")
+            raise SpecError("base_dtype has no effect where the basis is saved: leave it out")
         return
     if key.init != PEFT_INIT or (key.in_max, key.out_max) != _own_widths(adapter) or (dtype or key.dtype) != key.dtype:
         raise BasisError(
