@@ -3,11 +3,16 @@
 import pytest
 import transformers
 from cells import Family, cells_of
-from family_rows import ROWS
+from family_rows import FAULTS, ROWS
 from matrix import line_of, lines, write
 
+PARAMS = [
+    pytest.param(name, marks=pytest.mark.xfail(reason=FAULTS[name], strict=True)) if name in FAULTS else name
+    for name in ROWS
+]
 
-@pytest.mark.parametrize("name", ROWS)
+
+@pytest.mark.parametrize("name", PARAMS)
 def test_a_family_is_equal_or_refused(name, tmp_path):
     transformers.utils.logging.disable_progress_bar()
     family = Family(ROWS[name], tmp_path)
@@ -20,4 +25,4 @@ def test_a_family_is_equal_or_refused(name, tmp_path):
 
 
 def test_the_page_has_every_family_and_no_other():
-    assert set(lines()) == set(ROWS)
+    assert set(lines()) == set(ROWS) - set(FAULTS)
