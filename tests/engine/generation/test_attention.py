@@ -107,5 +107,5 @@ def test_no_mask_is_made_where_all_may_be_seen() -> None:
 
 
 def test_what_packed_rows_cannot_have_is_refused() -> None:
-    with pytest.raises(ServeError, match="held by an engine"):
+    with pytest.raises(ServeError, match="belongs to a running engine"):
         mask(mask_function=causal, dtype=torch.float32)
