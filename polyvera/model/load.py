@@ -27,6 +27,7 @@ from polyvera.model.config import (
     labels_of,
     set_pad_token,
 )
+from polyvera.model.pooled_classifier import pooled
 from polyvera.model.shapes import auto_class
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def load_base(
         load = partial(auto_class(kind).from_pretrained, dtype=_dtype(dtype), use_safetensors=True)
         if kind == CLASSIFICATION:  # a head for other classes is re-initialised
             load = partial(load, ignore_mismatched_sizes=True, **_label_config(config, labels, num_labels))
-        model = load(source)
+        model = pooled(load(source), source)
     except SpecError as error:
         raise RecipeError(f"model={name!r}: {error}") from error
     except (OSError, ValueError) as error:

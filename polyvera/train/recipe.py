@@ -20,7 +20,7 @@ from polyvera.settings.source import Source, from_toml
 from polyvera.store.reference import check_alias, check_name
 
 FULL_LR = 5e-5
-HEAD_LR = 1e-3
+HEAD_LR = 1e-2
 EPOCHS = 3.0
 CHOICES = tuple(f.name for f in fields(AdapterSpec))
 DATA, ADAPTER, TRAINING, FLEET = "Data", "Adapter", "Training", "Fleet"
@@ -130,7 +130,7 @@ class Recipe(SettingsModel):
     budget: Annotated[Budget | None, Described("A shrinking rank budget (AdaLoRA).", ADAPTER)] = None
 
     lr: Annotated[Positive | None, Described("Learning rate; by default the method's own.", TRAINING)] = None
-    head_lr: Annotated[Positive | None, Described("Learning rate of the head; by default 0.001.", TRAINING)] = None
+    head_lr: Annotated[Positive | None, Described("Learning rate of the head; by default 0.01.", TRAINING)] = None
     epochs: Annotated[
         Positive | None, Described("Passes over the data; 3 where max_steps is not given either.", TRAINING)
     ] = None
