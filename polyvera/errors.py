@@ -13,6 +13,7 @@ PolyveraError
 │   └── NotFoundError  no such adapter, version or alias (also a LookupError)
 ├── ServeError         a model, setting or request that cannot be served
 │   ├── SamplingError  a sampling choice that cannot be, or a prompt that doesn't fit (also a ValueError)
+│   │   └── ContextLengthError  a prompt longer than the context
 │   ├── BusyError      too many requests at the moment
 │   ├── SizeError      more bytes than are taken
 │   ├── SlowError      bytes that come too slowly
@@ -77,11 +78,19 @@ class NotFoundError(StoreError, LookupError):
 
 
 class ServeError(PolyveraError):
-    """A model, setting or request that cannot be served."""
+    """A model, setting or request that cannot be served. param: the field of a request that is wrong."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class SamplingError(ServeError, ValueError):
     """A sampling choice that cannot be, or a prompt that does not fit."""
+
+
+class ContextLengthError(SamplingError):
+    """A prompt that, with the answer asked for, is longer than the context."""
 
 
 class BusyError(ServeError):

@@ -3,18 +3,16 @@
 import pytest
 import torch
 
+from polyvera.train.fleet import adamw
+
 triton = pytest.importorskip("triton")
-
-from triton.backends.compiler import GPUTarget
-from triton.runtime.jit import JITFunction
-
-from polyvera.adapter import fused
-from polyvera.engine.generation import decode_kernel
-from polyvera.train.fleet import adamw, adamw_kernel
-
+fused, decode_kernel, adamw_kernel = MODULES = [
+    pytest.importorskip(f"polyvera.{name}")
+    for name in ("adapter.fused", "engine.generation.decode_kernel", "train.fleet.adamw_kernel")
+]
+GPUTarget, JITFunction = triton.backends.compiler.GPUTarget, triton.runtime.jit.JITFunction
 HOPPER = GPUTarget("cuda", 90, 32)
 INLINED = {"_slot", "_tile"}  # into the kernels that call them
-MODULES = (fused, decode_kernel, adamw_kernel)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 
 
@@ -67,6 +65,8 @@ def adapter_kernels(dtype: torch.dtype) -> None:
         fused.add_rows(y, w, b, None, None, None, rows, 1.0)
         fused.add_rows(y, w, None, None, None, None, rows, 1.0)
         fused.add_rows(y, w, b, m, norm, w[0], rows, 1.0)
+        fused.expand_rows(y, x, B, d, b, rows, 1.0)
+        fused.expand_rows(y[:20], x[:20], B, None, None, rows, 1.0)
     fused.scaled_basis(B, b[0], d[0], 1.0)
     fused.basis_sums(B, B, b[0], d[0], 1.0)
 

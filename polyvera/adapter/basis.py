@@ -7,7 +7,7 @@ multiply-add), computed here in float64 and rounded once, so it does not depend 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import sqrt
@@ -32,11 +32,25 @@ class Basis:
     A: torch.Tensor
     B: torch.Tensor
     sha256: str
-    _copies: dict[tuple[str, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False)
+    _copies: dict[tuple[torch.device, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = field(
+        default_factory=dict, repr=False
+    )
+    _parts: dict[Hashable, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False)
+
+    def part(
+        self, device: torch.device, dtype: torch.dtype, in_features: int, out_features: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What one layer takes of A and B, views of to(): A (rank, in_features), B (out_features, rank)."""
+        which = (device, dtype, in_features, out_features)
+        if which not in self._parts:
+            A, B = self.to(device, dtype)
+            with torch.inference_mode(False):
+                self._parts[which] = A[:, :in_features], B[:out_features]
+        return self._parts[which]
 
     def to(self, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """A and B there and so; the same two storages at every call."""
-        where = (str(device), dtype)
+        where = (device, dtype)
         if where not in self._copies:
             # A copy first made under inference_mode could never take part in training.
             with torch.inference_mode(False):

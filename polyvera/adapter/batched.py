@@ -14,6 +14,9 @@ from torch import Tensor
 from polyvera.adapter.equation import Vectors, adapt_naive, add_delta, is_fused, kernels, without_autocast
 from polyvera.adapter.method import Scale
 
+# Up to so many, one launch that reads B again for each block of tokens is faster than three that read it once.
+FEW_TOKENS = 256
+
 
 def picked(stack: Tensor, index: Tensor, like: Tensor) -> Tensor:
     """stack[index] with axes added so that it broadcasts over the tokens of `like`; index -1 takes the first."""
@@ -68,12 +71,16 @@ def _each(factor: Tensor, rows: Tensor) -> Tensor:
 
 
 def _fused_forward(y: Tensor, u: Tensor, v: Vectors, index: Tensor, bias: Tensor | None) -> Tensor:
-    flat, rows = u.reshape(-1, u.shape[-1]), index.flatten()
+    flat, rows, factor = u.reshape(-1, u.shape[-1]), index.flatten(), v.scale[0] / v.scale[1]
+    flat_y = y.reshape(-1, y.shape[-1]).contiguous()
+    out: Tensor
+    if v.m is None and len(flat) <= FEW_TOKENS:
+        out = kernels().expand_rows(flat_y, flat, v.B, v.d, v.b, rows, factor)
+        return out.view_as(y)
     z = flat if v.d is None else kernels().scale_rows(flat, v.d, rows, u.dtype)
     with without_autocast(u):
         w = z @ v.B.t()
-    flat_y = y.reshape(-1, y.shape[-1]).contiguous()
-    out: Tensor = kernels().add_rows(flat_y, w, v.b, v.m, v.norm, bias, rows, v.scale[0] / v.scale[1])
+    out = kernels().add_rows(flat_y, w, v.b, v.m, v.norm, bias, rows, factor)
     return out.view_as(y)
 
 

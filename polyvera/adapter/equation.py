@@ -111,7 +111,8 @@ def adapt(y: Tensor, u: Tensor, v: Vectors, bias: Tensor | None = None, is_fresh
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (y, u, v.B, v.d, v.b, v.m)):
         if v.m is None and _is_one(v) and is_fused(y, u, v.B):
             return _AdaptOne.apply(y, u, v.B, v.d, v.b, v.scale, is_fresh)  # type: ignore[no-untyped-call,no-any-return]
-        out: Tensor = _Adapt.apply(y, u, v.B, v.d, v.b, v.m, v.norm, bias, v.scale)  # type: ignore[no-untyped-call]
+        d, b = (None if t is None else _alone(t) for t in (v.d, v.b))
+        out: Tensor = _Adapt.apply(y, u, v.B, d, b, v.m, v.norm, bias, v.scale)  # type: ignore[no-untyped-call]
         return out
     if v.m is None and v.b is not None and v.scale == ONE and v.B.dtype == y.dtype and is_packed():
         w = _expand(u, v.B, v.d)
@@ -196,7 +197,12 @@ class _Adapt(torch.autograd.Function):
 
 
 def _is_one(v: Vectors) -> bool:
-    return all(t is None or t.dim() == 1 for t in (v.d, v.b))
+    return all(t is None or t.dim() == 1 or (t.dim() == 2 and len(t) == 1) for t in (v.d, v.b))
+
+
+def _alone(t: Tensor) -> Tensor:
+    """A stack of one slot's vector as that vector."""
+    return t.squeeze(0) if t.dim() == 2 and len(t) == 1 else t
 
 
 class _AdaptOne(torch.autograd.Function):

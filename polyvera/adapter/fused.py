@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 COLUMNS, TOKENS, SPLIT = 256, 16, 128
+FEW_COLUMNS, FEW_TOKENS, FEW_RANKS = 32, 64, 64
 
 
 @triton.jit
@@ -66,6 +67,35 @@ def _epilogue_kernel(
     else:
         value = value + delta
     tl.store(out + at, tl.where(own, value.to(out.dtype.element_ty), plain.to(out.dtype.element_ty)), mask=inside)
+
+
+@triton.jit
+def _expand_kernel(
+    y, u, B, d, b, index, out, n, width, B_stride, d_stride, b_stride, span, scale,
+    HAS_INDEX: tl.constexpr, HAS_D: tl.constexpr, HAS_B: tl.constexpr, PRECISION: tl.constexpr,
+    RANK: tl.constexpr, T: tl.constexpr, C: tl.constexpr, R: tl.constexpr,
+):  # fmt: skip
+    t, c = tl.program_id(1) * T + tl.arange(0, T), tl.program_id(0) * C + tl.arange(0, C)
+    slot = _slot(index, t, span, HAS_INDEX, t < n)
+    own = (t < n) & (slot >= 0)
+    total = tl.zeros((T, C), dtype=tl.float32)
+    for start in range(0, RANK, R):
+        r = start + tl.arange(0, R)
+        inside = own[:, None] & (r < RANK)[None, :]
+        z = tl.load(u + t[:, None].to(tl.int64) * RANK + r[None, :], mask=inside, other=0.0)
+        if HAS_D:
+            z = (z.to(tl.float32) * _tile(d, slot, d_stride, r, inside)).to(z.dtype)
+        there = (c < width)[None, :] & (r < RANK)[:, None]
+        factor = tl.load(B + c[None, :].to(tl.int64) * B_stride + r[:, None], mask=there, other=0.0)
+        total += tl.dot(z, factor, input_precision=PRECISION)
+    inside = (t < n)[:, None] & (c < width)[None, :]
+    at = t[:, None].to(tl.int64) * width + c[None, :]
+    plain = tl.load(y + at, mask=inside, other=0.0)
+    delta = total * scale
+    if HAS_B:
+        delta = delta * _tile(b, slot, b_stride, c, inside & own[:, None])
+    value = (plain.to(tl.float32) + delta).to(out.dtype.element_ty)
+    tl.store(out + at, tl.where(own[:, None], value, plain.to(out.dtype.element_ty)), mask=inside)
 
 
 @triton.jit
@@ -198,6 +228,24 @@ def add_rows(
     return out
 
 
+def expand_rows(
+    y: Tensor, u: Tensor, B: Tensor, d: Tensor | None, b: Tensor | None, index: Tensor | None, scale: float
+) -> Tensor:
+    """y + scale b[slot] ⊙ B (d[slot] ⊙ u) in one launch, made for few tokens; y itself for rows of no slot."""
+    out = torch.empty_like(y)
+    n, width = y.shape
+    if n:
+        tokens = min(FEW_TOKENS, max(16, triton.next_power_of_2(n)))
+        grid = (triton.cdiv(width, FEW_COLUMNS), triton.cdiv(n, tokens))
+        precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+        _expand_kernel[grid](
+            y, u, B, d, b, index, out, n, width, B.stride(0), *(0 if t is None else t.stride(0) for t in (d, b)),
+            _spread(n, index), scale, index is not None, d is not None, b is not None, precision,
+            u.shape[1], tokens, FEW_COLUMNS, FEW_RANKS, num_warps=4, num_stages=3,
+        )  # fmt: skip
+    return out
+
+
 def scale_and_sum(
     x: Tensor, other: Tensor, stack: Tensor, index: Tensor | None, scale: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
@@ -230,11 +278,15 @@ def scaled_basis(B: Tensor, b: Tensor | None, d: Tensor | None, scale: float) ->
 
 
 def basis_sums(M: Tensor, B: Tensor, b: Tensor | None, d: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """∂b = Σ_rank scale M ⊙ B d, (out,), and ∂d = Σ_out scale M ⊙ b B, (rank,), both fp32; M = gᵀ u (out, rank)."""
+    """∂b = Σ_rank scale M ⊙ B d and ∂d = Σ_out scale M ⊙ b B, both fp32; M = gᵀ u (out, rank).
+
+    b (out,), d (rank,), or both with a leading axis of 1, as their gradients then have, too.
+    """
     rows, rank = B.shape
     blocks = triton.cdiv(rows, TOKENS)
-    db, sums = (torch.empty(shape, device=B.device, dtype=torch.float32) for shape in ((rows,), (blocks, rank)))
+    db = torch.empty((rows,) if b is None else b.shape, device=B.device, dtype=torch.float32)
+    sums = torch.empty(blocks, rank, device=B.device, dtype=torch.float32)
     _basis_sums_kernel[(blocks,)](
         M, B, b, d, db, sums, rows, rank, B.stride(0), scale, b is not None, d is not None, TOKENS, COLUMNS
     )
-    return db, sums.sum(0)
+    return db, sums.sum(0, keepdim=d is not None and d.dim() == 2)

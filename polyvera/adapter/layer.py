@@ -14,16 +14,20 @@ from torch.nn import functional as F
 
 from polyvera.adapter.bank_state import BankState
 from polyvera.adapter.route import Pick, current_route
+from polyvera.adapter.side_stream import forked, join
 from polyvera.adapter.slot_table import SlotTable, table_of
 from polyvera.errors import SlotError
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _used(banks: Iterable[nn.Module], table: SlotTable) -> list[tuple[Any, Pick]]:
-    """The banks' shares that rows of this batch use. A compiler takes the answer and does not look inside."""
+    """The banks' shares that rows of this batch use."""
     chosen = current_route(table)
     picks = [(share, chosen.pick(share.bank, table)) for share in banks]  # type: ignore[arg-type]
     return [(share, pick) for share, pick in picks if pick is not None]
+
+
+# A compiler takes the answer and does not look inside.
+_used_by_head = torch.compiler.disable(_used)
 
 
 # What a compiler can't follow, the route and the norms that were counted, is one opaque operation each: it asks at run
@@ -63,15 +67,23 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x (rows, ..., in) -> (rows, ..., out) in the base's dtype."""
-        y: Tensor = self.base(x, *args, **kwargs)
         if torch.compiler.is_compiling():
-            share: Any
-            for share in self.banks:
-                index = torch.ops.polyvera.local_slots(x.detach(), self.table.number, share.bank.position)
-                y = share.by_index(x, y, index)
-            return y
-        for layer_bank, pick in _used(self.banks, self.table):
+            return self._compiled(x, self.base(x, *args, **kwargs))
+        used = _used(self.banks, self.table)
+        with forked() as is_beside:
+            for layer_bank, _ in used if is_beside else ():
+                layer_bank.prepare(x)
+        y: Tensor = self.base(x, *args, **kwargs)
+        join()
+        for layer_bank, pick in used:
             y = layer_bank(x, y, pick)
+        return y
+
+    def _compiled(self, x: Tensor, y: Tensor) -> Tensor:
+        share: Any
+        for share in self.banks:
+            index = torch.ops.polyvera.local_slots(x.detach(), self.table.number, share.bank.position)
+            y = share.by_index(x, y, index)
         return y
 
     @property
@@ -103,7 +115,7 @@ class AdaptedHead(nn.Module):
         """x (rows, ...) -> the head's output, each row through its own slot's head."""
         if current_route(self.table).is_on_device:
             raise SlotError("a task head is kept whole for each slot, and Route.on_device() cannot route it")
-        used = _used(self.banks, self.table)
+        used = _used_by_head(self.banks, self.table)
         if len(used) == 1 and used[0][1].slot is not None:
             return used[0][0].of_slot(used[0][1].slot, self.base, x)  # type: ignore[no-any-return]
         y: Tensor = self.base(x, *args, **kwargs)

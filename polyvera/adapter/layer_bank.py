@@ -43,7 +43,7 @@ class LayerBank(nn.Module):
             self.register_buffer(letter, value, persistent=False)
         weight = next(base.parameters())
         if bank.basis is not None and weight.is_floating_point():  # copied now: a compiler would guard on its absence
-            bank.basis.to(weight.device, self._product_dtype(weight))
+            self._pair(weight.device, self._product_dtype(weight))
 
     @property
     def base(self) -> nn.Module:
@@ -112,10 +112,16 @@ class LayerBank(nn.Module):
         key = (id(self), x.dim(), x.device, x.dtype, *modes)
         if key in pick.cache:
             return pick.cache[key]  # type: ignore[no-any-return]
-        found = self._gather(x, pick) if pick.slot is None else self._of_one(x, pick.slot, self.of_slot(pick.slot))
+        found = self._gather(x, pick) if pick.slot is None else self._of_one(x, pick.slot, self._own(pick.slot, x))
         if not (pick.is_once or self.bank.trainable):
             pick.cache[key] = found
         return found
+
+    def _own(self, slot: int, x: Tensor) -> Mapping[str, Tensor]:
+        """of_slot, or the whole stack of a single slot where the kernels take it as it is."""
+        if self.bank.num_slots > 1 or self._owns_factors or "m" in self._trained or x.device.type not in FUSED_ON:
+            return self.of_slot(slot)
+        return {letter: self.get_parameter(letter) for letter in self._trained}
 
     def _of_one(self, x: Tensor, slot: int, own: Mapping[str, Tensor]) -> tuple[Tensor, Vectors]:
         A, B = self._pair(x.device, self._product_dtype(x), own)
@@ -247,9 +253,17 @@ class LayerBank(nn.Module):
     def _dropped(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.bank.dropout) if self.training and self.bank.dropout else x
 
+    def prepare(self, x: Tensor) -> None:
+        """Computes A x, where all rows have one A, before the base layer's output is there."""
+        if self.bank.basis is not None:
+            A, _ = self._pair(x.device, self._product_dtype(x))
+            self.shared.prepare(x, A, self.bank.dropout if self.training else 0.0)
+
     def _input(self, x: Tensor, A: Tensor) -> Tensor:
         dropout = self.bank.dropout if self.training else 0.0
-        return project_input(x, A, dropout) if self.bank.basis is None else self.shared.project(x, A, dropout)
+        if self.bank.basis is None:
+            return project_input(x, A, dropout)
+        return self.shared.project(x, A, dropout, self.site.name)
 
     def _product_dtype(self, x: Tensor) -> torch.dtype:
         """Of A, B and their products: autocast's, else the bank's choice, else a low input's, save on a CPU."""
@@ -265,7 +279,6 @@ class LayerBank(nn.Module):
         """A (rank, in) and B (out, rank), there and so."""
         own = own or {}
         if self.bank.basis is not None:
-            A, B = self.bank.basis.to(device, dtype)
-            return A[:, : self.site.in_features], B[: self.site.out_features]
+            return self.bank.basis.part(device, dtype, self.site.in_features, self.site.out_features)
         A = own["A"] if "A" in own else self.get_buffer("A")
         return A.to(dtype), own["B"].to(dtype)

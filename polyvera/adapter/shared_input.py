@@ -17,9 +17,13 @@ class SharedInput:
 
     def __init__(self) -> None:
         self._kept: tuple[weakref.ref[Tensor], object, Tensor] | None = None
+        self._takers: set[str] = set()
 
-    def project(self, x: Tensor, A: Tensor, dropout: float) -> Tensor:
-        """x (..., in), A (rank, in) -> (..., rank), in A's dtype."""
+    def project(self, x: Tensor, A: Tensor, dropout: float, taker: str) -> Tensor:
+        """x (..., in), A (rank, in) -> (..., rank), in A's dtype. taker: the layer, which takes each u once.
+
+        A layer that comes again belongs to another forward, whose gradients are its own.
+        """
         if torch.compiler.is_compiling():  # the compiler removes the repeated product itself
             return project_input(x, A, dropout)
         version = 0 if x.is_inference() else x._version
@@ -27,11 +31,17 @@ class SharedInput:
         task = torch._C._current_graph_task_id()
         state = (A.data_ptr(), A.dtype, torch.is_grad_enabled(), dropout, version, task)
         kept = self._kept
-        if kept is not None and kept[0]() is x and kept[1] == state:
+        if kept is not None and taker not in self._takers and kept[0]() is x and kept[1] == state:
+            self._takers.add(taker)
             return kept[2]
         u = project_input(x, A, dropout)
-        self._kept = (weakref.ref(x, self._forget), state, u)
+        self._kept, self._takers = (weakref.ref(x, self._forget), state, u), {taker}
         return u
+
+    def prepare(self, x: Tensor, A: Tensor, dropout: float) -> None:
+        """Computes what project() gives to the first taker, before the takers come."""
+        if self._kept is None or self._kept[0]() is not x:
+            self.project(x, A, dropout, "")
 
     def _forget(self, ref: weakref.ref[Tensor]) -> None:
         if self._kept is not None and self._kept[0] is ref:

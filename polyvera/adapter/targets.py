@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from polyvera.adapter.base_layer import is_linear, widths
+from polyvera.adapter.expression import Expressions
 from polyvera.adapter.layer import AdaptedHead, AdaptedLinear
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import TargetError, did_you_mean
@@ -87,11 +88,8 @@ def _default(model: nn.Module, layers: dict[str, nn.Module]) -> set[str]:
 
 
 def _fully(model: nn.Module, layers: dict[str, nn.Module], expression: str) -> set[str]:
-    try:
-        pattern = re.compile(expression)
-    except re.error as error:
-        raise TargetError(f"targets={expression!r} is no regular expression: {error}") from error
-    found = {n for n in layers if pattern.fullmatch(n)}
+    expressions = Expressions(TargetError)
+    found = {n for n in layers if expressions.fullmatch("targets", expression, n)}
     if not found:
         raise TargetError(f"targets={expression!r} fully matches none of {_counted(model, layers)}")
     return found

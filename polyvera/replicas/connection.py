@@ -32,7 +32,10 @@ class Connection:
         """Sends a message, or loses it where the other end has gone. Raises SamplingError for one that cannot be."""
         data = written(message)
         if len(data) > MAX_BYTES:
-            raise SamplingError(f"the request takes {len(data):,} bytes between two processes; at most {MAX_BYTES:,}")
+            raise SamplingError(
+                f"the request or its answer has {len(data):,} bytes, and at most {MAX_BYTES:,} go from one process to "
+                "another: send fewer or shorter texts at a time"
+            )
         self._queue.put(data)
 
     def messages(self) -> Iterator[Any]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
+from torch import Tensor
 
 from polyvera import errors
 from polyvera.engine.adapter_cache import ResidentAdapter
-from polyvera.engine.generation.request import SamplingParams, Token
+from polyvera.engine.embedding.pooling import Pooling
+from polyvera.engine.embedding.request import Classes, EncodeRequest
+from polyvera.engine.generation.request import Request, SamplingParams, Token
 from polyvera.engine.limits import Limits
 from polyvera.engine.stats import RunningRequest
 from polyvera.errors import BusyError, EngineError, FormatError, PolyveraError, SamplingError
@@ -44,8 +48,20 @@ class Submit:
 
 
 @dataclass(frozen=True, slots=True)
+class Encode:
+    """Asks for the vectors of texts, or for their classes; Accepted says whether they come; EncodeDone brings them."""
+
+    number: int
+    rows: tuple[tuple[int, ...], ...]
+    adapter: AdapterRef | None
+    tenant: str
+    is_classes: bool
+    kind: Literal["encode"] = "encode"
+
+
+@dataclass(frozen=True, slots=True)
 class Cancel:
-    """Ends an answer."""
+    """Ends a Submit or an Encode."""
 
     number: int
     kind: Literal["cancel"] = "cancel"
@@ -92,12 +108,13 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The engine runs. limits: with all of its numbers. fingerprint, dtype: of the model."""
+    """The engine runs. limits: with all of its numbers. fingerprint, dtype: of the model. pooling: of an encoder."""
 
     fingerprint: str
     dtype: str
     num_tokens: int
     limits: Limits
+    pooling: Pooling | None = None
     kind: Literal["ready"] = "ready"
 
 
@@ -111,7 +128,7 @@ class Fatal:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """An answer is being made, or the request is refused."""
+    """A Submit or an Encode is being answered, or is refused."""
 
     number: int
     fault: Fault | None = None
@@ -129,6 +146,22 @@ class Delta:
     fault: Fault | None
     num_reused: int
     kind: Literal["delta"] = "delta"
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeDone:
+    """What an Encode asked for: (texts, width) numbers in fp32, and the labels of classes; or why there is none."""
+
+    number: int
+    labels: tuple[str, ...] = ()
+    width: int = 0
+    numbers: bytes = b""
+    fault: Fault | None = None
+    kind: Literal["encode_done"] = "encode_done"
+
+    def tensor(self) -> Tensor:
+        """The numbers, (texts, width)."""
+        return torch.frombuffer(bytearray(self.numbers), dtype=torch.float32).view(-1, self.width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,14 +195,29 @@ class Timing:
     kind: Literal["timing"] = "timing"
 
 
-ToReplica = Start | Submit | Cancel | Command | GetStats
-FromReplica = Ready | Fatal | Accepted | Delta | CommandDone | Stats | Timing
+ToReplica = Start | Submit | Encode | Cancel | Command | GetStats
+FromReplica = Ready | Fatal | Accepted | Delta | EncodeDone | CommandDone | Stats | Timing
 Message = ToReplica | FromReplica
-TO_REPLICA: TypeAdapter[ToReplica] = TypeAdapter(Annotated[ToReplica, Field(discriminator="kind")])
-FROM_REPLICA: TypeAdapter[FromReplica] = TypeAdapter(Annotated[FromReplica, Field(discriminator="kind")])
-ANY: TypeAdapter[Message] = TypeAdapter(
-    Annotated[Message, Field(discriminator="kind")], config=ConfigDict(ser_json_inf_nan="constants")
+AS_JSON = ConfigDict(ser_json_inf_nan="constants", ser_json_bytes="base64", val_json_bytes="base64")
+TO_REPLICA: TypeAdapter[ToReplica] = TypeAdapter(Annotated[ToReplica, Field(discriminator="kind")], config=AS_JSON)
+FROM_REPLICA: TypeAdapter[FromReplica] = TypeAdapter(
+    Annotated[FromReplica, Field(discriminator="kind")], config=AS_JSON
 )
+ANY: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")], config=AS_JSON)
+
+
+def asked(request: Request | EncodeRequest) -> Submit | Encode:
+    """A request on its way to a replica."""
+    if isinstance(request, EncodeRequest):
+        rows = tuple(map(tuple, request.rows))
+        return Encode(request.number, rows, request.adapter, request.tenant, request.is_classes)
+    return Submit(request.number, tuple(request.prompt), request.adapter, request.params, request.tenant)
+
+
+def encoded(number: int, found: Tensor | Classes) -> EncodeDone:
+    """What an encoder found, on its way back. found: (texts, width) in fp32 on the CPU, or classes."""
+    labels, numbers = (found.labels, found.probs) if isinstance(found, Classes) else ((), found)
+    return EncodeDone(number, labels, numbers.shape[1], numbers.numpy().tobytes())
 
 
 def fault_of(error: BaseException) -> Fault:

@@ -11,17 +11,22 @@ import os
 import signal
 import socket
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from threading import Event, Thread
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
-from polyvera.adapter.fingerprint import fingerprint
 from polyvera.engine.adapter_loader import Observe
+from polyvera.engine.embedding.embedder import Embedder
+from polyvera.engine.factory import engine_for
 from polyvera.engine.generation.generator import Generator
 from polyvera.engine.generation.request import Request, RequestOutput
-from polyvera.errors import EngineError, FormatError, PolyveraError
+from polyvera.engine.protocol import EmbeddingEngine, GenerationEngine
+from polyvera.errors import ClosedError, EngineError, FormatError, PolyveraError, ServeError
+from polyvera.model.config import AUTO_TASK
 from polyvera.model.load import load_base, place
 from polyvera.replicas import messages
 from polyvera.replicas.connection import Connection
@@ -38,14 +43,15 @@ class Replica:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._open: dict[int, Request] = {}
+        self._open: dict[int, Callable[[], object]] = {}  # what cancels each request
         self._pool = ThreadPoolExecutor(WORKERS, "polyvera-replica")
 
     def start(self, given: messages.Start) -> None:
-        """Loads the model, starts the engine, and says messages.Ready. Raises what load_base and Generator raise."""
+        """Loads the model, starts the engine, and says messages.Ready. Raises what load_base and the engine raise."""
         self._engine = engine = engine_of(given, self._observe).start()
         dtype = str(engine.model.dtype).removeprefix("torch.")
-        self._connection.send(messages.Ready(fingerprint(engine.model), dtype, engine.num_tokens, engine.limits))
+        pooling = None if engine.embedding is None else engine.embedding.pooling
+        self._connection.send(messages.Ready(engine.fingerprint, dtype, engine.num_tokens, engine.limits, pooling))
 
     def watch(self) -> None:
         """Returns when the engine has failed."""
@@ -57,13 +63,13 @@ class Replica:
         """Does what the server says; what may take its time is done beside the next messages."""
         match message:
             case messages.Cancel():
-                request = self._open.get(message.number)
-                if request is not None:
-                    self._engine.cancel(request)
+                self._open.get(message.number, lambda: None)()
             case messages.Submit() if message.params.schema is None:
-                self._submit(message)
+                self._accept(message, self._submit)
             case messages.Submit():
-                self._pool.submit(self._submit, message)  # a schema is compiled first
+                self._pool.submit(self._accept, message, self._submit)  # a schema is compiled first
+            case messages.Encode():
+                self._accept(message, self._encode)
             case messages.Command():
                 self._pool.submit(self._command, message)
             case messages.GetStats():
@@ -71,23 +77,45 @@ class Replica:
             case messages.Start():
                 raise FormatError("a replica is started once")
 
-    def _submit(self, message: messages.Submit) -> None:
-        accepted = Event()
-
-        def on_output(output: RequestOutput) -> None:
-            accepted.wait()  # Accepted comes first
-            self._on_output(message.number, request, output)
-
-        request = Request(message.prompt, message.adapter, message.params, on_output, message.tenant)
-        self._open[message.number] = request
+    def _accept(self, message: Any, ask: Callable[[Any], Callable[[], object]]) -> None:
+        """Asks the engine, and says Accepted before any answer. ask: returns what lets the answers come."""
         try:
-            self._engine.submit(request)
+            go_on = ask(message)
         except PolyveraError as error:
-            del self._open[message.number]
+            self._open.pop(message.number, None)
             self._connection.send(messages.Accepted(message.number, messages.fault_of(error)))
             return
         self._connection.send(messages.Accepted(message.number))
-        accepted.set()
+        go_on()
+
+    def _submit(self, message: messages.Submit) -> Callable[[], object]:
+        engine, accepted = _writing(self._engine), Event()
+
+        def on_output(output: RequestOutput) -> None:
+            accepted.wait()
+            self._on_output(message.number, request, output)
+
+        request = Request(message.prompt, message.adapter, message.params, on_output, message.tenant)
+        self._open[message.number] = partial(engine.cancel, request)
+        engine.submit(request)
+        return accepted.set
+
+    def _encode(self, message: messages.Encode) -> Callable[[], object]:
+        engine = _reading(self._engine)
+        ask: Callable[..., Future[Any]] = engine.classify if message.is_classes else engine.embed
+        done = ask(message.rows, message.adapter, tenant=message.tenant)
+        self._open[message.number] = done.cancel
+        return lambda: done.add_done_callback(partial(self._on_encoded, message.number))
+
+    def _on_encoded(self, number: int, done: Future[Any]) -> None:
+        """In the engine's thread, or in the one that cancelled it."""
+        del self._open[number]
+        try:
+            if done.cancelled():
+                raise ClosedError("the request was cancelled")
+            self._connection.send(messages.encoded(number, done.result()))
+        except PolyveraError as error:
+            self._connection.send(messages.EncodeDone(number, fault=messages.fault_of(error)))
 
     def _on_output(self, number: int, request: Request, output: RequestOutput) -> None:
         """In the engine's thread."""
@@ -124,15 +152,27 @@ class Replica:
         self._connection.send(messages.Timing(name, seconds))
 
 
-def engine_of(given: messages.Start, observe: Observe) -> Generator:
-    """An engine that is not started yet, its model loaded and on its device; sets the process's threads.
+def engine_of(given: messages.Start, observe: Observe) -> Generator | Embedder:
+    """The engine that fits a model, not started yet, the model on its device; sets the process's threads.
 
-    Raises what load_base and Generator raise.
+    Raises what load_base and the engine raise.
     """
     torch.set_num_threads(given.threads)
-    base = place(load_base(given.model), given.device)
+    base = place(load_base(given.model, task=AUTO_TASK), given.device)
     registry = None if given.store is None else Registry(given.store)
-    return Generator(base.model, base.tokenizer, registry, given.limits, observe)
+    return engine_for(base, registry, given.limits, observe)
+
+
+def _writing(engine: Generator | Embedder) -> GenerationEngine:
+    if engine.generation is None:
+        raise ServeError("this replica runs an encoder, which writes no text")
+    return engine.generation
+
+
+def _reading(engine: Generator | Embedder) -> EmbeddingEngine:
+    if engine.embedding is None:
+        raise ServeError("this replica runs a causal language model, which gives neither vectors nor classes")
+    return engine.embedding
 
 
 def run(end: socket.socket) -> NoReturn:

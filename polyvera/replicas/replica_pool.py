@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import suppress
 from dataclasses import replace
@@ -12,19 +13,22 @@ from time import monotonic
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from xxhash import xxh64_intdigest
 
-from polyvera.engine.adapter_cache import ResidentAdapter
 from polyvera.engine.adapter_loader import Observe
+from polyvera.engine.embedding.pooling import Pooling
+from polyvera.engine.embedding.request import Classes, EncodeRequest
 from polyvera.engine.generation.request import Request
 from polyvera.engine.limits import Limits
 from polyvera.engine.stats import EngineStats
 from polyvera.errors import BusyError, ClosedError, EngineError, PolyveraError, ServeError
-from polyvera.model.config import CAUSAL_LM, kind_of
+from polyvera.model.config import AUTO_TASK, CAUSAL_LM, kind_to_load
 from polyvera.model.load import locate
 from polyvera.model.shapes import meta_model, read_config
-from polyvera.replicas.messages import Ready, Start, Stats
-from polyvera.replicas.replica_process import STATS_S, ReplicaProcess
+from polyvera.replicas.merged_stats import merged_stats
+from polyvera.replicas.messages import Ready, Start
+from polyvera.replicas.replica_process import STATS_S, AnyRequest, ReplicaProcess
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
@@ -39,7 +43,9 @@ CommandName = Literal["preload", "pin", "unpin", "evict"]
 
 
 class ReplicaPool:
-    """So many engines of one model, as one. Each serves every adapter, in batches of its own.
+    """So many engines of one model, as one: a GenerationEngine, or an EmbeddingEngine where the model is an encoder.
+
+    Each serves every adapter, in batches of its own.
 
     A request goes to the replica with the fewest open answers; among equals the same adapter and tenant go to the same
     one, which has the adapter resident and the beginnings of its prompts kept. A replica that dies is begun anew while
@@ -47,8 +53,8 @@ class ReplicaPool:
     `failed` says so.
 
     model: as load_base takes it; `model` here has shapes and no numbers. registry: its URL alone is handed on. limits:
-    max_waiting is of all together; all else is of each, and `limits` tells the rows of all. observe: as of a Generator.
-    Raises ServeError for a model that writes no text, RecipeError and SpecError where there is none.
+    max_waiting is of all together; all else is of each, and `limits` tells the rows of all. observe: as of one engine.
+    pooling: an encoder's, known from start() on. Raises RecipeError and SpecError where there is no such model.
     """
 
     def __init__(
@@ -64,15 +70,14 @@ class ReplicaPool:
 
         source = locate(model)
         config = read_config(source)
-        if kind_of(config) != CAUSAL_LM:
-            raise ServeError(f"model={model!r} writes no text: replicas are of causal language models; serve it as one")
         if num < 1:
             raise ServeError(f"num={num}: at least 1 replica")
-        self.model: Any = meta_model(config, kind=CAUSAL_LM)
+        self._kind = kind_to_load(config, AUTO_TASK)
+        self.model: Any = meta_model(config, kind=self._kind)
         self.tokenizer = AutoTokenizer.from_pretrained(source)
         self.registry, self.limits, self.num = registry, limits or Limits(), num
         self.failed: BaseException | None = None
-        self.fingerprint, self.max_context, self.num_tokens = "", 0, 0
+        self.fingerprint, self.max_context, self.num_tokens, self.pooling = "", 0, 0, Pooling()
         self._given = Start(model, None if registry is None else registry.url, self.limits)
         self._observe = observe
         self._lock, self._stopping = Lock(), Event()
@@ -102,6 +107,7 @@ class ReplicaPool:
         self.limits = replace(told.limits, max_rows=self.num * told.limits.max_rows)
         self.max_context = told.limits.max_context or 0
         self.fingerprint, self.num_tokens = told.fingerprint, told.num_tokens
+        self.pooling = told.pooling or self.pooling
         self.model.to(getattr(torch, told.dtype))
         self._is_open = True
         return self
@@ -111,7 +117,19 @@ class ReplicaPool:
         self._place(request).submit(request)
         return request
 
-    def cancel(self, request: Request) -> None:
+    def embed(
+        self, rows: Sequence[Sequence[int]], adapter: AdapterRef | None = None, *, tenant: str = ""
+    ) -> Future[Tensor]:
+        """As Embedder.embed, in one of the replicas. Blocks until it is accepted."""
+        return self._encode(EncodeRequest(rows, adapter, tenant, is_classes=False))
+
+    def classify(
+        self, rows: Sequence[Sequence[int]], adapter: AdapterRef | None = None, *, tenant: str = ""
+    ) -> Future[Classes]:
+        """As Embedder.classify, in one of the replicas. Blocks until it is accepted."""
+        return self._encode(EncodeRequest(rows, adapter, tenant, is_classes=True))
+
+    def cancel(self, request: AnyRequest) -> None:
         """Ends a request at the next step, if it has not ended; it is told so."""
         for replica in self._all():
             replica.cancel(request)
@@ -150,7 +168,7 @@ class ReplicaPool:
             totals = Counter(self._past)
         for replica in replicas:
             totals.update({} if replica.last_stats is None else replica.last_stats.totals)
-        return _merged([c.last_stats for c in replicas if c.is_running and c.last_stats is not None], totals)
+        return merged_stats([c.last_stats for c in replicas if c.is_running and c.last_stats is not None], totals)
 
     def drain(self, timeout_s: float = 30.0) -> bool:
         """Takes no new requests, and waits for those there; whether all of them ended in time."""
@@ -178,13 +196,14 @@ class ReplicaPool:
         self.stop()
 
     @property
-    def generation(self) -> ReplicaPool:
-        """Itself: it writes text."""
-        return self
+    def generation(self) -> ReplicaPool | None:
+        """Itself, where its model writes text."""
+        return self if self._kind == CAUSAL_LM else None
 
     @property
-    def embedding(self) -> None:
-        """None: it gives no vectors."""
+    def embedding(self) -> ReplicaPool | None:
+        """Itself, where its model is an encoder."""
+        return None if self._kind == CAUSAL_LM else self
 
     @property
     def pids(self) -> list[int]:
@@ -199,7 +218,13 @@ class ReplicaPool:
         with self._lock:
             return list(self._replicas.values())
 
-    def _place(self, request: Request) -> ReplicaProcess:
+    def _encode(self, request: EncodeRequest) -> Future[Any]:
+        replica = self._place(request)
+        request.done.add_done_callback(lambda done: replica.cancel(request) if done.cancelled() else None)
+        replica.submit(request)
+        return request.done
+
+    def _place(self, request: AnyRequest) -> ReplicaProcess:
         """The replica that a request goes to, which counts it from then on. Raises BusyError, ClosedError."""
         with self._lock:
             if not self._is_open:
@@ -300,7 +325,7 @@ def _given(start: Start, num: int) -> list[Start]:
     return [replace(start, threads=threads, device=device) for device in devices]
 
 
-def _affinity(number: int, request: Request) -> int:
+def _affinity(number: int, request: AnyRequest) -> int:
     """A number by which the same adapter and tenant like the replicas in the same order."""
     return xxh64_intdigest(f"{number}\0{request.adapter or ''}\0{request.tenant}".encode(errors="replace"))
 
@@ -316,22 +341,3 @@ def _error(done: Future[Any], timeout_s: float) -> BaseException | None:
         return done.exception(timeout_s)
     except TimeoutError:
         return ClosedError(f"a replica has not answered for {timeout_s:g} s: try again")
-
-
-def _merged(several: list[Stats], totals: Counter[str]) -> EngineStats:
-    resident: dict[str, ResidentAdapter] = {}
-    for one in (one for last_stats in several for one in last_stats.resident):
-        old = resident.get(one.adapter, ResidentAdapter(one.adapter, 0, 0, False))
-        resident[one.adapter] = ResidentAdapter(
-            one.adapter,
-            old.num_bytes + one.num_bytes,
-            old.num_users + one.num_users,
-            old.is_pinned or one.is_pinned,
-        )
-    return EngineStats(
-        running=tuple(row for last_stats in several for row in last_stats.running),
-        waiting=sum(last_stats.waiting for last_stats in several),
-        resident=tuple(resident.values()),
-        num_slots=sum(last_stats.num_slots for last_stats in several),
-        totals=dict(totals),
-    )

@@ -13,6 +13,7 @@ from time import monotonic
 from typing import Any, Literal
 
 from polyvera.engine.adapter_loader import Observe
+from polyvera.engine.embedding.request import EncodeRequest
 from polyvera.engine.generation.request import CANCELLED, FAILED, Request, RequestOutput
 from polyvera.errors import ClosedError, EngineError, FormatError, PolyveraError
 from polyvera.replicas.connection import Connection
@@ -23,20 +24,22 @@ from polyvera.replicas.messages import (
     Command,
     CommandDone,
     Delta,
+    EncodeDone,
     Fatal,
     FromReplica,
     GetStats,
     Ready,
     Start,
     Stats,
-    Submit,
     Timing,
+    asked,
 )
 from polyvera.store.reference import AdapterRef
 
 log = logging.getLogger(__name__)
 SUBMIT_S, STATS_S, END_S = 60.0, 1.0, 10.0
 ERRORS = 2  # the process's errors, which a replica's output goes to as well
+AnyRequest = Request | EncodeRequest
 
 
 class ReplicaProcess:
@@ -53,8 +56,8 @@ class ReplicaProcess:
         self.last_stats: Stats | None = None
         self._observe = observe
         self._lock, self._numbers = Lock(), count(1)
-        self._reserved: dict[int, Request] = {}  # asked, and not yet taken
-        self._open: dict[int, Request] = {}
+        self._reserved: dict[int, AnyRequest] = {}  # asked, and not yet taken
+        self._open: dict[int, AnyRequest] = {}
         self._replies: dict[tuple[type[Any], int], Future[Any]] = {}
         ours, theirs = socketpair()
         with theirs:  # -P: what lies in the current folder is no module
@@ -86,25 +89,24 @@ class ReplicaProcess:
         with self._lock:
             self.is_accepting = not (self._is_lost or self._is_closing)
 
-    def reserve(self, request: Request) -> None:
+    def reserve(self, request: AnyRequest) -> None:
         """Counts a request as one of its own, before submit(). Raises ClosedError where it takes none."""
         with self._lock:
             if not self.is_accepting:
                 raise self._exited()
             self._reserved[request.number] = request
 
-    def submit(self, request: Request) -> None:
-        """Asks for the answer of a request that it holds. Raises as Generator.submit, and ClosedError where it ends."""
+    def submit(self, request: AnyRequest) -> None:
+        """Asks for the answer of a request that it holds. Raises as the engine does, and ClosedError where it ends."""
         try:
-            asked = Submit(request.number, tuple(request.prompt), request.adapter, request.params, request.tenant)
-            self._call(Accepted, asked).result(SUBMIT_S)
+            self._call(Accepted, asked(request)).result(SUBMIT_S)
         except TimeoutError:
             self._connection.send(Cancel(request.number))
             raise ClosedError(f"replica {self.number} has not answered for {SUBMIT_S:g} s: try again") from None
         finally:
             self._reserved.pop(request.number, None)
 
-    def cancel(self, request: Request) -> None:
+    def cancel(self, request: AnyRequest) -> None:
         """Ends a request, if it is one of its own."""
         if request.number in self._open:
             self._connection.send(Cancel(request.number))
@@ -168,6 +170,8 @@ class ReplicaProcess:
         match message:
             case Delta():
                 self._on_delta(message)
+            case EncodeDone():
+                self._on_encoded(message)
             case Timing():
                 self._observe(message.name, message.seconds)
             case Ready():
@@ -194,7 +198,7 @@ class ReplicaProcess:
 
     def _on_delta(self, message: Delta) -> None:
         request = self._open.get(message.number)
-        if request is None:  # it was not waited for
+        if not isinstance(request, Request):  # it was not waited for
             return
         if message.tokens and not request.first_token:
             request.first_token = monotonic()
@@ -202,6 +206,14 @@ class ReplicaProcess:
         request.num_reused = message.num_reused
         error = None if message.fault is None else message.fault.error()
         self._report(request, RequestOutput(message.tokens, message.text, message.finish_reason, error))
+
+    def _on_encoded(self, message: EncodeDone) -> None:
+        request = self._open.pop(message.number, None)
+        if isinstance(request, EncodeRequest) and message.fault is not None:
+            request.end(message.fault.error())
+        elif isinstance(request, EncodeRequest):
+            request.labels, request.found = message.labels, dict(enumerate(message.tensor()))
+            request.end()
 
     def _report(self, request: Request, output: RequestOutput) -> None:
         if not request.report(output):
@@ -216,13 +228,18 @@ class ReplicaProcess:
             replies, self._replies = self._replies, {}
         for reply in replies.values():
             reply.set_exception(self._exited())
-        end = (
-            RequestOutput(finish_reason=CANCELLED)
-            if self._is_closing
-            else RequestOutput(finish_reason=FAILED, error=self._exited())
-        )
         for request in list(self._open.values()):
-            self._report(request, end)
+            self._lose(request)
+
+    def _lose(self, request: AnyRequest) -> None:
+        """Ends a request whose replica has gone: cancelled where that was asked for, else with an error."""
+        if isinstance(request, EncodeRequest):
+            self._open.pop(request.number, None)
+            request.end(self._exited())
+        elif self._is_closing:
+            self._report(request, RequestOutput(finish_reason=CANCELLED))
+        else:
+            self._report(request, RequestOutput(finish_reason=FAILED, error=self._exited()))
 
     def _exited(self) -> ClosedError:
         return ClosedError(f"replica {self.number} has ended, and its answers with it: try again, others go on")

@@ -28,18 +28,21 @@ class AnswerStream:
         self._loop, self._parts = asyncio.get_running_loop(), asyncio.Queue[Part]()
         self._quota, self._num_left = ExitStack(), 0
         self._last: dict[int, float] = {}
+        self._is_closed = False
         self.requests: list[Request] = []
+
+    def reserve(self, num: int) -> None:
+        """Counts so many answers in the tenant's quota until the end. Raises BusyError."""
+        self._quota.enter_context(self._context.quotas.reserve(self._tenant, num))
 
     async def start(
         self, prompts: Sequence[Sequence[int]], adapter: AdapterRef | None, all_params: Sequence[SamplingParams]
     ) -> None:
         """Asks the engine: every prompt with every choice. Raises BusyError, SamplingError, ClosedError."""
-        num = len(prompts) * len(all_params)
-        self._quota.enter_context(self._context.quotas.reserve(self._tenant, num))
         asked = [(prompt, params) for prompt in prompts for params in all_params]
-        self._num_left, started = num, monotonic()
-        self._last = dict.fromkeys(range(num), started)
-        await asyncio.to_thread(self._submit, asked, adapter)
+        self._num_left, started = len(asked), monotonic()
+        self._last = dict.fromkeys(range(len(asked)), started)
+        await self._context.pool.run(self._tenant, self._submit, asked, adapter)
 
     async def parts(self) -> AsyncIterator[Part]:
         """(which answer, its next part), until all have ended. Raises what ended one of them."""
@@ -75,6 +78,7 @@ class AnswerStream:
 
     def close(self) -> None:
         """Cancels what has not ended, and gives the quota back."""
+        self._is_closed = True
         for request in self.requests:
             if not request.finished:
                 self._engine.cancel(request)
@@ -99,8 +103,11 @@ class AnswerStream:
     def _submit(self, asked: Sequence[tuple[Sequence[int], SamplingParams]], adapter: AdapterRef | None) -> None:
         for i, (prompt, params) in enumerate(asked):
             on_output = lambda output, i=i: self._hop(i, output)  # noqa: E731
-            request = Request(prompt, adapter, params, on_output, self._tenant)
-            self.requests.append(self._engine.submit(request))
+            request = self._engine.submit(Request(prompt, adapter, params, on_output, self._tenant))
+            self.requests.append(request)
+            if self._is_closed:  # its client has gone meanwhile
+                self._engine.cancel(request)
+                return
 
     def _hop(self, i: int, output: RequestOutput) -> None:
         """In the engine's thread."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import time
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -18,10 +18,14 @@ from polyvera.errors import BusyError, ServeError
 from polyvera.server.api_keys import Caller
 from polyvera.server.catalog import Catalog
 from polyvera.server.config import ServerConfig
+from polyvera.server.json_body import read_body
 from polyvera.server.metrics import Metrics
 from polyvera.server.middleware import ServerState
+from polyvera.server.tenant_pool import TenantPool
 
+AT_ONCE_BYTES = 16_384
 T = TypeVar("T", bound=BaseModel)
+R = TypeVar("R")
 
 
 @dataclass
@@ -58,6 +62,7 @@ class ServerContext:
     metrics: Metrics
     state: ServerState
     quotas: TenantQuotas
+    pool: TenantPool = field(default_factory=TenantPool)
     started: int = field(default_factory=lambda: int(time()))
 
     @property
@@ -80,16 +85,22 @@ class ServerContext:
             )
         return self.engine.embedding
 
+    async def run(self, request: HttpRequest, work: Callable[..., R], *args: Any, **kwargs: Any) -> R:
+        """What `work` returns, done by one of the caller's threads: the event loop waits for no file and no library."""
+        return await self.pool.run(caller_of(request).tenant, work, *args, **kwargs)
+
+    async def body(self, request: HttpRequest, kind: type[T]) -> T:
+        """The JSON body. Raises ValidationError, ServeError, and HTTPException for what is not said to be JSON."""
+        given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if given != "application/json":  # what a browser sends for a page without asking first is none
+            raise HTTPException(415, f"the body is {given or 'of no type'!r}: send Content-Type: application/json")
+        data = await request.body()
+        if len(data) < AT_ONCE_BYTES:
+            return read_body(data, kind)
+        return await self.run(request, read_body, data, kind)
+
 
 def caller_of(request: HttpRequest) -> Caller:
     """Who calls."""
     caller: Caller = request.state.caller
     return caller
-
-
-async def body_of(request: HttpRequest, kind: type[T]) -> T:
-    """The JSON body. Raises ValidationError, and HTTPException for what is not said to be JSON."""
-    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if given != "application/json":  # what a browser sends for a page without asking first is none
-        raise HTTPException(415, f"the body is {given or 'of no type'!r}: send Content-Type: application/json")
-    return kind.model_validate_json(await request.body())

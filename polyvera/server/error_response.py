@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse
 
 from polyvera import errors
 from polyvera.errors import PolyveraError
+from polyvera.server.invalid_body import invalid_body
 
 log = logging.getLogger(__name__)
 INVALID, SERVER = "invalid_request_error", "server_error"
@@ -59,7 +60,8 @@ class ErrorRow:
         if self.is_hidden:
             log.error("request %s failed", request_id, exc_info=error)
             message = f"the server failed; its log has more under {request_id}"
-        return ErrorResponse(self.status, message, self.type, self.param, self.code, self.headers(error))
+        param = getattr(error, "param", None) or self.param
+        return ErrorResponse(self.status, message, self.type, param, self.code, self.headers(error))
 
 
 INTERNAL = ErrorRow(500, SERVER, is_hidden=True)
@@ -79,6 +81,7 @@ TABLE: dict[type[PolyveraError], ErrorRow] = {
     errors.NotFoundError: ErrorRow(404, code="model_not_found", param="model"),
     errors.ServeError: ErrorRow(400),
     errors.SamplingError: ErrorRow(400),
+    errors.ContextLengthError: ErrorRow(400, code="context_length_exceeded"),
     errors.BusyError: ErrorRow(
         429,
         "rate_limit_error",
@@ -106,7 +109,8 @@ def error_response(error: BaseException, request_id: str) -> ErrorResponse:
         case PolyveraError():
             return TABLE[type(error)].response(error, request_id)
         case ValidationError():
-            return _invalid(error)
+            message, param = invalid_body(error)
+            return ErrorResponse(400, message, param=param)
         case RequestValidationError():
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"][1:]))
@@ -114,13 +118,3 @@ def error_response(error: BaseException, request_id: str) -> ErrorResponse:
         case HTTPException():
             return ErrorResponse(error.status_code, str(error.detail), headers=error.headers or {})
     return INTERNAL.response(error, request_id)
-
-
-def _invalid(error: ValidationError) -> ErrorResponse:
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
-    if first["type"] == "extra_forbidden":
-        said = "this server does not know it, and does not pretend to have followed it; leave it out"
-    else:
-        said = first["msg"].removeprefix("Value error, ")
-    return ErrorResponse(400, f"{where}: {said}" if where else said, param=where or None)

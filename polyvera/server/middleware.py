@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass
 from ipaddress import ip_address
 from time import monotonic
@@ -12,7 +13,7 @@ from uuid import uuid4
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from polyvera.errors import AccessError, ClosedError, ForbiddenError, PolyveraError, SizeError, SlowError
+from polyvera.errors import AccessError, ClosedError, ForbiddenError, PolyveraError, ServeError, SizeError, SlowError
 from polyvera.server.api_keys import EVERYONE, Caller, KeyFile
 from polyvera.server.config import ServerConfig
 from polyvera.server.metrics import Metrics
@@ -22,6 +23,7 @@ PAGE = ("/", "/page/", "/favicon.ico")
 UPLOADS = "/v1/adapters/"
 MIN_BYTES_PER_S = 16_384
 REQUEST_ID = "x-request-id"
+LENGTH = re.compile("[0-9]{1,18}")
 
 
 @dataclass
@@ -63,8 +65,10 @@ class AuthMiddleware:
         caller = self._caller(path, headers)
         if self._state.is_draining and path != "/metrics":
             raise ClosedError("the server is stopping: it takes no new requests")
-        length = headers.get("content-length", "")
-        if length.isdigit() and int(length) > self._limit(path):
+        length = headers.get("content-length", "0")
+        if not LENGTH.fullmatch(length):
+            raise ServeError(f"Content-Length: {length[:40]!r} is not a number of bytes")
+        if int(length) > self._limit(path):
             raise _too_large(self._limit(path))
         return caller
 

@@ -4,34 +4,60 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from polyvera.engine.generation.request import SamplingParams
+from polyvera.engine.generation.request import MAX_LOGPROBS, MAX_SCHEMA_CHARS, SamplingParams
+from polyvera.errors import SamplingError
 from polyvera.model.prompt import Message
+from polyvera.server.fields import (
+    MAX_CHOICES,
+    MAX_MESSAGES,
+    MAX_PARTS,
+    AdapterName,
+    Count,
+    LogitBias,
+    ModelName,
+    Prompt,
+    Prompts,
+    StopTexts,
+    StopTokenIds,
+    Text,
+    TokenIds,
+    several,
+)
+from polyvera.server.neutral_fields import COMPLETION, MESSAGE, VECTOR, Neutral, without_neutral
+from polyvera.store.reference import MAX_VERSION
 
-# They can change nothing of an answer.
-IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 COMPLETION_TOKENS = 16
-TokenIds = list[Annotated[int, Field(ge=0)]]
 
 
 class RequestBody(BaseModel):
-    """A JSON body. null is as good as left out."""
+    """A JSON body. null is as good as left out. neutral: known fields, and where they change nothing."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), strict=True)
+    neutral: ClassVar[Neutral] = {}
 
     @model_validator(mode="before")
     @classmethod
     def _given(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        return {name: value for name, value in values.items() if value is not None and name not in IGNORED}
+        given = without_neutral({name: value for name, value in values.items() if value is not None}, cls.neutral)
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        for name in given.keys() - known:  # the first alone: pydantic tells them all
+            raise SamplingError(
+                f"{name[:200]}: this server does not know it, and does not pretend to have followed it; leave it out",
+                name[:200],
+            )
+        return given
 
 
 class StreamOptions(RequestBody):
     """What a stream tells besides the text."""
+
+    neutral = {"continuous_usage_stats": (False,), "include_obfuscation": (False,)}
 
     include_usage: bool = False
 
@@ -39,10 +65,10 @@ class StreamOptions(RequestBody):
 class JsonSchema(RequestBody):
     """A schema that the answer follows."""
 
-    name: str = ""
-    description: str = ""
+    name: Annotated[str, Field(max_length=256)] = ""
+    description: Annotated[str, Field(max_length=MAX_SCHEMA_CHARS)] = ""
     strict: bool = True
-    schema_: dict[str, Any] = Field(alias="schema")
+    schema_: dict[str, Any] = Field(alias="schema", max_length=MAX_SCHEMA_CHARS)
 
 
 class ResponseFormat(RequestBody):
@@ -65,32 +91,36 @@ class ResponseFormat(RequestBody):
         return "{}" if self.type == "json_object" else None
 
 
-def _several(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
 class GenerationBody(RequestBody):
-    """What completions and chats have in common."""
+    """What completions and chats have in common. prompt_field: what errors about the prompt name."""
 
-    model: str = Field(max_length=512)
-    n: int = Field(1, ge=1)
+    neutral = COMPLETION
+    prompt_field: ClassVar[str]
+
+    model: ModelName
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-    max_tokens: int | None = Field(None, ge=1)
-    temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int | None = None
-    stop: Annotated[list[str], BeforeValidator(_several)] = []
-    stop_token_ids: TokenIds = []
-    min_tokens: int = 0
+    max_tokens: Count | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] = 0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    seed: Annotated[int, Field(ge=-(2**63), le=2**64 - MAX_CHOICES)] | None = None
+    stop: StopTexts = []
+    stop_token_ids: StopTokenIds = []
+    min_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     ignore_eos: bool = False
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: dict[int, float] = {}
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    logit_bias: LogitBias = {}
     response_format: ResponseFormat | None = None
+
+    @property
+    def num_prompts(self) -> int:
+        """How many are answered, n times each."""
+        return 1
 
     def all_params(self, max_tokens: int | None, logprobs: int | None) -> list[SamplingParams]:
         """One for each of the n choices, seeds counted up. Raises SamplingError."""
@@ -117,33 +147,24 @@ class GenerationBody(RequestBody):
         )
 
 
-Prompt = str | TokenIds | list[str] | list[TokenIds]
-Prompts = list[str] | list[list[int]]
-
-
-def several(given: Prompt) -> Prompts:
-    """One text or list of tokens for each prompt."""
-    if isinstance(given, str):
-        return [given]
-    return [given] if given and isinstance(given[0], int) else given  # type: ignore[return-value]
-
-
 class CompletionBody(GenerationBody):
     """/v1/completions."""
 
+    prompt_field = "prompt"
+
     prompt: Prompt
     echo: bool = False
-    logprobs: int | None = None
-    best_of: int | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
 
     @model_validator(mode="after")
     def _possible(self) -> CompletionBody:
         if self.echo and self.logprobs is not None:
-            raise ValueError(
-                "echo and logprobs: the prompt's own log-probabilities are not computed here; leave one out"
+            raise SamplingError(
+                "echo and logprobs: the prompt's own log-probabilities are not computed here; leave one out", "echo"
             )
         if self.best_of not in (None, self.n):
-            raise ValueError("best_of: it is not done here; ask for n answers and choose")
+            raise SamplingError("best_of: it is not done here; ask for n answers and choose", "best_of")
         return self
 
     @property
@@ -151,25 +172,54 @@ class CompletionBody(GenerationBody):
         """One text or list of tokens for each prompt."""
         return several(self.prompt)
 
+    @property
+    def num_prompts(self) -> int:
+        """How many are answered, n times each."""
+        return len(self.prompts)
+
 
 class TextPart(RequestBody):
     """A part of a message. Parts of other types are not understood here."""
 
     type: Literal["text"]
-    text: str
+    text: Text
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("type") != "text":
+            raise ValueError(f"parts of type {str(values.get('type'))[:40]} are not read here; text is")
+        return values
+
+
+def _content_arm(value: Any) -> str | None:
+    return "~text" if isinstance(value, str) else "~parts" if isinstance(value, list) else None
+
+
+Content = Annotated[
+    Annotated[Text, Tag("~text")] | Annotated[list[TextPart], Field(max_length=MAX_PARTS), Tag("~parts")],
+    Discriminator(
+        _content_arm, custom_error_type="content_type", custom_error_message="must be a string or a list of text parts"
+    ),
+]
 
 
 class ChatMessage(RequestBody):
     """A message of a chat."""
 
+    neutral = MESSAGE
+
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Content
 
     @property
     def plain(self) -> Message:
         """As chat templates take it."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return Message("system" if self.role == "developer" else self.role, text)
+
+
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
 
 
 def messages_of(several: Sequence[ChatMessage]) -> tuple[Message, ...]:
@@ -180,22 +230,26 @@ def messages_of(several: Sequence[ChatMessage]) -> tuple[Message, ...]:
 class ChatBody(GenerationBody):
     """/v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    prompt_field = "messages"
+
+    messages: Messages
+    max_completion_tokens: Count | None = None
     logprobs: bool = False
-    top_logprobs: int | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
     @model_validator(mode="after")
     def _possible(self) -> ChatBody:
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs: it needs logprobs=true")
+            raise SamplingError("top_logprobs: it needs logprobs=true", "top_logprobs")
         return self
 
 
 class EmbeddingBody(RequestBody):
     """/v1/embeddings."""
 
-    model: str = Field(max_length=512)
+    neutral = VECTOR
+
+    model: ModelName
     input: Prompt
     encoding_format: Literal["float", "base64"] = "float"
 
@@ -212,9 +266,9 @@ class ClassifyBody(EmbeddingBody):
 class TokenizeBody(RequestBody):
     """/tokenize: a text, or the messages of a chat."""
 
-    model: str | None = None
-    prompt: str | None = None
-    messages: list[ChatMessage] | None = None
+    model: ModelName | None = None
+    prompt: Text | None = None
+    messages: Messages | None = None
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
 
@@ -228,28 +282,28 @@ class TokenizeBody(RequestBody):
 class DetokenizeBody(RequestBody):
     """/detokenize."""
 
-    model: str | None = None
+    model: ModelName | None = None
     tokens: TokenIds
 
 
 class LoadBody(RequestBody):
     """/v1/load_lora_adapter."""
 
-    lora_name: str = Field(max_length=256)
-    lora_path: str = Field(max_length=4096)
+    lora_name: AdapterName
+    lora_path: Annotated[str, Field(max_length=4096)]
     load_inplace: bool = False
 
 
 class UnloadBody(RequestBody):
     """/v1/unload_lora_adapter."""
 
-    lora_name: str = Field(max_length=256)
-    lora_int_id: int | None = None
+    lora_name: AdapterName
+    lora_int_id: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
 
 
 class AliasBody(RequestBody):
     """/v1/aliases: a word for a version, the latest where none is given."""
 
-    name: str = Field(max_length=256)
-    alias: str = Field(max_length=64)
-    version: int | None = Field(None, ge=1)
+    name: AdapterName
+    alias: Annotated[str, Field(max_length=64)]
+    version: Annotated[int, Field(ge=1, le=MAX_VERSION)] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -87,6 +88,8 @@ class Server:
 
     def run(self) -> None:
         """Serves until it is told to stop."""
+        gc.collect()
+        gc.freeze()  # the model's objects and the libraries': a collection beside the requests need not look at them
         self._server.run(sockets=[self._socket])
 
     def stop(self) -> None:

@@ -13,6 +13,7 @@ SUFFIX = ".safetensors"
 MAX_SEGMENTS = 3
 SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
+MAX_VERSION = 999_999_999
 # Windows reads these as devices, whatever extension follows.
 DEVICES = re.compile(r"(CON|PRN|AUX|NUL|COM[0-9]|LPT[0-9])(\..*)?", re.IGNORECASE)
 RULE = (

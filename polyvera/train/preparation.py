@@ -24,6 +24,7 @@ from polyvera.model.config import (
     vocabulary_size,
 )
 from polyvera.model.load import Base
+from polyvera.model.rms_norm import fused_norms
 from polyvera.train.recipe import Recipe
 from polyvera.train.tenants import Tables, only_tenant
 
@@ -89,11 +90,12 @@ def adapted(recipe: Recipe, base: Base, num_slots: int = 1) -> Iterator[Bank | N
     config = text_config(model.config)
     use_cache = getattr(config, "use_cache", None)  # encoders have none
     try:
-        if recipe.full:
-            model.requires_grad_(True)
-            yield None
-        else:
-            yield inject(model, recipe.spec(find_head(model)), num_slots)
+        with fused_norms(model):
+            if recipe.full:
+                model.requires_grad_(True)
+                yield None
+            else:
+                yield inject(model, recipe.spec(find_head(model)), num_slots)
     finally:
         eject(model)
         if use_cache is not None:

@@ -20,12 +20,14 @@ from polyvera.adapter.spec import AdapterSpec
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if IS_INTERPRETED else "cuda"
 pytest.importorskip("triton")
+if IS_INTERPRETED:
+    import triton_interpreter  # noqa: F401
 needs_device = pytest.mark.skipif(not (IS_INTERPRETED or torch.cuda.is_available()), reason="needs a CUDA device")
 # The interpreter cuts a number off where a GPU rounds it to bfloat16, so its error is up to one unit of the last place.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 each_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 # (rows of the batch, tokens a row, in, out, rank): ragged against every block, and a row that is longer than a block
-SIZES = [(5, 7, 12, 40, 6), (9, 1, 20, 300, 3), (2, 150, 8, 17, 270), (1, 1, 4, 1, 1)]
+SIZES = [(5, 7, 12, 40, 6), (9, 1, 20, 300, 3), (2, 150, 8, 17, 270), (70, 1, 3, 35, 40), (1, 1, 4, 1, 1)]
 each_size = pytest.mark.parametrize("size", SIZES, ids=str)
 NUM_SLOTS = 4
 
@@ -201,14 +203,14 @@ def test_the_kernels_are_those_that_ran(
     fused: None, monkeypatch: pytest.MonkeyPatch, small_llama, ids, scramble
 ) -> None:
     seen: list[str] = []
-    for name in ("scaled_basis", "basis_sums", "scale_rows", "add_rows", "scale_and_sum"):
+    for name in ("scaled_basis", "basis_sums", "scale_rows", "add_rows", "scale_and_sum", "expand_rows"):
         plain = getattr(kernels(), name)
         monkeypatch.setattr(kernels(), name, lambda *a, name=name, plain=plain: seen.append(name) or plain(*a))
     scramble(inject(small_llama.to(DEVICE), AdapterSpec(rank=4, targets=("v_proj",)), 2))
     ids = ids[:, :3].to(DEVICE)
     for slots, expected in (
         (1, {"scaled_basis", "basis_sums"}),
-        ([1, 2, 0, 2], {"scale_rows", "add_rows", "scale_and_sum"}),
+        ([1, 2, 0, 2], {"expand_rows", "scale_rows", "scale_and_sum"}),
     ):
         seen.clear()
         with route(slots):

@@ -4,10 +4,13 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
 from pydantic import TypeAdapter
 
 from polyvera import errors
 from polyvera.engine.adapter_cache import ResidentAdapter
+from polyvera.engine.embedding.pooling import Pooling
+from polyvera.engine.embedding.request import Classes
 from polyvera.engine.generation.request import SamplingParams, Token
 from polyvera.engine.limits import Limits
 from polyvera.engine.stats import RunningRequest
@@ -20,13 +23,15 @@ REF = AdapterRef("acme/one", 3, "/store/\u2603 '\"\n", 100, "ab")
 MESSAGES: list[tuple[Any, TypeAdapter[Any]]] = [
     (messages.Start("m", None, Limits(max_context=7), 3, "cuda:1"), TO_REPLICA),
     (messages.Submit(1, (1, 2), REF, SamplingParams(seed=2**64 - 1, bias=((3, 1.0),)), "acme \u2603\0"), TO_REPLICA),
+    (messages.Encode(1, ((1, 2), (3,)), REF, "acme", True), TO_REPLICA),
     (messages.Cancel(2), TO_REPLICA),
     (messages.Command(3, "pin", REF, 1.5), TO_REPLICA),
     (messages.GetStats(4), TO_REPLICA),
-    (messages.Ready("a-b", "bfloat16", 300, Limits()), FROM_REPLICA),
+    (messages.Ready("a-b", "bfloat16", 300, Limits(), Pooling("cls", False)), FROM_REPLICA),
     (messages.Fatal(Fault("OSError", "x")), FROM_REPLICA),
     (messages.Accepted(2, Fault("BusyError", "later", 3.0)), FROM_REPLICA),
     (messages.Delta(1, (Token(5, -1.5, ((1, float("-inf")),)),), "\u2603", "stop", None, 4), FROM_REPLICA),
+    (messages.EncodeDone(1, ("a", "b"), 2, bytes(range(256)), Fault("NonFiniteError", "x")), FROM_REPLICA),
     (messages.CommandDone(3, Fault("NotFoundError", "gone")), FROM_REPLICA),
     (
         messages.Stats(4, (RunningRequest("", "t", 3),), 1, (ResidentAdapter("a@1", 10, 1, True),), 8, {"steps": 2}),
@@ -57,6 +62,14 @@ def test_every_message_is_tried_here_and_has_a_kind_of_its_own() -> None:
 def test_the_other_direction_does_not_take_it(message: Any, known: TypeAdapter[Any]) -> None:
     with pytest.raises(FormatError, match="damaged"):
         read(written(message), TO_REPLICA if known is FROM_REPLICA else FROM_REPLICA)
+
+
+@pytest.mark.parametrize("labels", [(), ("a", "b", "c")])
+def test_numbers_come_back_bit_for_bit(labels: tuple[str, ...]) -> None:
+    numbers = torch.randn(4, 3)
+    sent = messages.encoded(5, Classes(labels, numbers) if labels else numbers)
+    again = read(written(sent), FROM_REPLICA)
+    assert torch.equal(again.tensor(), numbers) and again.labels == labels and again.number == 5
 
 
 @pytest.mark.parametrize("data", [b"", b"null", b'{"kind": "cancel", "number": "1"}', b'{"kind": "cancel"}', b"\xff"])

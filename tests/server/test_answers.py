@@ -39,6 +39,7 @@ def context(engine: Generator) -> ServerContext:
 @asynccontextmanager
 async def started(context: ServerContext, *params: SamplingParams) -> AsyncIterator[AnswerStream]:
     with AnswerStream(context, context.generation, "acme") as stream:
+        stream.reserve(len(PROMPTS) * len(params))
         await stream.start(PROMPTS, None, params)
         yield stream
 

@@ -101,3 +101,23 @@ def test_sending_is_bounded_in_time_and_names_the_request() -> None:
 @pytest.mark.parametrize(("host", "is_own"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("8.8.8.8", 0)])
 def test_a_loopback_is_known(host: str, is_own: bool) -> None:
     assert is_loopback(host) == bool(is_own)
+
+
+@pytest.mark.parametrize("length", ["²", "１", "-1", "1e3", "9" * 30, "", "0x10"])
+def test_a_length_that_is_no_number_is_refused(length: str) -> None:
+    scope: Any = {
+        "type": "http",
+        "path": "/v1/models",
+        "headers": [(b"content-length", length.encode("latin-1", "ignore") or b""), (b"host", b"localhost")],
+    }
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def app(*_: Any) -> None:
+        raise AssertionError("it was let in")
+
+    middleware = AuthMiddleware(app, ServerConfig(base="tiny"), None, ServerState(), Metrics())
+    asyncio.run(middleware(scope, None, send))  # type: ignore[arg-type]
+    assert sent[0]["status"] == 400

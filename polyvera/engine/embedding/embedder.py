@@ -15,7 +15,7 @@ from polyvera.engine.embedding.model_runner import EncoderRunner
 from polyvera.engine.embedding.request import Classes, EncodeRequest
 from polyvera.engine.embedding.workload import EmbeddingWorkload
 from polyvera.engine.lifecycle import AdapterEngine, DefaultLimits, EngineParts
-from polyvera.errors import SamplingError, ServeError
+from polyvera.errors import ContextLengthError, SamplingError, ServeError
 from polyvera.model.config import trained_labels, vocabulary_size
 from polyvera.model.pooling import Pooling, pooling_of
 from polyvera.store.reference import AdapterRef
@@ -101,7 +101,7 @@ class Embedder(AdapterEngine[EncodeRequest]):
             if not row:
                 raise SamplingError(f"text {number} has no tokens: there is nothing to read")
             if len(row) > self.max_context:
-                raise SamplingError(
+                raise ContextLengthError(
                     f"text {number} has {len(row)} tokens, more than the {self.max_context} that this model reads"
                 )
             if not 0 <= min(row) <= max(row) <= last:

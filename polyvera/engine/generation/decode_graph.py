@@ -14,13 +14,14 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from polyvera.adapter.side_stream import side_stream
 from polyvera.engine.generation.pinned_memory import staged
 from polyvera.engine.generation.sampler import Scores
 
 log = logging.getLogger(__name__)
 B = TypeVar("B", bound=Hashable)
-SMALL_SIZES, SIZE_STEP = (1, 2, 4), 8
-WARM_UPS = 2
+WARM_UPS = 1
+MIN_BETWEEN = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class DecodeGraphs(Generic[B]):
         self._replays: dict[tuple[int, tuple[B, ...]], _Replay] = {}
         self._state: Hashable = None
         if is_captured:
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._stream, self._side = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]
             self._pool = torch.cuda.graph_pool_handle()
             self.is_captured = self._can_be_captured()
 
@@ -127,13 +128,14 @@ class DecodeGraphs(Generic[B]):
         """The first runs make what is made once (workspaces, kernels, casts), and write what the replay writes."""
         ours, theirs = self._stream, torch.cuda.current_stream()
         ours.wait_stream(theirs)
-        with torch.cuda.stream(ours):
+        with torch.cuda.stream(ours), side_stream(self._side):
             for _ in range(WARM_UPS):
                 self._computed(inputs, banks)
         theirs.wait_stream(ours)
         graph = torch.cuda.CUDAGraph()
         with (
             torch.cuda.stream(theirs),  # back to it also where the capture fails
+            side_stream(self._side),
             torch.cuda.graph(graph, pool=self._pool, stream=ours, capture_error_mode="thread_local"),
         ):
             scores = self._computed(inputs, banks)
@@ -163,6 +165,10 @@ class DecodeGraphs(Generic[B]):
 
 
 def num_padded(num_rows: int, max_rows: int) -> int:
-    """The least number of rows that a forward is made for: 1, 2, 4, 8, 16, 24 and so on, at most max_rows."""
-    small = next((size for size in SMALL_SIZES if num_rows <= size), None)
-    return min(max_rows, small or -(-num_rows // SIZE_STEP) * SIZE_STEP)
+    """The least number of rows that a forward is made for: 1, 2, 4, 8, 16, 24, 32, 48, 64, 96 and so on, or max_rows.
+
+    A step of some rows more takes hardly longer, and every number more is one more capture.
+    """
+    power = 1 << max(0, num_rows - 1).bit_length()
+    between = 3 * power // 4
+    return min(max_rows, between if power >= MIN_BETWEEN and num_rows <= between else power)

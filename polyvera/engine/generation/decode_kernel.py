@@ -78,9 +78,7 @@ def _attend(
 
 
 @triton.jit
-def _combine(
-    parts, peaks, sums, out, V_WIDTH: tl.constexpr, V_TILE: tl.constexpr, SPLITS: tl.constexpr
-):
+def _combine(parts, peaks, sums, out, V_WIDTH: tl.constexpr, V_TILE: tl.constexpr, SPLITS: tl.constexpr):
     """The splits of one token and head put together; a split that saw no key has the peak -inf and counts nothing."""
     at_head = tl.program_id(0).to(tl.int64)
     split, at = tl.arange(0, SPLITS), tl.arange(0, V_TILE)

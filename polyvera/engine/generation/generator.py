@@ -17,7 +17,7 @@ from polyvera.engine.generation.sampler import RequestSampler
 from polyvera.engine.generation.workload import GenerationWorkload
 from polyvera.engine.lifecycle import AdapterEngine, DefaultLimits, EngineParts
 from polyvera.engine.steps import LOOK_AHEAD
-from polyvera.errors import ClosedError, SamplingError
+from polyvera.errors import ClosedError, ContextLengthError, SamplingError
 from polyvera.model.config import end_tokens, vocabulary_size
 from polyvera.store.reference import AdapterRef
 
@@ -97,6 +97,7 @@ class Generator(AdapterEngine[Request]):
         def undo() -> None:
             packed_model.undo()
             runner.undo()
+            self._grammars.close()
 
         adapters = self._cache(runner, packs)
         workload = GenerationWorkload(
@@ -113,7 +114,7 @@ class Generator(AdapterEngine[Request]):
             raise SamplingError(f"the prompt has a token that is not from 0 to {last}")
         asked = params.max_tokens or 1
         if len(prompt) + asked > self.max_context:
-            raise SamplingError(
+            raise ContextLengthError(
                 f"the prompt has {len(prompt)} tokens, and with max_tokens={asked} that is more than the "
                 f"{self.max_context} of this engine's context"
             )

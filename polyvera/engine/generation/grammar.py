@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -11,14 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polyvera.engine.generation.grammar_process import GrammarProcesses
+from polyvera.engine.generation.grammar_worker import Vocabulary, grammar_of, limits
 from polyvera.errors import SamplingError, ServeError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MAX_SCHEMA_CHARS = 65_536
-# Small models else fill the context with spaces between two fields.
-COMPACT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+NUM_KEPT = 16  # compiled schemas
+MAX_WHY_CHARS = 500
 ANY_OBJECT = '{"type": "object"}'
 
 
@@ -53,7 +55,10 @@ class Grammar:
 
 
 class Grammars:
-    """The grammars of one tokenizer. Any number of threads."""
+    """The grammars of one tokenizer. Any number of threads.
+
+    A schema is tried in a process of its own first, where it can be ended: no limit of the library's ends a compile.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, num_tokens: int, ends: frozenset[int]) -> None:
         # llguidance takes one end token, and ours is the tokenizer's own where there is one.
@@ -61,30 +66,51 @@ class Grammars:
         self._ends = frozenset((end,)) if isinstance(end, int) else ends
         self._tokenizer, self._num_tokens = tokenizer, num_tokens
         self._lock = Lock()
+        self._tried: OrderedDict[str, Any] = OrderedDict()
 
     def of(self, schema: str) -> Grammar:
-        """A grammar at its beginning. Raises SamplingError for a schema that cannot be followed."""
-        import llguidance
-
-        if len(schema) > MAX_SCHEMA_CHARS:
-            raise SamplingError(f"the schema has {len(schema)} characters; at most {MAX_SCHEMA_CHARS} are read")
+        """A grammar at its beginning. Raises SamplingError for a schema that cannot be followed, BusyError."""
         try:
             parsed = json.loads(schema)
             text = ANY_OBJECT if parsed == {} else json.dumps(parsed)
-            with self._lock:
-                known = self._known
-            rules = llguidance.LLMatcher.grammar_from_json_schema(text, defaults=COMPACT)
-            matcher = llguidance.LLMatcher(known, rules)
         except (ValueError, RecursionError) as error:
-            raise SamplingError(f"the JSON schema cannot be followed: {error}") from error
+            raise _refused(error) from error
+        with self._lock:
+            known = self._tried.get(text)
+        if known is None:
+            known = self._compiled(text)
+            with self._lock:
+                self._tried[text] = known
+                while len(self._tried) > NUM_KEPT:
+                    self._tried.popitem(last=False)
+        return Grammar(known.deep_copy(), self._num_tokens, self._ends)
+
+    def close(self) -> None:
+        """Ends the processes."""
+        if "_processes" in self.__dict__:
+            self._processes.close()
+
+    def _compiled(self, text: str) -> Any:
+        from llguidance import LLMatcher
+
+        problem = self._processes.try_schema(text)
+        if problem:
+            raise _refused(problem)
+        with self._lock:
+            known = self._known
+        matcher = LLMatcher(known, grammar_of(text), limits=limits())
         if matcher.is_error():
-            raise SamplingError(f"the JSON schema cannot be followed: {matcher.get_error()}")
-        grammar = Grammar(matcher, self._num_tokens, self._ends)
+            raise _refused(matcher.get_error())
         try:
-            grammar.restrict(torch.zeros(self._num_tokens))  # one that allows no first token fails here
-        except ServeError as error:
-            raise SamplingError(f"the JSON schema cannot be followed: {error}") from error
-        return grammar
+            Grammar(matcher.deep_copy(), self._num_tokens, self._ends).restrict(torch.zeros(self._num_tokens))
+        except ServeError as error:  # it allows no first token
+            raise _refused(error) from error
+        return matcher
+
+    @cached_property
+    def _processes(self) -> GrammarProcesses:
+        backend: Any = self._tokenizer
+        return GrammarProcesses(Vocabulary(backend.backend_tokenizer.to_str(), self._num_tokens, sorted(self._ends)))
 
     @cached_property
     def _known(self) -> Any:
@@ -95,3 +121,8 @@ class Grammars:
             n_vocab=self._num_tokens,
             eos_token=sorted(self._ends),
         )
+
+
+def _refused(why: object) -> SamplingError:
+    first_line = str(why).partition("\n")[0][:MAX_WHY_CHARS]
+    return SamplingError(f"the JSON schema cannot be followed: {first_line}", "response_format")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from polyvera.engine.generation.kv_cache import KVCache
 from polyvera.engine.trial import check_close, check_free, check_sites, recording, trying
 from polyvera.errors import LayoutError, ServeError
 from polyvera.model.config import CAUSAL_LM, kind_of, text_config, vocabulary_size
+from polyvera.model.rms_norm import fused_norms
 from polyvera.store.reference import AdapterRef
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ class ModelRunner:
         self._configs = [config for config in found if hasattr(config, "_attn_implementation")]
         self._before = [config._attn_implementation for config in self._configs]
         self.layers: set[str] = set()
+        self._norms = ExitStack()
         model.train(False)
         with trying(model, self.undo, "packed"):
             self._try()
@@ -51,6 +54,7 @@ class ModelRunner:
 
     def undo(self) -> None:
         """The model as it was, without the banks that were put in."""
+        self._norms.close()
         for config, before in zip(self._configs, self._before, strict=True):
             config._attn_implementation = before
         eject(self._model)
@@ -64,6 +68,7 @@ class ModelRunner:
             expected = model(input_ids=ids, use_cache=False).logits
             for config in self._configs:
                 config._attn_implementation = NAME
+            self._norms.enter_context(fused_norms(model))
             with recording(model, self.layers, lambda shape: len(shape) == 3 and shape[0] == 1):
                 found = _packed_trial(model, ids)
         check_close(model, found, expected, "packed")

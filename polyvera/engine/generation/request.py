@@ -14,6 +14,7 @@ from polyvera.store.reference import AdapterRef
 
 STOP, LENGTH, CANCELLED, FAILED = "stop", "length", "cancelled", "error"
 MAX_LOGPROBS, MAX_STOPS, MAX_STOP_CHARS = 20, 16, 256
+MAX_STOP_IDS, MAX_BIASES, MAX_SCHEMA_CHARS = 256, 1024, 65_536
 MIN_TEMPERATURE = 1e-5  # logits over less are beyond fp32
 _numbers = count(1)
 log = logging.getLogger(__name__)
@@ -59,8 +60,15 @@ class SamplingParams:
             raise SamplingError(f"{name}=0: it is more than 0")
         if len(self.stop) > MAX_STOPS or not all(1 <= len(s) <= MAX_STOP_CHARS for s in self.stop):
             raise SamplingError(f"stop: at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARS} characters each")
+        for name, given, most in (("stop_ids", self.stop_ids, MAX_STOP_IDS), ("logit_bias", self.bias, MAX_BIASES)):
+            if len(given) > most:
+                raise SamplingError(f"{name} has {len(given)} entries; at most {most} are taken", name)
         if not all(-100.0 <= value <= 100.0 for _, value in self.bias):
-            raise SamplingError("logit_bias: each value is from -100 to 100")
+            raise SamplingError("logit_bias: each value is from -100 to 100", "logit_bias")
+        if self.schema is not None and len(self.schema) > MAX_SCHEMA_CHARS:
+            raise SamplingError(
+                f"the schema has {len(self.schema)} characters; at most {MAX_SCHEMA_CHARS} are read", "response_format"
+            )
 
     @property
     def is_greedy(self) -> bool:

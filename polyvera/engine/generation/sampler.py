@@ -18,6 +18,39 @@ SEED_BITS = 63
 Sampled = Token | PolyveraError
 
 
+class OnDevice:
+    """Numbers for some tokens, made into tensors once and copied to a device once."""
+
+    def __init__(self, tokens: Sequence[int], values: Sequence[float]) -> None:
+        self._pair = torch.tensor(tokens, dtype=torch.long), torch.tensor(values, dtype=torch.float32)
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The tokens and their numbers there."""
+        self._pair = self._pair[0].to(device), self._pair[1].to(device)
+        return self._pair
+
+
+class SeenTokens:
+    """How often an answer has each token, counted on as it grows, and which tokens its prompt has."""
+
+    def __init__(self, prompt: Sequence[int]) -> None:
+        self._prompt = torch.tensor(prompt, dtype=torch.long)
+        self._num_counted = 0
+        self._counts: Tensor | None = None
+        self._in_prompt: Tensor | None = None
+
+    def counted(self, answer: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor]:
+        """(counts in the answer, whether in the prompt), each (vocabulary,) beside `like`."""
+        if self._counts is None or self._in_prompt is None:
+            self._counts = torch.zeros_like(like)
+            self._in_prompt = torch.zeros_like(like, dtype=torch.bool)
+            self._in_prompt[self._prompt.to(like.device)] = True
+        for token in answer[self._num_counted :]:  # one a step
+            self._counts[token] += 1
+        self._num_counted = len(answer)
+        return self._counts, self._in_prompt
+
+
 class RequestSampler:
     """How one request's tokens are chosen: its settings, its own random stream, its grammar."""
 
@@ -27,7 +60,10 @@ class RequestSampler:
         self.params, self.grammar = params, grammar
         ends = ends if grammar is None else grammar.ends
         self.ends = frozenset() if params.ignore_eos else ends
-        self._prompt = prompt
+        self._bias = OnDevice([token for token, _ in params.bias], [value for _, value in params.bias])
+        barred = sorted({*self.ends, *params.stop_ids}) if params.min_tokens else []
+        self._barred = OnDevice(barred, [-torch.inf] * len(barred))
+        self._seen = SeenTokens(prompt if params.repetition_penalty != 1.0 else ())
         self._stream: torch.Generator | None = None
 
     @property
@@ -58,21 +94,23 @@ class RequestSampler:
 
     def _shaped(self, raw: Tensor, answer: Sequence[int]) -> Tensor:
         s, logits = self.params, raw.clone()
-        for token, value in s.bias:
-            logits[token] += value
-        if s.repetition_penalty != 1.0:
-            seen = torch.tensor(sorted({*self._prompt, *answer}), device=raw.device)
-            was = logits[seen]
-            logits[seen] = torch.where(was < 0, was * s.repetition_penalty, was / s.repetition_penalty)
-        if answer and (s.presence_penalty or s.frequency_penalty):
-            counts = torch.bincount(torch.tensor(answer), minlength=len(logits)).to(logits)
-            logits -= s.frequency_penalty * counts + s.presence_penalty * (counts > 0)
-        barred = [*self.ends, *s.stop_ids] if len(answer) < s.min_tokens else []
-        if barred:
-            logits[torch.tensor(barred, device=raw.device)] = -torch.inf
+        if s.bias:
+            logits.index_add_(0, *self._bias.on(raw.device))
+        if s.repetition_penalty != 1.0 or s.presence_penalty or s.frequency_penalty:
+            self._penalise(logits, answer)
+        if len(answer) < s.min_tokens:
+            logits.index_add_(0, *self._barred.on(raw.device))
         if self.grammar is not None:
             self.grammar.restrict(logits)
         return logits
+
+    def _penalise(self, logits: Tensor, answer: Sequence[int]) -> None:
+        s, (counts, in_prompt) = self.params, self._seen.counted(answer, logits)
+        if s.repetition_penalty != 1.0:
+            divided = torch.where(logits < 0, logits * s.repetition_penalty, logits / s.repetition_penalty)
+            logits.copy_(torch.where(in_prompt | (counts > 0), divided, logits))
+        if s.presence_penalty or s.frequency_penalty:
+            logits -= s.frequency_penalty * counts + s.presence_penalty * (counts > 0)
 
     def _draw(self, logits: Tensor) -> int:
         """By the inverse of the cumulative distribution at one number of the request's own stream."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ from starlette.responses import PlainTextResponse, Response
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.fingerprint import check_fingerprint
 from polyvera.engine.openmp import guest
-from polyvera.errors import ForbiddenError, NotFoundError, PolyveraError, ReferenceNameError, SizeError
+from polyvera.errors import ForbiddenError, NotFoundError, PolyveraError, ReferenceNameError
 from polyvera.server.api_keys import Caller
-from polyvera.server.context import ServerContext, body_of, caller_of
+from polyvera.server.context import ServerContext, caller_of
 from polyvera.server.requests import AliasBody, LoadBody, UnloadBody
 from polyvera.store.file.codec import decode
 from polyvera.store.reference import AdapterRef, check_name, parse_reference
 from polyvera.store.registry import Registry
+from polyvera.store.regular_file import read_regular
 
 MAX_PAGE = 1_000
 
@@ -40,12 +41,12 @@ def _add_reading(router: APIRouter, context: ServerContext) -> None:
     async def listed(request: HttpRequest, prefix: str = "", limit: int = 100, after: str = "") -> dict[str, Any]:
         if not 1 <= limit <= MAX_PAGE:
             raise HTTPException(400, f"limit={limit}: it is from 1 to {MAX_PAGE:,}")
-        return await asyncio.to_thread(_page, context, caller_of(request), prefix, limit, after)
+        return await context.run(request, _page, context, caller_of(request), prefix, limit, after)
 
     @router.get("/v1/adapters/{name:path}")
     async def shown(request: HttpRequest, name: str) -> dict[str, Any]:
         caller = caller_of(request)
-        return await asyncio.to_thread(lambda: context.catalog.told(context.catalog.find(caller, name)))
+        return await context.run(request, lambda: context.catalog.told(context.catalog.find(caller, name)))
 
 
 def _add_publishing(router: APIRouter, context: ServerContext, base: str) -> None:
@@ -55,32 +56,32 @@ def _add_publishing(router: APIRouter, context: ServerContext, base: str) -> Non
         caller = caller_of(request)
         registry = _publisher(context, caller, name)
         data = await request.body()
-        ref = await asyncio.to_thread(_published, context, registry, name, data, alias, base)
-        return await asyncio.to_thread(context.catalog.told, ref)
+        ref = await context.run(request, _published, context, registry, name, data, alias, base)
+        return await context.run(request, context.catalog.told, ref)
 
     @router.delete("/v1/adapters/{name:path}")
     async def remove(request: HttpRequest, name: str, with_aliases: bool = False) -> dict[str, Any]:
         caller = caller_of(request)
-        ref = await asyncio.to_thread(_removed, context, caller, name, with_aliases)
+        ref = await context.run(request, _removed, context, caller, name, with_aliases)
         return {"id": str(ref), "object": "adapter.deleted", "deleted": True}
 
     @router.post("/v1/aliases")
     async def alias(request: HttpRequest) -> dict[str, Any]:
-        body, caller = await body_of(request, AliasBody), caller_of(request)
-        return await asyncio.to_thread(_aliased, context, caller, body)
+        body, caller = await context.body(request, AliasBody), caller_of(request)
+        return await context.run(request, _aliased, context, caller, body)
 
 
 def _add_vllm(router: APIRouter, context: ServerContext, base: str) -> None:
     @router.post("/v1/load_lora_adapter")
     async def load(request: HttpRequest) -> Response:
-        body, caller = await body_of(request, LoadBody), caller_of(request)
-        await asyncio.to_thread(_loaded, context, caller, body, base)
+        body, caller = await context.body(request, LoadBody), caller_of(request)
+        await context.run(request, _loaded, context, caller, body, base)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
     @router.post("/v1/unload_lora_adapter")
     async def unload(request: HttpRequest) -> Response:
-        body, caller = await body_of(request, UnloadBody), caller_of(request)
-        await asyncio.to_thread(_unloaded, context, caller, body.lora_name)
+        body, caller = await context.body(request, UnloadBody), caller_of(request)
+        await context.run(request, _unloaded, context, caller, body.lora_name)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
 
@@ -167,26 +168,44 @@ def _is_known(context: ServerContext, caller: Caller, name: str) -> bool:
 
 
 def _inside(root: Path | None, given: str) -> Path:
+    """The path below the root. Raises ForbiddenError for one that leads elsewhere or through a link, NotFoundError."""
     if root is None:
         raise ForbiddenError("this server reads no adapters by path: start it with --lora-root FOLDER")
-    path = (root / given).resolve()
-    if not path.is_relative_to(root.resolve()) or "\0" in given:
-        raise ForbiddenError(f"lora_path={given!r} is not inside the folder that this server reads adapters from")
+    try:
+        top = root.resolve()
+        path = Path(os.path.normpath(top / given))
+        is_inside = "\0" not in given and path.is_relative_to(top) and path.resolve() == path
+        is_there = is_inside and path.exists()
+    except (OSError, ValueError) as error:  # such as a name that is too long
+        raise _nothing_at(given) from error
+    if not is_inside:
+        raise ForbiddenError(
+            f"lora_path={given!r} is not inside the folder that this server reads adapters from, or leads through a "
+            "link"
+        )
+    if not is_there:
+        raise _nothing_at(given)
     return path
 
 
+def _nothing_at(given: str) -> NotFoundError:
+    return NotFoundError(f"lora_path: there is no adapter at {given[:200]!r}")
+
+
 def _read(context: ServerContext, path: Path) -> Adapter:
+    """The adapter of a file or a PEFT folder. Raises FormatError and its kin, without the path of the machine."""
     if path.is_dir():
         from polyvera.store.peft import import_peft
 
+        for file in path.iterdir():
+            if file.is_symlink():
+                raise ForbiddenError(f"lora_path: {file.name} is a link, which this server does not follow")
         adapter = import_peft(path, context.engine.model)
         return replace(adapter, base="")  # checked by its shapes: a folder does not say of which weights it is
     try:
-        if path.stat().st_size > context.config.max_upload_bytes:
-            raise SizeError(f"the file has more than the {context.config.max_upload_bytes:,} bytes that are taken here")
-        return decode(path.read_bytes())
+        return decode(read_regular(path, context.config.max_upload_bytes))
     except OSError as error:
-        raise NotFoundError(f"lora_path: there is no adapter at {path.name!r} ({error.strerror})") from None
+        raise NotFoundError(f"lora_path: {path.name!r} cannot be read ({error.strerror})") from None
 
 
 def _unloaded(context: ServerContext, caller: Caller, name: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
@@ -17,10 +16,10 @@ from starlette.types import Receive, Scope, Send
 
 from polyvera.engine.generation.request import SamplingParams, Token
 from polyvera.errors import SamplingError
-from polyvera.model.prompt import chat_ids, prompt_ids
-from polyvera.server.answers import AnswerStream
-from polyvera.server.context import ServerContext, body_of, caller_of
-from polyvera.server.requests import ChatBody, CompletionBody, GenerationBody, messages_of
+from polyvera.server.answers import AnswerStream, while_there
+from polyvera.server.context import ServerContext, caller_of
+from polyvera.server.prompt_tokens import chat_tokens, prompt_tokens
+from polyvera.server.requests import COMPLETION_TOKENS, ChatBody, CompletionBody, GenerationBody, messages_of
 from polyvera.server.responses import CHAT, TEXT, Json, ResponseShape
 
 DONE = b"data: [DONE]\n\n"
@@ -66,13 +65,13 @@ def routes(context: ServerContext) -> APIRouter:
 
     @router.post("/v1/completions")
     async def completions(request: HttpRequest) -> Response:
-        body = await body_of(request, CompletionBody)
-        default = 16 if body.max_tokens is None else body.max_tokens
+        body = await context.body(request, CompletionBody)
+        default = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
         return await _answered(context, request, TEXT, body, body.all_params(default, body.logprobs))
 
     @router.post("/v1/chat/completions")
     async def chat_completions(request: HttpRequest) -> Response:
-        body = await body_of(request, ChatBody)
+        body = await context.body(request, ChatBody)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         most = body.max_completion_tokens or body.max_tokens
         return await _answered(context, request, CHAT, body, body.all_params(most, logprobs))
@@ -87,36 +86,44 @@ async def _answered(
     body: GenerationBody,
     all_params: Sequence[SamplingParams],
 ) -> Response:
-    engine = context.generation
-    caller = caller_of(request)
-    adapter = await asyncio.to_thread(context.catalog.resolve, caller, body.model)
-    prompts, echo = await asyncio.to_thread(_prompts, context, body)
-    num = len(prompts) * len(all_params)
-    if num > context.config.max_choices:
-        raise SamplingError(f"n and prompt ask for {num} answers; at most {context.config.max_choices} a request")
-    model = context.catalog.base if adapter is None else str(adapter)
-    asked = CompletionTask(context, shape, body, model, request.state.request_id, prompts, all_params, echo)
+    engine, caller = context.generation, caller_of(request)
+    num = _num_answers(context, body)
     with ExitStack() as stack:
         stream = stack.enter_context(AnswerStream(context, engine, caller.tenant))
-        await stream.start(prompts, adapter, all_params)
+        stream.reserve(num)
+        adapter = await context.run(request, context.catalog.resolve, caller, body.model)
+        prompts, echo = await while_there(request, context.run(request, _prompts, context, body, all_params[0]))
+        model = context.catalog.base if adapter is None else str(adapter)
+        asked = CompletionTask(context, shape, body, model, request.state.request_id, prompts, all_params, echo)
+        await while_there(request, stream.start(prompts, adapter, all_params))
         if not body.stream:
             return await _whole(asked, stream, request)
         stack.pop_all()  # it is the stream's now
         return EventStream(asked, stream)
 
 
-def _prompts(context: ServerContext, body: GenerationBody) -> tuple[list[list[int]], list[str]]:
-    tokenizer = context.engine.tokenizer
+def _num_answers(context: ServerContext, body: GenerationBody) -> int:
+    """Of all prompts. Raises SamplingError for more than a request may ask for."""
+    num, most = body.n * body.num_prompts, context.config.max_choices
+    if num > most:
+        param = "n" if body.n > most else body.prompt_field
+        raise SamplingError(
+            f"n={body.n} answers for each of {body.num_prompts} prompts are {num}; at most {most} a request", param
+        )
+    return num
+
+
+def _prompts(
+    context: ServerContext, body: GenerationBody, params: SamplingParams
+) -> tuple[list[list[int]], Sequence[str]]:
+    tokenizer, most, num_asked = context.engine.tokenizer, context.engine.max_context, params.max_tokens or 1
     if isinstance(body, ChatBody):
-        return [chat_ids(tokenizer, messages_of(body.messages))], []
+        return [chat_tokens(tokenizer, messages_of(body.messages), most, num_asked)], ()
     assert isinstance(body, CompletionBody)
-    ids = [p if isinstance(p, list) else prompt_ids(tokenizer, p) for p in body.prompts]
-    if not ids:
-        raise SamplingError("prompt: the list is empty, there is nothing to answer")
+    ids = prompt_tokens(tokenizer, body.prompts, most, num_asked, body.prompt_field)
     if not body.echo:
-        return ids, []
-    texts = [p if isinstance(p, str) else tokenizer.decode(p, skip_special_tokens=True) for p in body.prompts]
-    return ids, texts
+        return ids, ()
+    return ids, [p if isinstance(p, str) else tokenizer.decode(p, skip_special_tokens=True) for p in body.prompts]
 
 
 async def _whole(asked: CompletionTask, stream: AnswerStream, request: HttpRequest) -> Response:

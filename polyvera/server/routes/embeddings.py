@@ -15,7 +15,8 @@ from starlette.requests import Request as HttpRequest
 from polyvera.errors import SamplingError
 from polyvera.model.prompt import passage
 from polyvera.server.answers import while_there
-from polyvera.server.context import ServerContext, body_of, caller_of
+from polyvera.server.context import ServerContext, caller_of
+from polyvera.server.prompt_tokens import check_chars, check_tokens
 from polyvera.server.requests import ClassifyBody, EmbeddingBody
 from polyvera.store.reference import AdapterRef
 
@@ -26,7 +27,7 @@ def routes(context: ServerContext) -> APIRouter:
 
     @router.post("/v1/embeddings")
     async def embeddings(request: HttpRequest) -> dict[str, Any]:
-        engine, body = context.embedding, await body_of(request, EmbeddingBody)
+        engine, body = context.embedding, await context.body(request, EmbeddingBody)
         adapter, rows = await _asked(context, request, body)
         found = await _done(context, request, rows, lambda t: engine.embed(rows, adapter, tenant=t))
         worded: Any = _as_base64 if body.encoding_format == "base64" else np.ndarray.tolist
@@ -35,7 +36,7 @@ def routes(context: ServerContext) -> APIRouter:
 
     @router.post("/v1/classify")
     async def classify(request: HttpRequest) -> dict[str, Any]:
-        engine, body = context.embedding, await body_of(request, ClassifyBody)
+        engine, body = context.embedding, await context.body(request, ClassifyBody)
         adapter, rows = await _asked(context, request, body)
         found = await _done(context, request, rows, lambda t: engine.classify(rows, adapter, tenant=t))
         data = [
@@ -57,22 +58,24 @@ def routes(context: ServerContext) -> APIRouter:
 async def _asked(
     context: ServerContext, request: HttpRequest, body: EmbeddingBody
 ) -> tuple[AdapterRef | None, list[list[int]]]:
-    adapter = await asyncio.to_thread(context.catalog.resolve, caller_of(request), body.model)
-    tokenizer = context.engine.tokenizer
-    rows = await asyncio.to_thread(_rows, tokenizer, body.prompts)
-    if not rows:
-        raise SamplingError("input: the list is empty")
-    return adapter, rows
+    prompts = body.prompts
+    if not prompts:
+        raise SamplingError("input: the list is empty", "input")
+    adapter = await context.run(request, context.catalog.resolve, caller_of(request), body.model)
+    return adapter, await context.run(request, _rows, context.engine.tokenizer, prompts, context.engine.max_context)
 
 
-def _rows(tokenizer: Any, prompts: Sequence[str | list[int]]) -> list[list[int]]:
-    return [p if isinstance(p, list) else passage(tokenizer, p)["input_ids"] for p in prompts]
+def _rows(tokenizer: Any, prompts: Sequence[str | list[int]], max_context: int) -> list[list[int]]:
+    check_chars((p for p in prompts if isinstance(p, str)), max_context, "input")
+    rows = [p if isinstance(p, list) else passage(tokenizer, p)["input_ids"] for p in prompts]
+    check_tokens(max(map(len, rows)), 0, max_context, "input")
+    return rows
 
 
 async def _done(context: ServerContext, request: HttpRequest, rows: list[list[int]], ask: Any) -> Any:
     tenant = caller_of(request).tenant
     with context.quotas.reserve(tenant, 1):
-        future: Future[Any] = await asyncio.to_thread(ask, tenant)
+        future: Future[Any] = await context.run(request, ask, tenant)
         found = await while_there(request, asyncio.wrap_future(future))
     context.metrics.tokens.labels(tenant, "prompt").inc(sum(map(len, rows)))
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter
@@ -23,11 +22,11 @@ def routes(context: ServerContext) -> APIRouter:
 
     @router.get("/v1/models")
     async def models(request: HttpRequest) -> dict[str, Any]:
-        return {"object": "list", "data": await asyncio.to_thread(_all, context, caller_of(request))}
+        return {"object": "list", "data": await context.run(request, _all, context, caller_of(request))}
 
     @router.get("/v1/models/{model:path}")
     async def model(request: HttpRequest, model: str) -> dict[str, Any]:
-        return await asyncio.to_thread(_one, context, caller_of(request), model)
+        return await context.run(request, _one, context, caller_of(request), model)
 
     return router
 

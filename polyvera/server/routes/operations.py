@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from importlib.metadata import version
 from typing import Any
 
@@ -13,7 +12,8 @@ from starlette.responses import JSONResponse, Response
 from polyvera.model.prompt import bare_ids, chat_ids, ids_text, passage, prompt_ids
 from polyvera.server.api_keys import Caller
 from polyvera.server.catalog import BASE
-from polyvera.server.context import ServerContext, body_of, caller_of
+from polyvera.server.context import ServerContext, caller_of
+from polyvera.server.prompt_tokens import check_chars, check_messages, check_tokens
 from polyvera.server.requests import DetokenizeBody, TokenizeBody, messages_of
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -28,11 +28,11 @@ def routes(context: ServerContext) -> APIRouter:
     @router.get("/metrics")
     async def metrics(request: HttpRequest) -> Response:
         caller_of(request).check_admin()
-        return Response(await asyncio.to_thread(context.metrics.text), media_type=METRICS_TYPE)
+        return Response(await context.run(request, context.metrics.text), media_type=METRICS_TYPE)
 
     @router.get("/v1/live")
     async def live(request: HttpRequest) -> dict[str, Any]:
-        return await asyncio.to_thread(_live, context, caller_of(request))
+        return await context.run(request, _live, context, caller_of(request))
 
     return router
 
@@ -42,21 +42,24 @@ def _add_tokens(router: APIRouter, context: ServerContext) -> None:
 
     @router.post("/tokenize")
     async def tokenize(request: HttpRequest) -> dict[str, Any]:
-        body = await body_of(request, TokenizeBody)
-        await _check_model(context, caller_of(request), body.model)
+        body = await context.body(request, TokenizeBody)
+        await _check_model(context, request, body.model)
         if body.messages is not None:
             messages = messages_of(body.messages)
-            ids = await asyncio.to_thread(chat_ids, tokenizer, messages, answer_next=body.add_generation_prompt)
+            check_messages(messages, context.engine.max_context)
+            ids = await context.run(request, chat_ids, tokenizer, messages, answer_next=body.add_generation_prompt)
         else:
             assert body.prompt is not None
-            ids = await asyncio.to_thread(_text_ids, context, body.prompt, special=body.add_special_tokens)
+            check_chars([body.prompt], context.engine.max_context, "prompt")
+            ids = await context.run(request, _text_ids, context, body.prompt, special=body.add_special_tokens)
         return {"count": len(ids), "max_model_len": context.engine.max_context, "tokens": ids}
 
     @router.post("/detokenize")
     async def detokenize(request: HttpRequest) -> dict[str, Any]:
-        body = await body_of(request, DetokenizeBody)
-        await _check_model(context, caller_of(request), body.model)
-        return {"prompt": await asyncio.to_thread(ids_text, tokenizer, body.tokens, len(tokenizer))}
+        body = await context.body(request, DetokenizeBody)
+        await _check_model(context, request, body.model)
+        check_tokens(len(body.tokens), 0, context.engine.max_context, "tokens")
+        return {"prompt": await context.run(request, ids_text, tokenizer, body.tokens, len(tokenizer))}
 
 
 def _text_ids(context: ServerContext, text: str, *, special: bool) -> list[int]:
@@ -69,10 +72,10 @@ def _text_ids(context: ServerContext, text: str, *, special: bool) -> list[int]:
     )
 
 
-async def _check_model(context: ServerContext, caller: Caller, model: str | None) -> None:
+async def _check_model(context: ServerContext, request: HttpRequest, model: str | None) -> None:
     """All of them share one tokenizer, so that the base needs no right."""
     if model not in (None, BASE, context.catalog.base):
-        await asyncio.to_thread(context.catalog.resolve, caller, str(model))
+        await context.run(request, context.catalog.resolve, caller_of(request), str(model))
 
 
 def _add_health(router: APIRouter, context: ServerContext) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, TypeAdapter, ValidationError
 
@@ -16,6 +16,7 @@ from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.spec import GIVEN, AdapterSpec, BasisKey
 from polyvera.errors import FormatError, PolyveraError, did_you_mean
 from polyvera.store.file.layer_pattern import Pattern, Width, fold, to_json
+from polyvera.strict_json import loads
 
 FORMAT = 1
 NO_DIGEST, NO_CHECKSUM = "0" * 64, "0" * 32
@@ -157,27 +158,12 @@ def read_own(line: str) -> OwnHeader:
 def parsed(text: str | bytes, what: str) -> dict[str, Any]:
     """A JSON object without repeated keys, NaN or infinities. Raises FormatError."""
     try:
-        tree = _DECODER.decode(text if isinstance(text, str) else text.decode())
+        tree = loads(text)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{what} is not JSON ({error}): it is damaged or no adapter file") from error
     if not isinstance(tree, dict):
         raise FormatError(f"{what} is a JSON {type(tree).__name__}, not an object: it is not an adapter file")
     return tree
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-        raise ValueError(f"the key {twice!r} comes twice")
-    return found
-
-
-def _constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a JSON number")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
 
 
 def _validated(model: type[Model], tree: Mapping[str, Any]) -> Model:

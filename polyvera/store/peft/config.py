@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -14,12 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from polyvera.adapter.base_layer import widths
+from polyvera.adapter.expression import Expressions
 from polyvera.adapter.inject import head_tensors
 from polyvera.adapter.layout import Shape
 from polyvera.adapter.method import METHODS, Method
 from polyvera.adapter.spec import DTYPES, AdapterSpec
 from polyvera.adapter.targets import find_sites, linear_layers
 from polyvera.errors import FormatError, LayoutError, SpecError, did_you_mean
+from polyvera.store.regular_file import read_regular
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -175,6 +177,11 @@ class PeftConfig(BaseModel):
         """The endings of the names of the modules that are saved whole."""
         return (*(self.modules_to_save or ()), *TASK_HEADS.get(self.task_type or "", ()))
 
+    @cached_property
+    def expressions(self) -> Expressions:
+        """Its expressions, which share their time."""
+        return Expressions(FormatError)
+
     def required(self, key: str) -> Any:
         """A choice that this kind can't do without. Raises FormatError where it is not there."""
         if getattr(self, key) is None:
@@ -184,24 +191,26 @@ class PeftConfig(BaseModel):
 
 def read_config(path: Path) -> PeftConfig:
     """A PEFT config. Raises FormatError for what is no such config, SpecError for a choice that cannot be imported."""
-    if path.stat().st_size > CONFIG_BYTES:
-        raise FormatError(f"{path} has {path.stat().st_size:,} bytes; no real config has more than {CONFIG_BYTES:,}")
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        text = read_regular(path, CONFIG_BYTES, follows_links=True)
+    except FormatError as error:
+        raise FormatError(f"{path.name}: {error}; no real config is so") from None
+    try:
+        given = json.loads(text.decode())
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} is not JSON: {error}") from error
+        raise FormatError(f"{path.name} is not JSON: {error}") from error
     if not isinstance(given, dict):
-        raise FormatError(f"{path} holds a JSON {type(given).__name__}, not an object")
+        raise FormatError(f"{path.name} holds a JSON {type(given).__name__}, not an object")
     for key, (accepted, reason) in UNSUPPORTED.items():
         value = given.get(key)
         if value is not None and not any(value == a and type(value) is type(a) for a in accepted):
-            raise SpecError(f"{path}: {key}={value!r} cannot be imported: {reason}")
+            raise SpecError(f"{path.name}: {key}={value!r} cannot be imported: {reason}")
     try:
         config = PeftConfig.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise FormatError(f"{path}: {where}: {first['msg']}, got {str(first['input'])[:80]}") from error
+        raise FormatError(f"{path.name}: {where}: {first['msg']}, got {str(first['input'])[:80]}") from error
     assert config.kind and config.row  # both raise for what cannot be imported
     return config
 
@@ -249,10 +258,10 @@ def compute_dtype(layer: nn.Module) -> str:
     return name if name in DTYPES else DTYPES[0]
 
 
-def of_pattern(patterns: Mapping[str, Any] | None, site: str, default: Any) -> Any:
+def of_pattern(config: PeftConfig, key: str, site: str, default: Any) -> Any:
     """The value of the first pattern that ends the layer's name, as PEFT matches rank_pattern and alpha_pattern."""
-    for pattern, value in (patterns or {}).items():
-        if _matches(re.match, rf"(.*\.)?({pattern})$", site):
+    for pattern, value in (getattr(config, key) or {}).items():
+        if config.expressions.match(key, rf"(.*\.)?({pattern})$", site):
             return value
     return default
 
@@ -266,38 +275,32 @@ def _all_linear(model: nn.Module) -> set[str]:
 
 
 def _is_excluded(config: PeftConfig, name: str) -> bool:
-    if any(_matches(re.match, rf"(^|.*\.){m}($|\..*)", name) for m in config.saved):
+    if any(config.expressions.match("modules_to_save", rf"(^|.*\.){m}($|\..*)", name) for m in config.saved):
         return True
-    return config.exclude_modules is not None and _is_named(config.exclude_modules, name)
+    return config.exclude_modules is not None and _is_named(config, "exclude_modules", name)
 
 
 def _is_target(config: PeftConfig, name: str) -> bool:
-    if not _is_named(config.target_modules, name):
+    if not _is_named(config, "target_modules", name):
         return False
     wanted = config.layers_to_transform
     if isinstance(config.target_modules, str) or wanted is None or wanted == []:
         return True
-    return _layer_index(config.layers_pattern, name) in ([wanted] if isinstance(wanted, int) else wanted)
+    return _layer_index(config, name) in ([wanted] if isinstance(wanted, int) else wanted)
 
 
-def _is_named(names: Names | str, name: str) -> bool:
+def _is_named(config: PeftConfig, key: str, name: str) -> bool:
+    names: Names | str = getattr(config, key)
     if isinstance(names, str):
-        return _matches(re.fullmatch, names, name) is not None
+        return config.expressions.fullmatch(key, names, name) is not None
     return name in names or name.endswith(tuple(f".{n}" for n in names))
 
 
-def _layer_index(patterns: Names | str | None, name: str) -> int | None:
+def _layer_index(config: PeftConfig, name: str) -> int | None:
+    patterns = config.layers_pattern
     several = [patterns] if isinstance(patterns, str) else patterns
     for expression in [rf"(?:^|.*?\.){p}\.(\d+)\." for p in several] if several else [r".*?\.[^.]*\.(\d+)\."]:
-        found = _matches(re.match, expression, name)
+        found = config.expressions.match("layers_pattern", expression, name)
         if found:
             return int(found.groups()[-1])
     return None
-
-
-def _matches(match: Any, expression: str, name: str) -> re.Match[str] | None:
-    try:
-        found: re.Match[str] | None = match(expression, name)
-    except re.error as error:
-        raise FormatError(f"{expression!r} is not a valid regular expression: {error}") from error
-    return found

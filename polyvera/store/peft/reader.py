@@ -112,7 +112,7 @@ def _folder(config: PeftConfig, model: nn.Module) -> PeftFolder:
 def _rank(config: PeftConfig, site: str) -> int:
     rank: int = config.required(config.kind.rank)
     if not config.kind.masked:
-        found = of_pattern(config.rank_pattern, site, rank)
+        found = of_pattern(config, "rank_pattern", site, rank)
         if not isinstance(found, int):
             raise FormatError(f"rank_pattern gives {site} {found!r}, which is not a rank")
         return found
@@ -154,7 +154,7 @@ def _alphas(peft: PeftFolder) -> tuple[float, Pattern]:
                 f"{config.kind.alpha}={alpha} cannot be imported: PEFT takes the rank of each layer instead"
             )
         return alpha, ()
-    each = {n: of_pattern(config.alpha_pattern, n, alpha) for n in peft.sites}
+    each = {n: of_pattern(config, "alpha_pattern", n, alpha) for n in peft.sites}
     return alpha, tuple((n, a) for n, a in each.items() if a != alpha)
 
 
@@ -196,14 +196,14 @@ def _check_files(path: Path) -> None:
     if not (path / CONFIG_NAME).is_file():
         inner = sorted(p.parent.name for p in path.glob(f"*/{CONFIG_NAME}")) if path.is_dir() else []
         named = f"; it holds the adapters {', '.join(inner)}, each a folder of its own" if inner else ""
-        raise FormatError(f"{path} is not a PEFT folder: it has no {CONFIG_NAME}{named}")
+        raise FormatError(f"{path.name} is not a PEFT folder: it has no {CONFIG_NAME}{named}")
     if not (path / WEIGHTS_NAME).is_file():
         if (path / PICKLE_NAME).is_file():
             raise FormatError(
-                f"{path / PICKLE_NAME} is a pickle, which may run code and is never opened here; load it with PEFT "
+                f"{PICKLE_NAME} is a pickle, which may run code and is never opened here; load it with PEFT "
                 f"where you trust it and save_pretrained() it as {WEIGHTS_NAME}"
             )
-        raise FormatError(f"{path} has no {WEIGHTS_NAME}")
+        raise FormatError(f"{path.name} has no {WEIGHTS_NAME}")
 
 
 @contextmanager
@@ -211,7 +211,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         file = safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError, ValueError) as error:
-        raise FormatError(f"{path} is not a whole safetensors file: {error}") from error
+        raise FormatError(f"{path.name} is not a whole safetensors file: {error}") from error
     with file as opened:
         yield opened
 

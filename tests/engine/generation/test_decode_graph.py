@@ -123,8 +123,8 @@ def test_an_adapter_that_is_loaded_between_two_steps_is_used_in_the_next(
 
 
 def test_rows_are_padded_to_few_sizes() -> None:
-    sizes = [num_padded(n, 45) for n in range(1, 46)]
-    assert sorted(set(sizes)) == [1, 2, 4, 8, 16, 24, 32, 40, 45]
+    sizes = [num_padded(n, 130) for n in range(1, 131)]
+    assert sorted(set(sizes)) == [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 130]
     assert all(size >= n for n, size in enumerate(sizes, 1)) and num_padded(0, 45) == 1 and num_padded(3, 3) == 3
 
 

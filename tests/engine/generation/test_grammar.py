@@ -10,8 +10,8 @@ from tiny_serve import LONGEST_WAIT, Solo, all_of, assert_nothing_is_left, make_
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from polyvera.engine.generation.generator import Generator
-from polyvera.engine.generation.grammar import MAX_SCHEMA_CHARS, Grammars
-from polyvera.engine.generation.request import LENGTH, STOP, SamplingParams
+from polyvera.engine.generation.grammar import Grammars
+from polyvera.engine.generation.request import LENGTH, MAX_SCHEMA_CHARS, STOP, SamplingParams
 from polyvera.errors import SamplingError, ServeError
 
 PERSON: dict[str, Any] = {

@@ -1,8 +1,11 @@
 """Adapters are published, named and removed over HTTP."""
 
+import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 from tiny_serve import Solo, until
 from tiny_server import GREEDY, Served, prompt_ids, text_of
 
@@ -64,3 +67,30 @@ def test_vllms_two_routes(at: Served, loras: Path, tmp_path: Path) -> None:
     assert (
         http.post("/v1/load_lora_adapter", json={**body, "lora_name": "acme/no", "lora_path": "no"}).status_code == 404
     )
+
+
+def test_a_peft_folder_is_read_within_bounds(at: Served, loras: Path) -> None:
+    """An expression that explodes, a pipe, a link: each is refused, and the server goes on."""
+    http = at.http()
+
+    def loaded(folder: str) -> httpx.Response:
+        return http.post("/v1/load_lora_adapter", json={"lora_name": "acme/bad", "lora_path": folder})
+
+    export_peft(at.adapters["acme/one"], loras / "bad")
+    config = loras / "bad" / "adapter_config.json"
+    given = json.loads(config.read_text())
+    for key, word in (("target_modules", "takes more than"), ("exclude_modules", "takes more than")):
+        bad = "(((([a-z_.0-9]{1,50}){1,50}){1,50}){1,50})[!?]"
+        config.write_text(json.dumps({**given, key: bad}))
+        refused = loaded("bad")
+        assert refused.status_code == 422 and key in refused.text and word in refused.text
+        assert str(loras) not in refused.text
+    config.unlink()
+    os.mkfifo(config)
+    assert loaded("bad").status_code == 422
+    config.unlink()
+    config.symlink_to(loras / "peft" / "adapter_config.json")
+    assert loaded("bad").status_code == 403
+    os.mkfifo(loras / "pipe")
+    assert loaded("pipe").status_code == 422
+    assert http.get("/health").status_code == 200

@@ -6,7 +6,7 @@ import pytest
 from peft_oracle import TARGETS
 
 from polyvera.adapter.method import METHODS
-from polyvera.errors import FormatError, SpecError
+from polyvera.errors import FormatError, LayoutError, SpecError
 from polyvera.store.peft.config import CONFIG_NAME, PEFT_METHODS, of_pattern, read_config, row_of, sites_of, widest
 
 RANKS = {"LORA": "r", "ADALORA": "init_r", "VERA": "r"}
@@ -52,13 +52,36 @@ def test_layers_are_chosen_by_number(config, small_llama):
     assert list(chosen) == [f"model.layers.{i}.self_attn.q_proj" for i in (0, 2)]
 
 
-def test_the_first_pattern_that_ends_a_name_counts():
-    patterns = {"q_proj": 1, r"layers\.1\..*": 2}
+def test_the_first_pattern_that_ends_a_name_counts(config):
+    patterns = config(rank_pattern={"q_proj": 1, r"layers\.1\..*": 2})
     names = ("layers.1.q_proj", "layers.1.v_proj", "layers.0.v_proj")
-    assert [of_pattern(patterns, name, 0) for name in names] == [1, 2, 0]
-    assert of_pattern(None, "q_proj", 7) == 7
+    assert [of_pattern(patterns, "rank_pattern", name, 0) for name in names] == [1, 2, 0]
+    assert of_pattern(config(), "rank_pattern", "q_proj", 7) == 7
 
 
 def test_a_key_that_is_missing_is_named(config):
     with pytest.raises(FormatError, match="'init_r'"):
         config("ADALORA", init_r=None).required("init_r")
+
+
+BAD = "(((([a-z_.0-9]{1,50}){1,50}){1,50}){1,50})[!?]"
+
+
+@pytest.mark.parametrize(
+    ("key", "keys"),
+    [
+        ("target_modules", {"target_modules": BAD}),
+        ("exclude_modules", {"exclude_modules": BAD}),
+        ("layers_pattern", {"layers_pattern": [BAD], "layers_to_transform": [0]}),
+        ("modules_to_save", {"modules_to_save": [BAD]}),
+    ],
+)
+def test_an_expression_that_explodes_is_refused_by_its_key(key, keys, config, small_llama):
+    with pytest.raises((FormatError, LayoutError), match=key):
+        sites_of(config(**keys), small_llama)
+
+
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+def test_so_is_one_in_a_pattern(key, config):
+    with pytest.raises(FormatError, match=key):
+        of_pattern(config(**{key: {BAD: 1}}), key, "model.layers.0.self_attn.q_proj" + 40 * "a", 0)

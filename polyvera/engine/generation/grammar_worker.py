@@ -1,0 +1,96 @@
+"""A process that compiles JSON schemas for another, one a line, and may be killed at any moment.
+
+Started as `python -m polyvera.engine.generation.grammar_worker`. The first line is a Vocabulary, each further one a
+schema; each is answered by a line with what is wrong with it, "" for nothing. It takes MAX_MEMORY_BYTES more than at
+its start and LIMIT_S for a schema, or ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+LIMIT_S = 4.0
+MAX_MEMORY_BYTES = 512 << 20
+# Small models else fill the context with spaces between two fields.
+COMPACT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+NICE = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The tokens that grammars are of. tokenizer: as JSON of the library `tokenizers`."""
+
+    tokenizer: str
+    num_tokens: int
+    ends: list[int]
+
+    @property
+    def line(self) -> str:
+        """As the first line."""
+        return json.dumps(asdict(self)) + "\n"
+
+
+def grammar_of(schema: str) -> str:
+    """llguidance's grammar of a JSON schema. Raises ValueError."""
+    from llguidance import LLMatcher
+
+    return LLMatcher.grammar_from_json_schema(schema, defaults=COMPACT)
+
+
+def limits() -> Any:
+    """What one grammar may take in the shared step: its time and memory there are bounded."""
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(max_lexer_states=50_000, step_lexer_fuel=200_000, step_max_items=50_000)
+
+
+def main() -> None:
+    """Answers until its input ends."""
+    from llguidance import LLTokenizer
+
+    given = Vocabulary(**json.loads(sys.stdin.readline()))
+    tokenizer = LLTokenizer(given.tokenizer, n_vocab=given.num_tokens, eos_token=given.ends)
+    _bound_memory()
+    for line in sys.stdin:
+        _end_after(LIMIT_S + 1)  # also where the process that asked is gone
+        problem = _problem(tokenizer, json.loads(line))
+        _end_after(0)
+        print(json.dumps(problem), flush=True)
+
+
+def _problem(tokenizer: Any, schema: str) -> str:
+    from llguidance import LLMatcher
+
+    try:
+        matcher = LLMatcher(tokenizer, grammar_of(schema), limits=limits())
+        if not matcher.is_error():
+            matcher.compute_bitmask()
+        return str(matcher.get_error())
+    except (ValueError, RecursionError) as error:
+        return str(error)
+
+
+def _bound_memory() -> None:
+    if sys.platform == "linux":
+        import resource
+
+        os.nice(NICE)
+        with open("/proc/self/statm") as file:  # noqa: PTH123
+            now = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + MAX_MEMORY_BYTES,) * 2)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _end_after(seconds: float) -> None:
+    if sys.platform != "win32":
+        import signal
+
+        signal.setitimer(signal.ITIMER_REAL, seconds)  # its signal ends the process, wherever it is
+
+
+if __name__ == "__main__":
+    main()

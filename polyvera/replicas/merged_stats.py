@@ -1,0 +1,29 @@
+"""merged_stats: what several replicas hold, as one engine would report it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from polyvera.engine.adapter_cache import ResidentAdapter
+from polyvera.engine.stats import EngineStats
+from polyvera.replicas.messages import Stats
+
+
+def merged_stats(several: Sequence[Stats], totals: Mapping[str, int]) -> EngineStats:
+    """The sum of all. totals: of all replicas since the start, those that have ended included."""
+    resident: dict[str, ResidentAdapter] = {}
+    for one in (one for stats in several for one in stats.resident):
+        old = resident.get(one.adapter, ResidentAdapter(one.adapter, 0, 0, False))
+        resident[one.adapter] = ResidentAdapter(
+            one.adapter,
+            old.num_bytes + one.num_bytes,
+            old.num_users + one.num_users,
+            old.is_pinned or one.is_pinned,
+        )
+    return EngineStats(
+        running=tuple(row for stats in several for row in stats.running),
+        waiting=sum(stats.waiting for stats in several),
+        resident=tuple(resident.values()),
+        num_slots=sum(stats.num_slots for stats in several),
+        totals=dict(totals),
+    )

@@ -1,0 +1,154 @@
+"""Every field of every body has a bound, and neither side of it costs the others anything."""
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, TypeAdapter
+from tiny_serve import assert_nothing_is_left
+from tiny_server import Served
+
+from polyvera.server import requests
+from polyvera.server.fields import LogitBias, Prompt, several
+
+ROUTES: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
+    "/v1/completions": (requests.CompletionBody, {"model": "tiny", "prompt": "the", "max_tokens": 1}),
+    "/v1/chat/completions": (
+        requests.ChatBody,
+        {"model": "tiny", "messages": [{"role": "user", "content": "the"}], "max_tokens": 1},
+    ),
+    "/tokenize": (requests.TokenizeBody, {"prompt": "the"}),
+    "/detokenize": (requests.DetokenizeBody, {"tokens": [5]}),
+    "/v1/embeddings": (requests.EmbeddingBody, {"model": "tiny", "input": "the"}),
+    "/v1/classify": (requests.ClassifyBody, {"model": "tiny", "input": "the"}),
+    "/v1/load_lora_adapter": (requests.LoadBody, {"lora_name": "acme/new", "lora_path": "nothing"}),
+    "/v1/unload_lora_adapter": (requests.UnloadBody, {"lora_name": "acme/new"}),
+    "/v1/aliases": (requests.AliasBody, {"name": "acme/one", "alias": "live"}),
+}
+VECTORS = ("/v1/embeddings", "/v1/classify")  # an encoder's, which this server is not
+HEALTH_S = 0.5  # a machine that tests beside; a stall of the kind that is meant is of seconds
+MAX_BODY = 1 << 20
+
+
+def ends(schema: dict[str, Any], defs: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """(largest legal, smallest illegal) by each bound of a field; raises where it has none."""
+    if "$ref" in schema:
+        return
+    arms = schema.get("anyOf") or schema.get("oneOf")
+    if arms:
+        for arm in arms:
+            yield from ends(arm, defs)
+        return
+    if "enum" in schema or "const" in schema or schema.get("type") in ("boolean", "null"):
+        if schema["type"] != "null":
+            yield (schema.get("enum") or [schema.get("const", True)])[0], "no such value"
+        return
+    kind, step = schema["type"], 1 if schema["type"] == "integer" else 0.5
+    if kind in ("integer", "number"):
+        low = schema["minimum"] if "minimum" in schema else schema["exclusiveMinimum"] + 0.5
+        least = low - step if "minimum" in schema else schema["exclusiveMinimum"]
+        yield schema["maximum"], schema["maximum"] + step
+        yield low, least
+    elif kind == "string":
+        yield "a" * schema["maxLength"], "a" * (schema["maxLength"] + 1)
+    elif kind == "array":
+        item = next((large for large, _ in ends(schema["items"], defs)), {"role": "user", "content": "a"})
+        item = item if not isinstance(item, str | list) else item[:1]
+        yield [item] * schema["maxItems"], [item] * (schema["maxItems"] + 1)
+    elif kind == "object":
+        most = schema["maxProperties"]
+        yield {str(i): 1 for i in range(most)}, {str(i): 1 for i in range(most + 1)}
+
+
+def every_end() -> Iterator[tuple[str, str, Any, bool]]:
+    """(route, field, value, whether its schema takes it) for every end of every field."""
+    for route, (kind, _) in ROUTES.items():
+        schema = kind.model_json_schema(by_alias=True)
+        for field, one in schema["properties"].items():
+            for legal, illegal in ends(one, schema.get("$defs", {})):
+                yield route, field, legal, True
+                yield route, field, illegal, False
+
+
+def test_every_field_of_every_body_has_a_bound() -> None:
+    fields = {(route, field) for route, field, _, _ in every_end()}
+    chats = ("/v1/completions", "/v1/chat/completions")
+    nested = {(route, field) for route in chats for field in ("stream_options", "response_format")}
+    every = {(route, field) for route, (kind, _) in ROUTES.items() for field in kind.model_fields}
+    assert every - fields == nested
+    for kind in (requests.JsonSchema, requests.ResponseFormat, requests.StreamOptions, requests.ChatMessage):
+        schema = kind.model_json_schema(by_alias=True)
+        for one in schema["properties"].values():
+            list(ends(one, schema.get("$defs", {})))
+
+
+def test_both_sides_of_every_bound_are_answered_while_health_is(at: Served) -> None:
+    waits, done = [], threading.Event()
+
+    def watch() -> None:
+        with at.http() as http:
+            while not done.wait(0.01):
+                begun = time.monotonic()
+                assert http.get("/health").status_code == 200
+                waits.append(time.monotonic() - begun)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        with at.http() as http:
+            for route, field, value, is_legal in every_end():
+                answer = http.post(route, json={**ROUTES[route][1], field: value})
+                assert answer.status_code < 500, (route, field, answer.text[:200])
+                if not is_legal:
+                    assert answer.status_code in (400, 413), (route, field, str(value)[:40], answer.text[:200])
+                    assert answer.status_code == 413 or answer.json()["error"]["param"] == field or route in VECTORS
+    finally:
+        done.set()
+        watching.join()
+    assert max(waits) < HEALTH_S
+    assert_nothing_is_left(at.engine)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"n": 1_000_000_000},
+        {"prompt": [[1]] * 200_000},
+        {"prompt": ["ab"] * 60_000},
+        {"prompt": "a" * 1_000_000},
+        {"prompt": [5] * 300_000},
+        {"logit_bias": {str(i): 0.1 for i in range(40_000)}},
+        {"stop": ["a"] * 100_000},
+        {f"unknown{i}": 1 for i in range(50_000)},
+    ],
+    ids=["n", "lists", "texts", "long", "tokens", "bias", "stop", "unknown"],
+)
+def test_what_is_too_much_is_refused_before_it_is_done(at: Served, body: dict[str, Any]) -> None:
+    answer = at.http().post("/v1/completions", json={**ROUTES["/v1/completions"][1], **body})
+    assert answer.status_code == 400 and len(answer.text) < 2000
+    field = next(iter(body))
+    assert answer.json()["error"]["param"] in (field, None) or field.startswith("unknown")
+
+
+@pytest.mark.parametrize("value", ["a", ["a"], [1, 2], [[1], [2, 3]], []])
+def test_a_prompt_is_one_of_four_kinds(value: Any) -> None:
+    assert TypeAdapter(Prompt).validate_python(value, strict=True) == value
+
+
+@pytest.mark.parametrize("value", [1, {}, [True], [1, "a"], ["a", 1], [[1], "a"], [[[1]]], None])
+def test_and_of_no_other(value: Any) -> None:
+    with pytest.raises(ValueError):
+        TypeAdapter(Prompt).validate_python(value, strict=True)
+
+
+def test_the_tokens_of_a_bias_are_numbers() -> None:
+    assert TypeAdapter(LogitBias).validate_python({"5": 1.5, "7": -100}, strict=True) == {5: 1.5, 7: -100}
+    for bad in ({"a": 1}, {"-1": 1}, {"5": 101}, {"99999999999999999999": 1}, {"²": 1}):
+        with pytest.raises(ValueError):
+            TypeAdapter(LogitBias).validate_python(bad, strict=True)
+
+
+def test_one_prompt_is_several() -> None:
+    assert several("a") == ["a"] and several([1, 2]) == [[1, 2]] and several([]) == []

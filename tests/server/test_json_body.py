@@ -1,0 +1,50 @@
+"""A body is counted before it is made."""
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from polyvera.errors import ServeError
+from polyvera.server.json_body import MAX_CONTAINERS, MAX_VALUES, read_body
+
+
+class Box(BaseModel):
+    x: Any
+
+
+def test_a_body_is_read() -> None:
+    assert read_body(b'{"x": [1, {"a": null}]}', Box).x == [1, {"a": None}]
+
+
+@pytest.mark.parametrize("value", [[[]] * (MAX_CONTAINERS + 1), [{}] * (MAX_CONTAINERS + 1), [1] * (MAX_VALUES + 2)])
+def test_one_of_too_many_parts_is_refused(value: Any) -> None:
+    with pytest.raises(ServeError, match="too many parts"):
+        read_body(json.dumps({"x": value}).encode(), Box)
+
+
+def test_what_stands_in_a_text_is_no_part() -> None:
+    text = '[{,"\\' * MAX_CONTAINERS * 4
+    assert read_body(json.dumps({"x": text}).encode(), Box).x == text
+
+
+@pytest.mark.parametrize(
+    ("data", "word", "param"),
+    [
+        (b"{", "not valid JSON", None),
+        (b"\xff", "not valid JSON", None),
+        (b'{"x": NaN}', "NaN", None),
+        (b'{"x": 1, "x": 2}', "comes twice", "x"),
+        (b"[" * 10_000, "not valid JSON", None),
+    ],
+)
+def test_what_is_not_json_is_refused(data: bytes, word: str, param: str | None) -> None:
+    with pytest.raises(ServeError, match=word) as refused:
+        read_body(data, Box)
+    assert refused.value.param == param
+
+
+def test_another_type_is_the_schemas_own_to_refuse() -> None:
+    with pytest.raises(ValidationError):
+        read_body(b"[]", Box)
