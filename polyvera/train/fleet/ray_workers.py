@@ -16,8 +16,9 @@ from polyvera.errors import RecipeError
 from polyvera.store.file.codec import decode, encode
 from polyvera.store.registry import Registry
 from polyvera.train.checkpoint import RECIPE
-from polyvera.train.fleet.fleet import FleetResult, Traffic, train_fleet
+from polyvera.train.fleet.fleet import FleetResult, train_fleet
 from polyvera.train.fleet.journal import Outcome
+from polyvera.train.fleet.traffic import Traffic
 from polyvera.train.recipe import Recipe
 from polyvera.train.tenants import Tenant, tenants
 from polyvera.train.warm_start import warm_start
