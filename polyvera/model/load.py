@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 
-from polyvera.errors import RecipeError, SpecError, did_you_mean
+from polyvera.errors import RecipeError, SpecError, did_you_mean, message_of
 from polyvera.model.config import (
     AUTO_TASK,
     CLASSIFICATION,
@@ -87,10 +88,21 @@ def load_base(
         model = pooled(load(source), source)
     except SpecError as error:
         raise RecipeError(f"model={name!r}: {error}") from error
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"model={name!r} could not be loaded: {error}") from error
+    except Exception as error:  # files come from outside and can break what reads them in any way
+        raise RecipeError(f"model={name!r} could not be loaded{_damaged(source)}: {message_of(error)}") from error
     set_pad_token(model, tokenizer)
     return Base(model, tokenizer)
+
+
+def _damaged(source: str) -> str:
+    """The first file of weights in a folder that can't be opened, as a part of a message."""
+    for file in sorted(Path(source).glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except Exception:  # whatever is raised, it can't be opened
+            return f", {file} is damaged: copy or download it again"
+    return ""
 
 
 def place(base: Base, device: str | None = None) -> Base:

@@ -140,7 +140,7 @@ def keep_recipe(folder: Path, choices: Mapping[str, Any]) -> None:
         before = dict(json.loads(file.read_text()))
     except Exception as error:  # whatever is wrong with the file
         raise RecipeError(
-            f"{file} cannot be read ({message_of(error)}), so nobody knows what the run was: begin again in another folder"
+            f"{file} cannot be read, and it says what the run was ({message_of(error)}): begin again in another folder"
         ) from error
     changed = [f"{k} was {before.get(k)!r} and is {v!r}" for k, v in choices.items() if before.get(k) != v]
     if changed:
