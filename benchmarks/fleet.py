@@ -29,7 +29,7 @@ from polyvera.data.batching import Collator
 from polyvera.data.encoding import encode
 from polyvera.model.config import pad_token
 from polyvera.model.load import Base
-from polyvera.train.fleet.fleet import train_fleet
+from polyvera.train.fleet.train_fleet import train_fleet
 from polyvera.train.tenants import Tenant, TenantRows
 from polyvera.train.trainer import train
 

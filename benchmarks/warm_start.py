@@ -20,8 +20,9 @@ from polyvera.adapter.adapter import Adapter
 from polyvera.data.tables import read
 from polyvera.evaluate.fleet_scores import TenantScores, fleet_scores
 from polyvera.model.load import Base
-from polyvera.train.fleet.fleet import Fleet, train_fleet
+from polyvera.train.fleet.fleet import Fleet
 from polyvera.train.fleet.journal import FINISHED
+from polyvera.train.fleet.train_fleet import train_fleet
 from polyvera.train.tenants import Tenant, TenantRows
 from polyvera.train.warm_start import mean
 

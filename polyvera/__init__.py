@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from polyvera.adapter.adapter import Adapter
     from polyvera.adapter.bank import Bank
-    from polyvera.adapter.inject import eject, extract, inject, load
+    from polyvera.adapter.inject import eject, extract, inject
     from polyvera.adapter.merge import Switch, merge
     from polyvera.adapter.method import METHODS
     from polyvera.adapter.route import route
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from polyvera.model.load import load_base
     from polyvera.model.prompt import Message
     from polyvera.plan import cost
+    from polyvera.store.load import load
     from polyvera.store.peft import export_peft, import_peft
     from polyvera.store.reference import AdapterRef
     from polyvera.store.registry import Registry
-    from polyvera.train.fleet.fleet import train_fleet
+    from polyvera.train.fleet.train_fleet import train_fleet
     from polyvera.train.recipe import Recipe
     from polyvera.train.trainer import train
 
@@ -54,12 +55,12 @@ _HOMES = {
     "generate": "evaluate.generate",
     "import_peft": "store.peft",
     "inject": "adapter.inject",
-    "load": "adapter.inject",
+    "load": "store.load",
     "load_base": "model.load",
     "merge": "adapter.merge",
     "route": "adapter.route",
     "train": "train",
-    "train_fleet": "train.fleet.fleet",
+    "train_fleet": "train.fleet.train_fleet",
 }
 
 __all__ = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -15,7 +14,7 @@ from polyvera.engine.limits import Limits
 from polyvera.errors import SamplingError
 from polyvera.model.load import Base, load_base, place
 from polyvera.model.prompt import Message, Prompt, prompt_ids
-from polyvera.settings.field import DEFAULT_STORE, STORE
+from polyvera.store.opened import opened
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
@@ -49,8 +48,7 @@ class LLM:
         dtype: str = "auto",
         device: str | None = None,
     ) -> None:
-        where = store if store is not None else os.environ.get(STORE.env) or DEFAULT_STORE
-        self.registry = where if isinstance(where, Registry) else Registry(where)
+        self.registry = opened(store)
         self.name = model if isinstance(model, str) else str(model.model.config.name_or_path)
         self.base = place(load_base(model, dtype=dtype) if isinstance(model, str) else model, device)
         self.engine = Generator(self.base.model, self.base.tokenizer, self.registry, limits).start()

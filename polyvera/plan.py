@@ -114,9 +114,15 @@ def cost(
     base_dtype: str = "bfloat16",
     stored: str = "float32",
 ) -> Cost:
-    """The cost of one adapter on layers of (in_features, out_features) in a model of num_base_params.
+    """What one adapter costs: parameters, bytes on disk and in memory, exactly.
 
-    head: the shape of each head tensor by full name. A basis that no recipe draws is stored with its adapter, in fp32.
+    spec: the method, rank and every other choice.
+    shapes: (in_features, out_features) of each adapted layer by name, as model_shapes().sites has them.
+    num_base_params: parameters of the base model.
+    head: the shape of each tensor of a head by full name.
+    base_dtype: of the frozen base in training.
+    stored: of the adapter's file: 'float32', 'bfloat16' or 'int8'. A basis that no key draws is stored in fp32.
+
     Raises SpecError for an unknown dtype or a head without shapes, LayoutError as layout_of().
     """
     base_bytes = _base_bytes(num_base_params, base_dtype)
@@ -173,8 +179,9 @@ def compare(
     base_dtype: str = "bfloat16",
     stored: str = "float32",
 ) -> tuple[Cost, ...]:
-    """Every method of the table on the same layers, then full fine-tuning; rank None takes each method's own.
+    """The cost of every method of the table on the same layers, then of full fine-tuning.
 
+    shapes, num_base_params, head, base_dtype, stored: as cost() takes them. rank: None takes each method's own.
     Raises as cost().
     """
     specs = [AdapterSpec(method=name, rank=rank) for name in METHODS]

@@ -67,6 +67,12 @@ def test_the_tree_is_the_packages() -> None:
     assert sorted(names) == sorted([*files, *folders, "page"]), "run: python docs/generate.py"
 
 
+@each_page
+def test_source_files_that_a_page_names_exist(page: Path) -> None:
+    named = set(re.findall(r"`([\w/]+/[\w]+\.py)`", page.read_text(encoding="utf-8")))
+    assert [name for name in named if not any((place / name).exists() for place in (ROOT, ROOT / "polyvera"))] == []
+
+
 def test_the_rooms_are_in_their_order() -> None:
     lines = re.findall(r"^\| (`.*?`) \|", (DOCS / "architecture.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert [tuple(re.findall(r"`(\w+)`", line)) for line in lines] == list(ROOMS[:-1])

@@ -20,13 +20,20 @@ NOTHING: Mapping[str, float] = MappingProxyType({})
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Adapter:
-    """One trained adaptation.
+    """One trained adapter: a value, which a store keeps and load() brings into a model.
 
-    flat: (layout.num_params,) fp32 on the CPU, in the layout's order. basis_sha256: of the frozen pair, '' without one.
-    given: the frozen pair itself, only where no key draws it. base: the fingerprint of the base model, '' if unknown.
-    scores: named results. created: ISO 8601 UTC, or ''. model: the name of the base model, '' if unknown. labels: the
-    names of a classification head's outputs. Raises LayoutError where spec, layout, basis and numbers
-    don't belong together.
+    spec: the choices it was trained with.
+    layout: the shape and the place of each of its tensors.
+    flat: its trained numbers, (layout.num_params,) fp32 on the CPU, in the layout's order.
+    basis_sha256: of the frozen pair, '' without one.
+    given: the frozen pair itself, only if no key draws it.
+    base: the fingerprint of the base model, '' if unknown.
+    scores: named results, such as eval_loss.
+    created: ISO 8601 in UTC, or ''.
+    model: the name of the base model, '' if unknown.
+    labels: the names of a classification head's outputs.
+
+    Raises LayoutError if spec, layout, basis and numbers do not belong together.
     """
 
     spec: AdapterSpec
@@ -92,7 +99,14 @@ def adapter_from(
     given: Basis | None = None,
     base: str = "",
 ) -> Adapter:
-    """An adapter from tensors keyed `site.letter`; keys that are no site's are a head's. Raises LayoutError."""
+    """An adapter made of tensors.
+
+    spec: the choices it was trained with. shapes: (in_features, out_features) of each adapted layer.
+    tensors: keyed `site.letter`; a key of no layer is a tensor of the head.
+    given: the frozen pair, if no key draws it. base: the fingerprint of the base model, '' if unknown.
+
+    Raises LayoutError for tensors that are missing, too many, or of other shapes.
+    """
     sited = {f"{site}.{letter}" for site in shapes for letter in spec.row.trained}
     head: dict[str, Shape] = {k: tuple(t.shape) for k, t in tensors.items() if k not in sited}
     layout = layout_of(spec, shapes, head)
@@ -104,7 +118,7 @@ def adapter_from(
     flat = torch.empty(layout.num_params)
     for key, entry in layout.entries.items():
         if tuple(tensors[key].shape) != entry.shape:
-            raise LayoutError(f"{key} has shape {tuple(tensors[key].shape)}, the layout wants {entry.shape}")
+            raise LayoutError(f"{key} has shape {tuple(tensors[key].shape)}, but the layout has {entry.shape}")
         flat[entry.offset : entry.offset + entry.size] = tensors[key].detach().float().flatten()
     sha256 = "" if layout.basis is None else (given or draw_basis(layout.basis)).sha256
     return Adapter(spec, layout, flat, sha256, given, base)

@@ -28,6 +28,8 @@ class Bank:
     slots: their numbers, which are counted over the whole model; 0 is the base model.
     flat: (num_slots, layout.num_params), one row a slot; every layer's factors are views of it.
     spec: what the bank was injected with, None for one that takes trained adapters, each with a spec of its own.
+
+    inject() and load() make banks. Raises SlotError for num_slots < 1.
     """
 
     def __init__(
@@ -92,7 +94,7 @@ class Bank:
         return self.version if self.trainable else self._written.get(index, 0)
 
     def spec_of(self, index: int) -> AdapterSpec:
-        """The spec of the adapter in a slot, by the bank's own index. Raises LayoutError where nobody has said it."""
+        """The spec of the adapter in a slot, by the bank's own index. Raises LayoutError if it is not known."""
         spec = self.spec or self._specs.get(index)
         if spec is None:
             raise LayoutError(f"slot {self.slots[index]} holds numbers, but no adapter was put into it")

@@ -8,10 +8,19 @@ from torch import Tensor, nn
 
 from polyvera.errors import LayoutError
 
+# Packages whose subclasses of nn.Linear multiply with a quantized weight and do nothing else.
+QUANTIZED = ("bitsandbytes", "torchao", "compressed_tensors", "gptqmodel", "auto_gptq", "awq", "optimum", "hqq")
+
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is one weight (in) -> (out): nn.Linear, its quantized kin, transformers' Conv1D."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    """Whether a module is one weight (in) -> (out): nn.Linear, a quantized subclass, transformers' Conv1D.
+
+    A subclass with a forward of its own, such as a router that returns a tuple, is not.
+    """
+    kind = type(module)
+    if not isinstance(module, nn.Linear):
+        return kind.__name__ == "Conv1D"
+    return kind.forward is nn.Linear.forward or kind.__module__.partition(".")[0] in QUANTIZED
 
 
 def widths(module: nn.Module) -> tuple[int, int]:

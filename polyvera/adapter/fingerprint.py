@@ -38,10 +38,8 @@ def _base_modules(module: nn.Module, prefix: str) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {prefix: module}
     for name, child in module.named_children():
         full = f"{prefix}.{name}" if prefix else name
-        if isinstance(child, AdaptedLinear):
-            found.update(_base_modules(child.base, full))
-        elif not isinstance(child, AdaptedHead | LayerBank | HeadBank) and full not in HEAD_NAMES:
-            found.update(_base_modules(child, full))
+        if full not in HEAD_NAMES and not isinstance(child, LayerBank | HeadBank):
+            found.update(_base_modules(child.base if isinstance(child, AdaptedLinear | AdaptedHead) else child, full))
     return found
 
 

@@ -18,7 +18,7 @@ from polyvera.adapter.layer import AdaptedHead, AdaptedLinear
 from polyvera.adapter.layout import Layout, Shape, layout_of
 from polyvera.adapter.slot_table import SlotTable
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.adapter.targets import find_sites, linear_layers
+from polyvera.adapter.targets import find_sites, head_of, linear_layers
 from polyvera.errors import LayoutError, SlotError, SpecError, TargetError, did_you_mean
 
 
@@ -50,7 +50,7 @@ def load(
     model: nn.Module,
     adapters: Adapter | Sequence[Adapter],
     *,
-    names: str | Sequence[str] | None = None,
+    names: str | Sequence[str | None] | None = None,
     check_base: bool = True,
 ) -> list[int]:
     """Brings trained adapters into the model for inference; returns the slot of each.
@@ -58,7 +58,8 @@ def load(
     model: changed in place; eject() gives it back. Adapters of one layout share a bank in it; different methods, ranks,
         targets and bases live side by side.
     adapters: one, or N of them.
-    names: one for each, by which route("name") finds its slot; one that is there already goes to the new adapter.
+    names: one for each (None for none), by which route("name") finds its slot; one that is there already goes to the
+        new adapter.
     check_base: refuse an adapter that was trained on another base model.
 
     Raises FingerprintError for an adapter of another base model, LayoutError where layers don't fit, BasisError, and
@@ -77,7 +78,7 @@ def load(
     return slots
 
 
-def _names(names: str | Sequence[str] | None, num: int) -> list[str | None]:
+def _names(names: str | Sequence[str | None] | None, num: int) -> list[str | None]:
     """A name or None for each adapter. Raises SlotError for another number of names, or one that stands twice."""
     several: list[str | None] = [None] * num if names is None else [names] if isinstance(names, str) else [*names]
     if len(several) != num:
@@ -174,10 +175,10 @@ def slot_table(model: nn.Module) -> SlotTable:
 
 
 def head_tensors(model: nn.Module, head: Collection[str]) -> dict[str, Tensor]:
-    """The tensors of the named head modules by full name. Raises TargetError for what is no module of the top level."""
+    """The tensors of the named head modules by full name. Raises TargetError for one that is not at the top level."""
     found: dict[str, Tensor] = {}
     for name in head:
-        if "." in name:
+        if "." in name and head_of(model, f"{name}.") != name:
             top = ", ".join(n for n, _ in model.named_children())
             raise TargetError(
                 f"head={name!r} is inside another module; a head is one of {type(model).__name__}'s: {top}"
@@ -187,7 +188,7 @@ def head_tensors(model: nn.Module, head: Collection[str]) -> dict[str, Tensor]:
         except AttributeError:
             names = [n for n, _ in model.named_modules() if n]
             raise TargetError(
-                f"head={name!r} is no module of {type(model).__name__}{did_you_mean(name, names)}"
+                f"head={name!r} is not a module of {type(model).__name__}{did_you_mean(name, names)}"
             ) from None
         module = module.base if isinstance(module, AdaptedHead) else module
         found.update({f"{name}.{k}": p for k, p in module.named_parameters()})
@@ -245,10 +246,10 @@ def _check_head(model: nn.Module, key: str, shape: Shape, classes: int | None) -
 
 
 def _head_name(model: nn.Module, key: str) -> str:
-    for name, _ in model.named_children():
-        if key.startswith(name + "."):
-            return name
-    raise LayoutError(f"the adapter has a head tensor {key!r}, and {type(model).__name__} no such module")
+    name = head_of(model, key) or key.partition(".")[0]
+    if any(name.partition(".")[0] == child for child, _ in model.named_children()):
+        return name
+    raise LayoutError(f"the adapter has a head tensor {key!r}, and {type(model).__name__} has no such module")
 
 
 def _wrap(model: nn.Module, name: str, kind: type[nn.Module], table: SlotTable, share: nn.Module) -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from polyvera.adapter.bank_state import BankState
 from polyvera.adapter.route import Pick, current_route
-from polyvera.adapter.side_stream import forked, join
+from polyvera.adapter.side_stream import fork, join
 from polyvera.adapter.slot_table import SlotTable, table_of
 from polyvera.errors import SlotError
 
@@ -70,9 +70,11 @@ class AdaptedLinear(nn.Module):
         if torch.compiler.is_compiling():
             return self._compiled(x, self.base(x, *args, **kwargs))
         used = _used(self.banks, self.table)
-        with forked() as is_beside:
-            for layer_bank, _ in used if is_beside else ():
-                layer_bank.prepare(x)
+        beside = fork()
+        if beside is not None:
+            with beside:
+                for layer_bank, _ in used:
+                    layer_bank.prepare(x)
         y: Tensor = self.base(x, *args, **kwargs)
         join()
         for layer_bank, pick in used:
@@ -112,7 +114,7 @@ class AdaptedHead(nn.Module):
         self.table = table
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """x (rows, ...) -> the head's output, each row through its own slot's head."""
+        """x (rows, ...) -> the head's output, each row by its slot's head. Raises SlotError for a device route."""
         if current_route(self.table).is_on_device:
             raise SlotError("a task head is kept whole for each slot, and Route.on_device() cannot route it")
         used = _used_by_head(self.banks, self.table)

@@ -18,7 +18,11 @@ from polyvera.errors import LayoutError, SlotError
 
 
 def merged_weight(layer: LayerBank, W: Tensor, slot: int) -> Tensor:
-    """g ⊙ (W + ΔW) of one bank-local slot, (out, in): summed in fp32, rounded once to W's dtype."""
+    """g ⊙ (W + ΔW) of one slot, (out, in): summed in fp32, rounded once to W's dtype.
+
+    layer: the share of a bank in one layer. W: (out, in). slot: the bank's own index. Raises LayoutError for a result
+    that is not finite.
+    """
     f = layer.matrices(slot)
     summed = W.float() + delta_weight(f["A"], f["B"], f.get("d"), f.get("b"), layer.site.scale)
     if "m" in f:
@@ -29,10 +33,14 @@ def merged_weight(layer: LayerBank, W: Tensor, slot: int) -> Tensor:
 
 
 def merge(model: nn.Module, slot: int | None = None, *, dequantize: bool = False) -> nn.Module:
-    """A plain model with one slot folded into its weights: no bank, no polyvera module, ready for save_pretrained().
+    """A plain model with one adapter folded into its weights, W' = g ⊙ (W + ΔW), ready for save_pretrained().
 
-    The model given is consumed: what it shares with the result is not copied. slot: None takes the only adapter.
-    Raises SlotError for a slot that holds none, LayoutError for a quantized base unless dequantize is asked for.
+    model: with adapters in it; it is consumed, since the result shares what is not adapted.
+    slot: whose adapter; None takes the only one.
+    dequantize: allow a quantized base, whose adapted layers are then plain.
+
+    Raises SlotError for a slot without an adapter, LayoutError for a quantized base without dequantize, or for weights
+    that would not be finite.
     """
     bank, index = _held(model, slot)
     quantized = [n for n, layer in bank.layers.items() if is_quantized(layer.base)]
@@ -78,13 +86,16 @@ def _held(model: nn.Module, slot: int | None) -> tuple[Bank, int]:
 class Switch:
     """A model that carries one adapter at a time in its weights, W' = W + ΔW, and changes it in place.
 
-    W' - ΔW + ΔW' in floating point drifts, so each change starts from W itself, of which the adapted layers' weights
-    are kept: after any number of changes `restore()` gives back the very bits. Memory: a second copy of those weights.
+    W' - ΔW + ΔW' in floating point drifts, so each change starts from a copy of W, which is kept for every layer that
+    was ever adapted: after any number of changes, restore() gives back the same bits. Memory: a second copy of those
+    weights.
+
+    model: a bare base model, changed in place. Raises LayoutError for one that has adapters in it.
     """
 
     def __init__(self, model: nn.Module) -> None:
         if any(isinstance(m, AdaptedLinear | AdaptedHead) for m in model.modules()):
-            raise LayoutError("Switch wants a bare model: eject() its banks first")
+            raise LayoutError("Switch takes a bare model: call eject(model) first")
         self.model = model
         self._originals: dict[str, Tensor] = {}
         self._changed: set[str] = set()

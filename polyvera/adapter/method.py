@@ -140,12 +140,12 @@ SCALINGS: Mapping[str, Callable[[float, int], Scale]] = MappingProxyType(
 def method_named(name: str) -> Method:
     """The row of that name. Raises SpecError, with the nearest name, where there is none."""
     if name not in METHODS:
-        raise SpecError(f"method={name!r} is none of {', '.join(METHODS)}{did_you_mean(name, METHODS)}")
+        raise SpecError(f"method={name!r} must be one of: {', '.join(METHODS)}{did_you_mean(name, METHODS)}")
     return METHODS[name]
 
 
 def factor_shape(letter: str, rank: int, in_features: int, out_features: int) -> tuple[int, ...]:
-    """The shape of one letter in one layer."""
+    """The shape of one letter in one layer: A (rank, in), d (rank,), B (out, rank), b and m (out,)."""
     shapes: dict[str, tuple[int, ...]] = {
         "A": (rank, in_features),
         "B": (out_features, rank),

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from polyvera.adapter.bank_state import BankState
+from polyvera.adapter.pinned_memory import to_device
 from polyvera.adapter.slot_table import BASE_SLOT, SlotTable, distinct
 from polyvera.errors import SlotError
 
@@ -57,14 +58,14 @@ class Pick:
             return self.index
         if ("local", device) not in self.cache:
             rows = self.rows if self.mask is None else torch.where(self.mask > 0, self.rows, -1)
-            self.cache["local", device] = _moved(rows, device)
+            self.cache["local", device] = to_device(rows, device)
         return self.cache["local", device]  # type: ignore[no-any-return]
 
     def groups_on(self, device: torch.device) -> tuple[list[tuple[int, Tensor]], Tensor]:
         """groups and others with their row numbers there."""
         if ("groups", device) not in self.cache:
-            there = [(i, _moved(rows, device)) for i, rows in self.groups]
-            self.cache["groups", device] = there, _moved(self.others, device)
+            there = [(i, to_device(rows, device)) for i, rows in self.groups]
+            self.cache["groups", device] = there, to_device(self.others, device)
         return self.cache["groups", device]  # type: ignore[no-any-return]
 
     @cached_property
@@ -75,7 +76,7 @@ class Pick:
     def positions(self, device: torch.device) -> Tensor:
         """Where `used` lists each row's index."""
         if ("positions", device) not in self.cache:
-            self.cache["positions", device] = _moved(torch.searchsorted(torch.tensor(self.used), self.rows), device)
+            self.cache["positions", device] = to_device(torch.searchsorted(torch.tensor(self.used), self.rows), device)
         return self.cache["positions", device]  # type: ignore[no-any-return]
 
     @cached_property
@@ -94,7 +95,7 @@ class Pick:
         if rows is None:
             key = ("rows", stack.device, torch.is_inference_mode_enabled())
             if key not in self.cache:
-                self.cache[key] = _moved(self.rows, stack.device)
+                self.cache[key] = to_device(self.rows, stack.device)
             rows = self.cache[key]
         between = (1,) * (like.dim() - 1 - rows.dim())
         picked = stack.index_select(0, rows.flatten())  # a third of the time of stack[rows]
@@ -104,14 +105,9 @@ class Pick:
         """The mask with axes added so that it broadcasts over `like` (rows, ..., features)."""
         assert self.mask is not None
         if ("mask", like.device) not in self.cache:
-            self.cache["mask", like.device] = _moved(self.mask, like.device)
+            self.cache["mask", like.device] = to_device(self.mask, like.device)
         mask: Tensor = self.cache["mask", like.device]
         return mask.view(*mask.shape, *(1,) * (like.dim() - mask.dim()))
-
-
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on another device, without waiting for it."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class Route:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 
@@ -21,16 +22,13 @@ def side_stream(stream: torch.cuda.Stream | None) -> Iterator[None]:
         _SIDE.reset(token)
 
 
-@contextmanager
-def forked() -> Iterator[bool]:
-    """What is begun inside runs beside what the current stream gets next, until join(); whether that is so."""
+def fork() -> AbstractContextManager[Any] | None:
+    """Inside, work runs beside what the current stream gets next, until join(); None where no stream was given."""
     side = _SIDE.get()
     if side is None:
-        yield False
-        return
+        return None
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        yield True
+    return torch.cuda.stream(side)
 
 
 def join() -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from polyvera.adapter.method import SCALINGS, Method, Scale, method_named
+from polyvera.adapter.method import D_INIT, SCALINGS, Method, Scale, method_named
 from polyvera.errors import SpecError, did_you_mean
 
 Pattern = tuple[tuple[str, float], ...]
@@ -88,17 +88,29 @@ class AdapterSpec:
         if not self.targets:
             yield "targets is empty: name at least one layer, or 'all-linear'"
         if self.alpha is not None and not row.takes_alpha:
-            yield f"alpha={self.alpha} has no meaning for {self.method}, which trains b instead; leave alpha out"
+            yield f"alpha={self.alpha} is not used by {self.method} (it trains b instead): remove it"
         if self.scaling is not None and (self.scaling not in SCALINGS or not row.takes_alpha):
-            yield f"scaling={self.scaling!r} is no rule for {self.method}; the rules are {', '.join(SCALINGS)}"
+            rules = ", ".join(SCALINGS) if row.takes_alpha else "none"
+            yield f"scaling={self.scaling!r}: {self.method} takes one of: {rules}"
         if self.alpha_pattern and not row.takes_alpha:
-            yield f"alpha_pattern has no meaning for {self.method}, which trains b instead"
+            yield f"alpha_pattern is not used by {self.method} (it trains b instead): remove it"
         if self.rank_pattern and row.shares_basis:
-            yield f"rank_pattern has no meaning for {self.method}: all layers share one basis of one rank"
+            yield f"rank_pattern is not used by {self.method} (all layers share one basis of one rank): remove it"
         if self.init not in (*BASIS_INITS, GIVEN):
-            yield f"init={self.init!r} is none of {', '.join(BASIS_INITS)}{did_you_mean(self.init, BASIS_INITS)}"
+            near = did_you_mean(self.init, BASIS_INITS)
+            yield f"init={self.init!r} must be one of: {', '.join(BASIS_INITS)}{near}"
         if self.basis_dtype not in DTYPES:
-            yield f"basis_dtype={self.basis_dtype!r} is none of {', '.join(DTYPES)}"
+            yield f"basis_dtype={self.basis_dtype!r} must be one of: {', '.join(DTYPES)}"
+        yield from self._unused()
+
+    def _unused(self) -> Iterator[str]:
+        """What is asked of a shared basis, or of d, where the method has none."""
+        row = self.row
+        for name in ("init", "in_max", "out_max", "basis_dtype"):
+            if not row.shares_basis and getattr(self, name) != _DEFAULTS[name]:
+                yield f"{name}={getattr(self, name)!r} is not used by {self.method} (it has no shared basis): remove it"
+        if all(factor.init != D_INIT for factor in row.factors.values()) and self.d_init != _DEFAULTS["d_init"]:
+            yield f"d_init={self.d_init} is not used by {self.method} (no d of it starts there): remove it"
 
     @property
     def row(self) -> Method:
@@ -128,7 +140,7 @@ class AdapterSpec:
         """The inverse of to_dict. Raises SpecError for an unknown key, with the nearest known one."""
         for key in given:
             if key not in _DEFAULTS:
-                raise SpecError(f"{key!r} is no choice of an adapter{did_you_mean(key, _DEFAULTS)}")
+                raise SpecError(f"unknown adapter setting {key!r}{did_you_mean(key, _DEFAULTS)}")
         values: dict[str, Any] = {
             k: tuple(v.items()) if k.endswith("_pattern") and isinstance(v, dict) else v for k, v in given.items()
         }

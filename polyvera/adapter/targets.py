@@ -9,30 +9,30 @@ from typing import Any
 from torch import nn
 
 from polyvera.adapter.base_layer import is_linear, widths
+from polyvera.adapter.default_targets import default_targets
 from polyvera.adapter.expression import Expressions
 from polyvera.adapter.layer import AdaptedHead, AdaptedLinear
+from polyvera.adapter.layer_use import read_only
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import TargetError, did_you_mean
 
 ALL_LINEAR = "all-linear"
 DEFAULT = "default"
-# The query and value projections under the names that model families give them; the first that matches is taken.
-DEFAULT_TARGETS = (
-    ("q_proj", "v_proj"),
-    ("query", "value"),
-    ("q_lin", "v_lin"),
-    ("q", "v"),
-    ("query_proj", "value_proj"),
-    ("qkv_proj",),
-    ("query_key_value",),
-    ("c_attn",),
-    ("Wqkv",),
+HEAD_NAMES = (
+    "score",
+    "classifier",
+    "classification_head",
+    "qa_outputs",
+    "pre_classifier",
+    "logits_proj",
+    "sequence_summary",
 )
-HEAD_NAMES = ("score", "classifier", "classification_head", "qa_outputs", "pre_classifier")
+# What stands inside the backbone and behind its last block.
+POOLERS = ("pooler",)
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Every linear layer by its name in the bare model, adapted or not; a head's inner layers are left out."""
+    """Every linear layer that is called, by its name in the bare model, adapted or not; none inside of a head."""
     found: dict[str, nn.Module] = {}
     for name, module in _walk(model, ""):
         if is_linear(module):
@@ -41,8 +41,11 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+    unused = read_only(type(module))
     for name, child in module.named_children():
         full = f"{prefix}.{name}" if prefix else name
+        if name in unused:
+            continue
         if isinstance(child, AdaptedLinear):
             yield full, child.base
         elif not isinstance(child, AdaptedHead):
@@ -68,23 +71,36 @@ def find_sites(model: nn.Module, spec: AdapterSpec) -> dict[str, tuple[int, int]
 def _chosen(model: nn.Module, layers: dict[str, nn.Module], targets: str | tuple[str, ...]) -> set[str]:
     if targets == ALL_LINEAR:
         output = output_of(model)
-        return {n for n in layers if n != output and n.split(".")[0] not in HEAD_NAMES}
+        return {n for n in of_text(model, layers) if n != output and n.split(".")[0] not in HEAD_NAMES}
     if targets == DEFAULT:
-        return _default(model, layers)
+        return _default(model, of_text(model, layers))
     if isinstance(targets, str) and re.search(r"[^\w.\-]", targets):
         return _fully(model, layers, targets)
     return {n for t in ((targets,) if isinstance(targets, str) else targets) for n in _ending(model, layers, t)}
 
 
 def _default(model: nn.Module, layers: dict[str, nn.Module]) -> set[str]:
-    for endings in DEFAULT_TARGETS:
-        found = {n for n in layers if n.rpartition(".")[2] in endings}
-        if found:
-            return found
+    found = default_targets([n for n in layers if n.split(".")[0] not in HEAD_NAMES])
+    if found:
+        return found
     raise TargetError(
         f"targets='default' knows no query and value layers in {type(model).__name__}; name some of "
-        f"{', '.join(_last_names(layers))}, or 'all-linear'"
+        f"{', '.join(_last_names(layers)) or 'its layers, of which none is linear'}, or 'all-linear'"
     )
+
+
+def of_text(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """The layers of the text part of a model that also sees or hears; all of them for any other."""
+    inner = _text_part(model)
+    return {n: layer for n, layer in layers.items() if n.startswith(inner)}
+
+
+def _text_part(model: nn.Module) -> str:
+    config: Any = getattr(model, "config", None)
+    if config is None or getattr(config, "is_encoder_decoder", False) or "text_config" not in dir(config):
+        return ""
+    decoder = getattr(model, "get_decoder", lambda: None)()
+    return next((f"{name}." for name, module in model.named_modules() if module is decoder and name), "")
 
 
 def _fully(model: nn.Module, layers: dict[str, nn.Module], expression: str) -> set[str]:
@@ -99,9 +115,25 @@ def _fully(model: nn.Module, layers: dict[str, nn.Module], expression: str) -> s
 def _ending(model: nn.Module, layers: dict[str, nn.Module], ending: str, asked: str = "targets") -> set[str]:
     found = {n for n in layers if n == ending or n.endswith("." + ending)}
     if not found:
-        near = did_you_mean(ending, _last_names(layers))
-        raise TargetError(f"{asked}={ending!r} matches none of {_counted(model, layers)}{near}")
+        what = _what_is_there(model, ending) or did_you_mean(ending, _last_names(layers))
+        raise TargetError(f"{asked}={ending!r} matches none of {_counted(model, layers)}{what}")
     return found
+
+
+def _what_is_there(model: nn.Module, ending: str) -> str:
+    """What a name that is no linear layer's stands for, in words; empty where it stands for nothing."""
+    for name, module in model.named_modules():
+        if name == ending or name.endswith(f".{ending}"):
+            parent = type(model.get_submodule(name.rpartition(".")[0])).__name__
+            why = (
+                f"whose weight {parent} reads without calling it" if is_linear(module) else "and no plain linear layer"
+            )
+            return f"; {name} is a {type(module).__name__}, {why}"
+    for name, tensor in model.named_parameters():
+        if name.endswith(f".{ending}"):
+            kind = "experts" if tensor.dim() == 3 else "weights"
+            return f"; {name} holds {kind} as one tensor of {tuple(tensor.shape)}, which is not adapted"
+    return ""
 
 
 def _counted(model: nn.Module, layers: dict[str, nn.Module]) -> str:
@@ -122,3 +154,13 @@ def output_of(model: nn.Module) -> str | None:
 def find_head(model: nn.Module) -> tuple[str, ...]:
     """The task head of a classification model by its usual names, or nothing."""
     return tuple(name for name, _ in model.named_children() if name in HEAD_NAMES)
+
+
+def head_of(model: nn.Module, key: str) -> str | None:
+    """The module behind the backbone that holds a tensor, a pooler of the backbone among them; None for all else."""
+    top, _, rest = key.partition(".")
+    inner = rest.partition(".")[0]
+    backbone = getattr(model, "base_model_prefix", "")
+    if inner in POOLERS and top == backbone:
+        return f"{top}.{inner}"
+    return top if rest and top != backbone and find_head(model) else None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from polyvera.data.tables import Table
     from polyvera.evaluate.fleet_scores import TenantScores
     from polyvera.model.load import Base
-    from polyvera.store.registry import Registry
-    from polyvera.train.fleet.fleet import Fleet, FleetResult
+    from polyvera.train.fleet.fleet import Fleet
+    from polyvera.train.fleet.one_process import FleetResult
     from polyvera.train.tenants import Tenant
 
 INCOMPLETE = 3  # exit status: the others are published, and a tenant was skipped or quarantined
@@ -38,35 +39,34 @@ def run(recipe: Recipe, *, resume: bool, dry_run: bool, out: Console) -> None:
 
     Ends in exit status INCOMPLETE where a tenant was left out.
     """
-    from polyvera.store.registry import Registry
     from polyvera.train.fleet.journal import FINISHED
     from polyvera.train.tenants import tenants
 
-    registry = Registry(recipe.store)
     everyone = tenants(recipe)
     print_cost(recipe, out, everyone)
     if dry_run:
         return
-    result = _trained(recipe, everyone, registry, resume)
+    result = _trained(recipe, everyone, resume)
     _report(result, recipe.store, out)
-    if recipe.test is not None:
-        _score_after(recipe, everyone, result, registry, out)
+    if result.scores:
+        show(result.scores, None if recipe.output is None else Path(recipe.output).expanduser(), out)
     if any(outcome.status != FINISHED for outcome in result.outcomes):
         raise typer.Exit(INCOMPLETE)
 
 
-def _trained(recipe: Recipe, everyone: Sequence[Tenant], registry: Registry, resume: bool) -> FleetResult:
-    from polyvera.train.fleet.fleet import train_fleet
-    from polyvera.train.fleet.ray_workers import train_on_workers
-    from polyvera.train.warm_start import warm_start
+def _trained(recipe: Recipe, everyone: Sequence[Tenant], resume: bool) -> FleetResult:
+    from polyvera.store.registry import Registry
+    from polyvera.train.fleet.train_fleet import train_fleet
 
-    prefix = "" if recipe.name is None else f"{recipe.name}/"
-    asked: dict[str, Any] = {"everyone": everyone, "prefix": prefix, "stored": recipe.stored, "resume": resume}
-    if recipe.workers is not None:
-        return train_on_workers(recipe, store=recipe.store, num_workers=recipe.workers, **asked)
-    start = warm_start(recipe, registry)
     with _progress(len(everyone)) as shown:
-        return train_fleet(recipe, registry=registry, start=start, watch=_watch(shown), **asked)
+        return train_fleet(
+            recipe,
+            everyone=everyone,
+            registry=Registry(recipe.store),
+            resume=resume,
+            watch=None if recipe.workers is not None else _watch(shown),
+            on_score=_counting(shown),
+        )
 
 
 @dataclass
@@ -130,11 +130,24 @@ def _shown(
     from polyvera.evaluate.fleet_scores import fleet_scores
 
     with _progress(len(found)) as shown:
+        tell = _counting(shown)
         for one in fleet_scores(base, adapters, found, skip=scored.skip, **choices):
             scored.found.append(one)
+            tell(one)
             shown.update(shown.task_ids[0], completed=len(scored.found))
-            if shown.disable:
-                shown.console.print(f"{len(scored.found)}: {one.name} {one.main} {one.scores[one.main]:.3f}")
+
+
+def _counting(shown: Progress) -> Callable[[TenantScores], None]:
+    """Prints a line for each tenant's score where the output is no terminal."""
+    numbers = count(1)
+
+    def counted(one: TenantScores) -> None:
+        text = f"{next(numbers)}: {one.name} {one.main} {one.scores[one.main]:.3f}"
+        shown.update(shown.task_ids[0], description=text)
+        if shown.disable:
+            shown.console.print(text)
+
+    return counted
 
 
 def show(scored: Sequence[TenantScores], output: Path | None, out: Console) -> None:
@@ -158,26 +171,6 @@ def show(scored: Sequence[TenantScores], output: Path | None, out: Console) -> N
         picture = draw(scored, output / "scores.png", f"{len(scored)} adapters, each on its own test rows")
         table = page(scored, output / "scores.md")
         out.print(f"table: {table}\nall scores: {path}\npicture: {picture}")
-
-
-def _score_after(
-    recipe: Recipe, everyone: Sequence[Tenant], result: FleetResult, registry: Registry, out: Console
-) -> None:
-    from polyvera.model.load import load_base
-    from polyvera.train.fleet.journal import FINISHED
-
-    finished = {outcome.name: outcome for outcome in result.of(FINISHED)}
-    if not finished:
-        return
-    tests = {t.name: t.tables(recipe).test for t in everyone if t.name in finished}
-    rows = {name: table for name, table in tests.items() if table is not None}
-    adapters = {name: registry.get(finished[name].reference) for name in rows}
-    folder = None if recipe.output is None else Path(recipe.output).expanduser()
-    several = list(adapters.values())
-    base = result.base or load_base(recipe.model, dtype=recipe.dtype, **task_of(several[:1]))
-    scored = FleetScores()
-    _shown(base, adapters, rows, scored)
-    scored.report(folder, as_json=False, out=out)
 
 
 def _report(result: FleetResult, store: str, out: Console) -> None:

@@ -58,8 +58,9 @@ def print_cost(recipe: Recipe, out: Console, everyone: Sequence[Tenant] = ()) ->
     from polyvera.model.config import KIND_OF_TASK
     from polyvera.model.load import config_source
     from polyvera.model.shapes import meta_model, model_shapes, read_config
-    from polyvera.train.fleet.fleet import SLOTS, first_table
+    from polyvera.train.fleet.fleet import SLOTS
     from polyvera.train.preparation import read_tables, row_length
+    from polyvera.train.tenants import first_table
 
     data = first_table(everyone, recipe) if everyone else read_tables(recipe).training
     if data is None:

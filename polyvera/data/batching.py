@@ -40,13 +40,6 @@ class Collator:
         return torch.tensor(values) if isinstance(values[0], int) else padded(values, fill)
 
 
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device; a GPU fetches it from pinned memory when it gets there, and nobody waits."""
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
 def order(num_rows: int, seed: int, epoch: int, lengths: Sequence[int] | None = None, batch_size: int = 1) -> list[int]:
     """The order of the rows in one epoch, the same everywhere. lengths: rows of like length come near each other."""
     shuffled: list[int] = np.random.RandomState([seed, epoch]).permutation(num_rows).tolist()

@@ -84,9 +84,11 @@ def table(
     name: str, numbered: Iterable[NumberedRow], columns: Mapping[str, str] = NO_COLUMNS, *, chat: bool = False
 ) -> Table:
     """The examples of rows that were read already, as `read` gives them. Raises DataError."""
-    rows = [(number, _renamed(row, columns)) for number, row in numbered]
-    if not rows:
+    given = list(numbered)
+    if not given:
         raise DataError(f"{name} has no rows")
+    _check_columns(name, dict.fromkeys(column for _, row in given for column in row), columns)
+    rows = [(number, _renamed(row, columns)) for number, row in given]
     kind = _kind(name, rows, columns)
     examples = tuple(_checked(name, rows, FORMS[kind].example))
     if chat and kind == "completion":
@@ -148,7 +150,6 @@ def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
 def _kind(name: str, rows: Sequence[NumberedRow], columns: Mapping[str, str]) -> str:
     """The form of the rows, from the columns that any of them has. Raises DataError unless exactly one fits."""
     given = dict.fromkeys(column for _, row in rows for column in row)
-    _check_columns(name, given, columns)
     fitting = [kind for kind in FORMS if set(FORMS[kind].columns) <= set(given)]
     best = [k for k in fitting if not any(set(FORMS[k].columns) < set(FORMS[other].columns) for other in fitting)]
     best = [kind for kind in best if set(FORMS[kind].columns) <= set(columns)] or best
@@ -167,7 +168,7 @@ def _check_columns(name: str, given: Iterable[str], columns: Mapping[str, str]) 
     for ours, theirs in columns.items():
         if ours not in known:
             raise DataError(f"columns: {ours!r} must be one of: {', '.join(sorted(known))}{did_you_mean(ours, known)}")
-        if ours not in given:
+        if theirs not in given:
             raise DataError(f"{name} has no column {theirs!r}; it has {', '.join(given)}{did_you_mean(theirs, given)}")
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from polyvera.adapter.layer import AdaptedLinear
-from polyvera.data.batching import to_device
+from polyvera.adapter.pinned_memory import to_device
 from polyvera.data.encoding import IGNORED
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from polyvera.store.registry import Registry
 
 @dataclass(frozen=True, slots=True)
 class ResidentAdapter:
-    """A resident adapter, as it is told."""
+    """A resident adapter. adapter: 'name@version'. num_users: requests that use it."""
 
     adapter: str
     num_bytes: int
@@ -36,7 +36,7 @@ class ResidentAdapter:
 
 @dataclass(eq=False, slots=True)
 class CacheEntry:
-    """A slot that is taken."""
+    """A slot in use, and what is known of its adapter."""
 
     ref: AdapterRef
     slot: int
@@ -118,27 +118,27 @@ class AdapterCache:
             self._clear(entry)
 
     def labels(self, slot: int) -> tuple[str, ...]:
-        """The classes of an adapter that is held, none where it has no head."""
+        """The labels of the adapter in a slot, () if it has no head."""
         return self._taken[slot].labels
 
     def prefetch(self, ref: AdapterRef | None) -> None:
-        """Begins to load what will be acquired soon. Any thread."""
+        """Starts to load what will be acquired soon. Any thread."""
         if ref is not None and key_of(ref) not in self._entries and key_of(ref) not in self._host:
             self._loader.load(ref)
 
     def collect(self) -> None:
-        """Takes in what was loaded since the last step; an error is raised to all that ask until the next."""
+        """Takes in the loads that ended since the last step; an error is raised to all who ask until the next load."""
         self._failed.clear()
         self._take_in(self._loader.finished())
 
     def wait_briefly(self) -> bool:
-        """Waits a moment for loads that have just begun; whether one has ended."""
+        """Waits a moment for loads that have just started; whether one has ended."""
         found = self._loader.wait_briefly()
         self._take_in(found)
         return bool(found)
 
     def pin(self, ref: AdapterRef, is_pinned: bool) -> None:
-        """Keeps a resident adapter in its slot whatever comes, or no longer."""
+        """Keeps a resident adapter in its slot for good, or lets it go again."""
         if key_of(ref) in self._entries:
             self._entries[key_of(ref)].is_pinned = is_pinned
 
@@ -153,7 +153,7 @@ class AdapterCache:
             self._clear(entry)
 
     def snapshot(self) -> tuple[ResidentAdapter, ...]:
-        """The resident adapters, the latest used first. Any thread: the seats are copied in one step."""
+        """The resident adapters, the latest used first. Any thread: the entries are copied in one step."""
         leaving = [entry for entry in list(self._taken.values()) if entry.is_evicted]
         return tuple(entry.snapshot() for entry in (*leaving, *reversed(list(self._entries.values()))))
 

@@ -74,7 +74,7 @@ class AdapterLoader:
         self._pool = ThreadPoolExecutor(LOADERS, "polyvera-load")
 
     def load(self, ref: AdapterRef, loaded: LoadedAdapter | None = None, bank: Bank | None = None) -> None:
-        """Begins to load an adapter, unless that is under way; computes the norms of one that is loaded."""
+        """Starts to load an adapter, unless that is under way; computes the norms of one that is loaded."""
         with self._lock:
             if self._is_open and key_of(ref) not in self._loading:
                 self._loading[key_of(ref)] = monotonic()
@@ -85,7 +85,7 @@ class AdapterLoader:
         return [self._taken(self._done.get_nowait()) for _ in range(self._done.qsize())]
 
     def wait_briefly(self) -> list[Loaded]:
-        """The same, after a moment for loads that have just begun."""
+        """The same, after a moment for loads that have just started."""
         found: list[Loaded] = []
         while (left := self._newest() + PATIENCE_S - monotonic()) > 0:
             try:
@@ -125,7 +125,7 @@ class AdapterLoader:
 
     def _read(self, ref: AdapterRef) -> LoadedAdapter:
         if self._registry is None:
-            raise StoreError(f"{ref} cannot be loaded: this engine has no store")
+            raise StoreError(f"{ref} cannot be loaded: this engine was started without a registry")
         adapter = self._registry.get(ref)
         check_fingerprint(adapter.base, self._base)
         labels = self._check(ref, adapter)
@@ -133,7 +133,7 @@ class AdapterLoader:
 
 
 def key_of(ref: AdapterRef) -> Key:
-    """What tells one adapter from another."""
+    """What distinguishes one adapter from another."""
     return ref.name, ref.version
 
 

@@ -21,6 +21,14 @@ def engine_for(
     limits: Limits | None = None,
     observe: Observe = lambda name, seconds: None,
 ) -> Generator | Embedder:
-    """What serves a base: a Generator for one that writes text, an Embedder for one that reads it only."""
+    """The engine for a base model, not started yet: a Generator if it generates text, else an Embedder.
+
+    base: as load_base(..., task='auto') gives it.
+    registry: where adapters are loaded from; None serves the base alone.
+    limits: rows, context, slots and memory; None takes the defaults.
+    observe: called with the name and the seconds of what the engine measures.
+
+    Raises ServeError for limits that the model does not allow.
+    """
     reads_only = kind_of(base.model) in (CLASSIFICATION, ENCODER)
     return (Embedder if reads_only else Generator)(base.model, base.tokenizer, registry, limits, observe)

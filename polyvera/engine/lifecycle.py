@@ -75,13 +75,15 @@ class DefaultLimits:
 
 
 class AdapterEngine(ABC, Generic[Q]):
-    """Steps in a thread, from start() to stop(), for requests of one kind. failed: the error that ended them.
+    """Runs steps in a thread, from start() to stop(). All methods but these two may be called from any thread.
 
-    The thread has no gradients. All methods but start() and stop() are for any thread.
+    model, tokenizer: of the base.
+    registry: where adapters are loaded from; None serves the base alone.
+    limits: rows, context, slots and memory; None takes the defaults.
+    observe: called with a name ('load_s', 'queue_s', 'step_s') and a number of seconds.
+    failed: the error that ended the thread, None while all is well.
 
-    registry: where adapters are loaded from, None for the base alone. observe: called with a name and a number of
-    seconds ('load_s', 'queue_s', 'step_s'). A kind of engine says its defaults for limits that are None, and how it
-    takes the model at start().
+    Raises ServeError for limits that the model does not allow.
     """
 
     defaults: ClassVar[DefaultLimits]
@@ -113,9 +115,9 @@ class AdapterEngine(ABC, Generic[Q]):
         return fingerprint(self.model)
 
     def start(self) -> Self:
-        """Takes the model and begins to answer. Raises ServeError for a model that it doesn't fit."""
+        """Takes the model and starts to answer. Raises ServeError for a model that cannot be served."""
         if self._thread is not None:
-            raise ClosedError("this engine was started before: make a new one")
+            raise ClosedError("an engine is started once: make a new one")
         self._parts = self._take()
         self._adapters = self._parts.adapters
         self._core = EngineCore(self._parts.workload, self._adapters, self._queue, self.limits, self._observe)
@@ -126,7 +128,10 @@ class AdapterEngine(ABC, Generic[Q]):
         return self
 
     def preload(self, ref: AdapterRef, *, pin: bool = False, timeout_s: float = 60.0) -> None:
-        """Makes an adapter resident, and keeps it so where pin; returns when it is. Raises as its load does."""
+        """Makes an adapter resident, with pin for good; returns once it is.
+
+        timeout_s: how long to wait for a slot. Raises what its load raises, BusyError after timeout_s, ClosedError.
+        """
         done: Future[None] = Future()
         self._queue.do(lambda: self._try_preload(ref, pin, done))
         try:
@@ -233,4 +238,4 @@ class AdapterEngine(ABC, Generic[Q]):
                 log.exception("the engine has stopped")
                 self.failed = error
                 self._queue.close()
-                self._core.end_all(EngineError("the engine has stopped after an error of its own"))
+                self._core.end_all(EngineError("the engine stopped because of an internal error"))

@@ -16,7 +16,7 @@ ENGINE = "Engine"
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an engine takes on. Raises ServeError for an invalid value.
+    """How much an engine takes on at a time. Raises ServeError for an invalid value.
 
     max_context: None takes the model's own, at most 4096. chunk: None takes the device's.
     """

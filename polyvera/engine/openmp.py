@@ -27,7 +27,7 @@ def release() -> None:
 
 @contextmanager
 def guest() -> Iterator[None]:
-    """Chunk inside, in a thread that is not the engine's, leaves no workers behind."""
+    """Work inside, in a thread that is not the engine's, leaves no OpenMP workers behind."""
     try:
         yield
     finally:

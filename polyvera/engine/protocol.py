@@ -36,11 +36,11 @@ class ServedEngine(Protocol):
 
     @property
     def generation(self) -> GenerationEngine | None:
-        """The same engine, where it writes text."""
+        """The same engine, if it generates text."""
 
     @property
     def embedding(self) -> EmbeddingEngine | None:
-        """The same engine, where it gives vectors and classes."""
+        """The same engine, if it gives vectors and classes."""
 
     def stats(self) -> EngineStats:
         """What runs, waits and is resident. May wait for other processes."""
@@ -65,7 +65,7 @@ class ServedEngine(Protocol):
 
 
 class GenerationEngine(ServedEngine, Protocol):
-    """What writes text: a Generator, or replicas of one."""
+    """What generates text: a Generator, or replicas of one."""
 
     def submit(self, request: Request) -> Request:
         """Asks for one answer; request.on_output gets every part of it, in another thread, and must not block.
@@ -78,11 +78,11 @@ class GenerationEngine(ServedEngine, Protocol):
 
 
 class EmbeddingEngine(ServedEngine, Protocol):
-    """What gives vectors and classes: an Embedder."""
+    """What gives vectors and classes: an Embedder, or replicas of one."""
 
     @property
     def pooling(self) -> Pooling:
-        """How vectors come about."""
+        """How a text's hidden states become its vector."""
 
     def embed(
         self, rows: Sequence[Sequence[int]], adapter: AdapterRef | None = None, *, tenant: str = ""

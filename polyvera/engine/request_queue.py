@@ -35,7 +35,7 @@ class RequestQueue(Generic[R]):
             if not self.is_open:
                 raise ClosedError("the engine is stopping, or has stopped: it takes no new requests")
             if self.num_waiting >= self.max_waiting:
-                raise BusyError(f"{self.num_waiting} requests wait already, as many as may: try again later")
+                raise BusyError(f"{self.num_waiting} requests wait already, which is the maximum: try again later")
             self.num_waiting += 1
             self.num_open += 1
             self._arrived.append(request)
@@ -50,7 +50,7 @@ class RequestQueue(Generic[R]):
         """Asks for a job. Raises ClosedError before start and after close()."""
         with self._lock:
             if not self.is_open:
-                raise ClosedError("the engine does not run")
+                raise ClosedError("the engine is not running")
             self._jobs.append(job)
         self.wake.set()
 
@@ -60,12 +60,12 @@ class RequestQueue(Generic[R]):
             self.is_open = False
 
     def left(self) -> None:
-        """Says that a request waits no longer."""
+        """Counts a request as no longer waiting."""
         with self._lock:
             self.num_waiting -= 1
 
     def ended(self) -> None:
-        """Says that a request has been told its end."""
+        """Counts a request as ended."""
         with self._lock:
             self.num_open -= 1
 

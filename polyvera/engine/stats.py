@@ -19,7 +19,11 @@ class RunningRequest:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """What runs, how many wait, what is resident (the latest used first), and counts since the start."""
+    """What an engine holds.
+
+    running: the requests that run. waiting: how many wait. resident: adapters in slots, the latest used first.
+    num_slots: for resident adapters. totals: counts since the start by name, such as 'steps' and 'prompt_tokens'.
+    """
 
     running: tuple[RunningRequest, ...] = ()
     waiting: int = 0

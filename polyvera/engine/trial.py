@@ -28,9 +28,13 @@ def check_free(model: PreTrainedModel, is_held: bool) -> None:
     """Raises ServeError for a model that another engine holds, or that has adapters in it."""
     name = type(model).__name__
     if is_held:
-        raise ServeError(f"this {name} is held by an engine already, or has hooks of its own: stop that engine first")
+        raise ServeError(
+            f"this {name} belongs to another engine, or has forward hooks: stop that engine, or remove them"
+        )
     if banks_of(model):
-        raise ServeError(f"this {name} has adapters in it: eject(model) first, an engine loads its own from a store")
+        raise ServeError(
+            f"this {name} has adapters in it: call eject(model) first; an engine loads adapters from a store"
+        )
 
 
 @contextmanager
@@ -50,8 +54,8 @@ def check_close(model: PreTrainedModel, found: Tensor, expected: Tensor, how: st
     far = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
     if not far <= TOLERANCE.get(expected.dtype, LOW_TOLERANCE):
         raise ServeError(
-            f"{type(model).__name__} answers otherwise when its rows are {how} (relative difference {far:.2g}), so it "
-            "cannot be served"
+            f"{type(model).__name__} answers differently when its rows are {how} (relative difference {far:.2g}), so "
+            "it cannot be served"
         )
 
 

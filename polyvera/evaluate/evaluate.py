@@ -100,12 +100,19 @@ def evaluate(
 ) -> Evaluation:
     """Answers every row greedily, rows of several adapters in one batch.
 
-    slots: one for all, or one for each row; None is the model's only adapter, or the base. max_new_tokens: None for as
-    many as the longest right answer has. Raises DataError for a row that the model can't read whole, or SlotError.
+    model, tokenizer: with or without adapters in it; a classifier for rows with labels.
+    table: N rows, as polyvera.data.tables.read() gives them.
+    slots: a slot or its name for all, or N of them; None is the model's only adapter, or the base.
+    max_new_tokens: of a generated answer; None is as many as the longest right answer has.
+    batch_size: rows in one batch.
+
+    Raises DataError for a row that the model cannot read whole, SlotError for an unknown slot.
     """
     chosen = row_slots(model, slots, len(table))
     rows, longest = measured(model, tokenizer, table)
     collate = Collator(pad_token(model, tokenizer))
+    if max_new_tokens is not None and (table.kind == LABEL or not all(e.prompt for e in table.examples)):
+        raise DataError(f"max_new_tokens={max_new_tokens} has no effect: the rows of {table.source} have no prompts")
     if table.kind == LABEL:
         names = _label_names(model, table)
         answers = tuple(names[i] for i in _classes(model, rows, chosen, collate, batch_size))

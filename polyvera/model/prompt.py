@@ -38,7 +38,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
 
 
 def chat_ids(tokenizer: Tokenizer, messages: Sequence[Message], *, answer_next: bool = True) -> list[int]:
-    """The tokens of a conversation. Raises PromptError as chat_text()."""
+    """The tokens of a conversation. answer_next: whether the assistant's turn is opened. Raises as chat_text()."""
     return bare_ids(tokenizer, chat_text(tokenizer, messages, answer_next=answer_next))
 
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,16 @@ from polyvera.adapter.layout import Shape
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import find_sites
 from polyvera.errors import SpecError, did_you_mean
-from polyvera.model.config import CAUSAL_LM, CLASSIFICATION, ENCODER, check_kind, context_length, kind_of
+from polyvera.model.config import (
+    CAUSAL_LM,
+    CLASSIFICATION,
+    ENCODER,
+    OTHER,
+    check_kind,
+    context_length,
+    kind_of,
+    own_class,
+)
 from polyvera.model.pooled_classifier import pooled
 
 if TYPE_CHECKING:
@@ -30,13 +40,22 @@ if TYPE_CHECKING:
 
 ConfigSource = str | os.PathLike[str] | transformers.PreTrainedConfig
 CONFIG = "config.json"
-MAX_CONFIG_BYTES = 2**24
-# The class of transformers that loads each kind.
-KINDS: Mapping[str, str] = MappingProxyType(
+# What may be done where a family has no such class.
+WITHOUT: Mapping[str, str] = MappingProxyType(
     {
-        CAUSAL_LM: "AutoModelForCausalLM",
-        CLASSIFICATION: "AutoModelForSequenceClassification",
-        ENCODER: "AutoModel",
+        CAUSAL_LM: "use rows with labels, or a causal language model",
+        CLASSIFICATION: "use an encoder with a class for sequence classification, such as BERT, or rows without labels",
+        ENCODER: "from Python, inject(model, spec) adapts any model",
+    }
+)
+MAX_CONFIG_BYTES = 2**24
+# The classes of transformers that load each kind; the first that knows a family is taken.
+KINDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        CAUSAL_LM: ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"),
+        CLASSIFICATION: ("AutoModelForSequenceClassification",),
+        ENCODER: ("AutoModel",),
+        OTHER: (),
     }
 )
 
@@ -97,19 +116,33 @@ def meta_model(source: ConfigSource, *, kind: str | None = None, num_labels: int
         if kind != CLASSIFICATION or num_labels < 1:
             raise SpecError(f"kind={kind!r} does not use num_labels={num_labels}; a classifier has 1 or more")
         config.num_labels = num_labels
+    make = maker(kind, config)
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = auto_class(kind).from_config(
-                config, attn_implementation="eager", trust_remote_code=False
-            )
+            model: PreTrainedModel = make(config, attn_implementation="eager")
     except Exception as error:  # a configuration comes from outside and can break a model class in any way
         raise SpecError(f"no {kind} model can be built from {type(config).__name__}: {_said(error)}") from error
     return pooled(model, config.name_or_path)
 
 
-def auto_class(kind: str) -> Any:
-    """The class of transformers that loads a kind of model, which takes seconds to import."""
-    return getattr(transformers, KINDS[kind])
+def maker(kind: str, config: PreTrainedConfig) -> Any:
+    """What makes a model of that kind from a configuration. Raises SpecError as auto_class()."""
+    if kind == OTHER:
+        own: Any = own_class(config)
+        return own._from_config
+    return partial(auto_class(kind, config).from_config, trust_remote_code=False)
+
+
+def auto_class(kind: str, config: PreTrainedConfig) -> Any:
+    """The class of transformers that loads such a model as that kind, which takes seconds to import.
+
+    Raises SpecError where it has none.
+    """
+    for name in KINDS[kind]:
+        found = getattr(transformers, name, None)
+        if found is not None and type(config) in found._model_mapping:
+            return found
+    raise SpecError(f"transformers has no {kind} model of {config.model_type!r}: {WITHOUT[kind]}")
 
 
 def read_config(source: ConfigSource) -> PreTrainedConfig:

@@ -20,7 +20,11 @@ FLUSH_S = 5.0
 
 
 class Connection:
-    """Sends from any thread, without waiting for the other end; reads in one. known: the messages that are read."""
+    """Sends from any thread without waiting for the other end; reads in one thread.
+
+    end: a connected socket.
+    known: the type of the messages that are read (TO_REPLICA or FROM_REPLICA).
+    """
 
     def __init__(self, end: socket.socket, known: TypeAdapter[Any]) -> None:
         self._end, self._known = end, known
@@ -29,7 +33,7 @@ class Connection:
         self._writer.start()
 
     def send(self, message: Message) -> None:
-        """Sends a message, or loses it where the other end has gone. Raises SamplingError for one that cannot be."""
+        """Sends a message; it is lost if the other end has closed. Raises SamplingError for one that is too large."""
         data = written(message)
         if len(data) > MAX_BYTES:
             raise SamplingError(
@@ -39,19 +43,21 @@ class Connection:
         self._queue.put(data)
 
     def messages(self) -> Iterator[Any]:
-        """What the other end sends, until it has gone. Raises FormatError for what is no message."""
+        """The messages from the other end, until it closes. Raises FormatError for an invalid one."""
         with suppress(OSError), self._end.makefile("rb") as file:
             while len(head := file.read(HEAD)) == HEAD:
                 size = int.from_bytes(head)
                 if size > MAX_BYTES:
-                    raise FormatError(f"a message between two processes has {size:,} bytes: that is none")
+                    raise FormatError(
+                        f"a message between two processes claims {size:,} bytes; at most {MAX_BYTES:,} are read"
+                    )
                 data = file.read(size)
                 if len(data) < size:
                     return
                 yield read(data, self._known)
 
     def close(self) -> None:
-        """Sends what waits, and hangs up."""
+        """Sends what is queued, and closes the socket."""
         self._queue.put(None)
         self._writer.join(FLUSH_S)
         with suppress(OSError):  # the other end may be the first

@@ -1,4 +1,4 @@
-"""merged_stats: what several replicas hold, as one engine would report it."""
+"""merged_stats: the stats of several replicas as one engine would report them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from polyvera.replicas.messages import Stats
 
 
 def merged_stats(several: Sequence[Stats], totals: Mapping[str, int]) -> EngineStats:
-    """The sum of all. totals: of all replicas since the start, those that have ended included."""
+    """The sum over replicas. totals: counts since the start, those of replicas that have ended included."""
     resident: dict[str, ResidentAdapter] = {}
     for one in (one for stats in several for one in stats.resident):
         old = resident.get(one.adapter, ResidentAdapter(one.adapter, 0, 0, False))

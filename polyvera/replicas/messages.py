@@ -1,4 +1,4 @@
-"""Messages between a server and its replicas, as JSON. An invalid one is refused."""
+"""The messages between a server and its replicas, as JSON that is validated on arrival."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ from polyvera.store.reference import AdapterRef
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The first name. store: the URL of a registry. threads: of the CPU. device: such as 'cpu' or 'cuda:1'."""
+    """The first message: what to load.
+
+    model: as load_base() takes it. store: the URL of a registry. threads: of the CPU. device: such as 'cpu', 'cuda:1'.
+    """
 
     model: str
     store: str | None
@@ -37,7 +40,10 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Asks for an answer; Accepted says whether it is made, and Delta what it is."""
+    """Asks for an answer to a prompt. Accepted says whether it will be made; then come Deltas.
+
+    number: of the request, which the replies repeat. prompt: tokens. adapter: None is the base.
+    """
 
     number: int
     prompt: tuple[int, ...]
@@ -49,7 +55,10 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Encode:
-    """Asks for the vectors of texts, or for their classes; Accepted says whether they come; EncodeDone brings them."""
+    """Asks for the vectors of texts, or for their classes. The replies are Accepted and, unless refused, EncodeDone.
+
+    rows: the tokens of each text. adapter, number: as in Submit.
+    """
 
     number: int
     rows: tuple[tuple[int, ...], ...]
@@ -61,7 +70,7 @@ class Encode:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Ends a Submit or an Encode."""
+    """Cancels a Submit or an Encode."""
 
     number: int
     kind: Literal["cancel"] = "cancel"
@@ -69,7 +78,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A name about one adapter; CommandDone says how it went."""
+    """What to do with one adapter. CommandDone reports the result."""
 
     number: int
     name: Literal["preload", "pin", "unpin", "evict"]
@@ -80,7 +89,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class GetStats:
-    """Asks what runs and is resident; Stats says it."""
+    """Asks what runs and is resident. Stats is the reply."""
 
     number: int
     kind: Literal["get_stats"] = "get_stats"
@@ -91,14 +100,14 @@ class GetStats:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """An error: the name of its class, its words, and when it may be worth another try."""
+    """An error: the name of its class, its message, and after how many seconds a retry makes sense."""
 
     name: str
     message: str
     retry_s: float | None = None
 
     def error(self) -> PolyveraError:
-        """The error itself: an EngineError where the class is none of polyvera's own."""
+        """The error itself; an EngineError if its class is not one of polyvera's."""
         known = getattr(errors, self.name, None)
         if known is BusyError:
             return BusyError(self.message, self.retry_s or 1.0)
@@ -108,7 +117,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The engine runs. limits: with all of its numbers. fingerprint, dtype: of the model. pooling: of an encoder."""
+    """The engine runs. limits: without None. fingerprint, dtype: of the model. pooling: of an encoder, else None."""
 
     fingerprint: str
     dtype: str
@@ -120,7 +129,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Fatal:
-    """The replica cannot start, or cannot go on."""
+    """The replica cannot start or cannot continue."""
 
     fault: Fault
     kind: Literal["fatal"] = "fatal"
@@ -128,7 +137,7 @@ class Fatal:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A Submit or an Encode is being answered, or is refused."""
+    """A Submit or an Encode was accepted, or refused with a fault."""
 
     number: int
     fault: Fault | None = None
@@ -137,7 +146,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """An RequestOutput of an answer. num_reused: tokens of the prompt that were not computed again."""
+    """The next RequestOutput of an answer. num_reused: tokens of the prompt whose keys and values were cached."""
 
     number: int
     tokens: tuple[Token, ...]
@@ -150,7 +159,11 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class EncodeDone:
-    """What an Encode asked for: (texts, width) numbers in fp32, and the labels of classes; or why there is none."""
+    """The reply to an Encode.
+
+    labels: the names of the classes, () for vectors. width: numbers for each text. numbers: (texts, width), fp32 bytes.
+    fault: why there are none.
+    """
 
     number: int
     labels: tuple[str, ...] = ()
@@ -166,7 +179,7 @@ class EncodeDone:
 
 @dataclass(frozen=True, slots=True)
 class CommandDone:
-    """How a Command went."""
+    """The result of a Command."""
 
     number: int
     fault: Fault | None = None
@@ -175,7 +188,7 @@ class CommandDone:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """The fields of Stats."""
+    """The fields of an EngineStats."""
 
     number: int
     running: tuple[RunningRequest, ...]
@@ -188,7 +201,7 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """A time that the engine tells."""
+    """A duration that the engine measured, such as 'step_s'."""
 
     name: str
     seconds: float
@@ -207,7 +220,7 @@ ANY: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="
 
 
 def asked(request: Request | EncodeRequest) -> Submit | Encode:
-    """A request on its way to a replica."""
+    """The message that asks a replica for a request."""
     if isinstance(request, EncodeRequest):
         rows = tuple(map(tuple, request.rows))
         return Encode(request.number, rows, request.adapter, request.tenant, request.is_classes)
@@ -215,18 +228,18 @@ def asked(request: Request | EncodeRequest) -> Submit | Encode:
 
 
 def encoded(number: int, found: Tensor | Classes) -> EncodeDone:
-    """What an encoder found, on its way back. found: (texts, width) in fp32 on the CPU, or classes."""
+    """The reply with an encoder's result. found: vectors (texts, width) in fp32 on the CPU, or classes."""
     labels, numbers = (found.labels, found.probs) if isinstance(found, Classes) else ((), found)
     return EncodeDone(number, labels, numbers.shape[1], numbers.numpy().tobytes())
 
 
 def fault_of(error: BaseException) -> Fault:
-    """An error on its way to another process."""
+    """An error as a message carries it."""
     return Fault(type(error).__name__, str(error), getattr(error, "retry_s", None))
 
 
 def written(message: Message) -> bytes:
-    """A message as JSON. Raises SamplingError for what the other end would not read, such as half a character."""
+    """A message as JSON. Raises SamplingError for a value that the other end would refuse, such as half a character."""
     try:
         return ANY.dump_json(message, warnings="error")
     except PydanticSerializationError as error:
@@ -234,7 +247,7 @@ def written(message: Message) -> bytes:
 
 
 def read(data: bytes, known: TypeAdapter[Any]) -> Any:
-    """The message. Raises FormatError for what is none."""
+    """The message in these bytes. Raises FormatError for an invalid one."""
     try:
         return known.validate_json(data, strict=True)
     except ValidationError as error:

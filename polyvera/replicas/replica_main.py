@@ -1,7 +1,7 @@
-"""A replica: a process with one engine, which its server speaks with over a socket.
+"""Replica: the process of one engine, which its server talks to over a socket.
 
-Started as `python -m polyvera.replicas.replica_main FD`. It ends when its server does, and by nothing else: the
-server answers SIGINT and SIGTERM.
+Started as `python -m polyvera.replicas.replica_main FD`. It ends when its server ends, and ignores SIGINT and SIGTERM,
+which are for the server.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from polyvera.store.registry import Registry
 log = logging.getLogger(__name__)
 WORKERS = 8
 WATCH_S = 0.5
-SWITCH_S = 0.0005  # what the server says is heard beside the engine's thread, ten times sooner than by Python's own
+SWITCH_S = 0.0005  # a tenth of Python's default: messages are read sooner beside the engine's busy thread
 
 
 class Replica:
-    """An engine at the other end of a connection. start() loads it; handle() is given every message after Ready."""
+    """The engine at this end of a connection. start() loads it; handle() takes every message after that."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -47,20 +47,20 @@ class Replica:
         self._pool = ThreadPoolExecutor(WORKERS, "polyvera-replica")
 
     def start(self, given: messages.Start) -> None:
-        """Loads the model, starts the engine, and says messages.Ready. Raises what load_base and the engine raise."""
+        """Loads the model, starts the engine and sends Ready. Raises what load_base() and the engine raise."""
         self._engine = engine = engine_of(given, self._observe).start()
         dtype = str(engine.model.dtype).removeprefix("torch.")
         pooling = None if engine.embedding is None else engine.embedding.pooling
         self._connection.send(messages.Ready(engine.fingerprint, dtype, engine.num_tokens, engine.limits, pooling))
 
     def watch(self) -> None:
-        """Returns when the engine has failed."""
+        """Returns once the engine has failed."""
         pause = Event()
         while self._engine.failed is None:
             pause.wait(WATCH_S)
 
     def handle(self, message: messages.ToReplica) -> None:
-        """Does what the server says; what may take its time is done beside the next messages."""
+        """Does what a message asks; what may take long runs in other threads. Raises FormatError for a second Start."""
         match message:
             case messages.Cancel():
                 self._open.get(message.number, lambda: None)()
@@ -75,10 +75,10 @@ class Replica:
             case messages.GetStats():
                 self._get_stats(message)
             case messages.Start():
-                raise FormatError("a replica is started once")
+                raise FormatError("a replica takes one Start, and this is the second")
 
     def _accept(self, message: Any, ask: Callable[[Any], Callable[[], object]]) -> None:
-        """Asks the engine, and says Accepted before any answer. ask: returns what lets the answers come."""
+        """Passes a request to the engine and sends Accepted. ask: returns a function that lets the answers follow."""
         try:
             go_on = ask(message)
         except PolyveraError as error:
@@ -108,7 +108,7 @@ class Replica:
         return lambda: done.add_done_callback(partial(self._on_encoded, message.number))
 
     def _on_encoded(self, number: int, done: Future[Any]) -> None:
-        """In the engine's thread, or in the one that cancelled it."""
+        """Sends the result of an Encode; runs in the engine's thread, or in the one that cancelled it."""
         del self._open[number]
         try:
             if done.cancelled():
@@ -118,7 +118,7 @@ class Replica:
             self._connection.send(messages.EncodeDone(number, fault=messages.fault_of(error)))
 
     def _on_output(self, number: int, request: Request, output: RequestOutput) -> None:
-        """In the engine's thread."""
+        """Sends the next part of an answer; runs in the engine's thread."""
         if output.finish_reason is not None:
             del self._open[number]
         fault = None if output.error is None else messages.fault_of(output.error)
@@ -153,9 +153,10 @@ class Replica:
 
 
 def engine_of(given: messages.Start, observe: Observe) -> Generator | Embedder:
-    """The engine that fits a model, not started yet, the model on its device; sets the process's threads.
+    """The engine for a model, not started yet. Sets the number of threads of this process.
 
-    Raises what load_base and the engine raise.
+    observe: called with the name and the seconds of what the engine measures. Raises what load_base() and the engine
+    raise.
     """
     torch.set_num_threads(given.threads)
     base = place(load_base(given.model, task=AUTO_TASK), given.device)
@@ -176,7 +177,7 @@ def _reading(engine: Generator | Embedder) -> EmbeddingEngine:
 
 
 def run(end: socket.socket) -> NoReturn:
-    """Serves the server at the other end until it has gone, or the engine has failed."""
+    """Handles the server's messages until it closes the connection or the engine fails."""
     connection = Connection(end, messages.TO_REPLICA)
     received = connection.messages()
     given = next(received, None)
@@ -185,15 +186,15 @@ def run(end: socket.socket) -> NoReturn:
         Thread(target=_live, args=(replica, connection, given), name="polyvera-replica", daemon=True).start()
         for message in received:
             replica.handle(message)
-    os._exit(0)  # nobody hears what is left, and a model that is being loaded cannot be asked to stop
+    os._exit(0)  # no one is left to answer, and the loading of a model cannot be interrupted
 
 
 def _live(replica: Replica, connection: Connection, given: messages.Start) -> NoReturn:
-    """From the loading of the model to the engine's failure."""
+    """Loads the model, waits for a failure, and reports it."""
     try:
         replica.start(given)
         replica.watch()
-        fault = messages.fault_of(EngineError("the engine of a replica has stopped after an error of its own"))
+        fault = messages.fault_of(EngineError("the engine of a replica stopped because of an internal error"))
     except BaseException as error:
         if not isinstance(error, PolyveraError):
             log.exception("a replica could not be started")
@@ -204,7 +205,7 @@ def _live(replica: Replica, connection: Connection, given: messages.Start) -> No
 
 
 def main() -> NoReturn:
-    """The process: its one argument is the number of the inherited socket."""
+    """Runs the process; its one argument is the file descriptor of the inherited socket."""
     sys.setswitchinterval(SWITCH_S)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

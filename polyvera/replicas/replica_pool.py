@@ -33,28 +33,32 @@ from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
 log = logging.getLogger(__name__)
-# A replica that ends so often, each time less than so many seconds after it was ready, is given up.
+# A replica that ends MAX_DEATHS times, each less than QUICK_S after it was ready, is given up.
 MAX_DEATHS, QUICK_S = 3, 60.0
 BACKOFF_S, MAX_BACKOFF_S = 0.5, 30.0
-# A replica is looked at so often, and is killed when nothing has come of it for so many seconds.
+# A replica is checked every WATCH_S, and killed when it has made no progress for STUCK_S.
 WATCH_S, STUCK_S = 5.0, 120.0
 ANSWER_S = 10.0
 CommandName = Literal["preload", "pin", "unpin", "evict"]
 
 
 class ReplicaPool:
-    """So many engines of one model, as one: a GenerationEngine, or an EmbeddingEngine where the model is an encoder.
+    """Several replicas used as one engine: a GenerationEngine, or an EmbeddingEngine if the model is an encoder.
 
-    Each serves every adapter, in batches of its own.
+    Each replica serves every adapter, in batches of its own. A request goes to the one with the fewest open requests;
+    on a tie, to the one that the adapter and tenant always prefer, where the adapter is resident and prompt prefixes
+    are cached. A replica that dies or is stuck is restarted while the others continue. One that dies MAX_DEATHS times
+    in quick succession is given up, and `failed` is the reason.
 
-    A request goes to the replica with the fewest open answers; among equals the same adapter and tenant go to the same
-    one, which has the adapter resident and the beginnings of its prompts kept. A replica that dies is begun anew while
-    the others go on, and so is one that is stuck; one that dies MAX_DEATHS times in quick succession is given up, and
-    `failed` says so.
+    model: as load_base() takes it. The attribute `model` has shapes and no weights.
+    registry: where adapters are loaded from, None for the base alone; replicas get its URL.
+    limits: max_waiting holds for all replicas together, everything else for each. After start(), the attribute `limits`
+        has the rows of all together.
+    observe: called with the name and the seconds of what the engines measure.
+    num: how many replicas, at least 1.
+    pooling: of an encoder, after start().
 
-    model: as load_base takes it; `model` here has shapes and no numbers. registry: its URL alone is handed on. limits:
-    max_waiting is of all together; all else is of each, and `limits` tells the rows of all. observe: as of one engine.
-    pooling: an encoder's, known from start() on. Raises RecipeError and SpecError where there is no such model.
+    Raises RecipeError or SpecError for a model that does not exist or cannot be served, ServeError for num < 1.
     """
 
     def __init__(
@@ -71,7 +75,7 @@ class ReplicaPool:
         source = locate(model)
         config = read_config(source)
         if num < 1:
-            raise ServeError(f"num={num}: at least 1 replica")
+            raise ServeError(f"num={num} must be at least 1")
         self._kind = kind_to_load(config, AUTO_TASK)
         self.model: Any = meta_model(config, kind=self._kind)
         self.tokenizer = AutoTokenizer.from_pretrained(source)
@@ -88,9 +92,9 @@ class ReplicaPool:
         self._is_open = False
 
     def start(self) -> ReplicaPool:
-        """Starts every process; returns when all are ready. Raises what the first that fails raises."""
+        """Starts the processes; returns once all are ready. Raises the error of the first that fails."""
         if self._supervisors:
-            raise ClosedError("these replicas were started before: make new ones")
+            raise ClosedError("this pool was started before: make a new one")
         firsts = [Future[Ready]() for _ in range(self.num)]
         for number, (given, first) in enumerate(zip(_given(self._given, self.num), firsts, strict=True)):
             supervisor = Thread(
@@ -113,29 +117,29 @@ class ReplicaPool:
         return self
 
     def submit(self, request: Request) -> Request:
-        """As Generator.submit; on_output is called in a thread of the replica's. Blocks until it is accepted."""
+        """As Generator.submit; blocks until a replica accepts it. on_output is called in a thread of the pool."""
         self._place(request).submit(request)
         return request
 
     def embed(
         self, rows: Sequence[Sequence[int]], adapter: AdapterRef | None = None, *, tenant: str = ""
     ) -> Future[Tensor]:
-        """As Embedder.embed, in one of the replicas. Blocks until it is accepted."""
+        """As Embedder.embed; blocks until a replica accepts the request."""
         return self._encode(EncodeRequest(rows, adapter, tenant, is_classes=False))
 
     def classify(
         self, rows: Sequence[Sequence[int]], adapter: AdapterRef | None = None, *, tenant: str = ""
     ) -> Future[Classes]:
-        """As Embedder.classify, in one of the replicas. Blocks until it is accepted."""
+        """As Embedder.classify; blocks until a replica accepts the request."""
         return self._encode(EncodeRequest(rows, adapter, tenant, is_classes=True))
 
     def cancel(self, request: AnyRequest) -> None:
-        """Ends a request at the next step, if it has not ended; it is told so."""
+        """Cancels a request at the next step, if it has not ended; on_output gets its end."""
         for replica in self._all():
             replica.cancel(request)
 
     def preload(self, ref: AdapterRef, *, pin: bool = False, timeout_s: float = 60.0) -> None:
-        """Makes an adapter resident in every replica, and keeps it so where pin. Raises as its load does."""
+        """Makes an adapter resident in every replica; with pin, for good. Raises what its load raises."""
         if not pin:
             self._command("preload", ref, timeout_s)
             return
@@ -147,7 +151,7 @@ class ReplicaPool:
             raise
 
     def pin(self, ref: AdapterRef) -> None:
-        """Makes an adapter resident for good, in replicas that are begun anew as well."""
+        """Makes an adapter resident for good, in restarted replicas, too."""
         self.preload(ref, pin=True)
 
     def unpin(self, ref: AdapterRef) -> None:
@@ -161,7 +165,7 @@ class ReplicaPool:
         self._command("evict", ref)
 
     def stats(self) -> EngineStats:
-        """The sum of all; a replica that does not answer within STATS_S is as it was last. Not for an event loop."""
+        """The sum over all replicas; one that does not reply within STATS_S counts with its latest stats. Blocks."""
         replicas = self._all()
         _wait([replica.get_stats() for replica in replicas if replica.is_running], STATS_S)
         with self._lock:
@@ -197,17 +201,17 @@ class ReplicaPool:
 
     @property
     def generation(self) -> ReplicaPool | None:
-        """Itself, where its model writes text."""
+        """Itself, if its model generates text, else None."""
         return self if self._kind == CAUSAL_LM else None
 
     @property
     def embedding(self) -> ReplicaPool | None:
-        """Itself, where its model is an encoder."""
+        """Itself, if its model is an encoder, else None."""
         return None if self._kind == CAUSAL_LM else self
 
     @property
     def pids(self) -> list[int]:
-        """The numbers of the processes."""
+        """The ids of the processes."""
         return [replica.pid for replica in self._all()]
 
     @property
@@ -225,7 +229,7 @@ class ReplicaPool:
         return request.done
 
     def _place(self, request: AnyRequest) -> ReplicaProcess:
-        """The replica that a request goes to, which counts it from then on. Raises BusyError, ClosedError."""
+        """Reserves a replica for a request. Raises BusyError, ClosedError."""
         with self._lock:
             if not self._is_open:
                 raise ClosedError("the server is stopping, or has stopped: it takes no new requests")
@@ -234,13 +238,13 @@ class ReplicaPool:
                 raise ClosedError("no replica runs at the moment: try again")
             num_open = sum(replica.num_open for replica in taking)
             if num_open >= len(taking) * self._given.limits.max_rows + self.limits.max_waiting:
-                raise BusyError(f"{num_open} requests run and wait already, as many as may: try again later")
+                raise BusyError(f"{num_open} requests run and wait already, which is the maximum: try again later")
             replica = min(taking, key=lambda one: (one.num_open, _affinity(one.number, request)))
             replica.reserve(request)
             return replica
 
     def _command(self, name: CommandName, ref: AdapterRef, timeout_s: float = ANSWER_S) -> None:
-        """Sends a command to every replica. Raises the first error of one that runs, ClosedError where none does."""
+        """Sends a command to every replica. Raises the first error of one that runs, ClosedError if none does."""
         running = [replica for replica in self._all() if replica.is_running]
         if not running:
             raise ClosedError("no replica runs at the moment: try again")
@@ -256,14 +260,14 @@ class ReplicaPool:
     def _supervise(self, number: int, given: Start, first: Future[Ready]) -> None:
         try:
             self._restart_until_stopped(number, given, first)
-        except Exception as error:  # such as no more processes
-            log.exception("replica %d cannot be begun", number)
+        except Exception as error:  # such as no more processes allowed
+            log.exception("replica %d cannot be started", number)
             self.failed = error
             if not first.done():
-                first.set_exception(EngineError(f"replica {number} cannot be begun: {error}"))
+                first.set_exception(EngineError(f"replica {number} cannot be started: {error}"))
 
     def _restart_until_stopped(self, number: int, given: Start, first: Future[Ready]) -> None:
-        """Begins a replica, and begins it anew when it ends, until the end of all or too many ends."""
+        """Starts a replica, and restarts it when it ends, until the pool stops or it has died too often."""
         num_deaths = 0
         while (replica := self._launch(number, given)) is not None:
             since = self._run_once(replica, first)
@@ -287,7 +291,7 @@ class ReplicaPool:
             return replica
 
     def _run_once(self, replica: ReplicaProcess, first: Future[Ready]) -> float:
-        """Returns when a replica has ended: the time at which it was ready, or at which it was not to be."""
+        """Returns when a replica has ended: the time at which it was ready or failed to start."""
         try:
             ready = replica.ready.result()
             since = monotonic()
@@ -306,7 +310,7 @@ class ReplicaPool:
 
 
 def _watch(replica: ReplicaProcess) -> None:
-    """Returns when a replica has ended; kills one that is silent for STUCK_S, or has rows and makes no step."""
+    """Returns when a replica has ended. Kills one that is silent, or has rows and makes no step, for STUCK_S."""
     steps, moved = -1, monotonic()
     while not replica.ended.wait(WATCH_S):
         last_stats = None if _error(replica.get_stats(), STATS_S) else replica.last_stats
@@ -318,7 +322,7 @@ def _watch(replica: ReplicaProcess) -> None:
 
 
 def _given(start: Start, num: int) -> list[Start]:
-    """What each replica is told: its share of the threads that one engine would have, and its device."""
+    """The Start of each replica, with its share of the threads that one engine would use, and its device."""
     threads = max(1, torch.get_num_threads() // num)
     gpus = torch.cuda.device_count()
     devices = [f"cuda:{number % gpus}" if gpus else "cpu" for number in range(num)]
@@ -326,7 +330,7 @@ def _given(start: Start, num: int) -> list[Start]:
 
 
 def _affinity(number: int, request: AnyRequest) -> int:
-    """A number by which the same adapter and tenant like the replicas in the same order."""
+    """How much an adapter and tenant prefer a replica: less is more, and the order is always the same."""
     return xxh64_intdigest(f"{number}\0{request.adapter or ''}\0{request.tenant}".encode(errors="replace"))
 
 
@@ -340,4 +344,4 @@ def _error(done: Future[Any], timeout_s: float) -> BaseException | None:
     try:
         return done.exception(timeout_s)
     except TimeoutError:
-        return ClosedError(f"a replica has not answered for {timeout_s:g} s: try again")
+        return ClosedError(f"a replica has not replied for {timeout_s:g} s: try again")

@@ -1,4 +1,4 @@
-"""ReplicaProcess: a replica as its server sees it: one process, from its start to its end."""
+"""ReplicaProcess: one replica on the server's side, from the start of its process to its end."""
 
 from __future__ import annotations
 
@@ -43,11 +43,15 @@ AnyRequest = Request | EncodeRequest
 
 
 class ReplicaProcess:
-    """A process with an engine. Any number of threads.
+    """A process with an engine. All methods may be called from any thread.
 
-    observe: gets the times that the engine tells. ready: what it says when its engine runs, or why it does not.
-    is_accepting: whether it takes requests, after accept(). ended: set when the process has ended. last_stats: what it
-    held when it was last asked.
+    number: of the replica, from 0.
+    start: what it loads.
+    observe: called with the name and the seconds of what the engine measures.
+    ready: a future of its Ready, or of the error that kept it from starting.
+    is_accepting: whether it takes requests; accept() makes it so.
+    ended: set once the process has ended.
+    last_stats: its latest Stats.
     """
 
     def __init__(self, number: int, start: Start, observe: Observe) -> None:
@@ -56,11 +60,11 @@ class ReplicaProcess:
         self.last_stats: Stats | None = None
         self._observe = observe
         self._lock, self._numbers = Lock(), count(1)
-        self._reserved: dict[int, AnyRequest] = {}  # asked, and not yet taken
+        self._reserved: dict[int, AnyRequest] = {}  # sent or about to be, and not accepted yet
         self._open: dict[int, AnyRequest] = {}
         self._replies: dict[tuple[type[Any], int], Future[Any]] = {}
         ours, theirs = socketpair()
-        with theirs:  # -P: what lies in the current folder is no module
+        with theirs:  # -P: nothing is imported from the current folder
             command = [sys.executable, "-P", "-m", "polyvera.replicas.replica_main", str(theirs.fileno())]
             self._process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=ERRORS, start_new_session=True
@@ -71,12 +75,12 @@ class ReplicaProcess:
 
     @property
     def pid(self) -> int:
-        """The number of the process."""
+        """The process id."""
         return self._process.pid
 
     @property
     def num_open(self) -> int:
-        """Answers that have not ended."""
+        """Requests that have not ended."""
         return len(self._reserved) + len(self._open)
 
     @property
@@ -85,48 +89,55 @@ class ReplicaProcess:
         return self.ready.done() and self.ready.exception() is None and not self._is_lost
 
     def accept(self) -> None:
-        """Takes requests from now on, if it has not ended."""
+        """Lets it take requests, unless it has ended."""
         with self._lock:
             self.is_accepting = not (self._is_lost or self._is_closing)
 
     def reserve(self, request: AnyRequest) -> None:
-        """Counts a request as one of its own, before submit(). Raises ClosedError where it takes none."""
+        """Counts a request as this replica's, before submit(). Raises ClosedError if it takes none."""
         with self._lock:
             if not self.is_accepting:
                 raise self._exited()
             self._reserved[request.number] = request
 
     def submit(self, request: AnyRequest) -> None:
-        """Asks for the answer of a request that it holds. Raises as the engine does, and ClosedError where it ends."""
+        """Sends a reserved request; returns once it is accepted.
+
+        Raises what the engine raises, and ClosedError if the process ends or does not reply within SUBMIT_S.
+        """
         try:
             self._call(Accepted, asked(request)).result(SUBMIT_S)
         except TimeoutError:
             self._connection.send(Cancel(request.number))
-            raise ClosedError(f"replica {self.number} has not answered for {SUBMIT_S:g} s: try again") from None
+            raise ClosedError(f"replica {self.number} has not replied for {SUBMIT_S:g} s: try again") from None
         finally:
             self._reserved.pop(request.number, None)
 
     def cancel(self, request: AnyRequest) -> None:
-        """Ends a request, if it is one of its own."""
+        """Cancels a request, if it is one of this replica's."""
         if request.number in self._open:
             self._connection.send(Cancel(request.number))
 
     def command(
         self, name: Literal["preload", "pin", "unpin", "evict"], ref: AdapterRef, timeout_s: float
     ) -> Future[CommandDone]:
-        """Sends a command about an adapter; the future raises as the engine does, and ClosedError where it ends."""
+        """Sends a command about an adapter.
+
+        timeout_s: how long the replica may take. The future raises what the engine raises, and ClosedError if the
+        process ends.
+        """
         return self._call(CommandDone, Command(next(self._numbers), name, ref, timeout_s))
 
     def get_stats(self) -> Future[Stats]:
-        """Asks what it holds."""
+        """Asks what runs and is resident. The future raises ClosedError if the process ends."""
         return self._call(Stats, GetStats(next(self._numbers)))
 
     def kill(self) -> None:
-        """Ends the process at once; what it has not answered has failed."""
+        """Kills the process; its open requests fail."""
         self._process.kill()
 
     def close(self) -> None:
-        """Ends the process; what it has not answered is cancelled."""
+        """Ends the process; its open requests are cancelled. Returns once it has ended."""
         self.is_accepting, self._is_closing = False, True
         self._connection.close()
         self.ended.wait()
@@ -146,12 +157,12 @@ class ReplicaProcess:
         return done
 
     def _run(self) -> None:
-        """Reads what it says until it has gone."""
+        """Reads its messages until it ends."""
         try:
             for message in self._connection.messages():
                 self._handle(message)
         except FormatError:
-            log.exception("replica %d has said what no replica says; it is ended", self.number)
+            log.exception("replica %d sent an invalid message and is stopped", self.number)
         self._on_exit()
         self._connection.close()
         try:
@@ -198,7 +209,7 @@ class ReplicaProcess:
 
     def _on_delta(self, message: Delta) -> None:
         request = self._open.get(message.number)
-        if not isinstance(request, Request):  # it was not waited for
+        if not isinstance(request, Request):  # its submit() was given up
             return
         if message.tokens and not request.first_token:
             request.first_token = monotonic()
@@ -222,7 +233,7 @@ class ReplicaProcess:
             self._open.pop(request.number, None)
 
     def _on_exit(self) -> None:
-        """Tells all that wait for the process that it has gone."""
+        """Ends everything that waits for the process."""
         with self._lock:
             self.is_accepting, self._is_lost = False, True
             replies, self._replies = self._replies, {}
@@ -232,7 +243,7 @@ class ReplicaProcess:
             self._lose(request)
 
     def _lose(self, request: AnyRequest) -> None:
-        """Ends a request whose replica has gone: cancelled where that was asked for, else with an error."""
+        """Ends a request of a process that has ended: cancelled after close(), else failed."""
         if isinstance(request, EncodeRequest):
             self._open.pop(request.number, None)
             request.end(self._exited())
@@ -242,4 +253,4 @@ class ReplicaProcess:
             self._report(request, RequestOutput(finish_reason=FAILED, error=self._exited()))
 
     def _exited(self) -> ClosedError:
-        return ClosedError(f"replica {self.number} has ended, and its answers with it: try again, others go on")
+        return ClosedError(f"replica {self.number} has ended before it answered; other replicas continue, so try again")

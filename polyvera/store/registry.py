@@ -56,9 +56,12 @@ DamagedFiles = list[DamagedFile]
 
 
 class Registry:
-    """Adapters in a folder, or at any fsspec URL (options are the file system's). Any number of threads and processes.
+    """Adapters by name and version, in a folder or at a URL. Any number of threads and processes may use it.
 
-    Nothing is created until the first put(). Raises StoreError for a URL that cannot be opened.
+    root: a folder, or a URL of fsspec such as s3://bucket/adapters; created by the first put().
+    options: of the file system at that URL, as fsspec takes them.
+
+    Raises StoreError for a URL that cannot be opened.
     """
 
     def __init__(self, url: str | Path, **options: Any) -> None:
@@ -66,9 +69,12 @@ class Registry:
         self.files = open_files(url, **options)
 
     def put(self, name: str, adapter: Adapter, *, alias: str | None = None, dtype: str = "float32") -> AdapterRef:
-        """Publishes an adapter as the next version of a name, and points the alias at it; returns when it is durable.
+        """Publishes an adapter as the next version of a name; returns its reference once it is durable.
 
-        Raises ReferenceNameError, FormatError for an adapter with NaN or infinity, StoreError.
+        name: such as 'team/task'. alias: is pointed at the new version. dtype: of the stored numbers: 'float32',
+        'bfloat16' or 'int8'.
+
+        Raises ReferenceNameError, FormatError for an adapter with NaN or inf, StoreError if it cannot be written.
         """
         check_name(name)
         if alias is not None:
@@ -82,7 +88,10 @@ class Registry:
         return AdapterRef(name, version, self.files.location(path), len(data), read_header(data).own.digest)
 
     def get(self, which: Which) -> Adapter:
-        """An adapter, every byte of its file checked. Raises NotFoundError, FormatError."""
+        """An adapter, after a check of every byte of its file.
+
+        which: 'name' (the latest), 'name@3', 'name@alias', or an AdapterRef. Raises NotFoundError, FormatError.
+        """
         return self._read(self._ref(which))
 
     def get_all(self, which: Iterable[Which]) -> Adapters:
@@ -170,7 +179,7 @@ class Registry:
         self.files.replace(adapter_path(ref.name, ref.version), REMOVED)
 
     def alias(self, name: str, alias: str, version: int) -> AdapterRef:
-        """Points an alias at a version, in one step. Raises NotFoundError, ReferenceNameError."""
+        """Points an alias at a version, atomically. Raises NotFoundError, ReferenceNameError."""
         ref = self._exact(check_name(name), check_version(version))
         self.files.replace(alias_path(name, check_alias(alias)), f"{version}\n".encode())
         return ref
@@ -181,7 +190,7 @@ class Registry:
         self.files.delete(alias_path(name, alias))
 
     def aliases(self, name: str) -> Mapping[str, int]:
-        """The version of each alias of a name. Raises NotFoundError for a name that nobody published."""
+        """The version of each alias of a name. Raises NotFoundError for a name that was never published."""
         folder = f"{ALIASES}/{check_name(name)}"
         names = sorted(path.rpartition("/@")[2] for path, _ in self.files.folder(folder) if "/@" in path)
         if not names and not self._published(name):
@@ -207,7 +216,7 @@ class Registry:
         return sorted(problems, key=lambda problem: problem.path)
 
     def check_exists(self) -> None:
-        """Raises NotFoundError where nothing was published yet, or the place holds something else than a store."""
+        """Raises NotFoundError if nothing was published yet, or if something other than a store is there."""
         names = self.files.names()
         if names is None:
             raise NotFoundError(

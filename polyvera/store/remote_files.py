@@ -13,10 +13,10 @@ NUM_THREADS = 16  # a read waits for the network, not for a core
 
 
 class RemoteFiles:
-    """Files below a URL. A write is as atomic, and create() as exclusive, as the file system makes them.
+    """Files below a URL of fsspec. A write is as atomic, and create() as exclusive, as the file system makes them.
 
-    S3 and Google Cloud Storage refuse to overwrite in one step. Others look first and then write, so that there two
-    publishers of one name must take turns.
+    On S3 and Google Cloud Storage one request creates a file or refuses. Other file systems look first and then write,
+    so two publishers of the same name must take turns. Raises StoreError for a URL that cannot be opened.
     """
 
     def __init__(self, url: str, **options: Any) -> None:
@@ -53,7 +53,7 @@ class RemoteFiles:
         return data
 
     def descriptor(self, path: str) -> None:
-        """None: these are no files of this machine."""
+        """None: these are not files of this machine."""
 
     def size(self, path: str) -> int | None:
         """The bytes of a file, or None where there is none."""
@@ -67,7 +67,7 @@ class RemoteFiles:
         return int(info["size"]) if info["type"] == "file" else None
 
     def create(self, data: bytes, paths: Iterable[str]) -> str:
-        """Writes the data to the first of the paths at which nothing is, and returns it."""
+        """Writes the data to the first of the paths that is free, and returns that path. Raises StoreError."""
         for path in paths:
             try:
                 self._write(path, data, "create")

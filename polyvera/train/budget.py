@@ -26,7 +26,8 @@ AXIS = {"A": 1, "B": 0}  # the axis of a matrix over which a triplet's share of 
 class Schedule:
     """b(t), the number of triplets kept at optimizer step t, counted from 0, of `total` steps.
 
-    start until `warmup`, then cubic down to `end`, which holds for the last `final` steps.
+    start until `warmup`, then cubic down to `end`, which holds for the last `final` steps; a pruning every `interval`
+    steps (AdaLoRA, Zhang 2023, section 3.3). Raises RecipeError for a run too short for it.
     """
 
     start: int
@@ -78,7 +79,7 @@ class Importance:
     spread: Tensor
 
     def update(self, weight: Tensor, grad: Tensor, beta1: float, beta2: float) -> None:
-        """Takes in one step's |w ∂L/∂w|."""
+        """Takes in one step's |w ∂L/∂w| and its uncertainty, smoothed by beta1 and beta2 (Zhang 2023, section 3.2)."""
         now = (weight * grad).abs()
         self.mean = beta1 * self.mean + (1 - beta1) * now
         self.spread = beta2 * self.spread + (1 - beta2) * (now - self.mean).abs()

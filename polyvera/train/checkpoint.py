@@ -35,7 +35,7 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of `write`. Raises RecipeError for a file that is none."""
+    """The tensors of a file of `write`. Raises RecipeError for a damaged one."""
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping

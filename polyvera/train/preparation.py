@@ -4,31 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import nn
+
+from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
-from polyvera.adapter.inject import banks_of, eject, inject
-from polyvera.adapter.route import checkpoint_context
-from polyvera.adapter.targets import find_head
+from polyvera.adapter.inject import banks_of, eject, inject, load
+from polyvera.adapter.route import checkpoint_context, route
+from polyvera.adapter.spec import AdapterSpec
+from polyvera.adapter.targets import ALL_LINEAR, DEFAULT, find_sites
+from polyvera.data.batching import Collator
 from polyvera.data.encoding import Encoded, encode
 from polyvera.data.tables import Table
-from polyvera.errors import RecipeError
+from polyvera.errors import PolyveraError, RecipeError, TargetError
 from polyvera.evaluate.evaluate import measured
 from polyvera.model.config import (
     LABEL,
+    LM,
     are_placeholders,
     context_length,
     labels_of,
+    pad_token,
     set_labels,
     text_config,
     vocabulary_size,
 )
-from polyvera.model.load import Base
+from polyvera.model.inference import evaluating
+from polyvera.model.layer_gradients import unreached
+from polyvera.model.load import AUTO_DTYPE, Base, load_base
 from polyvera.model.rms_norm import fused_norms
+from polyvera.store.opened import opened
+from polyvera.store.registry import Registry
 from polyvera.train.recipe import Recipe
 from polyvera.train.tenants import Tables, only_tenant
 
 MAX_LENGTH = 512
+CHAT, TURNS = "chat", "all"
 
 
 def read_tables(recipe: Recipe) -> Tables:
@@ -53,8 +67,11 @@ def class_names(base: Base, table: Table) -> tuple[str, ...]:
 
 
 def encode_tables(recipe: Recipe, tables: Tables, base: Base) -> tuple[Encoded, Encoded | None]:
-    """The tokens of the training and the validation rows. Raises DataError or RecipeError."""
+    """The tokens of the training and the validation rows, at most row_length() each. Raises DataError, RecipeError."""
     length = row_length(recipe, context_length(base.model, base.tokenizer))
+
+    if recipe.turns != TURNS and tables.training.kind != CHAT:
+        raise RecipeError(f"turns={recipe.turns!r} has no effect: the rows of {tables.training.source} have no turns")
 
     def encoded(table: Table) -> Encoded:
         return encode(
@@ -78,24 +95,56 @@ def row_length(recipe: Recipe, limit: int | None) -> int:
     return recipe.max_length or min(MAX_LENGTH, limit or MAX_LENGTH)
 
 
+def registry_of(recipe: Recipe) -> Registry:
+    """Where the recipe's adapters rest; without a store of its own, in that of POLYVERA_STORE, else 'adapters'."""
+    return opened(recipe.store if "store" in recipe.model_fields_set else None)
+
+
+def check_base(recipe: Recipe, base: Base | None) -> None:
+    """Raises RecipeError for a base that is loaded already in another dtype than the recipe asks for."""
+    if base is None or recipe.dtype == AUTO_DTYPE:
+        return
+    own = str(base.model.dtype).removeprefix("torch.")
+    if own != recipe.dtype:
+        raise RecipeError(f"dtype={recipe.dtype!r}, and the base that was given is in {own}: leave dtype out")
+
+
+def check_start(recipe: Recipe, start: Adapter | None) -> None:
+    """Raises RecipeError for an adapter to begin from where the recipe names another, or trains no adapter."""
+    if start is not None and recipe.init_from is not None:
+        raise RecipeError(f"start and init_from={recipe.init_from!r} both say where to begin: give one of them")
+    if start is not None and recipe.full:
+        raise RecipeError("full=True trains every parameter, so start would have no effect: leave it out")
+
+
+def check_head_lr(recipe: Recipe, model: nn.Module, *, has_head: bool) -> None:
+    """Raises RecipeError where there is a head_lr and no head."""
+    if recipe.head_lr is not None and not has_head:
+        raise RecipeError(f"head_lr={recipe.head_lr} has no effect: {type(model).__name__} has no head that is trained")
+
+
 @contextmanager
 def adapted(recipe: Recipe, base: Base, num_slots: int = 1) -> Iterator[Bank | None]:
-    """The base with a bank in it (every parameter trained, for full fine-tuning), bare again afterwards."""
+    """The base with a bank in it (every parameter trained, for full fine-tuning), bare again afterwards.
+
+    Raises RecipeError for a base that has adapters in it already.
+    """
     model: Any = base.model
     if banks_of(model):
-        raise RecipeError("the base model holds adapters already: train on a bare one, eject(model) makes it so")
+        raise RecipeError("the base model has adapters in it: call eject(model) first")
     if recipe.gradient_checkpointing:
         options = {"use_reentrant": False, "context_fn": checkpoint_context}
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    spec = None if recipe.full else spec_for(recipe, base)
     config = text_config(model.config)
     use_cache = getattr(config, "use_cache", None)  # encoders have none
     try:
         with fused_norms(model):
-            if recipe.full:
+            if spec is None:
                 model.requires_grad_(True)
                 yield None
             else:
-                yield inject(model, recipe.spec(find_head(model)), num_slots)
+                yield inject(model, spec, num_slots)
     finally:
         eject(model)
         if use_cache is not None:
@@ -103,3 +152,38 @@ def adapted(recipe: Recipe, base: Base, num_slots: int = 1) -> Iterator[Bank | N
         model.eval()
         if recipe.gradient_checkpointing:
             model.gradient_checkpointing_disable()
+
+
+def spec_for(recipe: Recipe, base: Base) -> AdapterSpec:
+    """The adapter that the recipe asks for on this base, without the layers that its answers do not depend on.
+
+    Raises TargetError for such a layer that the recipe names, RecipeError for a model that reads no rows of tokens.
+    """
+    spec = recipe.spec(base.head)
+    dead = unreached(base.model, tuple(find_sites(base.model, spec)))
+    if dead and spec.targets not in (ALL_LINEAR, DEFAULT):
+        raise TargetError(
+            f"targets={spec.targets!r}: {dead[0]} would never be trained, since no answer of "
+            f"{type(base.model).__name__} depends on it; leave it out with exclude"
+        )
+    return replace(spec, exclude=(*spec.exclude, *dead))
+
+
+def check_loads(recipe: Recipe, base: Base, adapter: Adapter, rows: Encoded, slot: int) -> None:
+    """Raises RecipeError where the adapter answers otherwise in a base that is loaded once more.
+
+    base: with the adapter in that slot.
+    """
+    again = load_base(recipe.model, task=LABEL if adapter.labels else LM, dtype=recipe.dtype, labels=adapter.labels)
+    batch = Collator(pad_token(base.model, base.tokenizer))(rows.rows[:2])
+    batch.pop("labels")
+    try:
+        [own] = load(again.model, adapter)
+    except PolyveraError as error:
+        raise RecipeError(f"the adapter does not fit {recipe.model} after that was reloaded: {error}") from error
+    with evaluating(base.model), route(slot):
+        expected = base.model(**{k: t.to(base.model.device) for k, t in batch.items()}).logits.cpu()
+    with evaluating(again.model), route(own):
+        found = again.model(**batch).logits
+    if not torch.allclose(found.float(), expected.float(), rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
+        raise RecipeError(f"{recipe.model} answers differently with this adapter after it was reloaded: not published")

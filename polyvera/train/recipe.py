@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
@@ -26,6 +27,7 @@ SMALLEST = 2.0**-126  # a normal number in fp32
 CHOICES = tuple(f.name for f in fields(AdapterSpec))
 DATA, ADAPTER, TRAINING, FLEET = "Data", "Adapter", "Training", "Fleet"
 # Where results go, which a run that is resumed may change.
+UNDER = "what the adapter is published under"
 WHERE = ("output", "name", "store", "alias", "stored")
 
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
@@ -259,7 +261,8 @@ class RecipeCheck:
 
     def _of_store(self) -> Iterator[str]:
         recipe = self.recipe
-        yield from self._needing(("alias",), "name", "what the adapter is published under")
+        yield from self._needing(("alias",), "name", UNDER)
+        yield from self._unpublished()
         if recipe.alias is not None and recipe.fleet:
             yield f"{self._said('alias')} is for one adapter, and a fleet publishes many: leave it out"
         if recipe.name is not None and recipe.full:
@@ -269,6 +272,17 @@ class RecipeCheck:
                 check(given or "x")
             except ReferenceNameError as error:
                 yield str(error)
+
+    def _unpublished(self) -> Iterator[str]:
+        """What says where an adapter goes that goes nowhere."""
+        recipe = self.recipe
+        if recipe.name is not None or recipe.fleet:
+            return
+        asked = {"store", "stored"} & recipe.model_fields_set
+        if recipe.init_from is not None or recipe.store == os.environ.get(STORE.env):  # which is set for every verb
+            asked.discard("store")
+        for name in sorted(asked):
+            yield f"{self._said(name)} needs {self.word('name')}: {UNDER}"
 
     def _of_fleet(self) -> Iterator[str]:
         recipe, fleet = self.recipe, self.word("fleet")

@@ -22,7 +22,7 @@ DECAYS: Mapping[str, Callable[[float], float]] = MappingProxyType(
 
 
 def num_steps(recipe: Recipe, num_rows: int, world_size: int) -> tuple[int, int]:
-    """(optimizer steps in an epoch, in all)."""
+    """(optimizer steps in an epoch, in all) for so many rows on world_size processes."""
     epoch = ceil(ceil(num_rows / (recipe.batch_size * world_size)) / recipe.accumulate)
     return epoch, recipe.max_steps or ceil((recipe.epochs or EPOCHS) * epoch)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -32,7 +32,7 @@ class TenantRows:
 
 @dataclass(frozen=True)
 class Tables:
-    """One tenant's examples: to train on, to watch, to score at the end."""
+    """One tenant's examples: training to learn from, validation to watch, test to score at the end."""
 
     training: Table
     validation: Table | None
@@ -99,8 +99,21 @@ def tenants(recipe: Recipe) -> list[Tenant]:
     return found
 
 
+def first_table(line: Iterable[Tenant], recipe: Recipe) -> Table | None:
+    """The rows of the first tenant whose rows can be read: they tell what kind of model the fleet needs."""
+    for tenant in line:
+        try:
+            return tenant.tables(recipe).training
+        except Exception:  # it is reported when the tenant's turn comes
+            continue
+    return None
+
+
 def sources(place: str, column: str | None) -> Mapping[str, TenantRows]:
-    """The rows of each tenant: the files of a folder by their names, or the rows of a file by a column."""
+    """The rows of each tenant: the files of a folder by their names, or the rows of a file by a column.
+
+    Raises DataError for a folder without files, and for a column that would have no effect.
+    """
     folder = Path(place).expanduser()
     if not folder.is_dir():
         rows = grouped(place, column or COLUMN)

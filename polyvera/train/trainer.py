@@ -12,26 +12,32 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
 from polyvera.adapter.inject import extract
 from polyvera.adapter.route import route
 from polyvera.adapter.slot_table import BASE_SLOT
-from polyvera.adapter.targets import find_head
 from polyvera.data.encoding import Encoded
 from polyvera.errors import RecipeError
 from polyvera.evaluate.evaluate import evaluate
 from polyvera.model.config import pad_token
 from polyvera.model.load import Base, load_base
 from polyvera.store.reference import AdapterRef
-from polyvera.store.registry import Registry
 from polyvera.train import checkpoint
 from polyvera.train.budget import Allocator, compacted, schedule
 from polyvera.train.destination import check_folder, check_store, put_or_keep
 from polyvera.train.loss_curve import History, draw
-from polyvera.train.preparation import adapted, class_names, encode_tables, read_tables
+from polyvera.train.preparation import (
+    adapted,
+    check_base,
+    check_head_lr,
+    check_loads,
+    check_start,
+    class_names,
+    encode_tables,
+    read_tables,
+    registry_of,
+)
 from polyvera.train.recipe import Recipe
 from polyvera.train.schedule import seed_everything
 from polyvera.train.warm_start import warm_start
@@ -82,7 +88,8 @@ def train(
 ) -> TrainResult:
     """Trains what the recipe says, and publishes the adapter where the recipe names it.
 
-    recipe: every choice of the run; recipe.name, where given, is what the adapter is published under in recipe.store.
+    recipe: every choice of the run; recipe.name, where given, is what the adapter is published under in recipe.store
+        (without a store: in that of POLYVERA_STORE, else 'adapters'). A recipe with fleet=True is train_fleet()'s.
     base: a model that is loaded already, instead of recipe.model; it is bare again afterwards (full fine-tuning changes
         it).
     start: the adapter to begin from, instead of recipe.init_from.
@@ -92,9 +99,13 @@ def train(
 
     Raises RecipeError, DataError, TargetError or another PolyveraError before the first step.
     """
+    if recipe.fleet:
+        raise RecipeError("fleet=True trains an adapter for every tenant: call train_fleet(recipe)")
+    check_base(recipe, base)
+    check_start(recipe, start)
     _check_destination(recipe, resume)
     seed_everything(recipe.run_seed)
-    start = start or warm_start(recipe, Registry(recipe.store))
+    start = start or warm_start(recipe, registry_of(recipe))
     return _trained(recipe, base, start, resume, progress, callbacks)
 
 
@@ -123,7 +134,7 @@ def _trained(
         bank = stack.enter_context(adapted(recipe, base))
         if start is not None and bank is not None:
             bank.put(bank.first, start)
-        heads = _head_names(recipe, model, bank)
+        heads = _head_names(recipe, base, bank)
         trainer = AdapterTrainer(recipe, model, bank, rows, held_out, args, pad_token(model, base.tokenizer), heads)
         best, allocator = _watched(trainer, folder, progress, callbacks)
         at = _begin(folder, recipe, rows, resume)
@@ -135,6 +146,8 @@ def _trained(
         if tables.test is not None:
             scores |= evaluate(base.model, base.tokenizer, tables.test, slot).scores
         adapter = _adapter(recipe, trainer, allocator, scores, tables.training.labels)
+        if adapter is not None and base.untrained:
+            check_loads(recipe, base, adapter, rows, slot)
         return TrainResult(
             adapter=adapter,
             base=base,
@@ -162,14 +175,14 @@ def _check_destination(recipe: Recipe, resume: bool) -> None:
         check_folder(folder)
         checkpoint.check_new(folder, resume=resume)
     if recipe.name is not None:
-        check_store(Registry(recipe.store))
+        check_store(registry_of(recipe))
 
 
 def _published(recipe: Recipe, adapter: Adapter | None, main: bool) -> AdapterRef | None:
     if adapter is None or recipe.name is None or not main:
         return None
     folder = None if recipe.output is None else Path(recipe.output).expanduser()
-    registry = Registry(recipe.store)
+    registry = registry_of(recipe)
     return put_or_keep(registry, recipe.name, adapter, alias=recipe.alias, dtype=recipe.stored, folder=folder)
 
 
@@ -190,12 +203,12 @@ def _begin(folder: Path, recipe: Recipe, rows: Encoded, resume: bool) -> Path | 
     return checkpoint.begin(folder, recipe, rows, resume=resume)
 
 
-def _head_names(recipe: Recipe, model: nn.Module, bank: Bank | None) -> set[str]:
+def _head_names(recipe: Recipe, base: Base, bank: Bank | None) -> set[str]:
     """The parameters that take the head's learning rate. Raises RecipeError where there is a head_lr and no head."""
-    heads = [model.get_submodule(n) for n in find_head(model)] if bank is None else list(bank.heads.values())
+    model = base.model
+    heads = [model.get_submodule(n) for n in base.head] if bank is None else list(bank.heads.values())
     owned = {id(p) for head in heads for p in head.parameters()}
-    if recipe.head_lr is not None and not owned:
-        raise RecipeError(f"head_lr={recipe.head_lr} has no effect: {type(model).__name__} has no head that is trained")
+    check_head_lr(recipe, model, has_head=bool(owned))
     return {name for name, p in model.named_parameters() if id(p) in owned}
 
 

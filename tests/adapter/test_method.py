@@ -22,7 +22,7 @@ def test_a_magnitude_fits_any_row(name: str) -> None:
 
 
 def test_an_unknown_method_names_the_nearest() -> None:
-    with pytest.raises(SpecError, match=r"'verra' is none of lora.*did you mean 'vera'\?"):
+    with pytest.raises(SpecError, match=r"'verra' must be one of: lora.*did you mean 'vera'\?"):
         method_named("verra")
 
 
@@ -38,16 +38,23 @@ def test_shapes_of_the_letters() -> None:
         ({"seed": -1}, "seed=-1"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"targets": ()}, "targets is empty"),
-        ({"alpha": 16}, "alpha=16 has no meaning"),
+        ({"alpha": 16}, "alpha=16 is not used by vera"),
         ({"init": "kaiming"}, "did you mean 'kaiming_"),
         ({"basis_dtype": "int8"}, "basis_dtype='int8'"),
-        ({"rank_pattern": (("a", 3),)}, "rank_pattern has no meaning"),
-        ({"scaling": "alpha/r"}, "no rule for vera"),
+        ({"rank_pattern": (("a", 3),)}, "rank_pattern is not used by vera"),
+        ({"scaling": "alpha/r"}, "vera takes one of: none"),
+        ({"method": "lora", "scaling": "beta"}, "lora takes one of: none, alpha/r"),
+        ({"method": "lora", "d_init": 0.5}, "d_init=0.5 is not used by lora"),
+        ({"method": "adalora", "d_init": 0.5}, "d_init=0.5 is not used by adalora"),
+        ({"method": "lora-fa", "in_max": 99}, "in_max=99 is not used by lora-fa"),
+        ({"method": "dora", "out_max": 99}, "out_max=99 is not used by dora"),
+        ({"method": "lora", "init": "orthogonal"}, "init='orthogonal' is not used by lora"),
+        ({"method": "lora", "basis_dtype": "bfloat16"}, "basis_dtype='bfloat16' is not used by lora"),
     ],
 )
 def test_an_impossible_choice_is_refused(choices: dict, said: str) -> None:
     with pytest.raises(SpecError, match=said):
-        AdapterSpec("vera", **choices)
+        AdapterSpec(**{"method": "vera", **choices})
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -7,7 +7,7 @@ from torch import nn
 from polyvera.adapter.inject import inject
 from polyvera.adapter.layer_bank import LayerBank
 from polyvera.adapter.route import Route, route
-from polyvera.adapter.side_stream import forked, join, side_stream
+from polyvera.adapter.side_stream import fork, join, side_stream
 from polyvera.adapter.spec import AdapterSpec
 
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -19,8 +19,7 @@ def test_without_a_stream_nothing_is_begun_ahead(small_llama: nn.Module, ids, sc
     monkeypatch.setattr(LayerBank, "prepare", lambda *_: pytest.fail("was prepared"))
     with side_stream(None), torch.no_grad(), route(SLOTS):
         small_llama(ids)
-        with forked() as is_beside:
-            assert not is_beside
+        assert fork() is None
         join()
 
 

@@ -94,6 +94,13 @@ def test_a_label_has_one_name_in_every_format(jsonl: Write, tmp_path: Path) -> N
     assert {table.examples[0].answer for table in tables} == {"true"}
 
 
+def test_a_column_that_is_not_there_is_refused_though_another_would_do(jsonl: Write) -> None:
+    rows = jsonl([{"prompt": "a", "completion": "b", "input": "c"}])
+    with pytest.raises(DataError, match=r"has no column 'inputs'; it has prompt, completion, input; did you mean"):
+        read(rows, {"prompt": "inputs"})
+    assert read(rows, {"prompt": "input"}).examples[0].prompt == "c"
+
+
 def test_the_columns_of_all_rows_decide_the_form(jsonl: Write) -> None:
     labelled = [{"text": "b", "label": "x"}, {"text": "c", "label": "y"}]
     with pytest.raises(DataError, match=r"rows\.jsonl, row 1: label is missing"):

@@ -46,14 +46,14 @@ def test_a_forward_is_close_relative_to_its_largest_number(dtype: torch.dtype) -
     model = make_llama()
     check_close(model, expected * (1 + 0.5 * tolerance), expected, "packed")
     for found in (expected * (1 + 4 * tolerance), expected * torch.nan):
-        with pytest.raises(ServeError, match="answers otherwise when its rows are packed"):
+        with pytest.raises(ServeError, match="answers differently when its rows are packed"):
             check_close(model, found, expected, "packed")
 
 
 def test_a_model_in_use_is_refused() -> None:
     model = make_llama()
     check_free(model, False)
-    with pytest.raises(ServeError, match="is held by an engine already"):
+    with pytest.raises(ServeError, match="belongs to another engine"):
         check_free(model, True)
     inject(model, AdapterSpec(rank=2))
     with pytest.raises(ServeError, match=r"eject\(model\) first"):

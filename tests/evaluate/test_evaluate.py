@@ -42,6 +42,14 @@ def test_rouge_l_takes_the_best_right_answer() -> None:
     assert rouge_l(["a dog sat"], [example])["rouge_l"] == pytest.approx(2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4))
 
 
+@pytest.mark.parametrize("make", [lambda i: {"text": f"w{i}", "label": "ab"[i % 2]}, lambda i: {"text": f"w{i} w2"}])
+def test_tokens_of_an_answer_are_not_asked_of_rows_without_prompts(jsonl: Write, make: Callable[[int], Any]) -> None:
+    table = read(jsonl([make(i) for i in range(4)]))
+    model = make_classifier() if table.labels else make_model()
+    with pytest.raises(DataError, match="max_new_tokens=5 has no effect"):
+        evaluate(model, make_tokenizer(), table, max_new_tokens=5)
+
+
 def test_tokens_are_scored_as_the_models_own_loss(jsonl: Write) -> None:
     model, table = make_model(), read(jsonl(counting_rows(5)))
     scores = evaluate(model, make_tokenizer(), table, batch_size=2).scores

@@ -12,7 +12,7 @@ from polyvera.errors import DataError
 from polyvera.evaluate.evaluate import bleu, evaluate
 from polyvera.evaluate.fleet_scores import TenantScores, draw, fleet_scores, page, write
 from polyvera.model.load import Base
-from polyvera.train.fleet.fleet import train_fleet
+from polyvera.train.fleet.train_fleet import train_fleet
 from polyvera.train.recipe import Recipe
 
 ROWS = {"rank": 4, "batch_size": 4, "max_steps": 30, "lr": 0.1, "targets": "all-linear", "model": "tiny", "fleet": True}

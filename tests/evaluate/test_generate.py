@@ -89,6 +89,8 @@ def test_refusals() -> None:
         answers(model, [""])
     with pytest.raises(DataError, match="would be 2 equal answers"):
         answers(model, num_return_sequences=2)
+    with pytest.raises(DataError, match=r"top_p=0\.9 has no effect on the likeliest token"):
+        answers(model, top_p=0.9)
 
 
 def test_settings_of_the_checkpoint_are_no_defaults() -> None:

@@ -22,6 +22,7 @@ from polyvera.model.config import (
     ENCODER,
     ENCODER_DECODER,
     LM,
+    OTHER,
     are_placeholders,
     context_length,
     end_tokens,
@@ -132,7 +133,7 @@ def test_an_encoder_is_refused_for_text(name: str, tmp_path: Path) -> None:
         (T.RobertaConfig(architectures=["RobertaForCausalLM"]), CAUSAL_LM),
         (T.T5Config(), ENCODER_DECODER),
         (T.BartConfig(architectures=["BartForCausalLM"]), ENCODER_DECODER),
-        (T.CLIPVisionConfig(), ENCODER),
+        (T.CLIPVisionConfig(), OTHER),
     ],
 )
 def test_kind_of_a_configuration(config: T.PreTrainedConfig, kind: str) -> None:

@@ -59,7 +59,7 @@ def test_a_damaged_folder_is_refused(tmp_path: Path, file: str, text: str) -> No
         pooling_of(folder)
     (tmp_path / "a" / file).unlink()
     if file != "modules.json":
-        with pytest.raises(ServeError, match="mend or remove"):
+        with pytest.raises(ServeError, match="correct or"):
             pooling_of(folder)
 
 

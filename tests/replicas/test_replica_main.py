@@ -73,5 +73,5 @@ def test_commands_and_stats_are_answered_by_number(ends: Any, folder: Path) -> N
     replica.handle(messages.GetStats(9))
     stats = next(said)
     assert isinstance(stats, messages.Stats) and stats.number == 9 and stats.totals["loads"] == 1
-    with pytest.raises(FormatError, match="started once"):
+    with pytest.raises(FormatError, match="takes one Start"):
         replica.handle(messages.Start("m", None, Limits()))

@@ -115,7 +115,7 @@ def test_errors_keep_their_class(at: Served, folder: Path) -> None:
     for prompt, params, said in (
         ([], SamplingParams(), "no tokens"),
         ([5] * (CONTEXT + 1), SamplingParams(), "context"),
-        ([5], SamplingParams(stop_ids=(10**6,)), "no token"),
+        ([5], SamplingParams(stop_ids=(10**6,)), "not a token"),
         ([5], SamplingParams(schema="{"), "schema"),
         ([5], SamplingParams(stop=("\ud800",)), "cannot be sent"),
         ([5], SamplingParams(max_tokens=3.5), "cannot be sent"),

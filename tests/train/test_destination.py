@@ -1,5 +1,6 @@
 """A place that takes no results is refused before any work, and what was trained is never lost."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from polyvera.model.load import Base
 from polyvera.store.file.codec import decode
 from polyvera.store.registry import Registry
 from polyvera.train.destination import check_folder, check_store, put_or_keep
-from polyvera.train.fleet.fleet import train_fleet
+from polyvera.train.fleet.train_fleet import train_fleet
 from polyvera.train.recipe import Recipe
 from polyvera.train.trainer import train
 
@@ -53,8 +54,12 @@ def test_a_trial_leaves_nothing_behind(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fleet", [False, True])
 @pytest.mark.parametrize("where", ["store", "output"])
 def test_nothing_is_loaded_for_a_run_that_cannot_be_kept(tmp_path: Path, fleet: bool, where: str) -> None:
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    (rows / "ann.jsonl").write_text(json.dumps(counting_rows(1)[0]) + "\n")
     for place in bad_places(tmp_path):
-        recipe = Recipe(model="there is no such model", data="nor such data", name="x", fleet=fleet, **{where: place})
+        data = str(rows if fleet else rows / "ann.jsonl")
+        recipe = Recipe(model="there is no such model", data=data, name="x", fleet=fleet, **{where: place})
         with pytest.raises(PolyveraError, match=place):
             train_fleet(recipe, registry=Registry(recipe.store)) if fleet else train(recipe)
 

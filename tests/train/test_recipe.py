@@ -77,7 +77,7 @@ def test_each_problem_is_one_line_that_names_the_file(tmp_path: Path) -> None:
         ({"eval_every": 2}, "eval_every=2 needs validation"),
         ({"save_every": 2}, "save_every=2 needs output"),
         ({"full": True, "rank": 8}, "full=true trains every parameter, so rank would have no effect"),
-        ({"alpha": 8}, "alpha=8.0 has no meaning for vera"),
+        ({"alpha": 8}, "alpha=8.0 is not used by vera"),
         ({"budget": {"rank": 300}}, "more than the rank of 256"),
         ({"budget": {"rank": 8, "orthogonal": 0.1}}, "whose A and B are frozen"),
         ({"dropout": 1.0}, "dropout=1.0"),
@@ -168,5 +168,5 @@ def test_a_file_wins_over_the_environment_and_arguments_over_the_file(tmp_path, 
     path = tmp_path / "run.toml"
     path.write_text('model = "m"\ndata = "d"\nbatch_size = 8\n')
     assert Recipe.from_toml(path).store == "shelf" and Recipe.from_toml(path).batch_size == 8
-    assert Recipe.from_toml(path, store="adapters").store == "adapters"
+    assert Recipe.from_toml(path, name="x", store="adapters").store == "adapters"
     assert Recipe(**NEEDED).store == "adapters"

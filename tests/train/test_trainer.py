@@ -46,6 +46,30 @@ def test_every_row_learns_and_leaves_the_base_bare(counting: str, method: str) -
     assert result.adapter.base and result.adapter.scores == result.scores
 
 
+@pytest.mark.parametrize(
+    ("choices", "said"),
+    [
+        ({"fleet": True}, r"call train_fleet\(recipe\)"),
+        ({"turns": "last"}, "turns='last' has no effect: the rows of .* have no turns"),
+        ({"dtype": "bfloat16"}, "dtype='bfloat16', and the base that was given is in float32"),
+        ({"head_lr": 0.1}, "head_lr=0.1 has no effect"),
+        ({"stored": "int8"}, "stored='int8' needs name"),
+        ({"store": "shelf"}, "store='shelf' needs name"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(counting: str, choices: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        run(counting, **choices)
+
+
+def test_one_place_says_where_to_begin(counting: str) -> None:
+    first = run(counting, max_steps=1).adapter
+    for choices, said in (({"init_from": "mean"}, "start and init_from"), ({"full": True}, "start would have no")):
+        recipe = Recipe(model="tiny", data=counting, max_steps=1, **choices)
+        with pytest.raises(RecipeError, match=said):
+            train(recipe, base=Base(make_model(), make_tokenizer()), start=first)
+
+
 def test_a_run_of_one_step_moves_what_it_trains(counting: str) -> None:
     one, other = (run(counting, max_steps=1, lr=lr).adapter for lr in (0.02, 1e-12))
     assert one is not None and other is not None and not torch.allclose(one.flat, other.flat, atol=1e-4)
@@ -280,7 +304,7 @@ def test_a_quantized_base_trains(counting: str, tmp_path: Path, method: str) -> 
 def test_a_base_that_holds_adapters_is_not_stripped_of_them(counting: str) -> None:
     base = Base(make_model(), make_tokenizer())
     inject(base.model, AdapterSpec(rank=2))
-    with pytest.raises(RecipeError, match="holds adapters already"):
+    with pytest.raises(RecipeError, match="has adapters in it"):
         run(counting, base)
     assert len(banks_of(base.model)) == 1
 

@@ -1,1 +1,1 @@
-"""Vectors and classes."""
+"""Texts to vectors and classes, by an encoder."""

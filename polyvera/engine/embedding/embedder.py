@@ -29,28 +29,32 @@ MAX_TEXTS = 2048
 class Embedder(AdapterEngine[EncodeRequest]):
     """Serves any mix of adapters of one encoder in one batch: an EmbeddingEngine.
 
-    The model is the encoder's own from start() to stop(), which gives it back as it was. It is one for sequence
-    classification, whose head each adapter with a head replaces for its own texts, with as many classes as it has; or a
-    bare one, for vectors alone. limits: prefix_bytes has no meaning here, and chunk is the tokens of one batch, with
-    what fills up its rows. registry, observe: as of an AdapterEngine. start() raises ServeError for a
-    model that cannot be called with padded rows, or whose pooling cannot be read.
+    The model belongs to the engine from start() to stop(), which gives it back as it was.
+
+    model: one for sequence classification, or a bare backbone, for vectors alone. An adapter with a head of its own
+        uses it for its texts, with any number of classes.
+    tokenizer: the model's.
+    registry, observe: as of an AdapterEngine.
+    limits: chunk is the most tokens of a batch, padding included; prefix_bytes is not used.
+
+    start() raises ServeError for a model that cannot be called with padded rows, or whose pooling cannot be read.
     """
 
     defaults = DefaultLimits(context=8192, cpu_chunk=2048, gpu_chunk=16_384)
 
     @cached_property
     def num_tokens(self) -> int:
-        """Tokens that may be asked about."""
+        """How many token ids a text may have; they start at 0."""
         return vocabulary_size(self.model)
 
     @cached_property
     def pooling(self) -> Pooling:
-        """How vectors come about. Raises ServeError where the model's files about it cannot be read."""
+        """How a text's hidden states become its vector. Raises ServeError for pooling files that cannot be read."""
         return pooling_of(self.model.name_or_path)
 
     @property
     def generation(self) -> None:
-        """None: it writes no text."""
+        """None: it does not generate text."""
 
     @property
     def embedding(self) -> Embedder:
@@ -60,10 +64,14 @@ class Embedder(AdapterEngine[EncodeRequest]):
     def embed(
         self, rows: Sequence[Sequence[int]], adapter: AdapterRef | None = None, *, tenant: str = ""
     ) -> Future[Tensor]:
-        """Token rows to their vectors, (texts, width) in fp32 on the CPU. Cancelling the future frees what waits.
+        """Texts to vectors: a future of (texts, width) in fp32 on the CPU. Cancelling it frees what waits.
 
-        Raises SamplingError for a text that does not fit, ServeError for a model whose vectors are not computed here,
-        BusyError, ClosedError.
+        rows: the tokens of each text, 1 to 2,048 texts.
+        adapter: None is the base.
+        tenant: whose turn it is; tenants take turns.
+
+        Raises SamplingError for a text that does not fit, ServeError for a model without embeddings, BusyError for a
+        full queue, ClosedError after stop(). The future raises what the load of the adapter raises.
         """
         if self.pooling.refusal:
             raise ServeError(f"this model gives no embeddings here: {self.pooling.refusal}")
@@ -72,7 +80,7 @@ class Embedder(AdapterEngine[EncodeRequest]):
     def classify(
         self, rows: Sequence[Sequence[int]], adapter: AdapterRef | None = None, *, tenant: str = ""
     ) -> Future[Classes]:
-        """Token rows to the probabilities of the adapter's classes. As embed(), and ServeError without a head."""
+        """Texts to the probabilities of the adapter's classes. As embed(); ServeError without a trained head."""
         if adapter is None and not trained_labels(self.model):
             raise ServeError(
                 "the base model has no trained head for classes: name an adapter that was trained on labels, or ask "
@@ -95,7 +103,7 @@ class Embedder(AdapterEngine[EncodeRequest]):
     def _check(self, rows: Sequence[Sequence[int]]) -> None:
         """Raises SamplingError for texts that no step could answer."""
         if not 1 <= len(rows) <= MAX_TEXTS:
-            raise SamplingError(f"{len(rows)} texts were given: a request has from 1 to {MAX_TEXTS:,}")
+            raise SamplingError(f"{len(rows)} texts were given: a request has from 1 to {MAX_TEXTS:,} texts")
         last = self.num_tokens - 1
         for number, row in enumerate(rows, 1):
             if not row:

@@ -58,10 +58,10 @@ class EncoderRunner:
         own = {key for key, _ in adapter.layout.head}
         missing = sorted(set(head_tensors(self._model, find_head(self._model))) - own)
         if missing and not self.labels:
-            raise LayoutError(f"{ref} has a part of a head only: {missing[0]} is missing, which this base lacks, too")
+            raise LayoutError(f"{ref} has only part of a head: {missing[0]} is missing, and this base lacks it, too")
         num = num_classes(self._model, adapter.layout) or len(self.labels)
         if num < 2 or len(adapter.labels) not in (0, num):
-            raise LayoutError(f"{ref} has a head of {num} classes and {len(adapter.labels)} labels for them")
+            raise LayoutError(f"{ref} has a head of {num} classes, but {len(adapter.labels)} labels")
         return adapter.labels or tuple(f"LABEL_{i}" for i in range(num))
 
     def undo(self) -> None:
@@ -95,5 +95,5 @@ class EncoderRunner:
 def _check(model: PreTrainedModel) -> None:
     name = type(model).__name__
     if model.config.is_encoder_decoder or kind_of(model) == CAUSAL_LM:
-        raise ServeError(f"{name} writes text: a Generator serves it; an Embedder takes BERT-like models")
+        raise ServeError(f"{name} generates text: a Generator serves it; an Embedder takes BERT-like models")
     check_free(model, bool(model.base_model._forward_hooks))

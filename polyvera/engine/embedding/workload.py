@@ -99,14 +99,17 @@ class EmbeddingWorkload:
 
     def end(self, request: EncodeRequest, error: PolyveraError | None) -> None:
         """Ends a request, cancelled where there is no error. Its waiting texts fail when their turn comes."""
-        self._end(request, error or ClosedError("the request was cancelled: its caller has gone, or the engine stops"))
+        self._end(
+            request,
+            error or ClosedError("the request was cancelled, because its caller has gone or the engine is stopping"),
+        )
 
     # --- the parts of a commit ---
 
     def _add(self, row: TextRow, numbers: Tensor) -> None:
         request = row.request.whole
         if not bool(numbers.isfinite().all()):
-            self._end(request, NonFiniteError("this model and adapter gave numbers that are not finite for this text"))
+            self._end(request, NonFiniteError("this model and adapter gave NaN or inf for this text"))
             return
         self.scheduler.finish(row)
         request.found[row.request.index] = numbers

@@ -1,1 +1,1 @@
-"""Tokens, step by step."""
+"""Prompts to text, token by token, by a causal language model."""

@@ -134,12 +134,12 @@ def _repeated(mask: Tensor, num_groups: int) -> Tensor:
 
 
 def mask(*, mask_function: Callable[..., Tensor], dtype: torch.dtype, use_vmap: bool = False, **_: Any) -> Masks:
-    """Stands in for transformers' masks. Raises ServeError for one that is no plain rule over positions."""
+    """Stands in for transformers' masks. Raises ServeError for one that is not a plain rule over positions."""
     step = _STEP.get()
     if step is None:
-        raise ServeError("this model is held by an engine: ask the engine, or stop it before the model is called")
+        raise ServeError("this model belongs to a running engine: ask the engine, or stop it before you call the model")
     if use_vmap:
-        raise ServeError("this model's attention mask is more than a rule over positions, so rows cannot be packed")
+        raise ServeError("this model's attention mask is not a plain rule over positions, so rows cannot be packed")
     return Masks(step, mask_function, dtype)
 
 
@@ -159,7 +159,9 @@ def attend(
     Returns (1, T, heads, width). Raises ServeError for attention with a soft cap or with sinks.
     """
     if softcap is not None or s_aux is not None:
-        raise ServeError("this model's attention has a soft cap or sinks, which packed rows do not have: use another")
+        raise ServeError(
+            "this model's attention has a soft cap or sinks, which packed rows do not support: use another model"
+        )
     heads, tokens = query.shape[1:3]
     groups = heads // key.shape[2]
     alone = query[0, :, : masks.num_single].transpose(0, 1)

@@ -9,8 +9,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from polyvera.adapter.pinned_memory import to_device
 from polyvera.engine.generation.attention import AttentionMetadata, joined_spans, spans_of
-from polyvera.engine.generation.pinned_memory import to_device
 from polyvera.engine.generation.rows import Chunk, Row
 
 

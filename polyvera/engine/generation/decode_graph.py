@@ -7,6 +7,7 @@ cache, slots. So a graph serves any requests, lengths and adapters, and adapters
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -14,14 +15,16 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from polyvera.adapter.pinned_memory import staged
 from polyvera.adapter.side_stream import side_stream
-from polyvera.engine.generation.pinned_memory import staged
 from polyvera.engine.generation.sampler import Scores
 
 log = logging.getLogger(__name__)
 B = TypeVar("B", bound=Hashable)
 WARM_UPS = 1
 MIN_BETWEEN = 32
+# Steps of one number of rows after which it is worth a capture of its own.
+PATIENCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ class DecodeGraphs(Generic[B]):
         self.is_captured = is_captured
         self._numbers = torch.zeros(5 * num_padded(max_rows, max_rows), dtype=torch.long, device=device)
         self._replays: dict[tuple[int, tuple[B, ...]], _Replay] = {}
+        self._asked: Counter[tuple[int, tuple[B, ...]]] = Counter()
         self._state: Hashable = None
         if is_captured:
             self._stream, self._side = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]
@@ -91,10 +95,24 @@ class DecodeGraphs(Generic[B]):
         """
         if state != self._state:
             self._forget(state)
-        size = num_padded(len(tokens), self._max_rows)
+        size = self._size(len(tokens), tuple(banks))
         inputs = self._fill(tokens, size)
         scores = self._replayed((size, tuple(banks)), inputs) if self.is_captured else self._computed(inputs, banks)
         return scores.first(len(tokens))
+
+    def _size(self, num_rows: int, banks: tuple[B, ...]) -> int:
+        """A padded number, a greater one that is captured already where the least has not been asked for often yet.
+
+        A capture takes as long as several steps. So the greatest is the first, and the others follow by use.
+        """
+        size = num_padded(num_rows, self._max_rows)
+        if not self.is_captured or (size, banks) in self._replays:
+            return size
+        self._asked[size, banks] += 1
+        if self._asked[size, banks] > PATIENCE:
+            return size
+        greater = (captured for captured, of in self._replays if of == banks and captured > size)
+        return min(greater, default=num_padded(self._max_rows, self._max_rows))
 
     def _fill(self, tokens: Sequence[DecodeToken], size: int) -> DecodeInputs:
         """One copy; rows that pad are of the base, write to a place of nobody's, and see one key."""
@@ -143,6 +161,7 @@ class DecodeGraphs(Generic[B]):
 
     def _forget(self, state: Hashable) -> None:
         self._replays.clear()
+        self._asked.clear()
         if self.is_captured:
             self._pool = torch.cuda.graph_pool_handle()  # a pool is at its end with the last graph in it
         self._state = state

@@ -25,15 +25,20 @@ from polyvera.store.reference import AdapterRef
 class Generator(AdapterEngine[Request]):
     """Serves any mix of adapters of one model in one batch: a GenerationEngine.
 
-    The model is the engine's own from start() to stop(), which gives it back as it was. registry, observe: as of an
-    AdapterEngine. start() raises ServeError for a model that cannot be packed.
+    The model belongs to the engine from start() to stop(), which gives it back as it was.
+
+    model: a causal language model.
+    tokenizer: the model's.
+    registry, limits, observe: as of an AdapterEngine.
+
+    start() raises ServeError for a model whose rows cannot be packed.
     """
 
     defaults = DefaultLimits(context=4096, cpu_chunk=256, gpu_chunk=2048)
 
     @cached_property
     def num_tokens(self) -> int:
-        """Tokens that may be asked about and chosen."""
+        """How many token ids prompts and answers may have; they start at 0."""
         return min(len(self.tokenizer), vocabulary_size(self.model))
 
     @cached_property
@@ -43,7 +48,7 @@ class Generator(AdapterEngine[Request]):
 
     @property
     def generation(self) -> Generator:
-        """Itself: it writes text."""
+        """Itself: it generates text."""
         return self
 
     @cached_property
@@ -55,9 +60,10 @@ class Generator(AdapterEngine[Request]):
         """None: it gives no vectors."""
 
     def submit(self, request: Request) -> Request:
-        """Asks for one answer, which request.on_output gets, in the engine's thread; returns it.
+        """Asks for one answer; request.on_output gets its parts in the engine's thread. Returns the request.
 
-        Raises SamplingError for a prompt that does not fit or invalid parameters, BusyError, ClosedError.
+        Raises SamplingError for a prompt that does not fit or for invalid parameters, BusyError for a full queue,
+        ClosedError after stop().
         """
         params = request.params
         self._check(request.prompt, params)
@@ -71,7 +77,11 @@ class Generator(AdapterEngine[Request]):
     def answer(
         self, prompt: Sequence[int], adapter: AdapterRef | None = None, params: SamplingParams = GREEDY
     ) -> Future[Answer]:
-        """submit() for those who want the whole answer at once; raises what ended it otherwise."""
+        """A future of the whole answer.
+
+        prompt: tokens. adapter: None is the base. params: how tokens are chosen; greedy by default. Raises as submit();
+        the future raises what ended the answer, such as a load that failed.
+        """
         done, answer = Future[Answer](), Answer()
 
         def on_output(output: RequestOutput) -> None:
@@ -87,7 +97,7 @@ class Generator(AdapterEngine[Request]):
         return done
 
     def cancel(self, request: Request) -> None:
-        """Ends a request at the next step, if it has not ended; and its end is reported."""
+        """Cancels a request at the next step, if it has not ended; on_output gets its end."""
         self._queue.cancel(request)
 
     def _take(self) -> EngineParts:
@@ -121,7 +131,7 @@ class Generator(AdapterEngine[Request]):
         named = [*params.stop_ids, *(token for token, _ in params.bias)]
         beyond = [token for token in named if not 0 <= token <= last]
         if beyond:
-            raise SamplingError(f"logit_bias and stop_ids: {beyond[0]} is no token; they are from 0 to {last}")
+            raise SamplingError(f"logit_bias and stop_ids: {beyond[0]} is not a token; tokens are from 0 to {last}")
 
 
 @contextmanager

@@ -51,7 +51,7 @@ class Grammar:
     def _check(self) -> None:
         if self._matcher.is_error():
             why = self._matcher.get_error().partition("<state>")[0].strip()
-            raise ServeError(f"the answer cannot go on as its JSON schema says: {why}")
+            raise ServeError(f"the answer cannot continue as its JSON schema says: {why}")
 
 
 class Grammars:

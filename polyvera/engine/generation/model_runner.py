@@ -48,7 +48,7 @@ class ModelRunner:
         """No classes. Raises LayoutError for an adapter that a batch of packed tokens cannot hold."""
         head = adapter.layout.head
         if head:
-            raise LayoutError(f"{ref} has a head of its own, {head[0][0]}, which text is not generated with")
+            raise LayoutError(f"{ref} has a head of its own, {head[0][0]}, which is not used to generate text")
         check_sites(ref, adapter, self.layers)
         return ()
 
@@ -96,10 +96,10 @@ def _check(model: PreTrainedModel) -> None:
     name = type(model).__name__
     config: Any = text_config(model.config)
     if kind_of(model) != CAUSAL_LM:
-        raise ServeError(f"{name} writes no text token by token; load a causal language model")
+        raise ServeError(f"{name} does not generate text token by token: load a causal language model")
     others = set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYERS
     if others:
         raise ServeError(
-            f"{name} has layers of {', '.join(sorted(others))}, whose state is no cache of keys and values"
+            f"{name} has layers of {', '.join(sorted(others))}, whose state is not a cache of keys and values"
         )
     check_free(model, config._attn_implementation == NAME)

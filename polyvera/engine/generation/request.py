@@ -22,15 +22,25 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How tokens are chosen. Raises SamplingError for a choice that cannot be.
+    """How the tokens of an answer are chosen.
 
-    max_tokens: at most so many, None for as many as the context holds. temperature: 0 is greedy. top_k: 0 is all.
-    top_p: of the probability that top_k leaves. min_tokens: no end and none of stop_ids before so many. ignore_eos:
-    an end is a token like others, and the answer goes on (as in vLLM).
-    stop: texts that end the answer and are left out of it. stop_ids: tokens that do. repetition_penalty: divides the
-    logits of tokens seen in prompt or answer (as in transformers); presence and frequency: subtracted from those seen
-    in the answer (as at OpenAI). bias: (token, added to its logit). logprobs: alternatives told with each token, 0 to
-    20, None for none and no logprob. schema: a JSON schema that the answer follows, '{}' for any JSON object.
+    max_tokens: the most tokens of the answer; None is as many as the context holds.
+    temperature: 0 takes the likeliest token.
+    top_p: sample from the likeliest tokens that together have this much of the probability that top_k leaves.
+    top_k: sample from this many of the likeliest tokens; 0 is all.
+    min_p: leave out tokens with less than this share of the likeliest one's probability.
+    seed: the same seed gives the same answer; None is a random one.
+    stop: strings that end the answer and are left out of it, at most 16.
+    stop_ids: tokens that end it.
+    min_tokens: no end token and none of stop_ids before so many tokens.
+    ignore_eos: an end token is a token like any other, and the answer continues (as in vLLM).
+    repetition_penalty: divides the logits of tokens in prompt or answer (as in transformers); 1 is none.
+    presence_penalty, frequency_penalty: subtracted from the logits of tokens in the answer (as at OpenAI).
+    bias: (token, number added to its logit, -100 to 100).
+    logprobs: how many alternatives to return with each token, 0 to 20; None returns no log probabilities.
+    schema: a JSON schema that the answer follows; '{}' is any JSON object.
+
+    Raises SamplingError for a value outside its range.
     """
 
     max_tokens: int | None = None
@@ -54,10 +64,10 @@ class SamplingParams:
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:  # no NaN is
-                raise SamplingError(f"{name}={value!r}: it is from {low:g} to {high:g}")
+                raise SamplingError(f"{name}={value!r} must be from {low:g} to {high:g}")
         if self.repetition_penalty == 0.0 or self.top_p == 0.0:
             name = "top_p" if self.top_p == 0.0 else "repetition_penalty"
-            raise SamplingError(f"{name}=0: it is more than 0")
+            raise SamplingError(f"{name}=0 must be more than 0")
         if len(self.stop) > MAX_STOPS or not all(1 <= len(s) <= MAX_STOP_CHARS for s in self.stop):
             raise SamplingError(f"stop: at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARS} characters each")
         for name, given, most in (("stop_ids", self.stop_ids, MAX_STOP_IDS), ("logit_bias", self.bias, MAX_BIASES)):
@@ -137,10 +147,11 @@ class Answer:
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """One answer being made.
+    """One answer in the making.
 
-    prompt: token numbers. adapter: None is the base. on_output: called for every RequestOutput in the engine's
-    thread, must not block. The times are of time.monotonic(), 0 until they come.
+    prompt: tokens. adapter: None is the base. on_output: called with every RequestOutput in the engine's thread; must
+    not block. tenant: whose turn it is; tenants take turns. submitted, admitted, first_token, finished: seconds of
+    time.monotonic(), 0 until then.
     """
 
     prompt: Sequence[int]
@@ -164,13 +175,13 @@ class Request:
         try:
             self.on_output(output)
         except Exception:
-            log.exception("a listener failed; its request is cancelled")
+            log.exception("on_output raised; the request is cancelled")
             return False
         return True
 
     @property
     def whole(self) -> Request:
-        """Itself: it is scheduled in one part."""
+        """Itself: a prompt is scheduled as one."""
         return self
 
     @property

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from polyvera.adapter.pinned_memory import to_device, to_host
 from polyvera.engine.generation.grammar import Grammar
-from polyvera.engine.generation.pinned_memory import to_device, to_host
 from polyvera.engine.generation.request import SamplingParams, Token
 from polyvera.errors import NonFiniteError, PolyveraError, ServeError
 
@@ -181,7 +181,7 @@ def sample(scores: Scores, samplers: Sequence[RequestSampler], answers: Sequence
     tokens: list[Sampled] = []
     for i, sampler in enumerate(samplers):
         if not abs(values[i]) < float("inf"):  # a NaN is the largest, and less than nothing
-            tokens.append(NonFiniteError("this model and adapter gave numbers that are not finite for this prompt"))
+            tokens.append(NonFiniteError("this model and adapter gave NaN or inf for this prompt"))
         elif sampler.is_plain or sampler.is_drawn:
             tokens.append(Token(chosen[i]))
         else:

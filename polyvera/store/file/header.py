@@ -69,7 +69,7 @@ class CommonHeader(BaseModel):
         except ValidationError as error:
             raise FormatError(f"its spec has {_first_problem(error, {})}") from error
         except (PolyveraError, TypeError, AttributeError) as error:
-            raise FormatError(f"its spec cannot be: {error}") from error
+            raise FormatError(f"its spec is invalid: {error}") from error
         return spec
 
 

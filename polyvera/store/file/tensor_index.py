@@ -79,7 +79,7 @@ def index_of(line: str) -> TensorIndex:
     try:
         layout = layout_of(spec, widths, {k: tuple(shape) for k, shape in common.head.items()})
     except PolyveraError as error:
-        raise FormatError(f"its header describes no adapter that can be: {error}") from error
+        raise FormatError(f"its header describes an impossible adapter: {error}") from error
     layout = replace(layout, basis=_basis_key(common, layout.basis))
     sha256 = (common.basis.sha256 or "") if common.basis else ""
     return TensorIndex(spec, layout, stored, sha256, _placed(layout, stored))
@@ -95,7 +95,7 @@ def _basis_key(common: CommonHeader, least: BasisKey | None) -> BasisKey | None:
     if key.rank != least.rank or key.in_max < least.in_max or key.out_max < least.out_max:
         raise FormatError(f"its header names the basis {key}, but its layers need {least}")
     if key.init == GIVEN and not key.sha256:
-        raise FormatError("its header names a basis that no recipe draws, without the sha256 that tells it apart")
+        raise FormatError("its header names a basis that no key draws, without the sha256 that identifies it")
     return key
 
 

@@ -19,7 +19,7 @@ from polyvera.adapter.inject import head_tensors
 from polyvera.adapter.layout import Shape
 from polyvera.adapter.method import METHODS, Method
 from polyvera.adapter.spec import DTYPES, AdapterSpec
-from polyvera.adapter.targets import find_sites, linear_layers
+from polyvera.adapter.targets import find_sites, head_of, linear_layers
 from polyvera.errors import FormatError, LayoutError, SpecError, did_you_mean
 from polyvera.store.regular_file import read_regular
 
@@ -194,7 +194,7 @@ def read_config(path: Path) -> PeftConfig:
     try:
         text = read_regular(path, CONFIG_BYTES, follows_links=True)
     except FormatError as error:
-        raise FormatError(f"{path.name}: {error}; no real config is so") from None
+        raise FormatError(f"{path.name}: {error}; this is not a PEFT config") from None
     try:
         given = json.loads(text.decode())
     except (ValueError, RecursionError) as error:
@@ -233,7 +233,7 @@ def heads_of(config: PeftConfig, model: nn.Module) -> dict[str, Shape]:
     """The shape of every tensor of the modules saved whole, by its name. Raises LayoutError for a nested module."""
     names = [n for n, _ in model.named_modules(remove_duplicate=False) if n and n.endswith(config.saved)]
     for name in names:
-        if "." in name:
+        if "." in name and head_of(model, f"{name}.") != name:
             raise LayoutError(
                 f"modules_to_save={config.modules_to_save!r} saves {name!r} whole; only a module directly under "
                 f"{type(model).__name__} can be a head"

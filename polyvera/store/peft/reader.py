@@ -19,7 +19,7 @@ from polyvera.adapter.fingerprint import fingerprint
 from polyvera.adapter.layout import Shape
 from polyvera.adapter.method import factor_shape
 from polyvera.adapter.spec import AdapterSpec, Pattern
-from polyvera.adapter.targets import find_sites, linear_layers
+from polyvera.adapter.targets import find_sites, head_of, linear_layers
 from polyvera.errors import FormatError, LayoutError, SpecError, TargetError
 from polyvera.store.peft.basis import check_digest, recognized, redrawn
 from polyvera.store.peft.config import (
@@ -140,7 +140,7 @@ def _spec(peft: PeftFolder) -> AdapterSpec:
         dropout=getattr(config, config.kind.dropout),
         rank_pattern=tuple((n, r) for n, r in peft.ranks.items() if r != rank),
         alpha_pattern=alphas,
-        head=tuple(dict.fromkeys(key.partition(".")[0] for key in peft.heads)),
+        head=tuple(dict.fromkeys(head_of(peft.model, key) or key.partition(".")[0] for key in peft.heads)),
     )
     return replace(spec, targets=_targets(peft, spec))
 
@@ -175,7 +175,7 @@ def _with_basis(
     spec, config, shares = _spec(peft), peft.config, peft.config.row.shares_basis
     if dtype is not None and (stored or not shares):
         why = "the folder holds the basis itself" if stored else "this adapter has no shared basis"
-        raise SpecError(f"basis_dtype={dtype} decides nothing, for {why}; leave it out")
+        raise SpecError(f"basis_dtype={dtype} has no effect, for {why}; leave it out")
     if not shares:
         return spec, None
     if stored is not None:

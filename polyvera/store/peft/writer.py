@@ -80,7 +80,7 @@ def export_peft(
 
 
 def factors_of(adapter: Adapter, site: Site, basis: Basis | None) -> Tensors:
-    """Every factor of one layer by its letter: the trained ones, the shared ones sliced, the drawn ones drawn."""
+    """Every factor of an adapter in one layer by its letter: the trained, those cut from the basis, the drawn."""
     own = {k: adapter.tensors[f"{site.name}.{k}"] for k in adapter.layout.method.trained}
     if basis is not None:
         return {**own, "A": basis.A[:, : site.in_features], "B": basis.B[: site.out_features]}
@@ -179,7 +179,7 @@ def _check_redraw(adapter: Adapter, save_projection: bool, dtype: str | None) ->
     assert key is not None
     if save_projection:
         if dtype is not None:
-            raise SpecError("base_dtype decides nothing where the basis is saved: leave it out")
+            raise SpecError("base_dtype has no effect where the basis is saved: leave it out")
         return
     if key.init != PEFT_INIT or (key.in_max, key.out_max) != _own_widths(adapter) or (dtype or key.dtype) != key.dtype:
         raise BasisError(
@@ -234,7 +234,10 @@ def _targets(adapter: Adapter) -> list[str]:
 
 
 def _heads(adapter: Adapter) -> list[str]:
-    return sorted({key.partition(".")[0] for key, _ in adapter.layout.head})
+    """The spec's own heads, and the top module of a tensor that is in none of them."""
+    own = adapter.spec.head
+    keys = [key for key, _ in adapter.layout.head]
+    return sorted({next((h for h in own if key.startswith(f"{h}.")), key.partition(".")[0]) for key in keys})
 
 
 def _task_type(adapter: Adapter, given: str | None) -> str | None:

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from polyvera.data.batching import to_device
+from polyvera.adapter.pinned_memory import to_device
 from polyvera.train.fleet.adamw import BETA1, BETA2, EPS, ParamGroup, SlotStep, SlotTensors
 
 BLOCK = 1024

@@ -1,4 +1,4 @@
-"""train_fleet: an adapter for every tenant, trained in batches that mix them over one frozen model.
+"""Fleet: an adapter for every tenant, trained in batches that mix them over one frozen model.
 
 A round gives every tenant in a slot its next optimizer step. Each adapter is the one that its tenant's rows alone would
 have given; who has made all steps leaves, and the next in line takes the slot.
@@ -9,10 +9,9 @@ from __future__ import annotations
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,27 +22,23 @@ from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
 from polyvera.adapter.fingerprint import fingerprint
 from polyvera.adapter.inject import extract, head_tensors
+from polyvera.adapter.pinned_memory import to_device
 from polyvera.adapter.route import route
-from polyvera.adapter.targets import find_head
-from polyvera.data.batching import Collator, packed, to_device
+from polyvera.data.batching import Collator, packed
 from polyvera.data.packed_rows import PackedRows
-from polyvera.data.tables import Table
 from polyvera.data.target_tokens import TargetTokens
 from polyvera.errors import DataError, message_of
 from polyvera.model.config import LABEL, labels_of, pad_token
 from polyvera.model.inference import evaluating
-from polyvera.model.load import Base, load_base, place
-from polyvera.store.registry import Registry
-from polyvera.train.destination import check_store
+from polyvera.model.load import Base
 from polyvera.train.fleet.journal import FINISHED, QUARANTINED, SKIPPED, Journal, Outcome
 from polyvera.train.fleet.member import Member, num_items
 from polyvera.train.fleet.optimizer import SlotAdamW
 from polyvera.train.fleet.traffic import Traffic
 from polyvera.train.loss import row_losses
-from polyvera.train.preparation import adapted, encode_tables
+from polyvera.train.preparation import check_head_lr, encode_tables
 from polyvera.train.recipe import Recipe
-from polyvera.train.schedule import seed_everything
-from polyvera.train.tenants import Tables, Tenant, tenants
+from polyvera.train.tenants import Tables, Tenant
 
 SLOTS = 32
 BATCH_TOKENS = {"cpu": 768}  # enough to keep a CPU's cores busy, and few enough to hold rows of like length
@@ -52,69 +47,16 @@ SAVE_EVERY = 25
 RECENT = 10
 
 Rows = list[tuple[Member, dict[str, Any], float]]
-
-
-@dataclass(frozen=True)
-class FleetResult:
-    """What became of every tenant, and what it took in this process. base: the model, bare again."""
-
-    outcomes: tuple[Outcome, ...]
-    traffic: Traffic
-    seconds: float
-    base: Base | None = None
-
-    def of(self, status: str) -> list[Outcome]:
-        """The tenants with that status."""
-        return [outcome for outcome in self.outcomes if outcome.status == status]
-
-
 Watch = Callable[["Fleet"], None]
-
-
-def train_fleet(
-    recipe: Recipe,
-    *,
-    everyone: Sequence[Tenant] | None = None,
-    base: Base | None = None,
-    registry: Registry | None = None,
-    prefix: str = "",
-    stored: str = "float32",
-    start: Adapter | None = None,
-    resume: bool = False,
-    watch: Watch = lambda fleet: None,
-) -> FleetResult:
-    """Trains every tenant of a recipe with fleet=true; a tenant that can't be trained never stops the others.
-
-    everyone: the tenants, by default those of the recipe's data. registry: where adapters go as they are finished,
-    under prefix + the tenant's name; without one they come back in the outcomes. start: the adapter that all begin
-    from. resume: goes on after a kill, from recipe.output. watch is called after each round. Raises PolyveraError.
-    """
-    started = time.monotonic()
-    if registry is not None:
-        check_store(registry)
-    seed_everything(recipe.run_seed)
-    journal = Journal(_folder(recipe), registry, prefix, stored)
-    journal.open(recipe, resume=resume)
-    start = journal.start(start)
-    line = [tenant for tenant in everyone or tenants(recipe) if tenant.name not in journal.outcomes]
-    first = first_table(line, recipe)
-    traffic = Traffic()
-    if first is None:
-        _skip_all(line, recipe, journal)
-    else:
-        base = base or load_base(recipe.model, task=first.task, dtype=recipe.dtype, labels=first.labels)
-        place(base)
-        slots = min(recipe.slots or SLOTS, len(line))
-        with adapted(recipe, base, slots) as bank:
-            assert bank is not None
-            fleet = Fleet(recipe, base, bank, journal, deque(line), first.kind, start, traffic=traffic)
-            fleet.run(watch)
-    return FleetResult(tuple(journal.outcomes.values()), traffic, time.monotonic() - started, base)
 
 
 @dataclass
 class Fleet:
-    """The tenants that train, those that wait, and the bank that they share."""
+    """The tenants that train, those that wait, and the bank that they share.
+
+    base: the model, with the bank in it. journal: what became of each tenant. kind: of rows. start: the adapter that
+    all begin from, None for the identity.
+    """
 
     recipe: Recipe
     base: Base
@@ -129,8 +71,10 @@ class Fleet:
     def __post_init__(self) -> None:
         self.optimizer = SlotAdamW(self.bank, self.recipe)
         self.collate = Collator(pad_token(self.base.model, self.base.tokenizer))
-        self.spec = self.recipe.spec(find_head(self.base.model))
+        assert self.bank.spec is not None
+        self.spec = self.bank.spec
         self.head = head_tensors(self.base.model, self.spec.head)
+        check_head_lr(self.recipe, self.base.model, has_head=bool(self.head))
         self.fingerprint = fingerprint(self.base.model)
         if self.start is not None:
             self.bank.put(self.bank.first, self.start)  # raises where it does not fit
@@ -311,25 +255,3 @@ def _weighted(member: Member, rows: Sequence[dict[str, Any]]) -> Rows:
     """A member's rows with the weight that makes the sum of their losses its mean."""
     count = sum(map(num_items, rows))
     return [(member, row, 1 / count) for row in rows]
-
-
-def _folder(recipe: Recipe) -> Path | None:
-    return None if recipe.output is None else Path(recipe.output).expanduser()
-
-
-def first_table(line: Iterable[Tenant], recipe: Recipe) -> Table | None:
-    """The rows of the first tenant whose rows can be read: they tell what kind of model the fleet needs."""
-    for tenant in line:
-        try:
-            return tenant.tables(recipe).training
-        except Exception:  # it is told when the tenant's turn comes
-            continue
-    return None
-
-
-def _skip_all(line: Iterable[Tenant], recipe: Recipe, journal: Journal) -> None:
-    for tenant in line:
-        try:
-            tenant.tables(recipe)
-        except Exception as error:
-            journal.record(Outcome(tenant.name, SKIPPED, message_of(error)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
@@ -52,7 +52,10 @@ class Outcome:
 
 
 class Journal:
-    """The folder of a fleet's run and the store that its adapters go to; None for either keeps nothing there."""
+    """What became of each tenant of a run, in a folder and a store; None for either keeps nothing there.
+
+    prefix: of the tenants' names in the store. stored: the dtype of the stored numbers.
+    """
 
     def __init__(self, folder: Path | None, registry: Registry | None, prefix: str = "", stored: str = "float32"):
         self.folder, self.registry, self.prefix, self.stored = folder, registry, prefix, stored
@@ -86,11 +89,12 @@ class Journal:
             self._append(replace(outcome, adapter=None))
             self._leaving(outcome.name).unlink(missing_ok=True)
 
-    def start(self, given: Adapter | None) -> Adapter | None:
-        """The adapter that all begin from: that of the run that is resumed, else the given one, which is kept."""
+    def start(self, ask: Callable[[], Adapter | None]) -> Adapter | None:
+        """The adapter that all begin from: that of the run that is resumed, else what ask() returns, which is kept."""
         path = None if self.folder is None else self.folder / START
         if path is not None and path.exists():
             return _decoded(path)
+        given = ask()
         if path is not None and given is not None:
             checkpoint.replace_file(path, encode(given))
         return given

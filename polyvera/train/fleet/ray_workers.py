@@ -7,46 +7,43 @@ started again, and its share goes on from its last save.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from polyvera.adapter.adapter import Adapter
 from polyvera.errors import RecipeError
 from polyvera.store.file.codec import decode, encode
 from polyvera.store.registry import Registry
 from polyvera.train.checkpoint import RECIPE
-from polyvera.train.fleet.fleet import FleetResult, train_fleet
 from polyvera.train.fleet.journal import Outcome
+from polyvera.train.fleet.one_process import FleetResult, train_here
 from polyvera.train.fleet.traffic import Traffic
 from polyvera.train.recipe import Recipe
-from polyvera.train.tenants import Tenant, tenants
-from polyvera.train.warm_start import warm_start
+from polyvera.train.tenants import Tenant
 
 RETRIES = 5
 
 
 def train_on_workers(
     recipe: Recipe,
+    everyone: Sequence[Tenant],
     *,
     store: str,
-    num_workers: int,
-    everyone: Sequence[Tenant] | None = None,
-    prefix: str = "",
-    stored: str = "float32",
+    start: Callable[[], Adapter | None] = lambda: None,
     resume: bool = False,
 ) -> FleetResult:
-    """train_fleet on so many Ray workers; the store and recipe.output must be places that all of them reach.
+    """Trains a fleet on recipe.workers Ray workers; store and recipe.output must be places that all of them reach.
 
     Uses the Ray cluster that is connected, or the one in RAY_ADDRESS, or else starts a local one. Raises RecipeError
-    where ray is not installed or there is no output, and what train_fleet raises.
+    where ray is not installed or there is no output, and what train_here() raises.
     """
-    ray = _ray()
+    ray, num_workers = _ray(), recipe.workers or 1
     if recipe.output is None:
         raise RecipeError("workers need output: the folder that each keeps its state in, to go on after a failure")
     started = time.monotonic()
-    line = list(everyone or tenants(recipe))
-    shares = [share for share in (line[i::num_workers] for i in range(num_workers)) if share]
+    shares = [share for share in (list(everyone[i::num_workers]) for i in range(num_workers)) if share]
     own = not ray.is_initialized()
     if own:
         ray.init(include_dashboard=False, logging_level="warning")
@@ -55,9 +52,9 @@ def train_on_workers(
         gpus = ray.cluster_resources().get("GPU", 0.0) / len(shares)
         work = ray.remote(num_cpus=cpus, num_gpus=min(1.0, gpus), max_retries=RETRIES)(_share)
         again = None if resume else uuid4().hex
-        start = warm_start(recipe, Registry(store))  # once for all: the store grows while they train
-        given = None if start is None else encode(start)
-        tasks = [work.remote(recipe, i, share, store, prefix, stored, again, given) for i, share in enumerate(shares)]
+        begun = start()  # once for all: the store grows while they train
+        given = None if begun is None else encode(begun)
+        tasks = [work.remote(recipe, i, share, store, again, given) for i, share in enumerate(shares)]
         found: list[tuple[tuple[Outcome, ...], Traffic]] = ray.get(tasks)
     finally:
         if own:
@@ -71,8 +68,6 @@ def _share(
     number: int,
     everyone: list[Tenant],
     store: str,
-    prefix: str,
-    stored: str,
     run: str | None,
     start: bytes | None,
 ) -> tuple[tuple[Outcome, ...], Traffic]:
@@ -84,13 +79,11 @@ def _share(
         raise RecipeError(f"output={recipe.output!r} holds a run already: resume it, or choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     mine.touch()
-    result = train_fleet(
+    result = train_here(
         recipe.replaced(output=str(folder), workers=None),
-        everyone=everyone,
+        everyone,
         registry=Registry(store),
-        prefix=prefix,
-        stored=stored,
-        start=None if start is None else decode(start),
+        start=lambda: None if start is None else decode(start),
         resume=True,
     )
     return result.outcomes, result.traffic

@@ -57,11 +57,11 @@ def beheaded(adapter: Adapter, **changed: Any) -> Adapter:
     ("changed", "labels", "message"),
     [
         ({"classifier.bias": (2,)}, MOODS, "for 2 and for 3 classes"),
-        ({"classifier.bias": None}, MOODS, "a part of a head only: classifier.bias is missing"),
+        ({"classifier.bias": None}, MOODS, "only part of a head: classifier.bias is missing"),
         ({"classifier.weight": (3, 16)}, MOODS, r"has classifier.weight of shape \(3, 16\)"),
         ({"classifier.weight": (1, 32), "classifier.bias": (1,)}, MOODS[:1], "a head of 1 classes"),
         ({"pooler.weight": (3, 32)}, MOODS, "no such module"),
-        ({}, COLOURS, "a head of 3 classes and 2 labels"),
+        ({}, COLOURS, "a head of 3 classes, but 2 labels"),
     ],
 )
 def test_a_head_that_does_not_fit_is_refused(
@@ -128,7 +128,7 @@ def test_the_engine_is_chosen_by_the_model(llama: Any) -> None:
     bert = make_bert()
     assert type(engine_for(Base(bert, TOKENIZER))) is Embedder
     assert type(engine_for(Base(llama, TOKENIZER))).__name__ == "Generator"
-    with pytest.raises(ServeError, match="writes text: a Generator serves it"):
+    with pytest.raises(ServeError, match="generates text: a Generator serves it"):
         Embedder(llama, TOKENIZER).start()
     with pytest.raises(ServeError, match=r"eject\(model\) first"):
         held = make_bert()

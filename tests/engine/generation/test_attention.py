@@ -112,5 +112,5 @@ def test_what_packed_rows_cannot_have_is_refused() -> None:
     for given in ({"softcap": 30.0}, {"s_aux": torch.zeros(1)}):
         with pytest.raises(ServeError, match="soft cap or sinks"):
             attend(torch.nn.Module(), one, one, one, masks, **given)
-    with pytest.raises(ServeError, match="held by an engine"):
+    with pytest.raises(ServeError, match="belongs to a running engine"):
         mask(mask_function=causal, dtype=torch.float32)

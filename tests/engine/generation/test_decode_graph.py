@@ -25,9 +25,17 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.method import METHODS
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.engine.generation.decode_graph import DecodeGraphs, DecodeInputs, DecodeToken, num_padded
+from polyvera.engine.generation.decode_graph import (
+    PATIENCE,
+    DecodeGraphs,
+    DecodeInputs,
+    DecodeToken,
+    _Replay,
+    num_padded,
+)
 from polyvera.engine.generation.generator import Generator
 from polyvera.engine.generation.request import SamplingParams
+from polyvera.engine.generation.sampler import Scores
 from polyvera.engine.limits import Limits
 
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -126,6 +134,33 @@ def test_rows_are_padded_to_few_sizes() -> None:
     sizes = [num_padded(n, 130) for n in range(1, 131)]
     assert sorted(set(sizes)) == [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 130]
     assert all(size >= n for n, size in enumerate(sizes, 1)) and num_padded(0, 45) == 1 and num_padded(3, 3) == 3
+
+
+def test_the_greatest_size_serves_until_another_is_asked_for_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+
+    def forward(inputs: DecodeInputs, banks: Any) -> torch.Tensor:
+        return torch.nn.functional.one_hot(inputs.ids[0], 20).float()
+
+    captured: list[tuple[int, Any]] = []
+
+    def capture(inputs: DecodeInputs, banks: Any) -> _Replay:
+        captured.append((inputs.ids.shape[1], banks))
+        return _Replay(lambda: None, Scores.of(forward(inputs, banks)))
+
+    graphs: DecodeGraphs[str] = DecodeGraphs(forward, 8, 100, torch.device("cpu"), False)
+    graphs.is_captured, graphs._capture = True, capture  # type: ignore[method-assign]
+    tokens = [DecodeToken(i, 0, i, 0) for i in range(5)]
+    for _ in range(PATIENCE):
+        assert graphs(tokens[:1], (), 1).logits.shape == (1, 20)
+    assert captured == [(8, ())]
+    graphs(tokens[:1], (), 1)
+    graphs(tokens[:3], (), 1)
+    assert captured == [(8, ()), (1, ())]
+    graphs(tokens[:3], ("bank",), 1)
+    assert captured[2:] == [(8, ("bank",))]
+    graphs(tokens[:1], (), 2)
+    assert captured[3:] == [(8, ())]  # another state: all that was captured is gone
 
 
 def test_rows_that_pad_are_of_the_base_and_write_where_nobody_reads() -> None:

@@ -14,6 +14,7 @@ from tiny_serve import LONGEST_WAIT, Solo, all_of, make_adapter, make_llama, mak
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from polyvera.adapter.spec import AdapterSpec
+from polyvera.engine.generation import decode_graph
 from polyvera.engine.generation.generator import Generator
 from polyvera.engine.generation.request import SamplingParams
 from polyvera.engine.limits import Limits
@@ -42,18 +43,23 @@ def test_what_is_captured_is_replayed(llama: LlamaForCausalLM, tokenizer: PreTra
         graphs = engine._core._forward._graphs
         assert graphs is not None and graphs.is_captured
         captured = dict(graphs._replays)
-        assert [key[0] for key in captured] == [1]
+        assert [key[0] for key in captured] == [12, 1]
         all_of(engine.answer(make_prompt(seed), None, long(20)) for seed in range(8))
         again = engine.answer(make_prompt(1), None, long(20)).result(LONGEST_WAIT)
         assert all(graphs._replays[key] is replay for key, replay in captured.items())
-        assert {key[0] for key in graphs._replays} <= {1, 2, 4, 8}
+        assert {key[0] for key in graphs._replays} <= {1, 2, 4, 8, 12}
     assert len(again.ids) == 20
 
 
 @pytest.mark.parametrize("drawn", [{}, {"temperature": 1.1, "top_p": 0.9, "seed": 1}], ids=["greedy", "drawn"])
 def test_no_decode_step_waits_for_the_device(
-    llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, drawn: dict[str, Any]
+    llama: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    drawn: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(decode_graph, "PATIENCE", 0)  # captures wait, and come when the rows change
     specs = [AdapterSpec(name, rank=4, targets="all-linear") for name in ("vera", "dvora", "lora")]
     registry, refs = publish(tmp_path, [make_adapter(llama, spec, seed) for seed, spec in enumerate(specs)])
     engine = Generator(copy.deepcopy(llama).cuda(), tokenizer, registry, LIMITS)

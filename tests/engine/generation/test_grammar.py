@@ -102,5 +102,5 @@ def test_a_token_that_is_not_allowed_is_an_error(tokenizer: PreTrainedTokenizerF
     grammar.restrict(logits)
     allowed = {tokenizer.decode([int(i)]) for i in logits.isfinite().nonzero()}
     assert allowed == {"t", "tr", "f"}
-    with pytest.raises(ServeError, match="cannot go on as its JSON schema says"):
+    with pytest.raises(ServeError, match="cannot continue as its JSON schema says"):
         grammar.accept(tokenizer.encode("x", add_special_tokens=False)[0])

@@ -87,7 +87,7 @@ def test_a_model_that_writes_no_text_is_refused() -> None:
     bert = transformers.BertModel(transformers.BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
     t5 = transformers.T5Config(d_model=32, d_ff=32, num_layers=1, num_heads=2, d_kv=8, vocab_size=64)
     for model in (bert, transformers.T5ForConditionalGeneration(t5)):
-        with pytest.raises(ServeError, match="writes no text token by token"):
+        with pytest.raises(ServeError, match="does not generate text token by token"):
             ModelRunner(model)
 
 
@@ -132,9 +132,9 @@ def test_a_model_that_is_held_cannot_be_called_or_held_again(
     llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, solo: Solo
 ) -> None:
     with Generator(llama, tokenizer) as engine:
-        with pytest.raises(ServeError, match="is held by an engine"):
+        with pytest.raises(ServeError, match="belongs to a running engine"):
             llama(torch.arange(3, 9)[None])
-        with pytest.raises(ServeError, match="is held by an engine already"):
+        with pytest.raises(ServeError, match="belongs to another engine"):
             Generator(llama, tokenizer).start()
         assert engine.answer(make_prompt(1), None, SHORT).result(LONGEST_WAIT).ids == solo.answers(
             None, make_prompt(1), 8

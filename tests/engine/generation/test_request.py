@@ -91,8 +91,8 @@ def test_a_choice_that_cannot_be_is_refused_by_name(given: dict[str, Any]) -> No
         ([265], SHORT, "a token that is not from 0 to 264"),
         ([3] * 160, SamplingParams(), "more than the 160 of this engine's context"),
         ([3] * 155, SHORT, "more than the 160 of this engine's context"),
-        ([3], SamplingParams(stop_ids=(265,)), "265 is no token"),
-        ([3], SamplingParams(bias=((-1, 1.0),)), "-1 is no token"),
+        ([3], SamplingParams(stop_ids=(265,)), "265 is not a token"),
+        ([3], SamplingParams(bias=((-1, 1.0),)), "-1 is not a token"),
     ],
 )
 def test_a_prompt_that_does_not_fit_is_refused_at_once(
@@ -197,7 +197,7 @@ def test_an_adapter_that_cannot_be_had_fails_its_own_requests(
 
 
 def test_without_a_store_only_the_base_answers(engine: Generator) -> None:
-    with pytest.raises(StoreError, match="this engine has no store"):
+    with pytest.raises(StoreError, match="without a registry"):
         engine.answer(PROMPT, AdapterRef("team/a", 1, "", 0), SHORT).result(LONGEST_WAIT)
 
 

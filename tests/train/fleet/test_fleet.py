@@ -16,9 +16,10 @@ from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import LayoutError
 from polyvera.model.load import Base
 from polyvera.store.registry import Registry
-from polyvera.train.fleet.fleet import Fleet, train_fleet
+from polyvera.train.fleet.fleet import Fleet
 from polyvera.train.fleet.journal import FINISHED, QUARANTINED, SKIPPED
 from polyvera.train.fleet.optimizer import SlotAdamW
+from polyvera.train.fleet.train_fleet import train_fleet
 from polyvera.train.recipe import Recipe
 from polyvera.train.tenants import Tenant, TenantRows
 from polyvera.train.trainer import train
@@ -211,7 +212,7 @@ def test_what_no_tenant_alone_raises_ends_the_fleet(folder: Path) -> None:
 
 def test_adapters_land_in_the_store_as_they_are_finished(folder: Path, tmp_path: Path) -> None:
     registry = Registry(tmp_path / "store")
-    result = fleet(folder, registry=registry, prefix="team/")
+    result = fleet(folder, registry=registry, name="team")
     assert {str(ref) for ref in registry.list()} == {f"team/t{k}@1" for k in range(5)}
     assert all(outcome.reference == f"team/{outcome.name}@1" for outcome in result.outcomes)
     model = make_model()

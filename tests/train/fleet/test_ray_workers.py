@@ -11,13 +11,13 @@ import psutil
 import pytest
 import torch
 from tiny_folder import save_tiny
-from tiny_models import counting_rows
+from tiny_models import counting_rows, make_model, make_tokenizer
 
 from polyvera.errors import RecipeError
+from polyvera.model.load import Base
 from polyvera.store.registry import Registry
-from polyvera.train.fleet.fleet import train_fleet
 from polyvera.train.fleet.journal import FINISHED, SKIPPED
-from polyvera.train.fleet.ray_workers import train_on_workers
+from polyvera.train.fleet.train_fleet import train_fleet
 from polyvera.train.recipe import Recipe
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'polyvera[ray]'")
@@ -76,7 +76,7 @@ def test_two_workers_one_killed_train_what_one_process_trains(
     ray.init(num_cpus=2, include_dashboard=False, logging_level="error")
     try:
         killed = kill_one(Path(str(recipe.output)))
-        result = train_on_workers(recipe, store=str(tmp_path / "store"), num_workers=2)
+        result = train_fleet(recipe.replaced(store=str(tmp_path / "store")))
     finally:
         ray.shutdown()
     assert killed
@@ -89,9 +89,20 @@ def test_two_workers_one_killed_train_what_one_process_trains(
         one, other = registry.get(outcome.name).flat, solo.get(outcome.name).flat
         assert torch.allclose(one, other, atol=1e-5)
     with pytest.raises((RecipeError, ray.exceptions.RayTaskError), match="holds a run already"):
-        train_on_workers(recipe, store=str(tmp_path / "store"), num_workers=2)
+        train_fleet(recipe.replaced(store=str(tmp_path / "store")))
 
 
 def test_workers_need_a_folder(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="output"):
-        train_on_workers(recipe.replaced(output=None, save_every=None), store=str(tmp_path / "s"), num_workers=2)
+        train_fleet(recipe.replaced(output=None, save_every=None, store=str(tmp_path / "s")))
+
+
+def test_workers_publish_and_load_for_themselves(recipe: Recipe, tmp_path: Path) -> None:
+    named = recipe.replaced(name="team", store=str(tmp_path / "s"))
+    for asked, given in (
+        (recipe, {}),
+        (named, {"base": Base(make_model(), make_tokenizer())}),
+        (named, {"watch": print}),
+    ):
+        with pytest.raises(RecipeError, match="workers=2 trains in other processes"):
+            train_fleet(asked, **given)

@@ -6,8 +6,9 @@ from typing import Any
 from tiny_models import make_model, make_tokenizer
 
 from polyvera.model.load import Base
-from polyvera.train.fleet.fleet import FleetResult, train_fleet
 from polyvera.train.fleet.journal import Outcome
+from polyvera.train.fleet.one_process import FleetResult
+from polyvera.train.fleet.train_fleet import train_fleet
 from polyvera.train.recipe import Recipe
 from polyvera.train.trainer import TrainResult, train
 
@@ -15,7 +16,7 @@ SETTINGS: dict[str, Any] = {"model": "tiny", "rank": 4, "batch_size": 2, "max_st
 
 
 def fleet(place: Path, watch: Any = lambda fleet: None, base: Base | None = None, **choices: Any) -> FleetResult:
-    own = {"registry", "prefix", "start", "resume"} & set(choices)
+    own = {"registry", "start", "resume", "on_score"} & set(choices)
     given = {name: choices.pop(name) for name in own}
     settings = {**SETTINGS, "data": str(place), "fleet": True, "slots": 3, "batch_tokens": 60, **choices}
     recipe = Recipe(**{name: value for name, value in settings.items() if value is not None})

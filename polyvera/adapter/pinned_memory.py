@@ -17,9 +17,13 @@ def staged(values: Sequence[float], device: torch.device, dtype: torch.dtype = t
     return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
 
 
-def to_device(values: Sequence[float], device: torch.device, dtype: torch.dtype = torch.long) -> Tensor:
-    """Numbers as a tensor (len(values),) on the device; a GPU copies them when it comes to it."""
-    return staged(values, device, dtype).to(device, non_blocking=True)
+def to_device(given: Tensor | Sequence[float], device: torch.device, dtype: torch.dtype = torch.long) -> Tensor:
+    """A tensor of the host, or numbers as one of shape (len(given),), on the device; the host waits for no GPU.
+
+    dtype: of the tensor that is made of numbers.
+    """
+    host = given if isinstance(given, Tensor) else staged(given, device, dtype)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 def to_host(values: Tensor) -> Tensor:

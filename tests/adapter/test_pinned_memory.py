@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from polyvera.engine.generation.pinned_memory import staged, to_device, to_host
+from polyvera.adapter.pinned_memory import staged, to_device, to_host
 
 DEVICES = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
 
@@ -16,3 +16,5 @@ def test_numbers_come_back(device, values, dtype):
     there = to_device(values, device, dtype)
     assert there.device.type == device.type and there.dtype == dtype
     assert to_host(there).tolist() == host.tolist() == values
+    again = to_device(torch.tensor(values, dtype=dtype).reshape(1, -1), device)
+    assert again.shape == (1, len(values)) and again.dtype == dtype and to_host(again)[0].tolist() == values

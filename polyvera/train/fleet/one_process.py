@@ -1,0 +1,91 @@
+"""train_here: a fleet in this process. FleetResult: what became of it."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from polyvera.adapter.adapter import Adapter
+from polyvera.errors import message_of
+from polyvera.evaluate.fleet_scores import TenantScores
+from polyvera.model.load import Base, load_base, place
+from polyvera.store.registry import Registry
+from polyvera.train.fleet.fleet import SLOTS, Fleet, Watch
+from polyvera.train.fleet.journal import SKIPPED, Journal, Outcome
+from polyvera.train.fleet.traffic import Traffic
+from polyvera.train.preparation import adapted
+from polyvera.train.recipe import Recipe
+from polyvera.train.schedule import seed_everything
+from polyvera.train.tenants import Tenant, first_table
+
+
+@dataclass(frozen=True)
+class FleetResult:
+    """What became of every tenant, and what it took.
+
+    outcomes: one for each tenant, with its adapter, or with the reference under which it was published.
+    traffic: what went through the model.
+    seconds: of the whole run.
+    base: the model, bare again; None where other processes trained.
+    scores: of the finished tenants' adapters on their test rows, where the recipe has such rows.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    traffic: Traffic
+    seconds: float
+    base: Base | None = None
+    scores: tuple[TenantScores, ...] = ()
+
+    def of(self, status: str) -> list[Outcome]:
+        """The tenants with that status: 'finished', 'skipped' or 'quarantined'."""
+        return [outcome for outcome in self.outcomes if outcome.status == status]
+
+
+def train_here(
+    recipe: Recipe,
+    everyone: Sequence[Tenant],
+    *,
+    base: Base | None = None,
+    registry: Registry | None = None,
+    start: Callable[[], Adapter | None] = lambda: None,
+    resume: bool = False,
+    watch: Watch = lambda fleet: None,
+) -> FleetResult:
+    """Trains every tenant; arguments as train_fleet() has them.
+
+    registry: where adapters go; None leaves them in the outcomes. start: called for the adapter that all begin from,
+    unless the run that is resumed has kept it.
+    """
+    started = time.monotonic()
+    seed_everything(recipe.run_seed)
+    journal = Journal(_folder(recipe), registry, "" if recipe.name is None else f"{recipe.name}/", recipe.stored)
+    journal.open(recipe, resume=resume)
+    begun = journal.start(start)
+    line = [tenant for tenant in everyone if tenant.name not in journal.outcomes]
+    first = first_table(line, recipe)
+    traffic = Traffic()
+    if first is None:
+        _skip_all(line, recipe, journal)
+    else:
+        base = base or load_base(recipe.model, task=first.task, dtype=recipe.dtype, labels=first.labels)
+        place(base)
+        with adapted(recipe, base, min(recipe.slots or SLOTS, len(line))) as bank:
+            assert bank is not None
+            fleet = Fleet(recipe, base, bank, journal, deque(line), first.kind, begun, traffic=traffic)
+            fleet.run(watch)
+    return FleetResult(tuple(journal.outcomes.values()), traffic, time.monotonic() - started, base)
+
+
+def _folder(recipe: Recipe) -> Path | None:
+    return None if recipe.output is None else Path(recipe.output).expanduser()
+
+
+def _skip_all(line: Iterable[Tenant], recipe: Recipe, journal: Journal) -> None:
+    for tenant in line:
+        try:
+            tenant.tables(recipe)
+        except Exception as error:
+            journal.record(Outcome(tenant.name, SKIPPED, message_of(error)))

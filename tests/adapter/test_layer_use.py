@@ -1,0 +1,55 @@
+"""Layers whose weight is read without a call: known by the code of the class that owns them."""
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from polyvera.adapter.layer_use import read_only
+from polyvera.adapter.spec import AdapterSpec
+from polyvera.adapter.targets import find_sites, linear_layers
+from polyvera.errors import TargetError
+
+
+class Owner(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.called, self.read, self.asked, self.both, self.handed, self.fast = (nn.Linear(4, 4) for _ in range(6))
+
+    def forward(self, x, run=torch.utils.checkpoint.checkpoint):
+        x = self.called(x).to(self.asked.weight.dtype)
+        x = self.asked(x) @ self.both.weight + self.both(x)
+        x = run(self.handed, x) + self.handed.weight
+        return torch.nn.functional.linear(x, self.read.weight) if x.is_cuda else self.fast(x) + self._sum()
+
+    def _sum(self):
+        return sum(self.fast.weight)
+
+
+class Inheritor(Owner):
+    def forward(self, x):
+        return self.read(x)
+
+
+def test_what_is_read_and_never_called_is_known():
+    assert read_only(Owner) == {"read", "both"}
+    assert read_only(Inheritor) == {"fast"}
+    assert read_only(nn.MultiheadAttention) == {"out_proj"}
+    assert read_only(nn.Linear) == set()
+
+
+def test_a_class_without_source_has_none():
+    assert read_only(type("Made", (nn.Module,), {})) == set()
+
+
+@pytest.fixture
+def mamba():
+    config = transformers.MambaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1, state_size=4)
+    return transformers.MambaForCausalLM(config)
+
+
+def test_such_a_layer_is_left_out_and_refused_by_name(mamba):
+    assert not any(name.endswith("dt_proj") for name in linear_layers(mamba))
+    assert find_sites(mamba, AdapterSpec(targets="all-linear"))
+    with pytest.raises(TargetError, match="dt_proj is a Linear, whose weight MambaMixer reads without calling it"):
+        find_sites(mamba, AdapterSpec(targets=("dt_proj",)))

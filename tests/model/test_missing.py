@@ -1,0 +1,52 @@
+"""Weights that a checkpoint lacks are trained with the head, or refused by name."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as T
+from families import BERT
+from safetensors.torch import load_file, save_file
+from tiny_models import make_model, make_tokenizer
+
+from polyvera.adapter.fingerprint import fingerprint
+from polyvera.adapter.inject import extract, inject, load
+from polyvera.adapter.spec import AdapterSpec
+from polyvera.errors import RecipeError
+from polyvera.model.load import load_base
+from polyvera.model.missing import missing_keys, untrained_head
+
+
+@pytest.fixture
+def masked(tmp_path: Path) -> str:
+    T.BertForMaskedLM(T.BertConfig(**BERT)).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+def test_a_missing_pooler_is_part_of_the_head(masked: str) -> None:
+    base, again = (load_base(masked, task="label", labels=("a", "b")) for _ in range(2))
+    assert base.head == ("classifier", "bert.pooler") and base.untrained == ("bert.pooler", "classifier")
+    assert fingerprint(base.model) == fingerprint(again.model), "drawn the same at every load"
+    bank = inject(base.model, AdapterSpec(rank=2, head=base.head))
+    adapter = extract(bank, bank.first, base.model)
+    assert {key.rpartition(".")[0] for key, _ in adapter.layout.head} == {"classifier", "bert.pooler.dense"}
+    ids = torch.tensor([[3, 4, 5]])
+    load(again.model, adapter)
+    torch.testing.assert_close(base.model.eval()(ids).logits, again.model.eval()(ids).logits)
+
+
+def test_a_missing_weight_of_the_backbone_is_refused_by_name(tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    kept = load_file(tmp_path / "model.safetensors")
+    kept.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RecipeError, match=r"its files lack model\.layers\.1\.mlp\.up_proj\.weight, without which"):
+        load_base(str(tmp_path))
+
+
+def test_a_weight_of_another_shape_is_missing() -> None:
+    info = {"missing_keys": {"a"}, "mismatched_keys": [("b", (1,), (2,))]}
+    assert missing_keys(info) == {"a", "b"}
+    assert untrained_head(make_model(), ()) == ()
