@@ -8,9 +8,13 @@ PolyveraError
 ├── LayoutError        an adapter that does not fit this model or this bank
 │   └── FingerprintError  an adapter of another base model
 ├── FormatError        bytes that are not a whole, valid adapter file
+│   └── DamagedFileError  a file of a store that is not what was published there
 ├── StoreError         a store that cannot do what was asked
 │   ├── ReferenceNameError  a name that is not a valid adapter name
-│   └── NotFoundError  no such adapter, version or alias (also a LookupError)
+│   ├── NotFoundError  no such adapter, version or alias (also a LookupError)
+│   ├── ConflictError  what is asked for conflicts with what is stored
+│   ├── StoreFullError  no room is left where the store lies
+│   └── StoreUnavailableError  a store that cannot be reached, read or written at the moment
 ├── ServeError         a model, setting or request that cannot be served
 │   ├── SamplingError  a sampling choice that cannot be, or a prompt that doesn't fit (also a ValueError)
 │   │   └── ContextLengthError  a prompt longer than the context
@@ -65,6 +69,10 @@ class FormatError(PolyveraError, ValueError):
     """Bytes that are not a whole, valid adapter file."""
 
 
+class DamagedFileError(FormatError):
+    """A file of a store that is not what was published there."""
+
+
 class StoreError(PolyveraError):
     """A store that cannot do what was asked."""
 
@@ -75,6 +83,18 @@ class ReferenceNameError(StoreError, ValueError):
 
 class NotFoundError(StoreError, LookupError):
     """No such adapter, version or alias."""
+
+
+class ConflictError(StoreError):
+    """What is asked for conflicts with what is stored."""
+
+
+class StoreFullError(StoreError):
+    """No room is left where the store lies."""
+
+
+class StoreUnavailableError(StoreError):
+    """A store that cannot be reached, read or written at the moment."""
 
 
 class ServeError(PolyveraError):
