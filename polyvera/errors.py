@@ -22,6 +22,7 @@ PolyveraError
 │   ├── SizeError      more bytes than are taken
 │   ├── SlowError      bytes that come too slowly
 │   ├── ClosedError    the engine is stopping, or has stopped
+│   ├── KeyFileError   a file of keys that cannot be read, or is none
 │   └── AccessError    a key that is missing or unknown
 │       └── ForbiddenError  a known key that is not allowed to do this
 ├── EngineError        the engine has failed: no fault of the request
@@ -131,6 +132,10 @@ class SlowError(ServeError):
 
 class ClosedError(ServeError):
     """The engine is stopping, or has stopped."""
+
+
+class KeyFileError(ServeError):
+    """A file of keys that cannot be read, or is none."""
 
 
 class AccessError(ServeError):

@@ -54,7 +54,7 @@ def make_app(
         keys = KeyFile(config.keys)
     metrics.watch(engine.stats)
     catalog = Catalog(engine.registry, config.base, engine.fingerprint)
-    context = ServerContext(engine, config, catalog, metrics, state, TenantQuotas(config.max_per_tenant))
+    context = ServerContext(engine, config, catalog, metrics, state, TenantQuotas(config.max_per_tenant), keys)
     auth = Middleware(AuthMiddleware, config=config, keys=keys, state=state, metrics=metrics)
     app = FastAPI(title="polyvera", docs_url=None, redoc_url=None, openapi_url=None, middleware=[auth])
     for router in (completions, models, operations, embeddings):

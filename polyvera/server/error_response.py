@@ -106,6 +106,14 @@ TABLE: dict[type[PolyveraError], ErrorRow] = {
     errors.SizeError: ErrorRow(413, code="request_too_large"),
     errors.SlowError: ErrorRow(408, code="request_timeout"),
     errors.ClosedError: ErrorRow(503, SERVER, "unavailable", headers=lambda error: {"Retry-After": str(RETRY_S)}),
+    errors.KeyFileError: ErrorRow(
+        503,
+        SERVER,
+        "unavailable",
+        is_hidden=True,
+        words="API keys cannot be checked at the moment: try again later",
+        headers=lambda error: {"Retry-After": str(RETRY_S)},
+    ),
     errors.AccessError: ErrorRow(
         401, "authentication_error", "invalid_api_key", headers=lambda error: {"WWW-Authenticate": "Bearer"}
     ),

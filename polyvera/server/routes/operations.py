@@ -93,15 +93,22 @@ def _add_health(router: APIRouter, context: ServerContext) -> None:
         if context.state.is_draining:
             return JSONResponse({"status": "stopping"}, 503)
         try:
-            await context.pool.run(READY, context.catalog.check_store)
+            await context.pool.run(READY, _check_files, context)
         except PolyveraError as error:
             log.error("not ready: %s", error)
-            return JSONResponse({"status": "store unavailable"}, 503)
+            return JSONResponse({"status": "keys or store unavailable"}, 503)
         return _health(context, "ready")
 
     @router.get("/version")
     async def own_version() -> dict[str, str]:
         return {"version": version("polyvera")}
+
+
+def _check_files(context: ServerContext) -> None:
+    """Raises PolyveraError where the store or the keys cannot be read."""
+    context.catalog.check_store()
+    if context.keys is not None:
+        context.keys.keys()
 
 
 def _health(context: ServerContext, word: str) -> Response:
