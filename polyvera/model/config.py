@@ -73,7 +73,8 @@ def kind_to_load(config: PreTrainedConfig, task: str) -> str:
 def main_input(model: ModelOrConfig) -> str:
     """What a model reads first: input_ids, pixel_values, input_features and others, in transformers' words."""
     config: Any = getattr(model, "config", model)
-    kind = own_class(config) if model is config else type(model)
+    whole: Any = model
+    kind = own_class(whole) if whole is config else type(whole)
     return str(getattr(kind, "main_input_name", TEXT))
 
 
