@@ -8,9 +8,13 @@ PolyveraError
 ├── LayoutError        an adapter that does not fit this model or this bank
 │   └── FingerprintError  an adapter of another base model
 ├── FormatError        bytes that are not a whole, valid adapter file
+│   └── DamagedFileError  a file of a store that is not what was published there
 ├── StoreError         a store that cannot do what was asked
 │   ├── ReferenceNameError  a name that is not a valid adapter name
-│   └── NotFoundError  no such adapter, version or alias (also a LookupError)
+│   ├── NotFoundError  no such adapter, version or alias (also a LookupError)
+│   ├── ConflictError  what is asked for conflicts with what is stored
+│   ├── StoreFullError  no room is left where the store lies
+│   └── StoreUnavailableError  a store that cannot be reached, read or written at the moment
 ├── ServeError         a model, setting or request that cannot be served
 │   ├── SamplingError  a sampling choice that cannot be, or a prompt that doesn't fit (also a ValueError)
 │   │   └── ContextLengthError  a prompt longer than the context
@@ -18,6 +22,7 @@ PolyveraError
 │   ├── SizeError      more bytes than are taken
 │   ├── SlowError      bytes that come too slowly
 │   ├── ClosedError    the engine is stopping, or has stopped
+│   ├── KeyFileError   a file of keys that cannot be read, or is none
 │   └── AccessError    a key that is missing or unknown
 │       └── ForbiddenError  a known key that is not allowed to do this
 ├── EngineError        the engine has failed: no fault of the request
@@ -65,6 +70,10 @@ class FormatError(PolyveraError, ValueError):
     """Bytes that are not a whole, valid adapter file."""
 
 
+class DamagedFileError(FormatError):
+    """A file of a store that is not what was published there."""
+
+
 class StoreError(PolyveraError):
     """A store that cannot do what was asked."""
 
@@ -75,6 +84,18 @@ class ReferenceNameError(StoreError, ValueError):
 
 class NotFoundError(StoreError, LookupError):
     """No such adapter, version or alias."""
+
+
+class ConflictError(StoreError):
+    """What is asked for conflicts with what is stored."""
+
+
+class StoreFullError(StoreError):
+    """No room is left where the store lies."""
+
+
+class StoreUnavailableError(StoreError):
+    """A store that cannot be reached, read or written at the moment."""
 
 
 class ServeError(PolyveraError):
@@ -111,6 +132,10 @@ class SlowError(ServeError):
 
 class ClosedError(ServeError):
     """The engine is stopping, or has stopped."""
+
+
+class KeyFileError(ServeError):
+    """A file of keys that cannot be read, or is none."""
 
 
 class AccessError(ServeError):

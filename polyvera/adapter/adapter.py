@@ -118,7 +118,7 @@ def adapter_from(
     flat = torch.empty(layout.num_params)
     for key, entry in layout.entries.items():
         if tuple(tensors[key].shape) != entry.shape:
-            raise LayoutError(f"{key} has shape {tuple(tensors[key].shape)}, the layout wants {entry.shape}")
+            raise LayoutError(f"{key} has shape {tuple(tensors[key].shape)}, but the layout has {entry.shape}")
         flat[entry.offset : entry.offset + entry.size] = tensors[key].detach().float().flatten()
     sha256 = "" if layout.basis is None else (given or draw_basis(layout.basis)).sha256
     return Adapter(spec, layout, flat, sha256, given, base)

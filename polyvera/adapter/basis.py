@@ -68,7 +68,7 @@ def draw_basis(key: BasisKey) -> Basis:
     `kaiming_uniform` equals PEFT's VeRA draw for the same seed, rank and widths (gain √2, fan-in).
     """
     if key.init not in BASES:
-        raise BasisError(f"init={key.init!r} is none of {', '.join(BASES)}{did_you_mean(key.init, BASES)}")
+        raise BasisError(f"init={key.init!r} must be one of: {', '.join(BASES)}{did_you_mean(key.init, BASES)}")
     A, B = BASES[key.init](np.random.RandomState(key.seed), key)
     dtype = getattr(torch, key.dtype)
     return _basis(key, *(torch.from_numpy(x).to(dtype).float() for x in (A, B)))

@@ -249,7 +249,7 @@ def _head_name(model: nn.Module, key: str) -> str:
     name = head_of(model, key) or key.partition(".")[0]
     if any(name.partition(".")[0] == child for child, _ in model.named_children()):
         return name
-    raise LayoutError(f"the adapter has a head tensor {key!r}, and {type(model).__name__} no such module")
+    raise LayoutError(f"the adapter has a head tensor {key!r}, and {type(model).__name__} has no such module")
 
 
 def _wrap(model: nn.Module, name: str, kind: type[nn.Module], table: SlotTable, share: nn.Module) -> None:

@@ -210,7 +210,12 @@ def layout_of(
     """
     if not shapes:
         raise LayoutError("no layer to adapt: targets matched none")
-    sites = tuple(Site(n, i, o, spec.rank_of(n), spec.scale_of(n)) for n, (i, o) in shapes.items())
+    patterned = {name for name, _ in (*spec.rank_pattern, *spec.alpha_pattern)}
+    rank, scale = spec.rank_of(""), spec.scale_of("")
+    sites = tuple(
+        Site(n, i, o, spec.rank_of(n), spec.scale_of(n)) if n in patterned else Site(n, i, o, rank, scale)
+        for n, (i, o) in shapes.items()
+    )
     for name, _ in (*spec.rank_pattern, *spec.alpha_pattern):
         if name not in shapes:
             raise LayoutError(f"rank_pattern or alpha_pattern names {name!r}, which is not among the adapted layers")

@@ -95,7 +95,7 @@ class Switch:
 
     def __init__(self, model: nn.Module) -> None:
         if any(isinstance(m, AdaptedLinear | AdaptedHead) for m in model.modules()):
-            raise LayoutError("Switch wants a bare model: eject() its banks first")
+            raise LayoutError("Switch takes a bare model: call eject(model) first")
         self.model = model
         self._originals: dict[str, Tensor] = {}
         self._changed: set[str] = set()

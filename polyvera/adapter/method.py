@@ -140,7 +140,7 @@ SCALINGS: Mapping[str, Callable[[float, int], Scale]] = MappingProxyType(
 def method_named(name: str) -> Method:
     """The row of that name. Raises SpecError, with the nearest name, where there is none."""
     if name not in METHODS:
-        raise SpecError(f"method={name!r} is none of {', '.join(METHODS)}{did_you_mean(name, METHODS)}")
+        raise SpecError(f"method={name!r} must be one of: {', '.join(METHODS)}{did_you_mean(name, METHODS)}")
     return METHODS[name]
 
 

@@ -140,7 +140,7 @@ class AdapterSpec:
         """The inverse of to_dict. Raises SpecError for an unknown key, with the nearest known one."""
         for key in given:
             if key not in _DEFAULTS:
-                raise SpecError(f"{key!r} is no choice of an adapter{did_you_mean(key, _DEFAULTS)}")
+                raise SpecError(f"unknown adapter setting {key!r}{did_you_mean(key, _DEFAULTS)}")
         values: dict[str, Any] = {
             k: tuple(v.items()) if k.endswith("_pattern") and isinstance(v, dict) else v for k, v in given.items()
         }

@@ -15,9 +15,9 @@ from torch import Tensor
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
 from polyvera.adapter.basis import Basis
-from polyvera.adapter.fingerprint import check_fingerprint
+from polyvera.adapter.fingerprint import agrees
 from polyvera.engine.openmp import guest
-from polyvera.errors import PolyveraError, StoreError
+from polyvera.errors import FingerprintError, PolyveraError, StoreError
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
@@ -127,7 +127,8 @@ class AdapterLoader:
         if self._registry is None:
             raise StoreError(f"{ref} cannot be loaded: this engine was started without a registry")
         adapter = self._registry.get(ref)
-        check_fingerprint(adapter.base, self._base)
+        if not agrees(adapter.base, self._base):
+            raise FingerprintError(f"{ref} is an adapter of another base model, and cannot be served with this one")
         labels = self._check(ref, adapter)
         return LoadedAdapter(adapter, adapter.basis(), labels)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import secrets
 import tempfile
@@ -18,10 +17,10 @@ from threading import Lock
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from polyvera.errors import AccessError, ForbiddenError, ServeError
+from polyvera.errors import AccessError, ForbiddenError, FormatError, KeyFileError, ServeError
 from polyvera.store.reference import SEGMENT, is_name
+from polyvera.store.regular_file import read_regular
 
-log = logging.getLogger(__name__)
 ID_CHARS = 12
 MAX_FILE_BYTES = 64 << 20
 
@@ -114,18 +113,20 @@ class KeyFile:
         return found.caller
 
     def keys(self) -> tuple[ApiKey, ...]:
-        """The keys as the file has them now; those before where it cannot be read; none where it is gone."""
+        """The keys as the file has them now; none where it is gone.
+
+        Raises KeyFileError for one that cannot be read: a key that it no longer holds lets nobody in.
+        """
         with self._lock:
             try:
                 seen = _mark(self.path)
             except FileNotFoundError:
                 self._seen, self._keys = (), ()
                 return ()
+            except OSError as error:
+                raise KeyFileError(f"the file of keys {self.path} cannot be read: {error.strerror}") from error
             if seen != self._seen:
-                try:
-                    self._keys = read_keys(self.path)
-                except ServeError as error:
-                    log.error("%s; the keys before it stay", error)
+                self._keys = read_keys(self.path)
                 self._seen = seen
             return self._keys
 
@@ -179,15 +180,15 @@ class KeyFile:
 
 
 def read_keys(path: Path) -> tuple[ApiKey, ...]:
-    """The keys of a file. Raises ServeError for one that cannot be read or is no file of keys."""
+    """The keys of a file. Raises KeyFileError for one that cannot be read or is no file of keys."""
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ServeError(f"{path} has more than {MAX_FILE_BYTES:,} bytes, too many for a file of keys")
-        return ApiKeyList.model_validate_json(path.read_bytes()).keys
+        return ApiKeyList.model_validate_json(read_regular(path, MAX_FILE_BYTES, follows_links=True)).keys
     except OSError as error:
-        raise ServeError(f"the file of keys {path} cannot be read: {error.strerror}") from error
+        raise KeyFileError(f"the file of keys {path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        raise ServeError(f"{path} is no file of keys: {_first(error)}; `polyvera keys` writes one") from None
+        raise KeyFileError(f"{path} is no file of keys: {_first(error)}; `polyvera keys` writes one") from None
+    except FormatError as error:
+        raise KeyFileError(f"{path} is no file of keys: {error}") from None
 
 
 def _mark(path: Path) -> tuple[int, ...]:

@@ -53,8 +53,8 @@ def make_app(
         read_keys(config.keys)
         keys = KeyFile(config.keys)
     metrics.watch(engine.stats)
-    catalog = Catalog(engine.registry, config.base)
-    context = ServerContext(engine, config, catalog, metrics, state, TenantQuotas(config.max_per_tenant))
+    catalog = Catalog(engine.registry, config.base, engine.fingerprint)
+    context = ServerContext(engine, config, catalog, metrics, state, TenantQuotas(config.max_per_tenant), keys)
     auth = Middleware(AuthMiddleware, config=config, keys=keys, state=state, metrics=metrics)
     app = FastAPI(title="polyvera", docs_url=None, redoc_url=None, openapi_url=None, middleware=[auth])
     for router in (completions, models, operations, embeddings):

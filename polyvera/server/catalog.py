@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from threading import Lock
+from time import monotonic
 from typing import Any
 
-from polyvera.errors import ForbiddenError, FormatError, NotFoundError, PolyveraError
+from polyvera.adapter.adapter import Adapter
+from polyvera.adapter.fingerprint import agrees
+from polyvera.errors import ForbiddenError, FormatError, NotFoundError, PolyveraError, StoreUnavailableError
 from polyvera.server.api_keys import Caller
 from polyvera.store.reference import AdapterRef, Reference, parse_reference
 from polyvera.store.registry import Registry
 
 BASE = "base"
 MAX_FACTS = 20_000
+DAMAGED_S = 10.0
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterFacts:
-    """What the file of an adapter says of it. created: ISO 8601."""
+    """What the file of an adapter says of it. created: ISO 8601. base: the fingerprint of its base, where known."""
 
     method: str
-    rank: int | None
+    rank: int
     num_params: int
     created: str
     scores: dict[str, float]
     labels: tuple[str, ...]
+    base: str
 
     @property
     def created_s(self) -> int:
@@ -44,9 +51,11 @@ class Catalog:
     A name out of scope is told in the same words as one that nobody published.
     """
 
-    def __init__(self, registry: Registry | None, base: str) -> None:
-        self.registry, self.base = registry, base
+    def __init__(self, registry: Registry | None, base: str, fingerprint: str = "") -> None:
+        self.registry, self.base, self._fingerprint = registry, base, fingerprint
         self._closed: set[str] = set()
+        self._is_known = False  # whether the store was there once
+        self._damaged: dict[tuple[str, int], float] = {}  # until when it is not read again
         self._facts: OrderedDict[tuple[str, int], AdapterFacts] = OrderedDict()
         self._lock = Lock()
 
@@ -58,6 +67,22 @@ class Catalog:
                 raise ForbiddenError("this API key may call adapters only, not the bare base model")
             return None
         return self.find(caller, name)
+
+    def is_servable(self, ref: AdapterRef) -> bool:
+        """Whether it is an adapter of the base that is served, as far as its file can be read."""
+        facts = self.facts(ref)
+        return facts is None or agrees(facts.base, self._fingerprint)
+
+    def check_store(self) -> None:
+        """Raises StoreUnavailableError where the store cannot be read, or was there and is gone."""
+        if self.registry is None:
+            return
+        try:
+            self.registry.check_exists()
+            self._is_known = True
+        except NotFoundError as error:
+            if self._is_known:
+                raise StoreUnavailableError(f"the store has gone: {error}") from None
 
     def find(self, caller: Caller, reference: str) -> AdapterRef:
         """An adapter in scope, by `name`, `name@3` or `name@alias`. Raises NotFoundError."""
@@ -75,6 +100,7 @@ class Catalog:
 
     def names(self, caller: Caller, prefix: str = "") -> Iterator[AdapterRef]:
         """The latest version of every name in scope, by name."""
+        self.check_store()
         if self.registry is not None:
             for ref in self.registry.list(prefix or None, latest=True):
                 if caller.sees(ref.name) and ref.name not in self._closed:
@@ -86,15 +112,16 @@ class Catalog:
         with self._lock:
             if key in self._facts:
                 return self._facts[key]
+            if self._damaged.get(key, 0.0) > monotonic():
+                return None
         try:
             assert self.registry is not None
-            adapter = self.registry.get(ref)
+            facts = facts_of(self.registry.get(ref))
         except (FormatError, NotFoundError):
+            with self._lock:
+                self._damaged = {k: end for k, end in self._damaged.items() if end > monotonic()}
+                self._damaged[key] = monotonic() + DAMAGED_S
             return None
-        spec = adapter.spec
-        facts = AdapterFacts(
-            spec.method, spec.rank, adapter.num_params, adapter.created, dict(adapter.scores), tuple(adapter.labels)
-        )
         with self._lock:
             self._facts[key] = facts
             while len(self._facts) > MAX_FACTS:
@@ -109,7 +136,16 @@ class Catalog:
         if facts is not None:
             known |= {name: getattr(facts, name) for name in ("method", "rank", "num_params", "created", "scores")}
             known |= {"labels": list(facts.labels)} if facts.labels else {}
-        return known | {"aliases": dict(self.registry.aliases(ref.name))}
+        known |= {"servable": self.is_servable(ref)} | ({"damaged": True} if facts is None else {})
+        return known | {"aliases": self._aliases(ref.name)}
+
+    def _aliases(self, name: str) -> dict[str, int]:
+        assert self.registry is not None
+        try:
+            return dict(self.registry.aliases(name))
+        except FormatError as error:  # one bad entry takes no list
+            log.error("the aliases of %s cannot be read: %s", name, error)
+            return {}
 
     def close(self, name: str) -> None:
         """Takes a name out of service until open() or the next publish."""
@@ -125,6 +161,7 @@ class Catalog:
         try:
             return self.registry.resolve(reference), parsed
         except NotFoundError as error:
+            self.check_store()
             try:
                 self.registry.aliases(parsed.name)
             except NotFoundError:  # its message would name others
@@ -136,6 +173,13 @@ class Catalog:
             return None
         first, colon, rest = model.partition(":")
         return rest if colon and first in (BASE, self.base) else model
+
+
+def facts_of(adapter: Adapter) -> AdapterFacts:
+    """What is shown of an adapter: what holds for it, whether it was chosen or left to its default."""
+    spec, scores = adapter.spec, dict(adapter.scores)
+    rank, labels = spec.rank or spec.row.rank, tuple(adapter.labels)
+    return AdapterFacts(spec.method, rank, adapter.num_params, adapter.created, scores, labels, adapter.base)
 
 
 def _missing(given: str) -> NotFoundError:

@@ -15,7 +15,7 @@ from starlette.requests import Request as HttpRequest
 
 from polyvera.engine.protocol import EmbeddingEngine, GenerationEngine, ServedEngine
 from polyvera.errors import BusyError, ServeError
-from polyvera.server.api_keys import Caller
+from polyvera.server.api_keys import Caller, KeyFile
 from polyvera.server.catalog import Catalog
 from polyvera.server.config import ServerConfig
 from polyvera.server.json_body import read_body
@@ -62,6 +62,7 @@ class ServerContext:
     metrics: Metrics
     state: ServerState
     quotas: TenantQuotas
+    keys: KeyFile | None = None
     pool: TenantPool = field(default_factory=TenantPool)
     started: int = field(default_factory=lambda: int(time()))
 

@@ -45,13 +45,17 @@ class ErrorResponse:
 
 @dataclass(frozen=True, slots=True)
 class ErrorRow:
-    """How one class of errors is reported. is_hidden: its words go to the log alone. headers: made of the error."""
+    """How one class of errors is reported. is_hidden: its words go to the log alone. headers: made of the error.
+
+    words: for a client, where those of the error are for the operator, and go to the log alone.
+    """
 
     status: int
     type: str = INVALID
     code: str | None = None
     param: str | None = None
     is_hidden: bool = False
+    words: str = "the server failed"
     headers: Callable[[Any], Mapping[str, str]] = lambda error: {}
 
     def response(self, error: BaseException, request_id: str) -> ErrorResponse:
@@ -59,7 +63,7 @@ class ErrorRow:
         message = str(error)
         if self.is_hidden:
             log.error("request %s failed", request_id, exc_info=error)
-            message = f"the server failed; its log has more under {request_id}"
+            message = f"{self.words}; its log has more under {request_id}"
         param = getattr(error, "param", None) or self.param
         return ErrorResponse(self.status, message, self.type, param, self.code, self.headers(error))
 
@@ -74,9 +78,20 @@ TABLE: dict[type[PolyveraError], ErrorRow] = {
     errors.BasisError: ADAPTER,
     errors.SlotError: INTERNAL,
     errors.LayoutError: ADAPTER,
-    errors.FingerprintError: ADAPTER,
+    errors.FingerprintError: ErrorRow(404, code="model_not_found", param="model"),
     errors.FormatError: ADAPTER,
-    errors.StoreError: INTERNAL,
+    errors.DamagedFileError: ErrorRow(500, SERVER, "adapter_damaged"),
+    errors.StoreError: ErrorRow(500, SERVER, "store_error", is_hidden=True, words="the store cannot do this"),
+    errors.ConflictError: ErrorRow(409, code="conflict"),
+    errors.StoreFullError: ErrorRow(507, SERVER, "store_full", is_hidden=True, words="the store is full"),
+    errors.StoreUnavailableError: ErrorRow(
+        503,
+        SERVER,
+        "store_unavailable",
+        is_hidden=True,
+        words="the store cannot be reached at the moment: try again later",
+        headers=lambda error: {"Retry-After": str(RETRY_S)},
+    ),
     errors.ReferenceNameError: ErrorRow(400, code="invalid_name"),
     errors.NotFoundError: ErrorRow(404, code="model_not_found", param="model"),
     errors.ServeError: ErrorRow(400),
@@ -91,6 +106,14 @@ TABLE: dict[type[PolyveraError], ErrorRow] = {
     errors.SizeError: ErrorRow(413, code="request_too_large"),
     errors.SlowError: ErrorRow(408, code="request_timeout"),
     errors.ClosedError: ErrorRow(503, SERVER, "unavailable", headers=lambda error: {"Retry-After": str(RETRY_S)}),
+    errors.KeyFileError: ErrorRow(
+        503,
+        SERVER,
+        "unavailable",
+        is_hidden=True,
+        words="API keys cannot be checked at the moment: try again later",
+        headers=lambda error: {"Retry-After": str(RETRY_S)},
+    ),
     errors.AccessError: ErrorRow(
         401, "authentication_error", "invalid_api_key", headers=lambda error: {"WWW-Authenticate": "Bearer"}
     ),

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from polyvera.engine.stats import EngineStats
+from polyvera.errors import DamagedFileError, StoreError
 from polyvera.server.error_response import ErrorResponse, error_response
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -45,6 +46,7 @@ class Metrics:
         self.between = Histogram("inter_token_seconds", "Between two tokens of an answer.", buckets=SECONDS, **at)
         self.tokens = Counter("tokens", "Tokens by tenant.", ["tenant", "kind"], **at)
         self.answers = Counter("answers", "Answers by how they ended.", ["tenant", "finish"], **at)
+        self.store_faults = Counter("store_faults", "Errors of the store and its files, by their code.", ["code"], **at)
         self.refused = Counter("refused", "Requests that ended in an error, by status.", ["status"], **at)
 
     def observe(self, name: str, seconds: float) -> None:
@@ -56,6 +58,8 @@ class Metrics:
         """Counts an error by its status; how it is reported."""
         response = error_response(error, request_id)
         self.refused.labels(str(response.status)).inc()
+        if response.status >= 500 and isinstance(error, StoreError | DamagedFileError):
+            self.store_faults.labels(str(response.code)).inc()
         return response
 
     def watch(self, stats: Callable[[], EngineStats]) -> None:

@@ -24,6 +24,7 @@ UPLOADS = "/v1/adapters/"
 MIN_BYTES_PER_S = 16_384
 REQUEST_ID = "x-request-id"
 LENGTH = re.compile("[0-9]{1,18}")
+OWN_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # a client's, which is kept
 
 
 @dataclass
@@ -46,7 +47,8 @@ class AuthMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = uuid4().hex
+        given = Headers(scope=scope).get(REQUEST_ID, "")
+        request_id = given if OWN_ID.fullmatch(given) else uuid4().hex
         bounded = BoundedSend(send, request_id, self._config.write_s)
         try:
             caller = self._admitted(scope["path"], Headers(scope=scope))

@@ -27,6 +27,7 @@ from polyvera.server.fields import (
     TokenIds,
     several,
 )
+from polyvera.server.json_schema import closed
 from polyvera.server.neutral_fields import COMPLETION, MESSAGE, VECTOR, Neutral, without_neutral
 from polyvera.store.reference import MAX_VERSION
 
@@ -87,7 +88,8 @@ class ResponseFormat(RequestBody):
     def schema_text(self) -> str | None:
         """As SamplingParams takes it."""
         if self.json_schema is not None:
-            return json.dumps(self.json_schema.schema_)
+            given = self.json_schema
+            return json.dumps(closed(given.schema_) if given.strict else given.schema_)
         return "{}" if self.type == "json_object" else None
 
 

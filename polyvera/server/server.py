@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 from functools import partial
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from typing import Any
 
 import uvicorn
@@ -23,14 +23,36 @@ from polyvera.server.middleware import ServerState, is_loopback
 log = logging.getLogger(__name__)
 KEEP_ALIVE_S = 75
 GRACE_S = 5.0
+MAX_HEAD_BYTES, MAX_HEADERS = 32_768, 100
+WORDS = b'{"error":{"message":"the head of this request is larger than is taken here: at most 32 KiB in 100 headers",'
+BODY = WORDS + b'"type":"invalid_request_error","param":null,"code":"request_too_large"}}'
+TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    b"Content-Length: " + str(len(BODY)).encode() + b"\r\n\r\n" + BODY
+)
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, that waits for a request's head and for a client that does not read for so long only."""
+    """uvicorn's protocol, with a bounded head, that waits for it and for a client that does not read for so long only.
 
-    def __init__(self, *args: Any, head_s: float, write_s: float, **kwargs: Any) -> None:
+    unfinished: the connections of one server whose request is not whole yet, the oldest first; beyond max_unfinished
+    the oldest is closed, so that silent ones shut nobody out.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        head_s: float,
+        write_s: float,
+        unfinished: dict[BoundedProtocol, None],
+        max_unfinished: int,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._head_s, self._write_s = head_s, write_s
+        self._unfinished, self._max_unfinished = unfinished, max_unfinished
+        self._num_head_bytes = self._num_headers = 0
+        self._is_head_only = True
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:  # noqa: D102
@@ -41,19 +63,52 @@ class BoundedProtocol(HttpToolsProtocol):
             if hasattr(socket, "TCP_USER_TIMEOUT"):
                 own.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * self._write_s))
         self._timer = self.loop.call_later(self._head_s, transport.abort)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:  # noqa: D102
+        self._num_head_bytes += len(data) if self._is_head_only else 0
+        super().data_received(data)
+        if self._is_head_only and self._num_head_bytes > MAX_HEAD_BYTES:
+            self._refuse()
 
     def on_message_begin(self) -> None:  # noqa: D102
         super().on_message_begin()
+        self._num_headers, self._is_head_only = 0, True
+        self._wait()
         self._stop_timer()
         self._timer = self.loop.call_later(self._head_s, self.transport.abort)
 
+    def on_header(self, name: bytes, value: bytes) -> None:  # noqa: D102
+        self._num_headers += 1
+        if self._num_headers <= MAX_HEADERS:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:  # noqa: D102
         self._stop_timer()
-        super().on_headers_complete()
+        self._unfinished.pop(self, None)
+        self._num_head_bytes, self._is_head_only = 0, False
+        if self._num_headers > MAX_HEADERS or sum(len(n) + len(v) for n, v in self.headers) > MAX_HEAD_BYTES:
+            self._refuse()
+        else:
+            super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
         self._stop_timer()
+        self._unfinished.pop(self, None)
         super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        """Stands behind all others whose request is not whole yet."""
+        self._unfinished[self] = None
+        if len(self._unfinished) > self._max_unfinished:
+            oldest = next(iter(self._unfinished))
+            del self._unfinished[oldest]
+            oldest.transport.abort()
+
+    def _refuse(self) -> None:
+        """Answers a head that is too large, and closes."""
+        self.transport.write(TOO_LARGE)
+        self.transport.close()
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -75,7 +130,13 @@ class Server:
         self._socket = _bound(host, port)
         options = uvicorn.Config(
             app,
-            http=partial(BoundedProtocol, head_s=config.read_s, write_s=config.write_s),  # type: ignore[arg-type]
+            http=partial(  # type: ignore[arg-type]
+                BoundedProtocol,
+                head_s=config.read_s,
+                write_s=config.write_s,
+                unfinished={},
+                max_unfinished=max(1, config.max_connections // 2),
+            ),
             log_level="warning",
             access_log=False,
             server_header=False,
@@ -90,6 +151,10 @@ class Server:
         """Serves until it is told to stop."""
         gc.collect()
         gc.freeze()  # the model's objects and the libraries': a collection beside the requests need not look at them
+        if hasattr(signal, "SIGHUP") and current_thread() is main_thread():
+            signal.signal(
+                signal.SIGHUP, lambda number, frame: log.info("SIGHUP: keys and store are read as they change")
+            )
         self._server.run(sockets=[self._socket])
 
     def stop(self) -> None:
@@ -114,6 +179,11 @@ class Server:
         if not self._engine.drain(self._config.drain_s):
             log.warning("some answers were not done after %g s", self._config.drain_s)
         self._server.should_exit = True
+
+
+def _on_hangup(number: int, frame: Any) -> None:
+    """There is nothing to reload: the keys and the store are read as they change."""
+    log.info("SIGHUP: the keys and the store are read as they change")
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -8,67 +8,37 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import stat
-import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
 
-from polyvera.errors import StoreError
+from polyvera.errors import DamagedFileError, FormatError, StoreError, StoreFullError, StoreUnavailableError
+from polyvera.store.durable import link, make_folder, sync_folder
+from polyvera.store.file_lock import exclusive
+from polyvera.store.files import NOT_REGULAR, Check, Files
+from polyvera.store.regular_file import check_regular, open_regular
 from polyvera.store.remote_files import RemoteFiles
 
 STAGE = ".tmp"
 STALE_S = 3600.0
-NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+STAGED = re.compile(r"\d+-[0-9a-f]{32}")  # what this class writes there, and nothing else
+LOCKS, NUM_LOCKS = ".locks", 64
+MAX_DEPTH = 8
+HEAD_BYTES = 8 * 2**20 + 8
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_LINKS = "this file system has no hard links, without which a publish cannot be exclusive; use another"
 WHY = {
     errno.ELOOP: "it is a symbolic link, which a registry does not follow",
     errno.ENOTSUP: NO_LINKS,
     errno.EPERM: f"not permitted, or {NO_LINKS}",
 }
-
-Buffer = memoryview | bytes
-
-
-class Files(Protocol):
-    """What a registry asks of the place where its files lie. OSErrors come back as StoreErrors."""
-
-    num_threads: int
-
-    def location(self, path: str) -> str:
-        """The full path or URL, for people."""
-
-    def names(self) -> list[str] | None:
-        """What lies directly at the root, by name, or None where there is no root."""
-
-    def read(self, path: str) -> Buffer | None:
-        """All bytes of a file, or None where there is none."""
-
-    def descriptor(self, path: str) -> int | None:
-        """A file of this machine, open for reading, or None; the caller closes it."""
-
-    def size(self, path: str) -> int | None:
-        """The bytes of a file, or None where there is none."""
-
-    def create(self, data: bytes, paths: Iterable[str]) -> str:
-        """Writes the data to the first of the paths at which nothing is, and returns it. Never overwrites."""
-
-    def replace(self, path: str, data: bytes) -> None:
-        """Writes the data to the path, over what is there."""
-
-    def delete(self, path: str) -> None:
-        """Removes a file; no error where there is none."""
-
-    def walk(self, folder: str) -> Iterator[tuple[str, int]]:
-        """(path, bytes) of every file below a folder, in any order."""
-
-    def folder(self, folder: str) -> Iterator[tuple[str, int]]:
-        """(path, bytes) of the files in a folder, not of those below its own folders."""
 
 
 def open_files(url: str | Path, **options: Any) -> Files:
@@ -89,7 +59,6 @@ class LocalFiles:
         self.root = root.expanduser().absolute()
         self._prefix = f"{self.root}/"
         self.num_threads = 1  # a file is read faster than two threads agree on whose turn it is
-        self._swept = False
         self._plain: set[str] = set()  # folders known to be no links
 
     def location(self, path: str) -> str:
@@ -105,24 +74,29 @@ class LocalFiles:
         except OSError as error:
             raise self._failed("list", "", error) from error
 
-    def read(self, path: str) -> memoryview | None:
+    def read(self, path: str, check: Check | None = None) -> memoryview | None:
         """All bytes of a file, or None where there is none. Symbolic links are refused."""
         descriptor = self.descriptor(path)
         if descriptor is None:
             return None
         try:
             with io.FileIO(descriptor) as file:
-                return _whole(file)
+                num_bytes = os.fstat(descriptor).st_size
+                if check is not None:
+                    check(lambda: os.pread(descriptor, min(num_bytes, HEAD_BYTES), 0), num_bytes)
+                return _whole(file, num_bytes)
         except OSError as error:
             raise self._failed("read", path, error) from error
 
     def descriptor(self, path: str) -> int | None:
-        """A file open for reading, which the caller closes, or None where there is none. Symbolic links are refused."""
+        """A regular file open for reading, which the caller closes, or None. Symbolic links are refused."""
         self._refuse_links(path)
         try:
-            return os.open(self._prefix + path, os.O_RDONLY | NO_FOLLOW)
+            return open_regular(self._prefix + path)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except FormatError as error:
+            raise DamagedFileError(str(error)) from None
         except OSError as error:
             raise self._failed("read", path, error) from error
 
@@ -130,11 +104,15 @@ class LocalFiles:
         """The bytes of a file, or None where there is none."""
         self._refuse_links(path)
         try:
-            return os.lstat(self.location(path)).st_size
+            found = os.lstat(self.location(path))
+            check_regular(found)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except FormatError as error:
+            raise DamagedFileError(str(error)) from None
         except OSError as error:
             raise self._failed("read", path, error) from error
+        return found.st_size
 
     def create(self, data: bytes, paths: Iterable[str]) -> str:
         """Writes the data to the first of the paths at which nothing is, and returns it.
@@ -152,15 +130,38 @@ class LocalFiles:
 
     def replace(self, path: str, data: bytes) -> None:
         """Writes the data to the path in one step, over what is there."""
+        with self.replacing(path, data) as put:
+            put()
+
+    @contextmanager
+    def replacing(self, path: str, data: bytes) -> Iterator[Callable[[], None]]:
+        """Writes the data aside; what it gives puts them in place, in one step that needs no more room."""
         target = self._target(path)
         staged = self._staged(data)
+
+        def put() -> None:
+            try:
+                staged.replace(target)
+                self._sync_up(path)
+            except OSError as error:
+                raise self._failed("write", path, error) from error
+
         try:
-            _make(target.parent)
-            staged.replace(target)
-            self._sync_up(path)
-        except OSError as error:
+            self._folder_of(target)
+            yield put
+        finally:
             staged.unlink(missing_ok=True)
-            raise self._failed("write", path, error) from error
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Nobody else of this machine, and of others where the file system locks, is in it meanwhile."""
+        try:
+            make_folder(self.root / LOCKS)
+            held = exclusive(self.root / LOCKS / f"{sum(name.encode()) % NUM_LOCKS:02d}")
+        except OSError as error:
+            raise self._failed("lock", LOCKS, error) from error
+        with held:
+            yield
 
     def delete(self, path: str) -> None:
         """Removes a file; no error where there is none."""
@@ -173,10 +174,10 @@ class LocalFiles:
             raise self._failed("delete", path, error) from error
 
     def walk(self, folder: str) -> Iterator[tuple[str, int]]:
-        """(path, bytes) of every file below a folder; symbolic links are files here, and are not followed."""
+        """(path, bytes) of every file below a folder; symbolic links are not followed."""
         for entry in self._entries(folder):
             path = f"{folder}/{entry.name}"
-            if entry.is_dir(follow_symlinks=False):
+            if entry.is_dir(follow_symlinks=False) and path.count("/") < MAX_DEPTH:
                 yield from self.walk(path)
             else:
                 yield from self._sized(path, entry)
@@ -188,6 +189,7 @@ class LocalFiles:
                 yield from self._sized(f"{folder}/{entry.name}", entry)
 
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
+        self._refuse_links(f"{folder}/")
         try:
             with os.scandir(self.location(folder)) as entries:
                 return list(entries)
@@ -198,32 +200,49 @@ class LocalFiles:
 
     def _sized(self, path: str, entry: os.DirEntry[str]) -> Iterator[tuple[str, int]]:
         with suppress(FileNotFoundError):  # deleted since it was listed
-            yield path, entry.stat(follow_symlinks=False).st_size
+            found = entry.stat(follow_symlinks=False)
+            yield path, found.st_size if stat.S_ISREG(found.st_mode) else NOT_REGULAR
 
     def _staged(self, data: bytes) -> Path:
-        """The data on the disk under a name of its own."""
+        """The data on the disk under a name of its own; nothing where that fails."""
         stage = self.root / STAGE
+        staged = stage / f"{os.getpid()}-{uuid4().hex}"
         try:
-            _make(stage)
+            make_folder(stage)
             self._sweep(stage)
-            staged = stage / f"{os.getpid()}-{uuid4().hex}"
             with staged.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError as error:
-            raise self._failed("write", STAGE, error) from error
+        except BaseException as error:
+            with suppress(OSError):
+                staged.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise self._failed("write", STAGE, error) from error
+            raise
         return staged
 
     def _claimed(self, staged: Path, path: str) -> bool:
+        target = self._target(path)
         try:
-            _make(self._target(path).parent)
-            if not _linked(staged, self._target(path)):
+            make_folder(target.parent)
+            if not link(staged, target):
                 return False
-            self._sync_up(path)
         except OSError as error:
             raise self._failed("publish", path, error) from error
+        try:
+            self._sync_up(path)
+        except OSError as error:  # it may be gone after a crash: it was not published
+            with suppress(OSError):
+                target.unlink()
+            raise self._failed("publish", path, error) from error
         return True
+
+    def _folder_of(self, target: Path) -> None:
+        try:
+            make_folder(target.parent)
+        except OSError as error:
+            raise self._failed("write", target.name, error) from error
 
     def _target(self, path: str) -> Path:
         self._refuse_links(path)
@@ -240,65 +259,40 @@ class LocalFiles:
         except OSError:
             return  # nothing there yet
         if stat.S_ISLNK(mode):
-            raise StoreError(f"{self.location(folder)} is a symbolic link, which a registry does not follow")
+            raise DamagedFileError(
+                f"a folder on the way, {folder}, is a symbolic link, which a registry does not follow"
+            )
+        if not stat.S_ISDIR(mode):
+            return  # what is to be opened there says so
         self._plain.add(folder)
 
     def _sync_up(self, path: str) -> None:
         """Makes the entry of a file durable, and those of the folders that it lies in."""
         folder = (self.root / path).parent
         while folder != self.root:
-            _sync(folder)
+            sync_folder(folder)
             folder = folder.parent
-        _sync(self.root)
+        sync_folder(self.root)
 
     def _sweep(self, stage: Path) -> None:
-        """Once in the life of this object: removes what a crash left behind long ago."""
-        if self._swept:
-            return
-        self._swept = True
+        """Removes what a crash left behind long ago."""
         for left in stage.iterdir():
             with suppress(OSError):
-                if time.time() - left.stat(follow_symlinks=False).st_mtime > STALE_S:
+                if STAGED.fullmatch(left.name) and time.time() - left.lstat().st_mtime > STALE_S:
                     left.unlink()
 
-    def _failed(self, verb: str, path: str, error: OSError) -> StoreError:
+    def _failed(self, verb: str, path: str, error: OSError) -> StoreError | DamagedFileError:
         why = WHY.get(error.errno or 0, error.strerror or str(error))
-        return StoreError(f"cannot {verb} {self.location(path)}: {why}")
+        if error.errno == errno.ELOOP:
+            return DamagedFileError(f"{path}: {why}")
+        known = error.errno in (errno.ENOTSUP, errno.EPERM)
+        kind = StoreFullError if error.errno in FULL else StoreError if known else StoreUnavailableError
+        return kind(f"cannot {verb} {self.location(path)}: {why}")
 
 
-def _whole(file: io.FileIO) -> memoryview:
+def _whole(file: io.FileIO, num_bytes: int) -> memoryview:
     # numpy's memory is not filled with zeros first, as a bytearray is
-    view, done = memoryview(np.empty(os.fstat(file.fileno()).st_size, np.uint8).data), 0
+    view, done = memoryview(np.empty(num_bytes, np.uint8).data), 0
     while done < len(view) and (count := file.readinto(view[done:])):
         done += count
     return view[:done]
-
-
-def _make(folder: Path) -> None:
-    """The folder and all above it, each durable in the one above."""
-    if not folder.is_dir():
-        _make(folder.parent)
-        folder.mkdir(exist_ok=True)
-        _sync(folder.parent)
-
-
-def _linked(staged: Path, target: Path) -> bool:
-    """Gives the file its name, unless the name is taken."""
-    try:
-        if sys.platform == "win32":
-            staged.rename(target)  # exclusive there
-        else:
-            target.hardlink_to(staged)
-    except FileExistsError:
-        return False
-    return True
-
-
-def _sync(folder: Path) -> None:
-    if sys.platform == "win32":
-        return  # a folder cannot be opened there; NTFS journals its entries
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

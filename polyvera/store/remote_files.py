@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from threading import RLock
 from typing import Any
 
 import fsspec
 
-from polyvera.errors import StoreError
+from polyvera.errors import StoreError, StoreUnavailableError
+from polyvera.store.files import Check
 
 NUM_THREADS = 16  # a read waits for the network, not for a core
 
@@ -16,7 +19,8 @@ class RemoteFiles:
     """Files below a URL of fsspec. A write is as atomic, and create() as exclusive, as the file system makes them.
 
     On S3 and Google Cloud Storage one request creates a file or refuses. Other file systems look first and then write,
-    so two publishers of the same name must take turns. Raises StoreError for a URL that cannot be opened.
+    so two publishers of the same name must take turns. lock() is of this process alone: while one process removes a
+    version, another must not point an alias at it. Raises StoreError for a URL that cannot be opened.
     """
 
     def __init__(self, url: str, **options: Any) -> None:
@@ -26,6 +30,7 @@ class RemoteFiles:
             raise StoreError(f"cannot open {url}: {error}") from error
         self.root = str(root).rstrip("/")
         self.num_threads = NUM_THREADS
+        self._lock = RLock()
 
     def location(self, path: str) -> str:
         """The URL."""
@@ -42,7 +47,7 @@ class RemoteFiles:
             raise self._failed("list", "", error) from error
         return sorted(str(path).rstrip("/").rpartition("/")[2] for path in found)
 
-    def read(self, path: str) -> bytes | None:
+    def read(self, path: str, check: Check | None = None) -> bytes | None:
         """All bytes of a file, or None where there is none."""
         try:
             data: bytes = self.fs.cat_file(f"{self.root}/{path}")
@@ -79,6 +84,15 @@ class RemoteFiles:
     def replace(self, path: str, data: bytes) -> None:
         """Writes the data to the path, over what is there."""
         self._write(path, data, "overwrite")
+
+    @contextmanager
+    def replacing(self, path: str, data: bytes) -> Iterator[Callable[[], None]]:
+        """What it gives writes the data to the path."""
+        yield lambda: self.replace(path, data)
+
+    def lock(self, name: str) -> AbstractContextManager[None]:
+        """Nobody else of this process is in it meanwhile."""
+        return self._lock  # type: ignore[return-value]
 
     def delete(self, path: str) -> None:
         """Removes a file; no error where there is none."""
@@ -124,4 +138,4 @@ class RemoteFiles:
             raise self._failed("write", path, error) from error
 
     def _failed(self, verb: str, path: str, error: Exception) -> StoreError:
-        return StoreError(f"cannot {verb} {self.location(path)}: {str(error) or type(error).__name__}")
+        return StoreUnavailableError(f"cannot {verb} {self.location(path)}: {str(error) or type(error).__name__}")

@@ -131,7 +131,7 @@ def adapted(recipe: Recipe, base: Base, num_slots: int = 1) -> Iterator[Bank | N
     """
     model: Any = base.model
     if banks_of(model):
-        raise RecipeError("the base model holds adapters already: train on a bare one, eject(model) makes it so")
+        raise RecipeError("the base model has adapters in it: call eject(model) first")
     if recipe.gradient_checkpointing:
         options = {"use_reentrant": False, "context_fn": checkpoint_context}
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
@@ -180,10 +180,10 @@ def check_loads(recipe: Recipe, base: Base, adapter: Adapter, rows: Encoded, slo
     try:
         [own] = load(again.model, adapter)
     except PolyveraError as error:
-        raise RecipeError(f"the adapter does not fit {recipe.model} when that is loaded anew: {error}") from error
+        raise RecipeError(f"the adapter does not fit {recipe.model} after that was reloaded: {error}") from error
     with evaluating(base.model), route(slot):
         expected = base.model(**{k: t.to(base.model.device) for k, t in batch.items()}).logits.cpu()
     with evaluating(again.model), route(own):
         found = again.model(**batch).logits
     if not torch.allclose(found.float(), expected.float(), rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
-        raise RecipeError(f"{recipe.model} answers otherwise with this adapter when it is loaded anew: not published")
+        raise RecipeError(f"{recipe.model} answers differently with this adapter after it was reloaded: not published")

@@ -44,7 +44,7 @@ def mean(adapters: Iterable[Adapter]) -> Adapter:
     first = every[0]
     other = next((a for a in every if a.layout.key() != first.layout.key() or a.base != first.base), None)
     if other is not None:
-        raise RecipeError(f"no mean of adapters that differ in layout or base: {first.spec} and {other.spec}")
+        raise RecipeError(f"adapters that differ in layout or base have no mean: {first.spec} and {other.spec}")
     return replace(first, flat=torch.stack([adapter.flat for adapter in every]).mean(0), scores={}, created="")
 
 

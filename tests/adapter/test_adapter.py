@@ -34,7 +34,7 @@ def test_a_spec_of_another_layout_makes_no_adapter(name: str) -> None:
         if layout_of(other, SHAPES, HEAD if other.head else None).key() != layout_of(spec, SHAPES).key():
             with pytest.raises(LayoutError, match="do not belong together"):
                 made(spec, other)
-    assert made(spec, spec).num_params > 0 and made(replace(spec, dropout=0.5, d_init=1.0), spec).spec.dropout == 0.5
+    assert made(spec, spec).num_params > 0 and made(replace(spec, dropout=0.5), spec).spec.dropout == 0.5
 
 
 def test_a_basis_of_another_layout_makes_no_adapter() -> None:
@@ -49,7 +49,7 @@ def test_a_basis_of_another_layout_makes_no_adapter() -> None:
 
 @every
 def test_what_leaves_a_bank_has_the_spec_that_it_was_injected_with(small_llama: nn.Module, scramble, name: str) -> None:
-    specs = [AdapterSpec(name, rank=4, seed=1), AdapterSpec(name, rank=4, seed=1, d_init=0.5)]
+    specs = [AdapterSpec(name, rank=4, seed=1), AdapterSpec(name, rank=4, seed=1, dropout=0.5)]
     adapters = []
     for spec in specs:
         bank = inject(small_llama, spec)

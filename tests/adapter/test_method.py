@@ -22,7 +22,7 @@ def test_a_magnitude_fits_any_row(name: str) -> None:
 
 
 def test_an_unknown_method_names_the_nearest() -> None:
-    with pytest.raises(SpecError, match=r"'verra' is none of lora.*did you mean 'vera'\?"):
+    with pytest.raises(SpecError, match=r"'verra' must be one of: lora.*did you mean 'vera'\?"):
         method_named("verra")
 
 

@@ -1,13 +1,14 @@
 """The file of keys."""
 
 import json
+import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from polyvera.errors import AccessError, ServeError
+from polyvera.errors import AccessError, KeyFileError, ServeError
 from polyvera.server.api_keys import EVERYONE, KeyFile, read_keys
 
 
@@ -43,11 +44,25 @@ def test_changes_of_another_process_are_seen(tmp_path: Path) -> None:
         there.remove(key.id)
 
 
-def test_a_broken_file_keeps_the_keys_before_and_no_file_lets_nobody_in(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_lets_nobody_in_until_it_can(tmp_path: Path) -> None:
     file = KeyFile(tmp_path / "keys.json")
     secret, _ = file.add("acme", ["acme/*"])
+    whole = file.path.read_bytes()
     assert file.caller(secret)
     file.path.write_text("{")
+    for _ in range(2):
+        with pytest.raises(KeyFileError, match="no file of keys"):
+            file.caller(secret)
+    file.path.unlink()
+    file.path.symlink_to("keys.json")
+    with pytest.raises(KeyFileError, match="cannot be read"):
+        file.caller(secret)
+    file.path.unlink()
+    os.mkfifo(file.path)
+    with pytest.raises(KeyFileError, match="not a regular file"):
+        file.caller(secret)
+    file.path.unlink()
+    file.path.write_bytes(whole)
     assert file.caller(secret)
     file.path.unlink()
     with pytest.raises(AccessError):

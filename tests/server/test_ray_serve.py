@@ -13,6 +13,8 @@ import httpx
 import openai
 import psutil
 import pytest
+from fastapi.testclient import TestClient
+from tiny_encoder import Alone, make_bert
 from tiny_serve import LONGEST_WAIT, Solo, make_tokenizer, until
 from tiny_server import GREEDY, make_base, some_adapters
 
@@ -141,6 +143,19 @@ def test_a_failed_engine_is_told_to_ray(folder: Path) -> None:
     until(lambda: one._engine.failed)
     with pytest.raises(EngineError, match="error of its own"):
         one.check_health()
+    one.__del__()
+
+
+def test_an_encoder_is_deployed_as_an_encoder(tmp_path: Path) -> None:
+    make_bert().base_model.save_pretrained(tmp_path / "tiny")
+    make_tokenizer().save_pretrained(tmp_path / "tiny")
+    given = {"model": str(tmp_path / "tiny"), "store": str(tmp_path / "store"), "without_keys": True}
+    one = Deployed(Deployment(**given))
+    with TestClient(one.__serve_build_asgi_app__(), base_url="http://localhost") as client:
+        found = client.post("/v1/embeddings", json={"model": "tiny", "input": [[5, 6], [7]]}).json()["data"]
+    alone = Alone(make_bert())
+    expected = [alone.vector(None, ids).tolist() for ids in ([5, 6], [7])]
+    assert [each["embedding"] for each in found] == [pytest.approx(each, abs=1e-5) for each in expected]
     one.__del__()
 
 

@@ -9,7 +9,7 @@ import pytest
 from drawn_adapters import drawn
 
 from polyvera.adapter.method import METHODS
-from polyvera.errors import NotFoundError, ReferenceNameError, StoreError
+from polyvera.errors import DamagedFileError, NotFoundError, ReferenceNameError, StoreError
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
@@ -45,7 +45,7 @@ def test_symbolic_links_lead_nowhere(folder, tmp_path):
         lambda: folder.remove("linked@1"),
         lambda: folder.put("linked/b", drawn(FIRST)),
     ):
-        with pytest.raises(StoreError, match="symbolic link"):
+        with pytest.raises(DamagedFileError, match="symbolic link"):
             act()
     assert [str(ref) for ref in folder.list("linked")] == [] and len(list(outside.iterdir())) == 1
     assert {problem.path for problem in folder.verify()} == {"adapters/linked", "adapters/a/2.safetensors"}
@@ -64,13 +64,15 @@ def test_files_have_ordinary_permissions(folder, tmp_path):
 
 def test_old_leftovers_are_swept_and_young_ones_kept(tmp_path):
     Registry(tmp_path).put("a", drawn(FIRST))
-    old, young = tmp_path / ".tmp/1-old", tmp_path / ".tmp/2-young"
-    for left in (old, young):
+    old, young = tmp_path / f".tmp/1-{'0' * 32}", tmp_path / f".tmp/2-{'0' * 32}"
+    others = tmp_path / ".tmp/somebody's"
+    for left in (old, young, others):
         left.write_bytes(b"half")
     os.utime(old, (0, 0))
+    os.utime(others, (0, 0))
     assert Registry(tmp_path).verify() == [] and [str(ref) for ref in Registry(tmp_path).list()] == ["a@1"]
     Registry(tmp_path).put("a", drawn(FIRST))
-    assert [path.name for path in (tmp_path / ".tmp").iterdir()] == ["2-young"]
+    assert {*(tmp_path / ".tmp").iterdir()} == {young, others}
 
 
 def test_reading_makes_no_folder(tmp_path):

@@ -16,7 +16,12 @@ from typing import Any
 LIMIT_S = 4.0
 MAX_MEMORY_BYTES = 512 << 20
 # Small models else fill the context with spaces between two fields.
-COMPACT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+COMPACT: Any = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "coerce_one_of": True,  # as anyOf where its branches cannot be distinguished
+}
 NICE = 5
 
 

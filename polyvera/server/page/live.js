@@ -50,7 +50,9 @@ async function ask() {
   if (!document.hidden && !isPaused) timer = setTimeout(ask, EVERY_MS);
 }
 
-function show(live) {
+function show(seen) {
+  const hidden = Array(seen.hidden_running).fill({ adapter: null, num_tokens: 0 });
+  const live = { ...seen, running: [...seen.running, ...hidden] };
   const running = live.running.map((one) => one.adapter);
   number(running);
   say(byId("live-status"), summary(live, new Set(running)));

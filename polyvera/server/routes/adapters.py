@@ -13,9 +13,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse, Response
 
 from polyvera.adapter.adapter import Adapter
-from polyvera.adapter.fingerprint import check_fingerprint
+from polyvera.adapter.fingerprint import agrees
 from polyvera.engine.openmp import guest
-from polyvera.errors import ForbiddenError, NotFoundError, PolyveraError, ReferenceNameError
+from polyvera.errors import ForbiddenError, LayoutError, NotFoundError, PolyveraError, ReferenceNameError
 from polyvera.server.api_keys import Caller
 from polyvera.server.context import ServerContext, caller_of
 from polyvera.server.requests import AliasBody, LoadBody, UnloadBody
@@ -104,6 +104,7 @@ def _publisher(context: ServerContext, caller: Caller, name: str) -> Registry:
         raise ForbiddenError(f"this API key may not publish {name!r}")
     if context.catalog.registry is None:
         raise ForbiddenError("this server has no store: start it with --store")
+    context.catalog.check_store()
     return context.catalog.registry
 
 
@@ -117,7 +118,8 @@ def _published(
 def _put(
     context: ServerContext, registry: Registry, name: str, adapter: Adapter, alias: str | None, base: str
 ) -> AdapterRef:
-    check_fingerprint(adapter.base, base)
+    if not agrees(adapter.base, base):
+        raise LayoutError("this is an adapter of another base model: this server cannot serve it, and does not take it")
     ref = registry.put(name, adapter, alias=alias)
     context.catalog.open(name)
     return ref

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 
-from polyvera.errors import AccessError
+from polyvera.errors import AccessError, NotFoundError
 from polyvera.server.api_keys import Caller
 from polyvera.server.context import ServerContext, caller_of
 from polyvera.store.reference import AdapterRef
@@ -33,7 +33,9 @@ def routes(context: ServerContext) -> APIRouter:
 
 def _all(context: ServerContext, caller: Caller) -> list[dict[str, Any]]:
     base = [_base(context)] if caller.base else []
-    return base + [_adapter(context, ref, ref.name) for ref in context.catalog.names(caller)]
+    catalog = context.catalog
+    served = (ref for ref in catalog.names(caller) if catalog.is_servable(ref) and catalog.facts(ref) is not None)
+    return base + [_adapter(context, ref, ref.name) for ref in served]
 
 
 def _one(context: ServerContext, caller: Caller, model: str) -> dict[str, Any]:
@@ -41,6 +43,8 @@ def _one(context: ServerContext, caller: Caller, model: str) -> dict[str, Any]:
         ref = context.catalog.resolve(caller, model)
     except AccessError:
         return _base(context)  # every adapter's parent: no secret
+    if ref is not None and not context.catalog.is_servable(ref):
+        raise NotFoundError(f"The model {model[:200]!r} cannot be served: {ref} is an adapter of another base model.")
     return _base(context) if ref is None else _adapter(context, ref, model)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.metadata import version
 from typing import Any
 
@@ -9,6 +10,8 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from polyvera.engine.stats import RunningRequest
+from polyvera.errors import PolyveraError
 from polyvera.model.prompt import bare_ids, chat_ids, ids_text, passage, prompt_ids
 from polyvera.server.api_keys import Caller
 from polyvera.server.catalog import BASE
@@ -16,6 +19,8 @@ from polyvera.server.context import ServerContext, caller_of
 from polyvera.server.prompt_tokens import check_chars, check_messages, check_tokens
 from polyvera.server.requests import DetokenizeBody, TokenizeBody, messages_of
 
+READY = "\0ready"  # the line of its checks, no tenant's
+log = logging.getLogger(__name__)
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -87,11 +92,23 @@ def _add_health(router: APIRouter, context: ServerContext) -> None:
     async def ready() -> Response:
         if context.state.is_draining:
             return JSONResponse({"status": "stopping"}, 503)
+        try:
+            await context.pool.run(READY, _check_files, context)
+        except PolyveraError as error:
+            log.error("not ready: %s", error)
+            return JSONResponse({"status": "keys or store unavailable"}, 503)
         return _health(context, "ready")
 
     @router.get("/version")
     async def own_version() -> dict[str, str]:
         return {"version": version("polyvera")}
+
+
+def _check_files(context: ServerContext) -> None:
+    """Raises PolyveraError where the store or the keys cannot be read."""
+    context.catalog.check_store()
+    if context.keys is not None:
+        context.keys.keys()
 
 
 def _health(context: ServerContext, word: str) -> Response:
@@ -108,7 +125,10 @@ def _live(context: ServerContext, caller: Caller) -> dict[str, Any]:
         "max_rows": limits.max_rows,
         "num_slots": stats.num_slots,
         "waiting": stats.waiting,
-        "running": [{"adapter": _seen(caller, r.adapter), "num_tokens": r.num_tokens} for r in stats.running],
+        "running": [
+            {"adapter": r.adapter or BASE, "num_tokens": r.num_tokens} for r in stats.running if _is_own(caller, r)
+        ],
+        "hidden_running": sum(not _is_own(caller, r) for r in stats.running),
         "resident": [
             {"adapter": one.adapter, "bytes": one.num_bytes, "users": one.num_users, "is_pinned": one.is_pinned}
             for one in seen
@@ -118,7 +138,6 @@ def _live(context: ServerContext, caller: Caller) -> dict[str, Any]:
     return told | ({"totals": dict(stats.totals)} if caller.admin else {})
 
 
-def _seen(caller: Caller, adapter: str) -> str | None:
-    if not adapter:
-        return BASE
-    return adapter if caller.sees(adapter.partition("@")[0]) else None
+def _is_own(caller: Caller, row: RunningRequest) -> bool:
+    """Whether a caller may watch a row: its own tenant's, or any for an operator's key."""
+    return row.tenant == caller.tenant or "*" in caller.adapters

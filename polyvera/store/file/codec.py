@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from math import isfinite
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.basis import Basis, given_basis
 from polyvera.adapter.layout import Layout, Stack
 from polyvera.adapter.spec import GIVEN
-from polyvera.errors import FormatError
+from polyvera.errors import FormatError, PolyveraError
 from polyvera.store.file.header import (
     FORMAT,
     NO_CHECKSUM,
@@ -36,7 +37,7 @@ from polyvera.store.file.header import (
     second_line,
 )
 from polyvera.store.file.stored_dtype import SCALE, error_made, stored_dtype_named
-from polyvera.store.file.tensor_index import BASIS_A, BASIS_B, TensorIndex, check_directory, index_of
+from polyvera.store.file.tensor_index import BASIS_A, BASIS_B, TensorIndex, check_directory, index_of, index_within
 
 KEY = "polyvera"
 METADATA = "__metadata__"
@@ -92,7 +93,10 @@ def decode(data: Buffer, digest: str = "") -> Adapter:
     _check_finite(index.layout, flat, AGAIN)
     given = _basis(index, section)
     known = (own.base, own.scores, own.created, own.model, tuple(own.labels))
-    return Adapter(index.spec, index.layout, flat, index.basis_sha256, given, *known)
+    try:
+        return Adapter(index.spec, index.layout, flat, index.basis_sha256, given, *known)
+    except PolyveraError as error:  # parts that are each right, and do not belong together
+        raise FormatError(f"its header describes no adapter that can be: {error}") from error
 
 
 def read_header(data: Buffer, digest: str = "") -> Header:
@@ -109,7 +113,7 @@ def check_parts(text: bytes, section: memoryview, digest: str = "") -> Header:
     """read_header() of a file in two parts: the text of its header, and its data section. Raises FormatError."""
     around, line = _parted(text)
     if FIRST not in around[0]:
-        _index_around(*around)  # a newer format is refused before its second line is read
+        _indexes.of(*around, len(section))  # a newer format is refused before its second line is read
     own = read_own(line)
     blank = _blanked(text, "checksum", own.checksum)
     _check_sum("checksum", own.checksum, _sum(xxhash.xxh3_128, blank, section))
@@ -119,10 +123,14 @@ def check_parts(text: bytes, section: memoryview, digest: str = "") -> Header:
         )
     if digest:
         _check_sum("digest", own.digest, _sum(hashlib.sha256, _blanked(blank, "digest", own.digest), section))
-    index = _index_around(*around)
-    if len(section) != index.data_bytes:
-        raise FormatError(f"it has {len(section)} bytes of data, its header describes {index.data_bytes}")
+    index = _indexes.of(*around, len(section))
     return Header(index, own, LENGTH_BYTES + len(text))
+
+
+def check_promise(head: Buffer, num_bytes: int) -> None:
+    """Raises FormatError unless the first bytes of a file are a header that promises its num_bytes."""
+    text = header_text(memoryview(head), num_bytes)
+    _indexes.of(*_parted(text)[0], num_bytes - LENGTH_BYTES - len(text))
 
 
 def check_digest(data: Buffer) -> None:
@@ -220,15 +228,47 @@ def _parted(text: bytes) -> tuple[tuple[bytes, bytes], str]:
     return (before + between, quote[1:] + after.rstrip(b" ")), str(line)
 
 
-@lru_cache(maxsize=256)
-def _index_around(before: bytes, after: bytes) -> TensorIndex:
-    """The index of all files whose headers differ only in their second lines."""
+class IndexCache:
+    """The indexes of files that passed: headers that differ only in their second lines have one. Any number of threads.
+
+    Bounded by the layers that they name, which is what they take memory for.
+    """
+
+    def __init__(self, max_sites: int) -> None:
+        self._max_sites, self._num_sites = max_sites, 0
+        self._found: OrderedDict[tuple[bytes, bytes, int], TensorIndex] = OrderedDict()
+        self._lock = Lock()
+
+    def of(self, before: bytes, after: bytes, data_bytes: int) -> TensorIndex:
+        """The index of what is around a second line, of a file with so many bytes of data. Raises FormatError."""
+        key = before, after, data_bytes
+        with self._lock:
+            found = self._found.get(key)
+        return found or self._kept(key, _index_around(*key))
+
+    def _kept(self, key: tuple[bytes, bytes, int], index: TensorIndex) -> TensorIndex:
+        with self._lock:
+            if key in self._found:
+                return self._found[key]
+            self._found[key] = index
+            self._num_sites += len(index.layout.sites)
+            while self._num_sites > self._max_sites and len(self._found) > 1:
+                self._num_sites -= len(self._found.popitem(last=False)[1].layout.sites)
+        return index
+
+
+_indexes = IndexCache(max_sites=200_000)
+
+
+def _index_around(before: bytes, after: bytes, data_bytes: int) -> TensorIndex:
     tree = parsed(before + NO_LINE + after, "its header")
     common_line, own_line = _lines(tree)
     if own_line.encode() != NO_LINE:
         raise FormatError(f"its metadata is not the two lines of an adapter file: it is damaged; {AGAIN}")
-    index = index_of(common_line)
+    index = index_within(common_line, data_bytes)
     check_directory(tree, index)
+    if index.data_bytes != data_bytes:
+        raise FormatError(f"it has {data_bytes} bytes of data, its header describes {index.data_bytes}")
     return index
 
 

@@ -10,7 +10,16 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.spec import GIVEN, AdapterSpec, BasisKey
@@ -19,6 +28,7 @@ from polyvera.store.file.layer_pattern import Pattern, Width, fold, to_json
 from polyvera.strict_json import loads
 
 FORMAT = 1
+MAX_BASIS_NUMBERS = 2**28  # 1 GiB, which is drawn at load
 NO_DIGEST, NO_CHECKSUM = "0" * 64, "0" * 32
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -40,6 +50,12 @@ class BasisRecord(BaseModel):
     out_max: Width
     dtype: str = "float32"
     sha256: Sha256 | None = None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> BasisRecord:
+        if self.rank * (self.in_max + self.out_max) > MAX_BASIS_NUMBERS:
+            raise ValueError(f"a basis has at most {MAX_BASIS_NUMBERS} numbers")
+        return self
 
     @property
     def key(self) -> BasisKey:
@@ -63,13 +79,15 @@ class CommonHeader(BaseModel):
     @property
     def adapter_spec(self) -> AdapterSpec:
         """The spec, every value of its own type. Raises FormatError."""
+        if "method" not in self.spec:
+            raise FormatError("its spec has no 'method', which every adapter file has")
         try:
             spec = AdapterSpec.from_dict(self.spec)
             _SPEC.validate_json(json.dumps(asdict(spec)), strict=True)
         except ValidationError as error:
             raise FormatError(f"its spec has {_first_problem(error, {})}") from error
         except (PolyveraError, TypeError, AttributeError) as error:
-            raise FormatError(f"its spec cannot be: {error}") from error
+            raise FormatError(f"its spec is invalid: {error}") from error
         return spec
 
 

@@ -61,6 +61,12 @@ def unfold(patterns: Sequence[Pattern]) -> Widths:
     return found
 
 
+def num_layers(pattern: Pattern) -> int:
+    """How many layers a record stands for, without naming them."""
+    runs = (run.partition("-") for run in (pattern.layers or "0").split(","))
+    return sum(max(0, int(last or first) - int(first) + 1) for first, _, last in runs)
+
+
 def _named(patterns: Sequence[Pattern]) -> Iterator[tuple[str, Pattern]]:
     for block, records in groupby(patterns, key=lambda p: p.block):
         block_records = list(records)

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from polyvera.adapter.layout import Layout, Shape, layout_of
+from polyvera.adapter.method import factor_shape
 from polyvera.adapter.spec import GIVEN, AdapterSpec, BasisKey
 from polyvera.errors import FormatError, PolyveraError
 from polyvera.store.file.header import CommonHeader, read_common
-from polyvera.store.file.layer_pattern import unfold
+from polyvera.store.file.layer_pattern import MAX_SITES, num_layers, unfold
 from polyvera.store.file.stored_dtype import CODES, SCALE, StoredDtype, stored_dtype_named
 
 BASIS_A, BASIS_B = "basis.A", "basis.B"
@@ -72,14 +73,45 @@ class TensorIndex:
 
 @lru_cache(maxsize=256)
 def index_of(line: str) -> TensorIndex:
-    """The index of a first line, the same object for the same text. Raises FormatError."""
+    """The index of a first line that was written here, the same object for the same text. Raises FormatError."""
     common = read_common(line)
-    spec, stored = common.adapter_spec, stored_dtype_named(common.dtype)
+    return _index(common, common.adapter_spec)
+
+
+def index_within(line: str, data_bytes: int) -> TensorIndex:
+    """The index of a first line of a file with so many bytes of data, compared before anything is made of it.
+
+    Raises FormatError.
+    """
+    common = read_common(line)
+    spec = common.adapter_spec
+    least = _least_bytes(common, spec)
+    if least > data_bytes:
+        raise FormatError(f"its layers need at least {least} bytes of data, it has {data_bytes}")
+    return _index(common, spec)
+
+
+def _least_bytes(common: CommonHeader, spec: AdapterSpec) -> int:
+    """What the layers take at one byte a number; layers whose rank is named apart are left out. Raises FormatError."""
+    counts = [num_layers(pattern) for pattern in common.sites]
+    if sum(counts) > MAX_SITES:
+        raise FormatError(f"its header names more than {MAX_SITES} layers")
+    rank = spec.rank or spec.row.rank
+    sizes = [
+        sum(prod(factor_shape(letter, rank, p.in_features, p.out_features)) for letter in spec.row.trained)
+        for p in common.sites
+    ]
+    named = len(spec.rank_pattern) * max(sizes)
+    return sum(count * size for count, size in zip(counts, sizes, strict=True)) - named
+
+
+def _index(common: CommonHeader, spec: AdapterSpec) -> TensorIndex:
+    stored = stored_dtype_named(common.dtype)
     widths = unfold(common.sites)
     try:
         layout = layout_of(spec, widths, {k: tuple(shape) for k, shape in common.head.items()})
     except PolyveraError as error:
-        raise FormatError(f"its header describes no adapter that can be: {error}") from error
+        raise FormatError(f"its header describes an impossible adapter: {error}") from error
     layout = replace(layout, basis=_basis_key(common, layout.basis))
     sha256 = (common.basis.sha256 or "") if common.basis else ""
     return TensorIndex(spec, layout, stored, sha256, _placed(layout, stored))
@@ -89,13 +121,14 @@ def _basis_key(common: CommonHeader, least: BasisKey | None) -> BasisKey | None:
     """The key that the header names, where it is as wide as the layers need."""
     if common.basis is None or least is None:
         if common.basis is not None or least is not None:
-            raise FormatError(f"its header gives method {common.spec['method']!r} with the basis {common.basis}")
+            method = common.spec.get("method")
+            raise FormatError(f"its header gives method {method!r} with the basis {common.basis}")
         return None
     key = common.basis.key
     if key.rank != least.rank or key.in_max < least.in_max or key.out_max < least.out_max:
         raise FormatError(f"its header names the basis {key}, but its layers need {least}")
     if key.init == GIVEN and not key.sha256:
-        raise FormatError("its header names a basis that no recipe draws, without the sha256 that tells it apart")
+        raise FormatError("its header names a basis that no key draws, without the sha256 that identifies it")
     return key
 
 

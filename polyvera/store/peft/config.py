@@ -194,7 +194,7 @@ def read_config(path: Path) -> PeftConfig:
     try:
         text = read_regular(path, CONFIG_BYTES, follows_links=True)
     except FormatError as error:
-        raise FormatError(f"{path.name}: {error}; no real config is so") from None
+        raise FormatError(f"{path.name}: {error}; this is not a PEFT config") from None
     try:
         given = json.loads(text.decode())
     except (ValueError, RecursionError) as error:

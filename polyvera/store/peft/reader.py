@@ -175,7 +175,7 @@ def _with_basis(
     spec, config, shares = _spec(peft), peft.config, peft.config.row.shares_basis
     if dtype is not None and (stored or not shares):
         why = "the folder holds the basis itself" if stored else "this adapter has no shared basis"
-        raise SpecError(f"basis_dtype={dtype} decides nothing, for {why}; leave it out")
+        raise SpecError(f"basis_dtype={dtype} has no effect, for {why}; leave it out")
     if not shares:
         return spec, None
     if stored is not None:

@@ -179,7 +179,7 @@ def _check_redraw(adapter: Adapter, save_projection: bool, dtype: str | None) ->
     assert key is not None
     if save_projection:
         if dtype is not None:
-            raise SpecError("base_dtype decides nothing where the basis is saved: leave it out")
+            raise SpecError("base_dtype has no effect where the basis is saved: leave it out")
         return
     if key.init != PEFT_INIT or (key.in_max, key.out_max) != _own_widths(adapter) or (dtype or key.dtype) != key.dtype:
         raise BasisError(

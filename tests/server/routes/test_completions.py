@@ -121,3 +121,16 @@ def test_an_unknown_model_is_not_found(at: Served, model: str) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         at.openai().completions.create(model=model, prompt="x")
     assert caught.value.code == "model_not_found" and caught.value.param == "model"
+
+
+def test_a_strict_object_has_no_other_keys_and_one_of_is_taken(at: Served) -> None:
+    def form(schema: dict[str, object], *, strict: bool = True) -> dict[str, object]:
+        return {"type": "json_schema", "json_schema": {"name": "x", "strict": strict, "schema": schema}}
+
+    comma = at.engine.tokenizer(",").input_ids[-1]
+    one = {"type": "object", "properties": {"v": {"enum": ["a"]}}, "required": ["v"]}
+    body = {"model": "base", "messages": HELLO, "temperature": 0, "max_tokens": 40, "logit_bias": {str(comma): 100}}
+    answer = at.http().post("/v1/chat/completions", json={**body, "response_format": form(one)})
+    assert answer.json()["choices"][0]["message"]["content"] == '{"v": "a"}'
+    either = form({"oneOf": [{"type": "integer"}, {"type": "number"}]})
+    assert at.http().post("/v1/chat/completions", json={**body, "response_format": either}).status_code == 200

@@ -12,7 +12,7 @@ from forged_files import forged
 from polyvera.adapter.inject import add_bank, extract, inject
 from polyvera.adapter.method import METHODS
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.errors import FormatError, StoreError
+from polyvera.errors import FormatError
 from polyvera.store.file.codec import Header, decode, encode
 from polyvera.store.file.read_into import fill
 from polyvera.store.reference import AdapterRef
@@ -105,5 +105,5 @@ def test_a_folder_in_a_files_place_is_told_as_the_long_way_tells_it(tmp_path, sm
     adapter = extract(source, source.first)
     (tmp_path / "adapters/a/1.safetensors").mkdir(parents=True)
     bank = add_bank(small_llama, adapter.layout, 1, adapter.basis())
-    with pytest.raises(StoreError, match="cannot read"):
+    with pytest.raises(FormatError, match="a folder, not a regular file"):
         registry.load_into(bank, [AdapterRef("a", 1, "", 0)])

@@ -114,7 +114,7 @@ def test_a_basis_that_peft_would_not_draw_is_not_left_out(spec, options, small_l
     [
         ("lora", {"save_projection": False}, "holds none"),
         ("vera", {"as_lora": True, "save_projection": False}, "holds none"),
-        ("vera", {"base_dtype": "bfloat16"}, "base_dtype decides nothing"),
+        ("vera", {"base_dtype": "bfloat16"}, "base_dtype has no effect"),
         ("lora", {"task_type": "SEQ_CLS"}, "no head; use FEATURE_EXTRACTION"),
         ("lora", {"task_type": "QUESTION_ANS"}, "qa_outputs"),
     ],

@@ -1,0 +1,19 @@
+"""Folders and names are made once, and never over something."""
+
+from pathlib import Path
+
+from polyvera.store.durable import link, make_folder, sync_folder
+
+
+def test_a_folder_is_made_with_all_above_it(tmp_path: Path) -> None:
+    make_folder(tmp_path / "a/b/c")
+    make_folder(tmp_path / "a/b/c")
+    sync_folder(tmp_path / "a/b")
+    assert (tmp_path / "a/b/c").is_dir()
+
+
+def test_a_name_that_is_taken_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "new").write_text("new")
+    (tmp_path / "old").write_text("old")
+    assert link(tmp_path / "new", tmp_path / "free") and not link(tmp_path / "new", tmp_path / "old")
+    assert (tmp_path / "free").read_text() == "new" and (tmp_path / "old").read_text() == "old"
