@@ -13,8 +13,8 @@ from functools import cached_property
 from math import prod
 
 from polyvera.adapter.method import Method, Scale, factor_shape
-from polyvera.adapter.spec import GIVEN, AdapterSpec, BasisKey
-from polyvera.errors import LayoutError
+from polyvera.adapter.spec import GIVEN, AdapterSpec, BasisKey, is_named
+from polyvera.errors import LayoutError, did_you_mean
 
 Shape = tuple[int, ...]
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)")
@@ -217,8 +217,11 @@ def layout_of(
         for n, (i, o) in shapes.items()
     )
     for name, _ in (*spec.rank_pattern, *spec.alpha_pattern):
-        if name not in shapes:
-            raise LayoutError(f"rank_pattern or alpha_pattern names {name!r}, which is not among the adapted layers")
+        if not any(is_named(site, name) for site in shapes):
+            raise LayoutError(
+                f"rank_pattern or alpha_pattern names {name!r}, which is not among the adapted layers"
+                f"{did_you_mean(name, shapes)}"
+            )
     basis = basis_key(spec, shapes) if spec.row.shares_basis else None
     return Layout(spec.row, sites, basis, spec.seed, tuple(sorted((head or {}).items())))
 

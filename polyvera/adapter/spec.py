@@ -45,7 +45,7 @@ class AdapterSpec:
     rank, alpha, scaling: None takes the method's own; alpha is the numerator of the scaling rule and starts as rank.
     magnitude: adds a trained row norm m to any row of the table.
     init, seed, in_max, out_max, basis_dtype: the frozen pair; None takes the widest target.
-    rank_pattern, alpha_pattern: (layer name, value) pairs that differ from rank and alpha.
+    rank_pattern, alpha_pattern: (layer name or its ending, value) pairs that differ from rank and alpha.
     head: modules trained whole and stored with the adapter. Raises SpecError for what cannot be.
     """
 
@@ -120,13 +120,13 @@ class AdapterSpec:
 
     def rank_of(self, site: str) -> int:
         """The rank of one layer."""
-        return int(dict(self.rank_pattern).get(site, self.rank or self.row.rank))
+        return int(value_of(self.rank_pattern, site, self.rank or self.row.rank))
 
     def scale_of(self, site: str) -> Scale:
         """(factor, divisor) of the delta of one layer."""
         rank = self.rank or self.row.rank
         by_rule = SCALINGS[self.scaling or self.row.scaling]
-        alpha = dict(self.alpha_pattern).get(site, self.alpha if self.alpha is not None else rank)
+        alpha = value_of(self.alpha_pattern, site, self.alpha if self.alpha is not None else rank)
         divides_by = rank if self.row.scaling == "alpha,r" else self.rank_of(site)
         return by_rule(float(alpha), divides_by)
 
@@ -145,6 +145,17 @@ class AdapterSpec:
             k: tuple(v.items()) if k.endswith("_pattern") and isinstance(v, dict) else v for k, v in given.items()
         }
         return cls(**values)
+
+
+def is_named(site: str, ending: str) -> bool:
+    """Whether a layer's name is that, or ends in it after a dot."""
+    return site == ending or site.endswith(f".{ending}")
+
+
+def value_of(pattern: Pattern, site: str, default: float) -> float:
+    """What a pattern says of a layer by its name or the longest ending of it, else the default."""
+    found = [(len(ending), value) for ending, value in pattern if is_named(site, ending)]
+    return max(found)[1] if found else default
 
 
 _DEFAULTS = {f.name: f.default for f in fields(AdapterSpec)}

@@ -107,7 +107,8 @@ def _fully(model: nn.Module, layers: dict[str, nn.Module], expression: str) -> s
     expressions = Expressions(TargetError)
     found = {n for n in layers if expressions.fullmatch("targets", expression, n)}
     if not found:
-        raise TargetError(f"targets={expression!r} fully matches none of {_counted(model, layers)}")
+        several = "; give several layers as a list, --targets A --targets B" if "," in expression else ""
+        raise TargetError(f"targets={expression!r} fully matches none of {_counted(model, layers)}{several}")
     return found
 
 

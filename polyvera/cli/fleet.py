@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +17,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from polyvera.cli import tables
 from polyvera.cli.session import Rows, base_name, task_of
 from polyvera.cli.training import print_cost
-from polyvera.errors import RecipeError
+from polyvera.errors import RecipeError, message_of
 from polyvera.plan import bytes_text
 from polyvera.train.memory import peak_bytes
 from polyvera.train.recipe import Recipe
 
 if TYPE_CHECKING:
+    from polyvera.adapter.adapter import Adapter
+    from polyvera.data.tables import Table
     from polyvera.evaluate.fleet_scores import TenantScores
+    from polyvera.model.load import Base
     from polyvera.train.fleet.fleet import Fleet
     from polyvera.train.fleet.one_process import FleetResult
     from polyvera.train.tenants import Tenant
@@ -65,11 +69,34 @@ def _trained(recipe: Recipe, everyone: Sequence[Tenant], resume: bool) -> FleetR
         )
 
 
+@dataclass
+class FleetScores:
+    """The scores of each tenant that has some, and why each other has none, by name."""
+
+    found: list[TenantScores] = field(default_factory=list)
+    problems: dict[str, str] = field(default_factory=dict)
+
+    def skip(self, name: str, error: Exception) -> None:
+        """Keeps why a tenant is not scored."""
+        self.problems[name] = message_of(error)
+
+    def report(self, output: Path | None, *, as_json: bool, out: Console) -> None:
+        """The scores as JSON, or as a table with its files. Raises typer.Exit(INCOMPLETE) where a tenant has none."""
+        if as_json:
+            scores: dict[str, Any] = {one.name: {"own": dict(one.scores), "base": dict(one.base)} for one in self.found}
+            print(json.dumps(scores | {name: {"problem": why} for name, why in self.problems.items()}, indent=2))
+        elif self.found:
+            show(self.found, output, out)
+        for name, why in self.problems.items():
+            tables.console(error=True).print(f"[bold]{escape(name)}[/] skipped: {escape(why)}")
+        if self.problems:
+            raise typer.Exit(INCOMPLETE)
+
+
 def score(
     names: Sequence[str], rows: Rows, *, store: str, model: str | None, adapter_column: str | None
-) -> list[TenantScores]:
+) -> FleetScores:
     """The scores of each tenant's adapter on its own rows, beside the base model and the majority answer."""
-    from polyvera.evaluate.fleet_scores import fleet_scores
     from polyvera.model.load import load_base, place
     from polyvera.store.registry import Registry
     from polyvera.train.tenants import sources
@@ -81,31 +108,33 @@ def score(
     prefix = f"{names[0]}/" if names else ""
     asked = Recipe(model=model or "", data=rows.source, columns=dict(rows.columns), chat=rows.chat)
     registry = Registry(store)
-    found = {name: rows.cut(one.read(asked)) for name, one in sources(rows.source, adapter_column).items()}
-    adapters = {name: registry.get(prefix + name) for name in found}
-    several = list(adapters.values())
-    base = place(load_base(base_name(several, model), **task_of(several[:1])))
-    return _shown(fleet_scores(base, adapters, found, batch_size=rows.batch_size), len(found))
+    found: dict[str, Table] = {}
+    adapters: dict[str, Adapter] = {}
+    scored = FleetScores()
+    for name, one in sources(rows.source, adapter_column).items():
+        try:
+            found[name], adapters[name] = rows.cut(one.read(asked)), registry.get(prefix + name)
+        except Exception as error:  # one tenant's rows or adapter end no other's scoring
+            scored.skip(name, error)
+    if adapters:
+        several = list(adapters.values())
+        base = place(load_base(base_name(several, model), **task_of(several[:1])))
+        _shown(base, adapters, found, scored, batch_size=rows.batch_size)
+    return scored
 
 
-def print_scores(scored: Sequence[TenantScores], output: Path | None, *, as_json: bool, out: Console) -> None:
-    """The scores as JSON, or as a table with its files."""
-    if as_json:
-        print(json.dumps({one.name: {"own": dict(one.scores), "base": dict(one.base)} for one in scored}, indent=2))
-    else:
-        show(scored, output, out)
+def _shown(
+    base: Base, adapters: Mapping[str, Adapter], found: Mapping[str, Table], scored: FleetScores, **choices: int
+) -> None:
+    """Scores them all, with a bar that moves on, or a line for each where the output is no terminal."""
+    from polyvera.evaluate.fleet_scores import fleet_scores
 
-
-def _shown(found: Iterable[TenantScores], total: int) -> list[TenantScores]:
-    """All of them, with a bar that moves on, or a line for each where the output is no terminal."""
-    several = []
-    with _progress(total) as shown:
+    with _progress(len(found)) as shown:
         tell = _counting(shown)
-        for one in found:
-            several.append(one)
+        for one in fleet_scores(base, adapters, found, skip=scored.skip, **choices):
+            scored.found.append(one)
             tell(one)
-            shown.update(shown.task_ids[0], completed=len(several))
-    return several
+            shown.update(shown.task_ids[0], completed=len(scored.found))
 
 
 def _counting(shown: Progress) -> Callable[[TenantScores], None]:

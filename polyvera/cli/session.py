@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polyvera.errors import RecipeError
+from polyvera.errors import FingerprintError, RecipeError
 from polyvera.plan import bytes_text
 
 if TYPE_CHECKING:
@@ -55,7 +55,10 @@ class Session:
         registry = Registry(store)
         adapters = [registry.get(name) for name in names]
         base = place(load_base(base_name(adapters, model), **task_of(adapters), dtype=dtype))
-        slots = load(base.model, adapters, check_base=not any_base) if adapters else []
+        try:
+            slots = load(base.model, adapters, check_base=not any_base) if adapters else []
+        except FingerprintError as error:  # in the words of the command line
+            raise FingerprintError(str(error).replace("pass check_base=False", "give --any-base")) from error
         return cls(base, tuple(names), tuple(slots))
 
     def evaluate(self, rows: Rows) -> dict[str, dict[str, float]]:

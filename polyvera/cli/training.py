@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -15,6 +15,7 @@ from polyvera.train.recipe import Recipe
 
 if TYPE_CHECKING:
     from polyvera.train.tenants import Tenant
+    from polyvera.train.trainer import TrainResult
 
 
 def run(recipe: Recipe, *, resume: bool, dry_run: bool, out: Console) -> None:
@@ -32,15 +33,23 @@ def run(recipe: Recipe, *, resume: bool, dry_run: bool, out: Console) -> None:
         f"{result.num_trained:,} of {result.num_params:,} parameters trained in {result.num_steps:,} steps, "
         f"{result.seconds:.0f} s, peak memory {bytes_text(peak_bytes())}"
     )
-    if result.rows.shortened:
-        out.print(
-            f"{len(result.rows.shortened)} prompts were shortened from the left to fit {recipe.max_length or 512}"
-        )
+    for line in _left_out(result):
+        out.print(line)
     for what, path in result.paths.items():
         out.print(f"{what}: {path}")
     if result.ref is not None:
         ref = result.ref
         out.print(f"published {ref} in {recipe.store}: {ref.num_bytes:,} bytes, sha256 {ref.digest[:12]}")
+
+
+def _left_out(result: TrainResult) -> Iterator[str]:
+    """What of the rows was not trained on, a line each."""
+    for what, rows in (("", result.rows), (" of validation", result.held_out)):
+        if rows is not None and rows.skipped:
+            yield f"{len(rows.skipped)} rows{what} were left out: their answers are over {rows.max_length} tokens"
+        if rows is not None and rows.shortened:
+            cut = "texts{} were cut at the end" if result.labels else "prompts{} were shortened from the left"
+            yield f"{len(rows.shortened)} {cut.format(what)} to fit {rows.max_length} tokens"
 
 
 def print_cost(recipe: Recipe, out: Console, everyone: Sequence[Tenant] = ()) -> None:

@@ -143,10 +143,10 @@ def evaluate(
     """Score adapters and the bare base model on the same rows, or a whole fleet on its tenants' rows, side by side."""
     rows = Rows(data or test or (None if fleet else training), columns, chat, limit, batch_size)
     if fleet:
-        from polyvera.cli.fleet import print_scores, score
+        from polyvera.cli.fleet import score
 
         scored = score(names or [], rows, store=store, model=model, adapter_column=adapter_column)
-        print_scores(scored, output, as_json=as_json, out=tables.console())
+        scored.report(output, as_json=as_json, out=tables.console())
         return
     if output is not None:
         raise RecipeError(f"--output {output} has no effect without --fleet")

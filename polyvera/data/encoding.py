@@ -34,11 +34,12 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The token rows of one table. shortened, skipped: row numbers of the source."""
+    """The token rows of one table. shortened, skipped: row numbers of the source. max_length: what they had to fit."""
 
     rows: tuple[dict[str, Any], ...]
     shortened: tuple[int, ...] = ()
     skipped: tuple[int, ...] = ()
+    max_length: int | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -89,7 +90,7 @@ def encode(
             shortened.append(example.row)
     if refused and (too_long == "error" or not rows):
         raise DataError(_refusal(table, refused, max_length))
-    return Encoded(tuple(rows), tuple(shortened), tuple(refused))
+    return Encoded(tuple(rows), tuple(shortened), tuple(refused), max_length)
 
 
 def _encoded(table: Table, example: Example, tokenizer: Tokenizer, turns: str) -> list[Segment]:
@@ -99,6 +100,8 @@ def _encoded(table: Table, example: Example, tokenizer: Tokenizer, turns: str) -
         return [Segment(_closed(tokenizer, prompt_ids(tokenizer, example.answer)), is_target=True)]
     if isinstance(example.prompt, str):
         answer = _closed(tokenizer, bare_ids(tokenizer, example.answer))
+        if tokenizer.eos_token_id in answer[:-1]:
+            raise DataError(f"completion contains {tokenizer.eos_token!r} before its end, where the answer would end")
         return [Segment(prompt_ids(tokenizer, example.prompt), is_target=False), Segment(answer, is_target=True)]
     return _conversation(tokenizer, (*example.prompt, Message("assistant", example.answer)), turns)
 
@@ -113,14 +116,18 @@ def _check_learnable(segments: Sequence[Segment], around: Collection[int | None]
 
 def _conversation(tokenizer: Tokenizer, messages: Sequence[Message], turns: str) -> list[Segment]:
     """The text up to each target turn and the turn itself, each tokenized apart as generation would have it."""
+    _check_texts(tokenizer, messages)
     found: list[Segment] = []
     last, done = len(messages) - 1, ""
     for i, message in enumerate(messages):
         if message.role == "assistant" and (i == last or turns == "all") and i > 0:
             before = chat_text(tokenizer, messages[:i], answer_next=True)
             after = chat_text(tokenizer, messages[: i + 1], answer_next=False)
+            if after.startswith(chat_text(tokenizer, messages[:i], answer_next=False)) and not after.startswith(before):
+                raise DataError(_not_behind(before, after))
             if not (before.startswith(done) and after.startswith(before)):
-                raise DataError("the chat template changes earlier turns when later ones follow: use turns='last'")
+                advice = ": use turns='last'" if turns == "all" else ", so an answer does not follow its prompt"
+                raise DataError(f"the chat template changes earlier turns when later ones follow{advice}")
             found.append(Segment(bare_ids(tokenizer, before[len(done) :]), is_target=False))
             _check_prompt(tokenizer, found, messages[:i])
             answer, rest = _until_end(tokenizer, bare_ids(tokenizer, after[len(before) :]))
@@ -128,6 +135,33 @@ def _conversation(tokenizer: Tokenizer, messages: Sequence[Message], turns: str)
             found += [Segment(rest, is_target=False)] if i < last else []
             done = after
     return found
+
+
+def _check_texts(tokenizer: Tokenizer, messages: Sequence[Message]) -> None:
+    """Raises DataError for a text with the spelling of a special token, which would end or open a turn."""
+    special = sorted({*tokenizer.all_special_tokens, *_special(tokenizer)} - {""})
+    for number, message in enumerate(messages, 1):
+        spelled = next((token for token in special if token in message.content), None)
+        if spelled is not None:
+            raise DataError(
+                f"turn {number} contains {spelled!r}, which the tokenizer reads as a special token: write it "
+                "otherwise, or remove it"
+            )
+
+
+def _special(tokenizer: Tokenizer) -> Iterable[str]:
+    added: Any = getattr(tokenizer, "added_tokens_decoder", {})
+    return (str(token.content) for token in added.values() if token.special)
+
+
+def _not_behind(before: str, after: str) -> str:
+    """Why an answer as the template writes it does not begin where generation would begin it."""
+    same = next((i for i, (one, other) in enumerate(zip(before, after, strict=False)) if one != other), len(after))
+    word = before[max(before.rfind(" ", 0, same), before.rfind("\n", 0, same)) + 1 :]
+    return (
+        f"the chat template's generation prompt ends in {word.strip()!r}, and the template writes the answer "
+        "without it: begin the answer with that text if the template keeps it, or change the template"
+    )
 
 
 def _check_prompt(tokenizer: Tokenizer, segments: Sequence[Segment], messages: Sequence[Message]) -> None:

@@ -19,6 +19,9 @@ Row = Mapping[str, Any]
 NumberedRow = tuple[int, Row]
 HUB = re.compile(r"(?P<name>[^:@]+)(:(?P<config>[^@]+))?(@(?P<split>.+))?")
 
+SPLIT = "train"
+SAVED = ("state.json", "dataset_dict.json")  # written by save_to_disk(), whose folders load_dataset() does not read
+
 
 def read_rows(name: str) -> Iterator[NumberedRow]:
     """(number from 1, row) of a .jsonl, .csv or .parquet file, of a folder, or of `hub/id:config@split`, unchecked.
@@ -174,13 +177,29 @@ def _parquet_rows(path: Path) -> Iterator[NumberedRow]:
 def _hub_rows(name: str) -> Iterator[NumberedRow]:
     import datasets
 
+    folder = Path(name).expanduser()
+    if any((folder / file).is_file() for file in SAVED):
+        yield from enumerate(_split(name, datasets.load_from_disk(str(folder))), 1)
+        return
+
     found = HUB.fullmatch(name)
     asked = found.groupdict() if found else {"name": name, "config": None, "split": None}
     try:
-        rows = datasets.load_dataset(asked["name"], asked["config"], split=asked["split"] or "train")
+        rows = datasets.load_dataset(asked["name"], asked["config"], split=asked["split"] or SPLIT)
     except Exception as error:  # the hub's client raises errors of many libraries
         raise DataError(f"{name} could not be loaded as a data set: {type(error).__name__}: {error}") from error
     yield from enumerate(rows, 1)
+
+
+def _split(name: str, found: Any) -> Any:
+    """The rows of what save_to_disk() wrote, those to train on where it has several splits."""
+    if not isinstance(found, Mapping):
+        return found
+    if SPLIT not in found:
+        raise DataError(
+            f"{name} has the splits {', '.join(found)}, none of which is {SPLIT!r}: name one of its folders"
+        )
+    return found[SPLIT]
 
 
 READERS = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}

@@ -18,6 +18,9 @@ from polyvera.model.prompt import Message, Prompt
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 SHOWN = 5
 ROLES = ("system", "user", "assistant", "tool")
+TURN_KEYS = ("role", "content")
+# Columns that say something of a conversation in the common formats.
+CHAT_COLUMNS = ("tools", "functions", "tool_choice", "function_call", "documents", "system", "chat_template_kwargs")
 TRUTHS = frozenset({"true", "false"})  # one name each, however a file writes them
 
 
@@ -224,7 +227,10 @@ def _chat(number: int, row: Row) -> Example:
     turns: Any = row.get("messages")
     if not _is_list(turns) or len(turns) == 0:
         raise DataError("messages must be a list of turns")
-    messages = tuple(_message(turn) for turn in turns)
+    for column in CHAT_COLUMNS:
+        if _says_something(row.get(column)):
+            raise DataError(f"the column {column!r} is not trained on: remove it, or write what it says into a turn")
+    messages = tuple(_message(number, turn) for number, turn in enumerate(turns, 1))
     if messages[-1].role != "assistant":
         raise DataError(f"the last turn is the {messages[-1].role}'s, so there is no answer to learn")
     if len(messages) == 1:
@@ -236,12 +242,23 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
 
 
-def _message(turn: Any) -> Message:
+def _message(number: int, turn: Any) -> Message:
     if not isinstance(turn, Mapping):
         raise DataError("a turn must be an object with role and content")
     if turn.get("role") not in ROLES:
         raise DataError(f"role={turn.get('role')!r} must be one of: {', '.join(ROLES)}")
+    other = next((key for key, value in turn.items() if key not in TURN_KEYS and _says_something(value)), None)
+    if other is not None:
+        raise DataError(
+            f"turn {number}: {other!r} is not trained on, only role and content are: remove it, or write what it says "
+            "into content"
+        )
     return Message(turn["role"], _text(turn, "content"))
+
+
+def _says_something(value: Any) -> bool:
+    """Whether a value is more than the null or the empty list that fills up a column."""
+    return value is not None and not (hasattr(value, "__len__") and len(value) == 0)
 
 
 def _labelled(number: int, row: Row) -> Example:

@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from polyvera.engine.embedding.pooling import Pooling
 from polyvera.engine.embedding.request import Classes
 from polyvera.engine.generation.request import Request
 from polyvera.engine.limits import Limits
 from polyvera.engine.stats import EngineStats
+from polyvera.model.pooling import Pooling
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 

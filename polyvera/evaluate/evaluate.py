@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from math import exp
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional as F
@@ -16,6 +16,7 @@ from polyvera.adapter.route import route
 from polyvera.data.batching import Collator
 from polyvera.data.encoding import IGNORED, Encoded, encode
 from polyvera.data.tables import Example, Table
+from polyvera.data.target_tokens import TargetTokens, target_logits
 from polyvera.errors import DataError
 from polyvera.evaluate.generate import RowSlots, generate, row_slots
 from polyvera.model.config import LABEL, are_placeholders, context_length, labels_of, pad_token, vocabulary_size
@@ -221,23 +222,26 @@ def _counts(
     model: PreTrainedModel, rows: Encoded, slots: Sequence[int], collate: Collator, batch_size: int
 ) -> list[TokenCount]:
     counts = [TokenCount(0.0, 0, 0)] * len(rows)
-    for batch, logits, labels in _forwards(model, rows, slots, collate, batch_size):
-        logits, wanted = logits[:, :-1].float(), labels[:, 1:]
-        losses = F.cross_entropy(logits.transpose(1, 2), wanted, ignore_index=IGNORED, reduction="none").sum(1)
-        right = ((logits.argmax(-1) == wanted) & (wanted != IGNORED)).sum(1)
-        for i, *count in zip(batch, losses.tolist(), right.tolist(), (wanted != IGNORED).sum(1).tolist(), strict=True):
+    for batch, logits, targets in _forwards(model, rows, slots, collate, batch_size):
+        losses = F.cross_entropy(logits, targets.labels, reduction="none")
+        right = logits.argmax(-1) == targets.labels
+        found = [targets.summed(v, len(batch)).tolist() for v in (losses, right.long(), torch.ones_like(targets.rows))]
+        for i, *count in zip(batch, *found, strict=True):
             counts[i] = TokenCount(*count)
     return counts
 
 
-def _forwards(model: PreTrainedModel, rows: Encoded, slots: Sequence[int], collate: Collator, batch_size: int) -> Any:
+def _forwards(
+    model: PreTrainedModel, rows: Encoded, slots: Sequence[int], collate: Collator, batch_size: int
+) -> Iterator[tuple[list[int], torch.Tensor, TargetTokens]]:
+    """(row numbers, logits of their targets, the targets) of each batch."""
     with evaluating(model):
         for batch in by_length(rows.lengths, batch_size):
-            inputs = {k: t.to(model.device) for k, t in collate([rows[i] for i in batch]).items()}
-            labels = inputs.pop("labels")
+            inputs = collate([rows[i] for i in batch])
+            targets = TargetTokens.of(inputs.pop("labels")).to(model.device)
             with route([slots[i] for i in batch]):
-                logits: torch.Tensor = model(**inputs).logits
-            yield batch, logits, labels
+                logits = target_logits(model, {k: t.to(model.device) for k, t in inputs.items()}, targets)
+            yield batch, logits, targets
 
 
 def _label_names(model: PreTrainedModel, table: Table) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from statistics import median
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.inject import eject, load
 from polyvera.data.tables import Example, Table
+from polyvera.errors import DataError
 from polyvera.evaluate.evaluate import evaluate
 from polyvera.model.config import LABEL, labels_of, set_labels
 from polyvera.model.load import Base
@@ -46,26 +47,61 @@ def fleet_scores(
     *,
     batch_size: int = 16,
     at_a_time: int = AT_A_TIME,
+    skip: Callable[[str, Exception], None] | None = None,
 ) -> Iterator[TenantScores]:
     """Answers every tenant's rows by its adapter and by the base, rows of all in the same batches.
 
     adapters, tables: by the tenant's name; one base model, bare, and bare again afterwards. Tenants with answers of
-    like length come together, so that none waits for a longer one. Raises as evaluate() and load() do.
+    like length come together, so that none waits for a longer one. skip: is called with a tenant that can't be scored
+    and the reason, and the others go on; without it that is raised, as evaluate() and load() do.
     """
     order = sorted(tables, key=lambda name: (_longest(tables[name]), name))
     for first in range(0, len(order), at_a_time):
         names = order[first : first + at_a_time]
         try:
-            slots = load(base.model, [adapters[name] for name in names])
-            with _numbered_classes(base, tables[names[0]]) as labels:
-                own = {n: labels(tables[n], adapters[n].labels) for n in names}
-                yield from _answered(base, own, slots, batch_size)
-        finally:
-            eject(base.model)
+            yield from _together(base, adapters, tables, names, batch_size)
+        except Exception:
+            if skip is None:
+                raise
+            yield from _apart(base, adapters, tables, names, batch_size, skip)
+
+
+def _together(
+    base: Base, adapters: Mapping[str, Adapter], tables: Mapping[str, Table], names: Sequence[str], batch_size: int
+) -> list[TenantScores]:
+    """The scores of these tenants, all or none."""
+    try:
+        slots = load(base.model, [adapters[name] for name in names])
+        with _numbered_classes(base, tables[names[0]]) as labels:
+            own = {n: labels(tables[n], adapters[n].labels) for n in names}
+            return list(_answered(base, own, slots, batch_size))
+    finally:
+        eject(base.model)
+
+
+def _apart(
+    base: Base,
+    adapters: Mapping[str, Adapter],
+    tables: Mapping[str, Table],
+    names: Sequence[str],
+    batch_size: int,
+    skip: Callable[[str, Exception], None],
+) -> Iterator[TenantScores]:
+    """The scores of these tenants, one after the other."""
+    for name in names:
+        try:
+            found = _together(base, adapters, tables, [name], batch_size)
+        except Exception as error:  # whatever one tenant raises ends no other's scoring
+            skip(name, error)
+        else:
+            yield from found
 
 
 def _answered(base: Base, tables: Mapping[str, Table], slots: Sequence[int], batch_size: int) -> Iterator[TenantScores]:
     first = next(iter(tables.values()))
+    other = next((table for table in tables.values() if (table.kind == LABEL) != (first.kind == LABEL)), None)
+    if other is not None:
+        raise DataError(f"{other.source} holds {other.kind} rows, and {first.source} {first.kind}")
     asked: list[Example] = []
     chosen: list[int] = []
     places: dict[str, dict[str, range]] = {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,7 +57,7 @@ def generate(
     answers: list[list[str]] = [[] for _ in rows]
     ends = end_tokens(model, tokenizer)
     answer: Any = model.generate
-    with evaluating(model):
+    with evaluating(model), _own_settings(model):
         for batch in by_length([len(row) for row in rows], batch_size):
             ids = padded([rows[i] for i in batch], settings["pad_token_id"], left=True)
             mask = padded([[1] * len(rows[i]) for i in batch], 0, left=True)
@@ -74,6 +75,19 @@ def generate(
             for j, i in enumerate(batch):
                 answers[i] = texts[j * num_return_sequences : (j + 1) * num_return_sequences]
     return [text for several in answers for text in several]
+
+
+@contextmanager
+def _own_settings(model: PreTrainedModel) -> Iterator[None]:
+    """Lets generate() obey what it is given alone, as the engine does: a generation_config.json sets no defaults."""
+    from transformers import GenerationConfig
+
+    before = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = before
 
 
 def row_slots(model: PreTrainedModel, slots: RowSlots, num_rows: int) -> list[int]:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 
 from polyvera.adapter.targets import find_head
-from polyvera.errors import RecipeError, SpecError, did_you_mean
+from polyvera.errors import RecipeError, SpecError, did_you_mean, message_of
 from polyvera.model.config import (
     AUTO_TASK,
     CLASSIFICATION,
@@ -29,6 +30,7 @@ from polyvera.model.config import (
     set_pad_token,
 )
 from polyvera.model.missing import draw_again, missing_keys, untrained_head
+from polyvera.model.pooled_classifier import pooled
 from polyvera.model.shapes import auto_class
 
 if TYPE_CHECKING:
@@ -92,15 +94,27 @@ def load_base(
         if kind == CLASSIFICATION:  # a head for other classes is re-initialised
             load = partial(load, ignore_mismatched_sizes=True, **_label_config(config, labels, num_labels))
         model, info = load(source, output_loading_info=True)
-        missing = missing_keys(info)
+        model = pooled(model, source)
+        missing = missing_keys(info) & {*model.state_dict()}
         untrained = untrained_head(model, missing)
         draw_again(model, missing)
     except SpecError as error:
         raise RecipeError(f"model={name!r}: {error}") from error
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"model={name!r} could not be loaded: {error}") from error
+    except Exception as error:  # files come from outside and can break what reads them in any way
+        raise RecipeError(f"model={name!r} could not be loaded{_damaged(source)}: {message_of(error)}") from error
     set_pad_token(model, tokenizer)
     return Base(model, tokenizer, untrained)
+
+
+def _damaged(source: str) -> str:
+    """The first file of weights in a folder that can't be opened, as a part of a message."""
+    for file in sorted(Path(source).glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except Exception:  # whatever is raised, it can't be opened
+            return f", {file} is damaged: copy or download it again"
+    return ""
 
 
 def place(base: Base, device: str | None = None) -> Base:

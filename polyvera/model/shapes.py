@@ -33,6 +33,7 @@ from polyvera.model.config import (
     kind_of,
     own_class,
 )
+from polyvera.model.pooled_classifier import pooled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -121,7 +122,7 @@ def meta_model(source: ConfigSource, *, kind: str | None = None, num_labels: int
             model: PreTrainedModel = make(config, attn_implementation="eager")
     except Exception as error:  # a configuration comes from outside and can break a model class in any way
         raise SpecError(f"no {kind} model can be built from {type(config).__name__}: {_said(error)}") from error
-    return model
+    return pooled(model, config.name_or_path)
 
 
 def maker(kind: str, config: PreTrainedConfig) -> Any:
@@ -158,6 +159,8 @@ def read_config(source: ConfigSource) -> PreTrainedConfig:
         whence = "" if local else f" here, and none came from the hub{_near(path)}"
         raise SpecError(f"no configuration of a known model in {str(source)!r}{whence}: {_said(error)}") from error
     assert isinstance(config, transformers.PreTrainedConfig)
+    if local is not None:
+        config.name_or_path = str(local.parent)
     return config
 
 

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from polyvera import errors
 from polyvera.engine.adapter_cache import ResidentAdapter
-from polyvera.engine.embedding.pooling import Pooling
 from polyvera.engine.embedding.request import Classes, EncodeRequest
 from polyvera.engine.generation.request import Request, SamplingParams, Token
 from polyvera.engine.limits import Limits
 from polyvera.engine.stats import RunningRequest
 from polyvera.errors import BusyError, EngineError, FormatError, PolyveraError, SamplingError
+from polyvera.model.pooling import Pooling
 from polyvera.store.reference import AdapterRef
 
 # --- to a replica ---

@@ -17,7 +17,6 @@ from torch import Tensor
 from xxhash import xxh64_intdigest
 
 from polyvera.engine.adapter_loader import Observe
-from polyvera.engine.embedding.pooling import Pooling
 from polyvera.engine.embedding.request import Classes, EncodeRequest
 from polyvera.engine.generation.request import Request
 from polyvera.engine.limits import Limits
@@ -25,6 +24,7 @@ from polyvera.engine.stats import EngineStats
 from polyvera.errors import BusyError, ClosedError, EngineError, PolyveraError, ServeError
 from polyvera.model.config import AUTO_TASK, CAUSAL_LM, kind_to_load
 from polyvera.model.load import locate
+from polyvera.model.pooling import Pooling
 from polyvera.model.shapes import meta_model, read_config
 from polyvera.replicas.merged_stats import merged_stats
 from polyvera.replicas.messages import Ready, Start

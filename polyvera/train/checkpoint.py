@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from polyvera.data.encoding import Encoded
-from polyvera.errors import RecipeError
+from polyvera.errors import RecipeError, message_of
 from polyvera.train.recipe import Recipe
 
 RECIPE = "recipe.json"
@@ -52,9 +54,54 @@ def read_into(path: Path, model: nn.Module) -> None:
 
 
 def last(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run, or None. One that was cut short while it was written does not count."""
-    whole = [path for path in folder.glob(f"{PREFIX}*") if _step(path) is not None]
-    return max(whole, key=lambda path: _step(path) or 0, default=None)
+    """The newest whole checkpoint of a run, or None. One with a file that can't be read does not count."""
+    return next((path for path in _ended(folder) if damaged_file(path) is None), None)
+
+
+def damaged_file(checkpoint: Path) -> Path | None:
+    """The first file of a checkpoint that can't be read, or None."""
+    return next((file for file in sorted(checkpoint.iterdir()) if not _is_readable(file)), None)
+
+
+def check_new(folder: Path, *, resume: bool) -> None:
+    """Raises RecipeError where the folder holds a run and resume is false, or a run of damaged checkpoints alone."""
+    ended = _ended(folder)
+    if ended and not resume:
+        raise RecipeError(f"output={str(folder)!r} holds a run already: resume it, or choose another folder")
+    if ended and last(folder) is None:
+        raise RecipeError(
+            f"{damaged_file(ended[0])} is damaged, and there is no other checkpoint to resume from: begin again in "
+            "another folder"
+        )
+
+
+def _ended(folder: Path) -> list[Path]:
+    """The checkpoints that were written to their end, the newest first."""
+    found = {path: step for path in folder.glob(f"{PREFIX}*") if (step := _step(path)) is not None}
+    return sorted(found, key=lambda path: -found[path])
+
+
+def _is_readable(file: Path) -> bool:
+    try:
+        return READABLE.get(file.suffix, Path.is_file)(file)
+    except Exception:  # whatever is raised, it can't be read
+        return False
+
+
+def _is_safetensors(file: Path) -> bool:
+    with safe_open(file, "pt"):
+        return True
+
+
+# How a file is looked at, by its ending: torch.save() writes ZIP files, whose end is their table of contents.
+READABLE: Mapping[str, Callable[[Path], bool]] = MappingProxyType(
+    {
+        ".safetensors": _is_safetensors,
+        ".pt": zipfile.is_zipfile,
+        ".pth": zipfile.is_zipfile,
+        ".json": lambda file: json.loads(file.read_text()) is not None,
+    }
+)
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:
@@ -71,14 +118,13 @@ def begin(folder: Path, recipe: Recipe, rows: Encoded, *, resume: bool) -> Path 
 
     Raises RecipeError where the folder holds a run and resume is false, or where that run's recipe or rows were others.
     """
+    check_new(folder, resume=resume)
     at, file = last(folder), folder / RECIPE
     choices = {**recipe.of_the_run(), "sha256 of the rows": rows.sha256}
     if at is None:
         file.unlink(missing_ok=True)
         keep_recipe(folder, choices)
         return None
-    if not resume:
-        raise RecipeError(f"output={str(folder)!r} holds a run already: resume it, or choose another folder")
     keep_recipe(folder, choices)
     return at
 
@@ -90,7 +136,12 @@ def keep_recipe(folder: Path, choices: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(file, json.dumps(choices, indent=1).encode())
         return
-    before = json.loads(file.read_text())
+    try:
+        before = dict(json.loads(file.read_text()))
+    except Exception as error:  # whatever is wrong with the file
+        raise RecipeError(
+            f"{file} cannot be read, and it says what the run was ({message_of(error)}): begin again in another folder"
+        ) from error
     changed = [f"{k} was {before.get(k)!r} and is {v!r}" for k, v in choices.items() if before.get(k) != v]
     if changed:
         raise RecipeError(f"{folder} cannot be resumed with another recipe: {'; '.join(changed)}")

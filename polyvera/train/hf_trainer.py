@@ -18,11 +18,13 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 
 from polyvera.adapter.bank import Bank
 from polyvera.data.batching import Collator, EpochOrder
-from polyvera.data.encoding import IGNORED, Encoded
+from polyvera.data.encoding import Encoded
+from polyvera.data.target_tokens import TargetTokens
 from polyvera.errors import RecipeError
 from polyvera.train import checkpoint
 from polyvera.train.budget import orthogonal_weight, orthogonality
 from polyvera.train.callbacks import Stateful
+from polyvera.train.loss import row_losses
 from polyvera.train.recipe import Recipe
 from polyvera.train.schedule import lr_factor, num_steps
 
@@ -111,9 +113,10 @@ class AdapterTrainer(Trainer):
         total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         with torch.no_grad():
             for inputs in self._held_out_batches():
-                num_items = int(_items(inputs["labels"]))
-                loss: Any = super().compute_loss(self.whole, self._prepare_inputs(inputs))
-                total += torch.tensor([float(loss) * num_items, num_items], dtype=torch.float64, device=total.device)
+                targets = TargetTokens.of(inputs.pop("labels")).to(self.args.device)
+                losses = row_losses(self.whole, self._prepare_inputs(inputs), targets)  # type: ignore[arg-type]
+                found = [float(losses.sum()), len(targets.labels)]
+                total += torch.tensor(found, dtype=torch.float64, device=total.device)
         self.whole.train(was_training)
         summed, count = self.accelerator.reduce(total, reduction="sum").tolist()
         metrics = {f"{metric_key_prefix}_loss": self._check(summed / count, "the validation loss")}
@@ -183,10 +186,6 @@ def class_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> 
     """Cross entropy of classes over all rows of an optimizer step. logits (rows, classes), labels (rows,)."""
     summed = F.cross_entropy(outputs["logits"].float(), labels, reduction="sum")
     return summed / (len(labels) if num_items_in_batch is None else num_items_in_batch)
-
-
-def _items(labels: Tensor) -> Tensor:
-    return (labels[..., 1:] if labels.dim() > 1 else labels).ne(IGNORED).sum()
 
 
 def arguments(recipe: Recipe, folder: Path, num_rows: int) -> TrainingArguments:

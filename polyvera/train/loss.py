@@ -2,85 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from polyvera.adapter.layer import AdaptedLinear
-from polyvera.adapter.pinned_memory import to_device
-from polyvera.data.encoding import IGNORED
+from polyvera.data.target_tokens import TargetTokens, target_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-@dataclass(frozen=True, slots=True)
-class TargetTokens:
-    """What a batch is to predict: its target tokens, or one class a row.
-
-    labels: (targets,). rows: the row of each. positions: where each is predicted in the batch's tokens end to end, None
-    for classes.
-    """
-
-    labels: Tensor
-    rows: Tensor
-    positions: Tensor | None
-
-    @classmethod
-    def of(cls, labels: Tensor) -> TargetTokens:
-        """labels: a Collator's. On the CPU: a GPU would have to stop and say how many it has found."""
-        if labels.dim() == 1:
-            return cls(labels, torch.arange(len(labels)), None)
-        rows, places = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
-        return cls(labels[rows, places + 1], rows, rows * labels.shape[1] + places)
-
-    def to(self, device: torch.device) -> TargetTokens:
-        """The same on a device."""
-        positions = None if self.positions is None else to_device(self.positions, device)
-        return TargetTokens(to_device(self.labels, device), to_device(self.rows, device), positions)
-
-
 def row_losses(model: PreTrainedModel, inputs: Mapping[str, Tensor], targets: TargetTokens) -> Tensor:
     """Cross entropy of each row, summed over its target tokens (its class), in nats; (rows,).
 
-    inputs: a Collator's batch without its labels, on the model's device like the targets.
+    inputs, targets: as target_logits() takes them.
     """
-    call: Any = model
-    if targets.positions is None:
-        return F.cross_entropy(call(**inputs).logits.float(), targets.labels, reduction="none")
-    with _only(model, targets.positions):
-        logits: Tensor = call(**inputs, use_cache=False).logits
-    logits = logits if logits.dim() == 2 else _chosen(logits, targets.positions)
-    losses = F.cross_entropy(logits.float(), targets.labels, reduction="none")
-    return losses.new_zeros(len(inputs["input_ids"])).index_add(0, targets.rows, losses)
-
-
-def _chosen(tokens: Tensor, positions: Tensor) -> Tensor:
-    """(rows, T, features) -> (positions, features)."""
-    return tokens.flatten(0, 1).index_select(0, positions)
-
-
-@contextmanager
-def _only(model: PreTrainedModel, positions: Tensor) -> Iterator[None]:
-    """Lets the output layer see only the positions before a target token, flat: (rows, T, hidden) -> (targets, hidden).
-
-    The output layer is a fifth of a small model's work, and most tokens of a prompt are only read.
-    """
-    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if head is None or isinstance(head, AdaptedLinear):  # an adapted one wants to see whole rows
-        yield
-        return
-
-    def chosen(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (_chosen(given[0], positions), *given[1:])
-
-    handle = head.register_forward_pre_hook(chosen)
-    try:
-        yield
-    finally:
-        handle.remove()
+    losses = F.cross_entropy(target_logits(model, inputs, targets), targets.labels, reduction="none")
+    return losses if targets.positions is None else targets.summed(losses, len(inputs["input_ids"]))

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from annotated_types import Ge, Gt, Lt
 from pydantic import BeforeValidator, Field
 
-from polyvera.adapter.method import METHODS, Method
+from polyvera.adapter.method import D_INIT, METHODS, ZEROS, Method
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import PolyveraError, RecipeError, ReferenceNameError, SpecError
 from polyvera.settings.field import DEFAULT_STORE, MODEL, STORE, Count, Described, Fraction, Positive
@@ -21,8 +21,9 @@ from polyvera.settings.source import Source, from_toml
 from polyvera.store.reference import check_alias, check_name
 
 FULL_LR = 5e-5
-HEAD_LR = 1e-3
+HEAD_LR = 1e-2
 EPOCHS = 3.0
+SMALLEST = 2.0**-126  # a normal number in fp32
 CHOICES = tuple(f.name for f in fields(AdapterSpec))
 DATA, ADAPTER, TRAINING, FLEET = "Data", "Adapter", "Training", "Fleet"
 # Where results go, which a run that is resumed may change.
@@ -132,7 +133,7 @@ class Recipe(SettingsModel):
     budget: Annotated[Budget | None, Described("A shrinking rank budget (AdaLoRA).", ADAPTER)] = None
 
     lr: Annotated[Positive | None, Described("Learning rate; by default the method's own.", TRAINING)] = None
-    head_lr: Annotated[Positive | None, Described("Learning rate of the head; by default 0.001.", TRAINING)] = None
+    head_lr: Annotated[Positive | None, Described("Learning rate of the head; by default 0.01.", TRAINING)] = None
     epochs: Annotated[
         Positive | None, Described("Passes over the data; 3 where max_steps is not given either.", TRAINING)
     ] = None
@@ -251,6 +252,10 @@ class RecipeCheck:
         recipe = self.recipe
         if recipe.epochs is not None and recipe.max_steps is not None:
             yield f"{self._said('epochs')} and {self._said('max_steps')} both say how long to train: give one of them"
+        for name in ("lr", "head_lr"):
+            rate = getattr(recipe, name)
+            if rate is not None and rate < SMALLEST:
+                yield f"{self._said(name)} changes no 32-bit number to another, so training would have no effect"
         yield from self._needing(("early_stopping", "eval_every"), "validation", "a file, or a fraction of data")
         yield from self._needing(("save_every",), "output", "the folder to save to")
 
@@ -304,8 +309,17 @@ class RecipeCheck:
         except SpecError as error:
             yield FIRST_WORD.sub(lambda found: self.word(found[0]), str(error))
             return
+        yield from self._of_start(row)
         if recipe.budget is not None:
             yield from self._of_budget(recipe.budget, row)
+
+    def _of_start(self, row: Method) -> Iterator[str]:
+        """Where an adapter starts at what no gradient leaves."""
+        zeros = [x for x, f in row.factors.items() if f.init == ZEROS or (f.init == D_INIT and not self.recipe.d_init)]
+        if len(zeros) > 1:
+            yield f"{self._said('d_init')} has no effect: {' and '.join(zeros)} would start at 0 and never move"
+        if self.recipe.alpha == 0:
+            yield f"{self._said('alpha')} multiplies the adapter by 0, so training would have no effect"
 
     def _of_budget(self, budget: Budget, row: Method) -> Iterator[str]:
         method, rank = self.recipe.method, self.recipe.rank or row.rank

@@ -25,6 +25,7 @@ from polyvera.model.load import Base, load_base
 from polyvera.store.reference import AdapterRef
 from polyvera.train import checkpoint
 from polyvera.train.budget import Allocator, compacted, schedule
+from polyvera.train.destination import check_folder, check_store, put_or_keep
 from polyvera.train.loss_curve import History, draw
 from polyvera.train.preparation import (
     adapted,
@@ -102,6 +103,7 @@ def train(
         raise RecipeError("fleet=True trains an adapter for every tenant: call train_fleet(recipe)")
     check_base(recipe, base)
     check_start(recipe, start)
+    _check_destination(recipe, resume)
     seed_everything(recipe.run_seed)
     start = start or warm_start(recipe, registry_of(recipe))
     return _trained(recipe, base, start, resume, progress, callbacks)
@@ -164,10 +166,24 @@ def _trained(
         )
 
 
+def _check_destination(recipe: Recipe, resume: bool) -> None:
+    """Raises RecipeError or StoreError where the results could not be kept."""
+    if recipe.output is None and resume:
+        raise RecipeError("resume needs output: the folder of the run to go on with")
+    if recipe.output is not None:
+        folder = Path(recipe.output).expanduser()
+        check_folder(folder)
+        checkpoint.check_new(folder, resume=resume)
+    if recipe.name is not None:
+        check_store(registry_of(recipe))
+
+
 def _published(recipe: Recipe, adapter: Adapter | None, main: bool) -> AdapterRef | None:
     if adapter is None or recipe.name is None or not main:
         return None
-    return registry_of(recipe).put(recipe.name, adapter, alias=recipe.alias, dtype=recipe.stored)
+    folder = None if recipe.output is None else Path(recipe.output).expanduser()
+    registry = registry_of(recipe)
+    return put_or_keep(registry, recipe.name, adapter, alias=recipe.alias, dtype=recipe.stored, folder=folder)
 
 
 @contextmanager
@@ -180,8 +196,6 @@ def _folder(recipe: Recipe) -> Iterator[Path]:
 
 
 def _begin(folder: Path, recipe: Recipe, rows: Encoded, resume: bool) -> Path | None:
-    if recipe.output is None and resume:
-        raise RecipeError("resume needs output: the folder of the run to go on with")
     if recipe.output is None:
         return None
     if os.environ.get("RANK", "0") != "0":  # the first process opens the folder for all

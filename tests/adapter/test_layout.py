@@ -80,6 +80,15 @@ def test_patterns_name_adapted_layers(method):
         layout_of(spec(method, rank_pattern=(("nowhere", 2),)), SHAPES)
 
 
+def test_a_pattern_names_layers_by_their_endings() -> None:
+    shapes = {f"layers.{i}.attn.{name}": (6, 6) for i in range(2) for name in ("q", "v", "xq")}
+    pattern = (("q", 2), ("layers.1.attn.q", 3), ("attn.v", 5))
+    ranks = {
+        site.name: site.rank for site in layout_of(AdapterSpec(OWN[0], rank=4, rank_pattern=pattern), shapes).sites
+    }
+    assert [ranks[name] for name in shapes] == [2, 5, 4, 3, 5, 4]
+
+
 def test_no_layer_is_no_layout():
     with pytest.raises(LayoutError, match="targets"):
         layout_of(AdapterSpec(), {})

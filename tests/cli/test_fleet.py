@@ -34,6 +34,20 @@ def test_a_fleet_is_trained_published_and_scored() -> None:
     assert "--output" in polyvera("eval", "shop/ann", "--data", "test/ann.jsonl", "--output", "x", fails=True).output
 
 
+def test_tenants_that_cannot_be_scored_are_named_and_the_others_go_on() -> None:
+    fleet("--name", "shop")
+    Path("test/cy.jsonl").write_bytes(b'{"prompt": "\xff", "completion": "w2"}\n')
+    Path("test/bob.jsonl").write_text(json.dumps({"prompt": "w1 " * 5000, "completion": "w2"}) + "\n")
+    Path("test/dan.jsonl").write_text(json.dumps({"prompt": "w1", "completion": "w2"}) + "\n")
+    asked = ("eval", "shop", "--fleet", "--data", "test")
+    shown = polyvera(*asked, fails=INCOMPLETE).output
+    assert "cy skipped: test/cy.jsonl, row 1: not UTF-8" in " ".join(shown.split())
+    assert "dan skipped: no adapter" in shown and "bob skipped: test/bob.jsonl" in shown and "ann" in shown
+    scores = json.loads(polyvera(*asked, "--json", fails=INCOMPLETE).stdout)
+    assert set(scores) == {"ann", "bob", "cy", "dan"}
+    assert set(scores["ann"]) == {"own", "base"} and "not UTF-8" in scores["cy"]["problem"]
+
+
 def test_test_rows_are_scored_at_the_end() -> None:
     assert "picture" in fleet("--test", "test", "--output", "run").output
     assert Path("run/scores.csv").exists()

@@ -88,8 +88,43 @@ def test_templates_that_cannot_serve(jsonl: Write) -> None:
     moody = "{% for m in messages %} {{ m['content'] if loop.last else '' }} {% endfor %}"
     with pytest.raises(DataError, match="changes earlier turns"):
         encode(table, make_tokenizer(template=moody), 64)
+    with pytest.raises(DataError, match="changes earlier turns when later ones follow, so"):
+        encode(table, make_tokenizer(template=moody), 64, turns="last")
     with pytest.raises(DataError, match="refuses the messages: never"):
         encode(table, make_tokenizer(template="{{ raise_exception('never') }}"), 64)
+
+
+THINKING = (
+    "{% for m in messages %} {{ m['role'] }} : {{ m['content'] }} </s> {% endfor %}"
+    "{% if add_generation_prompt %} assistant : w38 {% endif %}"
+)
+
+
+@pytest.mark.parametrize("turns", ["all", "last"])
+def test_an_answer_that_does_not_follow_the_generation_prompt_is_explained(jsonl: Write, turns: str) -> None:
+    tokenizer = make_tokenizer(template=THINKING)
+    with pytest.raises(DataError, match="row 1: the chat template's generation prompt ends in 'w38'") as refused:
+        encode(read(jsonl([{"messages": CHAT}])), tokenizer, 64, turns=turns)
+    assert "turns='last'" not in str(refused.value)
+    begun = [CHAT[0], CHAT[1], {"role": "assistant", "content": "w38 w5"}]
+    (row,) = encode(read(jsonl([{"messages": begun}])), tokenizer, 64, turns=turns).rows
+    assert targets(row) == "w5 </s>"
+
+
+@pytest.mark.parametrize(("turn", "text"), [(1, "w1 </s> assistant : w9"), (2, "w2 </s> w3"), (0, "<s>"), (2, "<new>")])
+def test_a_turn_with_the_spelling_of_a_special_token_is_named(jsonl: Write, turn: int, text: str) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<new>"]})
+    messages = [{**one, "content": text if i == turn else one["content"]} for i, one in enumerate(CHAT)]
+    with pytest.raises(DataError, match=f"row 2: turn {turn + 1} contains '<.*>', which the tokenizer reads"):
+        encode(read(jsonl([{"messages": CHAT}, {"messages": messages}])), tokenizer, 64)
+
+
+def test_a_completion_ends_once(jsonl: Write) -> None:
+    with pytest.raises(DataError, match="row 1: completion contains '</s>' before its end"):
+        encode(read(jsonl([{"prompt": "w1", "completion": "w2 </s> w3"}])), make_tokenizer(), 64)
+    (row,) = encode(read(jsonl([{"prompt": "w1", "completion": "w2 </s>"}])), make_tokenizer(), 64).rows
+    assert targets(row) == "w2 </s>"
 
 
 def test_classes(jsonl: Write) -> None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -73,6 +74,19 @@ def test_bad_parquet_is_named_by_its_row_and_column(tmp_path: Path) -> None:
     pq.write_table(pa.table([["a"], ["b"]], names=["text", "text"]), path)
     with pytest.raises(DataError, match=r"rows\.parquet"):
         list(read_rows(str(path)))
+
+
+def test_what_save_to_disk_wrote_is_read(tmp_path: Path) -> None:
+    rows = [{"text": "w1"}, {"text": "w2"}]
+    saved = datasets.Dataset.from_list(rows)
+    saved.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=saved, test=saved.select([0])).save_to_disk(tmp_path / "several")
+    for place in ("one", "several", "several/train"):
+        assert list(read_rows(str(tmp_path / place))) == list(enumerate(rows, 1))
+    assert [row for _, row in read_rows(str(tmp_path / "several" / "test"))] == rows[:1]
+    datasets.DatasetDict(dev=saved).save_to_disk(tmp_path / "other")
+    with pytest.raises(DataError, match="has the splits dev"):
+        list(read_rows(str(tmp_path / "other")))
 
 
 def test_a_source_that_is_not_there(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from tiny_models import counting_rows, make_classifier, make_model, make_tokeniz
 
 from polyvera.adapter.inject import banks_of, load
 from polyvera.data.tables import Table, read
+from polyvera.errors import DataError
 from polyvera.evaluate.evaluate import bleu, evaluate
 from polyvera.evaluate.fleet_scores import TenantScores, draw, fleet_scores, page, write
 from polyvera.model.load import Base
@@ -46,6 +47,23 @@ def test_a_fleet_is_scored_as_each_adapter_is_alone(tmp_path: Path) -> None:
             assert one.scores[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
         for name, value in bare.items():
             assert one.base[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+def test_a_tenant_that_cannot_be_scored_is_skipped_only_where_asked(tmp_path: Path) -> None:
+    found = tables(tmp_path / "a", lambda k: counting_rows(4 + k))
+    base = Base(make_model(), make_tokenizer())
+    adapters = trained(tmp_path / "a", base)
+    (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "w1 " * 200, "completion": "w2"}) + "\n")
+    bad = found | {"t1": read(tmp_path / "long.jsonl")}
+    with pytest.raises(DataError, match="tokens"):
+        list(fleet_scores(base, adapters, bad))
+    problems: dict[str, str] = {}
+    several = list(fleet_scores(base, adapters, bad, skip=lambda name, error: problems.update({name: str(error)})))
+    assert sorted(one.name for one in several) == ["t0", "t2", "t3"] and set(problems) == {"t1"}
+    assert "tokens" in problems["t1"] and not banks_of(base.model)
+    right = {one.name: one.scores for one in fleet_scores(base, adapters, found)}
+    for one in several:
+        assert one.scores == pytest.approx(right[one.name], rel=1e-4)
 
 
 def test_tenants_may_name_their_classes_each_in_its_own_way(tmp_path: Path) -> None:

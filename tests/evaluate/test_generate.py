@@ -93,6 +93,15 @@ def test_refusals() -> None:
         answers(model, top_p=0.9)
 
 
+def test_settings_of_the_checkpoint_are_no_defaults() -> None:
+    model, plain = make_model(), answers(make_model())
+    model.generation_config.repetition_penalty = 5.0
+    model.generation_config.min_new_tokens = 6
+    own = model.generation_config
+    assert answers(model) == plain
+    assert model.generation_config is own
+
+
 def test_the_model_is_left_in_its_mode() -> None:
     model = make_model().train()
     answers(model)

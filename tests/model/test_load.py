@@ -41,6 +41,15 @@ def test_an_encoder_is_known_by_its_configuration(tmp_path: Path) -> None:
     assert load_base(str(tmp_path / "bert"), task="auto").model.num_labels == 3
 
 
+@pytest.mark.parametrize("left", [0, 5, 2000])
+def test_damaged_weights_are_named(tmp_path: Path, left: int) -> None:
+    folder = saved(tmp_path / "tiny", make_model())
+    file = tmp_path / "tiny" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:left])
+    with pytest.raises(RecipeError, match=rf"could not be loaded, {file} is damaged"):
+        load_base(folder)
+
+
 def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path / "tiny", make_model())
     with pytest.raises(RecipeError, match=r"tinny'; did you mean '.*/tiny'"):

@@ -9,12 +9,12 @@ from pydantic import TypeAdapter
 
 from polyvera import errors
 from polyvera.engine.adapter_cache import ResidentAdapter
-from polyvera.engine.embedding.pooling import Pooling
 from polyvera.engine.embedding.request import Classes
 from polyvera.engine.generation.request import SamplingParams, Token
 from polyvera.engine.limits import Limits
 from polyvera.engine.stats import RunningRequest
 from polyvera.errors import BusyError, EngineError, FormatError, PolyveraError, SamplingError
+from polyvera.model.pooling import Pooling
 from polyvera.replicas import messages
 from polyvera.replicas.messages import FROM_REPLICA, TO_REPLICA, Fault, fault_of, read, written
 from polyvera.store.reference import AdapterRef

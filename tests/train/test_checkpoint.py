@@ -57,6 +57,43 @@ def test_the_last_whole_checkpoint_counts(tmp_path: Path) -> None:
     assert checkpoint.last(tmp_path) == tmp_path / "checkpoint-12"
 
 
+WHOLE = {"trained.safetensors": {"x": torch.zeros(3)}, "optimizer.pt": {"step": 3}, "rng_state.pth": {"cpu": 1}}
+
+
+def ended(folder: Path, step: int) -> Path:
+    """A checkpoint with a file of each kind."""
+    at = folder / f"{checkpoint.PREFIX}{step}"
+    at.mkdir(parents=True)
+    for name, content in WHOLE.items():
+        checkpoint.write(at / name, content) if name.endswith("safetensors") else torch.save(content, at / name)  # type: ignore[arg-type]
+    (at / checkpoint.STATE).write_text(json.dumps({"global_step": step}))
+    return at
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("left", [0, 7, 0.5])
+def test_a_damaged_checkpoint_does_not_count(tmp_path: Path, name: str, left: float) -> None:
+    first, second = ended(tmp_path, 4), ended(tmp_path, 8)
+    assert checkpoint.last(tmp_path) == second and checkpoint.damaged_file(second) is None
+    whole = (second / name).read_bytes()
+    (second / name).write_bytes(whole[: int(left * len(whole)) if left < 1 else int(left)])
+    assert checkpoint.last(tmp_path) == first and checkpoint.damaged_file(second) == second / name
+    checkpoint.check_new(tmp_path, resume=True)
+    (first / name).write_bytes(b"")
+    with pytest.raises(RecipeError, match=f"checkpoint-8/{name} is damaged"):
+        checkpoint.check_new(tmp_path, resume=True)
+    with pytest.raises(RecipeError, match="holds a run already"):
+        checkpoint.check_new(tmp_path, resume=False)
+
+
+@pytest.mark.parametrize("text", ["{", "3", "", "\udcff"])
+def test_a_damaged_recipe_is_named(tmp_path: Path, text: str) -> None:
+    ended(tmp_path, 4)
+    (tmp_path / checkpoint.RECIPE).write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(RecipeError, match=r"recipe\.json cannot be read"):
+        checkpoint.begin(tmp_path, recipe(), ROWS, resume=True)
+
+
 def test_a_folder_holds_one_run(tmp_path: Path) -> None:
     assert checkpoint.begin(tmp_path, recipe(), ROWS, resume=False) is None
     done = tmp_path / f"{checkpoint.PREFIX}4"

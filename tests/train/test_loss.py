@@ -8,8 +8,9 @@ from torch.nn import functional as F
 from polyvera.adapter.inject import inject
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.data.encoding import IGNORED
+from polyvera.data.target_tokens import TargetTokens
 from polyvera.train.checkpoint import trained
-from polyvera.train.loss import TargetTokens, row_losses
+from polyvera.train.loss import row_losses
 
 ROWS, LENGTH = 3, 9
 
@@ -45,11 +46,3 @@ def test_a_class_is_one_target_a_row(batch):
     model, labels = make_classifier(), torch.tensor([1, 0, 1])
     found = row_losses(model, inputs, TargetTokens.of(labels))
     torch.testing.assert_close(found, F.cross_entropy(model(**inputs).logits, labels, reduction="none"))
-
-
-def test_targets_know_their_rows_and_where_they_are_predicted(batch):
-    _, labels = batch
-    targets = TargetTokens.of(labels).to(torch.device("cpu"))
-    for label, row, position in zip(targets.labels, targets.rows, targets.positions, strict=True):
-        assert position // LENGTH == row and labels.flatten()[position + 1] == label
-    assert len(targets.labels) == int((labels[:, 1:] != IGNORED).sum())

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from polyvera.adapter.method import METHODS
+from polyvera.adapter.method import D_INIT, METHODS
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import RecipeError
 from polyvera.train.recipe import FULL_LR, Recipe
@@ -87,6 +87,20 @@ def test_each_problem_is_one_line_that_names_the_file(tmp_path: Path) -> None:
 def test_impossible_choices(choices: dict[str, object], problem: str) -> None:
     with pytest.raises(RecipeError, match=problem.replace("(", r"\(")):
         Recipe(**{**NEEDED, **choices})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_without_effect_is_refused(method: str) -> None:
+    letters = METHODS[method].factors.values()
+    if any(factor.init == D_INIT for factor in letters):
+        with pytest.raises(RecipeError, match="d_init=0.0 has no effect: d and b would start at 0 and never move"):
+            Recipe(**NEEDED, method=method, d_init=0.0)
+    else:
+        with pytest.raises(RecipeError, match="alpha=0.0 multiplies the adapter by 0"):
+            Recipe(**NEEDED, method=method, alpha=0.0)
+    for name in ("lr", "head_lr"):
+        with pytest.raises(RecipeError, match=f"{name}=1e-60 changes no 32-bit number"):
+            Recipe(**NEEDED, method=method, **{name: 1e-60})
 
 
 def test_a_file_that_is_no_toml(tmp_path: Path) -> None:

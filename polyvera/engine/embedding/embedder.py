@@ -12,12 +12,12 @@ from torch import Tensor
 
 from polyvera.adapter.packed_linear import Packs
 from polyvera.engine.embedding.model_runner import EncoderRunner
-from polyvera.engine.embedding.pooling import Pooling, pooling_of
 from polyvera.engine.embedding.request import Classes, EncodeRequest
 from polyvera.engine.embedding.workload import EmbeddingWorkload
 from polyvera.engine.lifecycle import AdapterEngine, DefaultLimits, EngineParts
 from polyvera.errors import ContextLengthError, SamplingError, ServeError
 from polyvera.model.config import trained_labels, vocabulary_size
+from polyvera.model.pooling import Pooling, pooling_of
 from polyvera.store.reference import AdapterRef
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from polyvera.adapter.route import Route, route
 from polyvera.engine.adapter_cache import AdapterCache
 from polyvera.engine.adapter_loader import Observe
 from polyvera.engine.embedding.model_runner import EncoderRunner
-from polyvera.engine.embedding.pooling import Pooling
 from polyvera.engine.embedding.request import EncodeRequest, Text, TextRow
 from polyvera.engine.limits import Limits
 from polyvera.engine.request_queue import RequestQueue
 from polyvera.engine.scheduler import Scheduler
 from polyvera.errors import ClosedError, NonFiniteError, PolyveraError, ServeError
+from polyvera.model.pooling import Pooling
 
 Output = tuple[Tensor, Tensor | None]  # vectors (rows, width), logits (rows, the most classes), in fp32 on the CPU
 

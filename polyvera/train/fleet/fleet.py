@@ -26,6 +26,7 @@ from polyvera.adapter.pinned_memory import to_device
 from polyvera.adapter.route import route
 from polyvera.data.batching import Collator, packed
 from polyvera.data.packed_rows import PackedRows
+from polyvera.data.target_tokens import TargetTokens
 from polyvera.errors import DataError, message_of
 from polyvera.model.config import LABEL, labels_of, pad_token
 from polyvera.model.inference import evaluating
@@ -33,7 +34,8 @@ from polyvera.model.load import Base
 from polyvera.train.fleet.journal import FINISHED, QUARANTINED, SKIPPED, Journal, Outcome
 from polyvera.train.fleet.member import Member, num_items
 from polyvera.train.fleet.optimizer import SlotAdamW
-from polyvera.train.loss import TargetTokens, row_losses
+from polyvera.train.fleet.traffic import Traffic
+from polyvera.train.loss import row_losses
 from polyvera.train.preparation import check_head_lr, encode_tables
 from polyvera.train.recipe import Recipe
 from polyvera.train.tenants import Tables, Tenant
@@ -46,36 +48,6 @@ RECENT = 10
 
 Rows = list[tuple[Member, dict[str, Any], float]]
 Watch = Callable[["Fleet"], None]
-
-
-@dataclass
-class Traffic:
-    """What went through the model in training: rounds, batches, rows, tokens that count and those that only pad."""
-
-    rounds: int = 0
-    batches: int = 0
-    rows: int = 0
-    tokens: int = 0
-    padding: int = 0
-    seconds: float = 0.0
-
-    def count(self, lengths: Sequence[int]) -> None:
-        """Counts one batch by the tokens of each of its rows."""
-        tokens = sum(lengths)
-        self.batches += 1
-        self.rows += len(lengths)
-        self.tokens += tokens
-        self.padding += len(lengths) * max(lengths) - tokens
-
-    @property
-    def padding_share(self) -> float:
-        """Padding among all tokens, 0 to 1."""
-        return self.padding / max(1, self.tokens + self.padding)
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Tokens that count, a second of rounds; start-up, evaluation and publishing left out."""
-        return self.tokens / self.seconds if self.seconds else 0.0
 
 
 @dataclass
@@ -139,11 +111,8 @@ class Fleet:
     def round(self) -> None:
         """One optimizer step for every member, its rows in batches with the others'."""
         started = time.monotonic()
-        rows: Rows = []
-        for member in self.members:
-            rows += _weighted(member, member.next_rows())
         self.base.model.train()
-        losses = self._losses(rows, torch.Tensor.backward, self.traffic)
+        losses = self._surviving(lambda member: member.next_rows(), torch.Tensor.backward, self.traffic)
         found = torch.stack([losses, self.optimizer.norms()]).tolist()  # the only time that a round waits for a GPU
         self._step(*found)
         self.traffic.rounds += 1
@@ -163,15 +132,11 @@ class Fleet:
 
     def look(self) -> None:
         """The validation loss of every member that is due, in mixed batches."""
-        due = [member for member in self.members if member.is_due]
-        if not due:
+        if not any(member.is_due for member in self.members):
             return
-        rows: Rows = []
-        for member in due:
-            rows += _weighted(member, list(member.held_out or ()))
         with evaluating(self.base.model):
-            losses = self._losses(rows, lambda loss: None, Traffic()).tolist()
-        for member in due:
+            losses = self._surviving(_watched_rows, lambda loss: None, Traffic()).tolist()
+        for member in (member for member in self.members if member.is_due):
             loss = losses[member.index]
             member.eval_losses.append((member.step, loss))
             member.best.take(loss, partial(self.bank.take, member.slot))
@@ -182,6 +147,34 @@ class Fleet:
             adapter = self._adapter(member)
             losses = adapter.scores.get("train_loss"), adapter.scores.get("eval_loss")
             self._leave(member, Outcome(member.name, FINISHED, "", "", len(member.rows), member.step, *losses, adapter))
+
+    def _surviving(
+        self, rows_of: Callable[[Member], Sequence[dict[str, Any]]], then: Callable[[Tensor], None], traffic: Traffic
+    ) -> Tensor:
+        """The losses of each member's rows; who raises when it is computed alone leaves, the others go on without it.
+
+        Raises what the mixed batches raise where no member alone does.
+        """
+        try:
+            rows = [row for member in self.members for row in _weighted(member, rows_of(member))]
+            return self._losses(rows, then, traffic)
+        except Exception:
+            broken = [(member, problem) for member in self.members if (problem := self._problem(member, rows_of))]
+            if not broken:
+                raise
+        for member, problem in broken:
+            self._leave(member, Outcome(member.name, QUARANTINED, problem, "", len(member.rows), member.step))
+        self.optimizer.grads.zero_()
+        return self._surviving(rows_of, then, traffic)
+
+    def _problem(self, member: Member, rows_of: Callable[[Member], Sequence[dict[str, Any]]]) -> str:
+        """What a member's rows raise when nobody else's are in the batch, or ''."""
+        try:
+            with torch.no_grad():
+                self._losses(_weighted(member, rows_of(member)), lambda loss: None, Traffic())
+        except Exception as error:  # whatever one tenant's rows raise ends no other's training
+            return f"step {member.step + 1}: {message_of(error)}"
+        return ""
 
     def _losses(self, rows: Rows, then: Callable[[Tensor], None], traffic: Traffic) -> Tensor:
         """The weighted sum of each slot's row losses, (num_slots,), in mixed batches; `then` gets each batch's sum."""
@@ -252,6 +245,10 @@ class Fleet:
     def _leave(self, member: Member, outcome: Outcome) -> None:
         self.journal.record(outcome)
         self.members.remove(member)
+
+
+def _watched_rows(member: Member) -> list[dict[str, Any]]:
+    return list(member.held_out or ()) if member.is_due else []
 
 
 def _weighted(member: Member, rows: Sequence[dict[str, Any]]) -> Rows:

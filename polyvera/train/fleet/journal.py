@@ -23,6 +23,7 @@ from polyvera.store.file.codec import decode, encode, read_header
 from polyvera.store.reference import check_name
 from polyvera.store.registry import Registry
 from polyvera.train import checkpoint
+from polyvera.train.destination import check_folder, put_or_keep
 from polyvera.train.fleet.member import Member
 from polyvera.train.recipe import Recipe
 
@@ -66,6 +67,7 @@ class Journal:
             if resume:
                 raise RecipeError("resume needs output: the folder of the run to go on with")
             return
+        check_folder(self.folder)
         begun = (self.folder / checkpoint.RECIPE).exists()
         if begun and not resume:
             raise RecipeError(f"output={str(self.folder)!r} holds a run already: resume it, or choose another folder")
@@ -91,7 +93,7 @@ class Journal:
         """The adapter that all begin from: that of the run that is resumed, else what ask() returns, which is kept."""
         path = None if self.folder is None else self.folder / START
         if path is not None and path.exists():
-            return decode(path.read_bytes())
+            return _decoded(path)
         given = ask()
         if path is not None and given is not None:
             checkpoint.replace_file(path, encode(given))
@@ -119,7 +121,8 @@ class Journal:
             data = encode(adapter, self.stored)
             text = json.dumps(asdict(replace(outcome, adapter=None))).encode()
             checkpoint.replace_file(self._leaving(outcome.name), len(text).to_bytes(8, "little") + text + data)
-        return str(self.registry.put(self.name_of(outcome.name), adapter, dtype=self.stored))
+        name = self.name_of(outcome.name)
+        return str(put_or_keep(self.registry, name, adapter, alias=None, dtype=self.stored, folder=self.folder))
 
     def _publish_the_leaving(self) -> None:
         """Ends what a kill cut short: an adapter that is in the store already is not published again."""
@@ -156,6 +159,13 @@ class Journal:
             file.write((b"" if whole else b"\n") + json.dumps(asdict(outcome)).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _decoded(path: Path) -> Adapter:
+    try:
+        return decode(path.read_bytes())
+    except (OSError, FormatError) as error:
+        raise RecipeError(f"{path} cannot be resumed from: {error}") from error
 
 
 def _read(path: Path) -> Iterable[Outcome]:

@@ -13,8 +13,9 @@ from polyvera.errors import message_of
 from polyvera.evaluate.fleet_scores import TenantScores
 from polyvera.model.load import Base, load_base, place
 from polyvera.store.registry import Registry
-from polyvera.train.fleet.fleet import SLOTS, Fleet, Traffic, Watch
+from polyvera.train.fleet.fleet import SLOTS, Fleet, Watch
 from polyvera.train.fleet.journal import SKIPPED, Journal, Outcome
+from polyvera.train.fleet.traffic import Traffic
 from polyvera.train.preparation import adapted
 from polyvera.train.recipe import Recipe
 from polyvera.train.schedule import seed_everything

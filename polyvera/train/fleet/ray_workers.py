@@ -17,9 +17,9 @@ from polyvera.errors import RecipeError
 from polyvera.store.file.codec import decode, encode
 from polyvera.store.registry import Registry
 from polyvera.train.checkpoint import RECIPE
-from polyvera.train.fleet.fleet import Traffic
 from polyvera.train.fleet.journal import Outcome
 from polyvera.train.fleet.one_process import FleetResult, train_here
+from polyvera.train.fleet.traffic import Traffic
 from polyvera.train.recipe import Recipe
 from polyvera.train.tenants import Tenant
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from polyvera.adapter.adapter import Adapter
-from polyvera.errors import RecipeError
+from polyvera.errors import RecipeError, message_of
 from polyvera.evaluate.fleet_scores import TenantScores, fleet_scores
 from polyvera.model.load import Base, load_base
 from polyvera.store.registry import Registry
+from polyvera.train.destination import check_folder, check_store
 from polyvera.train.fleet.fleet import Watch
 from polyvera.train.fleet.journal import FINISHED
 from polyvera.train.fleet.one_process import FleetResult, train_here
@@ -83,6 +86,10 @@ def _check(recipe: Recipe, base: Base | None, registry: Registry | None, start: 
         )
     check_base(recipe, base)
     check_start(recipe, start)
+    if recipe.output is not None:
+        check_folder(Path(recipe.output).expanduser())
+    if registry is not None:
+        check_store(registry)
 
 
 def _scored(
@@ -103,4 +110,8 @@ def _scored(
         adapters[name] = adapter
     first = next(iter(rows.values()))
     base = result.base or load_base(recipe.model, task=first.task, dtype=recipe.dtype, labels=first.labels)
-    yield from fleet_scores(base, adapters, rows)
+    yield from fleet_scores(base, adapters, rows, skip=_tell)
+
+
+def _tell(name: str, error: Exception) -> None:
+    warnings.warn(f"{name} is trained, and not scored: {message_of(error)}", stacklevel=2)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from tiny_fleet import SETTINGS, apart, fleet, solo
-from tiny_models import counting_rows, make_classifier, make_model, make_tokenizer
+from tiny_models import WORDS, counting_rows, make_classifier, make_model, make_tokenizer
 
-from polyvera.adapter.inject import inject, load
+from polyvera.adapter.inject import banks_of, inject, load
 from polyvera.adapter.method import METHODS
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import LayoutError
@@ -167,6 +167,47 @@ def test_a_loss_that_is_no_number_takes_only_its_tenant_out(folder: Path) -> Non
     assert len(result.of(FINISHED)) == 4
     for name in ("t0", "t2"):  # in the same batches as the spoilt one
         assert apart(found[name], solo(folder / f"{name}.jsonl")) < 1e-4
+
+
+@pytest.mark.parametrize("where", ["training", "validation"])
+def test_a_tenant_whose_rows_raise_in_a_mixed_batch_harms_no_other(tmp_path: Path, where: str) -> None:
+    def refusing() -> Base:
+        """A model that breaks on one token, as a kernel may on one shape."""
+
+        def check(module: Any, given: tuple[torch.Tensor]) -> None:
+            if banks_of(model) and (given[0] == WORDS.index("w38")).any():
+                raise RuntimeError("a kernel has failed")
+
+        model = make_model()
+        model.model.embed_tokens.register_forward_pre_hook(check)
+        return Base(model, make_tokenizer())
+
+    bad = {"prompt": "w1 w38", "completion": "w2"}
+    for part in ("training", "validation"):
+        (tmp_path / part).mkdir()
+        for name in ("good", "zbad"):
+            rows = counting_rows(8) + [bad] * (name == "zbad" and part == where)
+            (tmp_path / part / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    choices = {**SETTINGS, "max_steps": 6, "eval_every": 2, "fleet": True}
+    recipe = Recipe(**{**choices, "data": str(tmp_path / "training"), "validation": str(tmp_path / "validation")})
+    good, broken = sorted(train_fleet(recipe, base=refusing()).outcomes, key=lambda outcome: outcome.name)
+    assert (good.status, broken.status) == (FINISHED, QUARANTINED)
+    assert "RuntimeError: a kernel has failed" in broken.problem
+    for part in ("training", "validation"):
+        (tmp_path / part / "zbad.jsonl").unlink()
+    (alone,) = train_fleet(recipe, base=refusing()).outcomes
+    torch.testing.assert_close(good.adapter.flat, alone.adapter.flat)  # type: ignore[union-attr]
+
+
+def test_what_no_tenant_alone_raises_ends_the_fleet(folder: Path) -> None:
+    def full(module: Any, given: tuple[torch.Tensor]) -> None:
+        if banks_of(model) and len(given[0]) > 4:
+            raise MemoryError("too many rows")
+
+    model = make_model()
+    model.model.embed_tokens.register_forward_pre_hook(full)
+    with pytest.raises(MemoryError, match="too many rows"):
+        fleet(folder, base=Base(model, make_tokenizer()), batch_size=2, batch_tokens=1000)
 
 
 def test_adapters_land_in_the_store_as_they_are_finished(folder: Path, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from tiny_encoder import make_bert
 from tiny_serve import LONGEST_WAIT, make_tokenizer
 
 from polyvera.engine.embedding.embedder import Embedder
-from polyvera.engine.embedding.pooling import MODES, Pooling, pooling_of
 from polyvera.errors import ServeError
+from polyvera.model.pooling import MODES, Pooling, pooling_of
 
 HIDDEN = torch.tensor([[[3.0, 4.0], [1.0, 0.0], [-9.0, 99.0]], [[0.0, 2.0], [5.0, 6.0], [7.0, 1.0]]])
 MASK = torch.tensor([[1, 1, 0], [1, 1, 1]])

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from polyvera.errors import ServeError
 
 MODULES = "modules.json"
+POOLING_CONFIG = "config.json"
 KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
 FLAGS = {
     "pooling_mode_cls_token": "cls",
@@ -63,16 +64,21 @@ class Pooling:
 
 
 def pooling_of(name: str | None) -> Pooling:
-    """As sentence-transformers' files in the model's folder or hub id say; the normalised mean where there are none.
+    """As stated_pooling() has it; the normalised mean where nothing is stated."""
+    return stated_pooling(name) or Pooling()
+
+
+def stated_pooling(name: str | None) -> Pooling | None:
+    """As sentence-transformers' files in the model's folder or hub id say, None where there are none.
 
     Raises ServeError for files that cannot be understood.
     """
-    listed = _read(name, MODULES)
+    listed = read_json(name, MODULES)
     if listed is None:
-        return Pooling()
+        return None
     try:
         modules = {str(module["type"]).rpartition(".")[2]: str(module["path"]) for module in listed}
-        modes = _modes(_read(name, f"{modules['Pooling']}/config.json"))
+        modes = _modes(read_json(name, f"{modules['Pooling']}/{POOLING_CONFIG}"))
     except (KeyError, TypeError, AttributeError) as error:
         raise ServeError(
             f"{MODULES} of {name} or its pooling is not as sentence-transformers writes it ({error!r}): correct or "
@@ -84,19 +90,27 @@ def pooling_of(name: str | None) -> Pooling:
         refusal = f"its embeddings pass through sentence-transformers' {other}, which is not computed here"
     elif len(modes) != 1 or modes[0] not in MODES:
         refusal = f"its pooling is {' and '.join(modes) or 'none'}; here it is one of {', '.join(MODES)}"
-    return Pooling("mean" if refusal else modes[0], "Normalize" in modules, refusal)
+    mode = modes[0] if len(modes) == 1 and modes[0] in MODES else Pooling.mode
+    return Pooling(mode, "Normalize" in modules, refusal)
 
 
-def _read(name: str | None, file: str) -> Any:
-    """A JSON file of a model, None where there is no such file."""
+def find_file(name: str | None, file: str) -> Path | None:
+    """A file of a folder or hub id, None where there is no such file."""
     from transformers.utils.hub import cached_file
 
     try:
         path = cached_file(name, file) if name else None
-        return None if path is None else json.loads(Path(path).read_text("utf-8"))
     except OSError:
         return None
-    except ValueError as error:
+    return None if path is None else Path(path)
+
+
+def read_json(name: str | None, file: str) -> Any:
+    """A JSON file of a folder or hub id, None where there is no such file. Raises ServeError for what is no JSON."""
+    path = find_file(name, file)
+    try:
+        return None if path is None else json.loads(path.read_text("utf-8-sig"))
+    except (OSError, ValueError) as error:
         raise ServeError(f"{file} of {name} is not valid JSON: {error}") from None
 
 
