@@ -150,7 +150,8 @@ def extract(bank: Bank, slot: int, model: nn.Module | None = None, scores: Mappi
         raise SpecError("extract(bank, slot, model) takes no spec: the bank keeps the one that it was injected with")
     created = datetime.now(UTC).isoformat(timespec="seconds")
     base = "" if model is None else fingerprint(model)
-    return replace(bank.extract(slot), base=base, scores=dict(scores), created=created)
+    named = str(getattr(model, "name_or_path", ""))
+    return replace(bank.extract(slot), base=base, model=named, scores=dict(scores), created=created)
 
 
 def eject(model: nn.Module) -> nn.Module:

@@ -41,7 +41,8 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-    unused = read_only(type(module))
+    kind: type = type(module)
+    unused = read_only(kind)
     for name, child in module.named_children():
         full = f"{prefix}.{name}" if prefix else name
         if name in unused:

@@ -78,6 +78,8 @@ def print_cost(recipe: Recipe, out: Console, everyone: Sequence[Tenant] = ()) ->
     what = f"{len(everyone)} tenants" if everyone else f"{len(data)} rows"
     title = f"{shapes.name}: {what}, {len(shapes.sites)} adapted layers"
     out.print(tables.cost_table([whole] if recipe.full else [own, whole], title))
+    if shapes.coverage is not None and not recipe.full:
+        out.print(shapes.coverage.text)
     if everyone:
         slots = min(recipe.slots or SLOTS, len(everyone))
         out.print(

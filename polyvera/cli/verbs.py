@@ -95,6 +95,8 @@ def plan(
     title = f"{shapes.name}, {shapes.num_params:,} parameters{reads}, {len(shapes.sites)} adapted layers, "
     title += f"base in {base_dtype}"
     out.print(tables.cost_table(costs, title))
+    if shapes.coverage is not None:
+        out.print(shapes.coverage.text)
     out.print(tables.many_table(costs, adapters, fleet))
     out.print("training: the base, 16 bytes a trained number (Adam in fp32) and the basis; activations come on top.")
 

@@ -46,7 +46,11 @@ def trying(model: PreTrainedModel, undo: Callable[[], None], how: str) -> Iterat
         undo()
         if isinstance(error, ServeError) or not isinstance(error, Exception):
             raise
-        raise ServeError(f"{type(model).__name__} cannot be called with {how} rows: {error}") from error
+        said = " ".join(str(error).split())[:160]
+        raise ServeError(
+            f"{type(model).__name__} reads more of a forward than its tokens and their positions, so it cannot be "
+            f"called with {how} rows and no engine serves it ({said})"
+        ) from error
 
 
 def check_close(model: PreTrainedModel, found: Tensor, expected: Tensor, how: str) -> None:

@@ -26,6 +26,7 @@ ENDINGS = (("ForSequenceClassification", CLASSIFICATION), ("ForCausalLM", CAUSAL
 LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
 # transformers writes 10**30 where a tokenizer states no limit.
 UNLIMITED = 2**31
+LENGTH_DEPENDENT = frozenset(("longrope", "dynamic"))
 ONE_CLASS_EACH = (None, "single_label_classification")
 
 
@@ -123,7 +124,8 @@ def _families() -> tuple[frozenset[str], frozenset[str]]:
     return (
         frozenset(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
         | frozenset(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
-        | frozenset(auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES),
+        | frozenset(auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES)
+        | frozenset(auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),  # those that are no encoder-decoders
         frozenset(auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES),
     )
 
@@ -147,6 +149,27 @@ def _first_position(model: PreTrainedModel) -> int:
     tables = (m for name, m in model.named_modules() if name.endswith("position_embeddings"))
     padding = [table.padding_idx for table in tables if isinstance(getattr(table, "padding_idx", None), int)]
     return max(padding, default=-1) + 1
+
+
+def rope_limit(model: PreTrainedModel) -> int | None:
+    """The positions below which rotary frequencies depend on no other row of a forward; None where they never do.
+
+    Past it `longrope` and `dynamic` take the frequencies of a forward from the largest position in it.
+    """
+    limits = [_original_length(m) for m in model.modules() if LENGTH_DEPENDENT & set(_rope_types(m))]
+    return min(limits, default=None)
+
+
+def _rope_types(module: Any) -> tuple[str, ...]:
+    kinds = getattr(module, "rope_type", ())
+    return (kinds,) if isinstance(kinds, str) else tuple(kinds.values() if isinstance(kinds, Mapping) else ())
+
+
+def _original_length(module: Any) -> int:
+    stated = getattr(module.config, "rope_parameters", None) or {}
+    several = [stated, *(part for part in stated.values() if isinstance(part, Mapping))]
+    lengths = [part.get("original_max_position_embeddings") for part in several]
+    return min((n for n in lengths if isinstance(n, int)), default=int(module.config.max_position_embeddings))
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:

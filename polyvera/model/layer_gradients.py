@@ -1,4 +1,4 @@
-"""unreached: which layers a model's answers do not depend on, seen in one forward and backward over a few tokens."""
+"""probe_layers: which layers a model's answers depend on, seen in a forward and backward over a few tokens."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,31 +19,44 @@ from polyvera.model.config import CAUSAL_LM, kind_of, vocabulary_size
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ROWS, TOKENS = 2, 24
+ROWS, LENGTHS = 2, (24, 3)
+Probe = tuple[Tensor, Tensor]
 NUMBER = re.compile(r"\.\d+(?=\.|$)")
 
 
-def unreached(model: PreTrainedModel, names: Collection[str]) -> tuple[str, ...]:
-    """Those of the named linear layers that no loss trains: never called, or behind a choice that has no gradient.
+@dataclass(frozen=True, slots=True)
+class LayerProbe:
+    """What a model does with its layers. dead: no loss trains them. written: it writes over their outputs."""
+
+    dead: tuple[str, ...]
+    written: tuple[str, ...]
+
+
+def probe_layers(model: PreTrainedModel, names: Collection[str]) -> LayerProbe:
+    """What the model does with the named linear layers: dead ones are never called, or have no gradient.
 
     An expert that no token was sent to is not counted, while another one of its kind was reached. Raises RecipeError
-    for a model that cannot be called with rows of tokens.
+    for a model that cannot be called with rows of tokens, long or short.
     """
-    probes: dict[str, list[Tensor]] = defaultdict(list)
+    probes: dict[str, list[Probe]] = defaultdict(list)
     with _probed(model, names, probes), torch.enable_grad():
         try:
-            _loss(model).backward()  # type: ignore[no-untyped-call]
+            for length in LENGTHS:
+                _loss(model, length).backward()  # type: ignore[no-untyped-call]
         except Exception as error:  # a model's forward raises what it likes
             said = " ".join(str(error).split())[:200]
             raise RecipeError(f"{type(model).__name__} cannot be trained on rows of tokens: {said}") from error
-    dead = {name for name in names if not any(_has_gradient(probe) for probe in probes[name])}
+    dead = {name for name in names if not any(_has_gradient(added) for added, _ in probes[name])}
     alive = {_kind(name) for name in names if name not in dead and _is_one_of_many(name)}
-    return tuple(name for name in names if name in dead and not (_is_one_of_many(name) and _kind(name) in alive))
+    return LayerProbe(
+        tuple(name for name in names if name in dead and not (_is_one_of_many(name) and _kind(name) in alive)),
+        tuple(name for name in names if any(out._version for _, out in probes[name])),
+    )
 
 
-def _loss(model: Any) -> Tensor:
+def _loss(model: Any, length: int) -> Tensor:
     draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocabulary_size(model), (ROWS, TOKENS), generator=draw).to(model.device)
+    ids = torch.randint(vocabulary_size(model), (ROWS, length), generator=draw).to(model.device)
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if kind_of(model) == CAUSAL_LM:
         loss: Tensor = model(**given, labels=ids).loss
@@ -51,7 +65,7 @@ def _loss(model: Any) -> Tensor:
 
 
 @contextmanager
-def _probed(model: nn.Module, names: Collection[str], probes: dict[str, list[Tensor]]) -> Iterator[None]:
+def _probed(model: nn.Module, names: Collection[str], probes: dict[str, list[Probe]]) -> Iterator[None]:
     """Adds zeros that want a gradient to the outputs of the layers, in the mode of inference; as before afterwards."""
     layers = linear_layers(model)
     hooks = [layers[name].register_forward_hook(_probe(probes[name])) for name in names]
@@ -68,16 +82,17 @@ def _probed(model: nn.Module, names: Collection[str], probes: dict[str, list[Ten
         model.train(was_training)
 
 
-def _probe(probes: list[Tensor]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+def _probe(probes: list[Probe]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
     def add(layer: nn.Module, given: Any, out: Tensor) -> Tensor:
-        probes.append(torch.zeros_like(out, requires_grad=True))
-        return out + probes[-1]
+        added = torch.zeros_like(out, requires_grad=True)
+        probes.append((added, out + added))
+        return probes[-1][1]
 
     return add
 
 
-def _has_gradient(probe: Tensor) -> bool:
-    return probe.grad is not None and bool(probe.grad.any())
+def _has_gradient(added: Tensor) -> bool:
+    return added.grad is not None and bool(added.grad.any())
 
 
 def _is_one_of_many(name: str) -> bool:

@@ -33,6 +33,7 @@ from polyvera.model.config import (
     kind_of,
     own_class,
 )
+from polyvera.model.coverage import Coverage, coverage_of
 from polyvera.model.pooled_classifier import pooled
 
 if TYPE_CHECKING:
@@ -52,7 +53,12 @@ MAX_CONFIG_BYTES = 2**24
 # The classes of transformers that load each kind; the first that knows a family is taken.
 KINDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        CAUSAL_LM: ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"),
+        CAUSAL_LM: (
+            "AutoModelForCausalLM",
+            "AutoModelForImageTextToText",
+            "AutoModelForMultimodalLM",
+            "AutoModelForSeq2SeqLM",
+        ),
         CLASSIFICATION: ("AutoModelForSequenceClassification",),
         ENCODER: ("AutoModel",),
         OTHER: (),
@@ -66,7 +72,7 @@ class ModelShapes:
 
     name: its class. num_params: tied weights once. sites: (in_features, out_features) of each adapted layer.
     head: the shapes of the spec's head by full name. dtype: the configuration's, None where it names none.
-    context_length: the tokens that it reads, as context_length() has it.
+    context_length: the tokens that it reads, as context_length() has it. coverage: what the adapted layers are of it.
     """
 
     name: str
@@ -75,6 +81,7 @@ class ModelShapes:
     head: Mapping[str, Shape]
     dtype: str | None
     context_length: int | None = None
+    coverage: Coverage | None = None
 
 
 def model_shapes(
@@ -90,13 +97,15 @@ def model_shapes(
     if kind is None and spec.head and kind_of(config) == ENCODER:
         kind = CLASSIFICATION
     model = meta_model(config, kind=kind, num_labels=num_labels)
+    sites = find_sites(model, spec)
     return ModelShapes(
         name=type(model).__name__,
         num_params=sum(p.numel() for p in model.parameters()),
-        sites=find_sites(model, spec),
+        sites=sites,
         head={key: tuple(t.shape) for key, t in head_tensors(model, spec.head).items()},
         dtype=_dtype(config),
         context_length=context_length(model),
+        coverage=coverage_of(model, sites),
     )
 
 
@@ -130,7 +139,8 @@ def maker(kind: str, config: PreTrainedConfig) -> Any:
     if kind == OTHER:
         own: Any = own_class(config)
         return own._from_config
-    return partial(auto_class(kind, config).from_config, trust_remote_code=False)
+    found = auto_class(kind, config)
+    return getattr(found, "_from_config", None) or partial(found.from_config, trust_remote_code=False)
 
 
 def auto_class(kind: str, config: PreTrainedConfig) -> Any:
@@ -142,6 +152,8 @@ def auto_class(kind: str, config: PreTrainedConfig) -> Any:
         found = getattr(transformers, name, None)
         if found is not None and type(config) in found._model_mapping:
             return found
+    if kind_of(config) == kind and own_class(config) is not None:
+        return own_class(config)
     raise SpecError(f"transformers has no {kind} model of {config.model_type!r}: {WITHOUT[kind]}")
 
 

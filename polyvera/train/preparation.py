@@ -33,7 +33,7 @@ from polyvera.model.config import (
     vocabulary_size,
 )
 from polyvera.model.inference import evaluating
-from polyvera.model.layer_gradients import unreached
+from polyvera.model.layer_gradients import probe_layers
 from polyvera.model.load import AUTO_DTYPE, Base, load_base
 from polyvera.model.rms_norm import fused_norms
 from polyvera.store.opened import opened
@@ -135,7 +135,7 @@ def adapted(recipe: Recipe, base: Base, num_slots: int = 1) -> Iterator[Bank | N
     if recipe.gradient_checkpointing:
         options = {"use_reentrant": False, "context_fn": checkpoint_context}
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-    spec = None if recipe.full else spec_for(recipe, base)
+    spec, written = (None, ()) if recipe.full else spec_for(recipe, base)
     config = text_config(model.config)
     use_cache = getattr(config, "use_cache", None)  # encoders have none
     try:
@@ -144,7 +144,10 @@ def adapted(recipe: Recipe, base: Base, num_slots: int = 1) -> Iterator[Bank | N
                 model.requires_grad_(True)
                 yield None
             else:
-                yield inject(model, spec, num_slots)
+                bank = inject(model, spec, num_slots)
+                for name in written:
+                    model.get_submodule(name).register_forward_hook(_copied)
+                yield bank
     finally:
         eject(model)
         if use_cache is not None:
@@ -154,19 +157,25 @@ def adapted(recipe: Recipe, base: Base, num_slots: int = 1) -> Iterator[Bank | N
             model.gradient_checkpointing_disable()
 
 
-def spec_for(recipe: Recipe, base: Base) -> AdapterSpec:
-    """The adapter that the recipe asks for on this base, without the layers that its answers do not depend on.
+def _copied(layer: Any, given: Any, out: torch.Tensor) -> torch.Tensor:
+    """A copy for a model that writes over a layer's output, which the backward pass may need."""
+    return out.clone()
 
-    Raises TargetError for such a layer that the recipe names, RecipeError for a model that reads no rows of tokens.
+
+def spec_for(recipe: Recipe, base: Base) -> tuple[AdapterSpec, tuple[str, ...]]:
+    """The adapter that the recipe asks for on this base, without layers that its answers do not depend on.
+
+    Also the layers whose output the model writes over. Raises TargetError for a layer without use that the recipe
+    names, RecipeError for a model that reads no rows of tokens.
     """
     spec = recipe.spec(base.head)
-    dead = unreached(base.model, tuple(find_sites(base.model, spec)))
-    if dead and spec.targets not in (ALL_LINEAR, DEFAULT):
+    found = probe_layers(base.model, tuple(find_sites(base.model, spec)))
+    if found.dead and spec.targets not in (ALL_LINEAR, DEFAULT):
         raise TargetError(
-            f"targets={spec.targets!r}: {dead[0]} would never be trained, since no answer of "
+            f"targets={spec.targets!r}: {found.dead[0]} would never be trained, since no answer of "
             f"{type(base.model).__name__} depends on it; leave it out with exclude"
         )
-    return replace(spec, exclude=(*spec.exclude, *dead))
+    return replace(spec, exclude=(*spec.exclude, *found.dead)), found.written
 
 
 def check_loads(recipe: Recipe, base: Base, adapter: Adapter, rows: Encoded, slot: int) -> None:

@@ -9,7 +9,7 @@ from tiny_models import make_model
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import find_sites
 from polyvera.errors import RecipeError
-from polyvera.model.layer_gradients import unreached
+from polyvera.model.layer_gradients import LayerProbe, probe_layers
 
 ALL = AdapterSpec(targets="all-linear")
 
@@ -17,14 +17,14 @@ ALL = AdapterSpec(targets="all-linear")
 def test_every_layer_of_a_plain_model_is_reached_and_the_model_is_as_before() -> None:
     model = make_model().train()
     wants = [p.requires_grad for p in model.parameters()]
-    assert unreached(model, tuple(find_sites(model, ALL))) == ()
+    assert probe_layers(model, tuple(find_sites(model, ALL))) == LayerProbe((), ())
     assert model.training and [p.requires_grad for p in model.parameters()] == wants
     assert not any(m._forward_hooks for m in model.modules()) and all(p.grad is None for p in model.parameters())
 
 
 def test_a_pooler_that_no_answer_reads_is_found() -> None:
     model = T.BigBirdForSequenceClassification(T.BigBirdConfig(**BERT, attention_type="original_full"))
-    assert unreached(model, tuple(find_sites(model, ALL))) == ("bert.pooler",)
+    assert probe_layers(model, tuple(find_sites(model, ALL))).dead == ("bert.pooler",)
 
 
 def test_the_tower_of_images_is_not_of_the_text() -> None:
@@ -32,7 +32,7 @@ def test_the_tower_of_images_is_not_of_the_text() -> None:
     model = T.Gemma3ForConditionalGeneration(config)
     names = tuple(find_sites(model, ALL))
     assert names and all(name.startswith("model.language_model.") for name in names)
-    assert unreached(model, names) == ()
+    assert probe_layers(model, names).dead == ()
 
 
 def test_an_expert_without_a_token_is_no_layer_without_use() -> None:
@@ -51,10 +51,18 @@ def test_an_expert_without_a_token_is_no_layer_without_use() -> None:
             )
 
     names = ("idle", *(f"layers.0.experts.{i}" for i in range(3)))
-    assert unreached(Model(), names) == ("idle",)
+    assert probe_layers(Model(), names).dead == ("idle",)
 
 
 def test_a_model_that_takes_no_rows_of_tokens_is_refused() -> None:
     model = T.ViTForImageClassification(T.ViTConfig(**VISION))
     with pytest.raises(RecipeError, match="ViTForImageClassification cannot be trained on rows of tokens"):
-        unreached(model, tuple(find_sites(model, AdapterSpec())))
+        probe_layers(model, tuple(find_sites(model, AdapterSpec())))
+
+
+def test_a_layer_whose_output_is_written_over_is_found() -> None:
+    model = make_model()
+    mlp = model.model.layers[0].mlp
+    mlp.register_forward_hook(lambda module, given, out: out.add_(1.0))
+    names = tuple(find_sites(model, ALL))
+    assert probe_layers(model, names).written == ("model.layers.0.mlp.down_proj",)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from polyvera.engine.generation import decode_attention
+from polyvera.engine.generation import decode_attention, scored_attention
+from polyvera.engine.generation.scored_attention import Scoring
 from polyvera.errors import ServeError
 
 NAME = "polyvera"
@@ -156,34 +157,40 @@ def attend(
 ) -> tuple[Tensor, None]:
     """query (1, heads, T, width); key and value: the cache's whole storage (rows, context, key heads, width).
 
-    Returns (1, T, heads, width). Raises ServeError for attention with a soft cap or with sinks.
+    Returns (1, T, heads, width).
     """
-    if softcap is not None or s_aux is not None:
-        raise ServeError(
-            "this model's attention has a soft cap or sinks, which packed rows do not support: use another model"
-        )
+    scoring = None if softcap is None and s_aux is None else Scoring(softcap, s_aux)
     heads, tokens = query.shape[1:3]
     groups = heads // key.shape[2]
     alone = query[0, :, : masks.num_single].transpose(0, 1)
     if masks.num_single == tokens:
-        return decode_attention.attend(alone, key, value, masks.visible(key.shape[1]), scaling)[None], None
+        return _singly(alone, key, value, masks, scaling, scoring)[None], None
     out = query.new_empty(tokens, heads, value.shape[-1])
     if masks.num_single:
-        out[: masks.num_single] = decode_attention.attend(alone, key, value, masks.visible(key.shape[1]), scaling)
+        out[: masks.num_single] = _singly(alone, key, value, masks, scaling, scoring)
     for span, seen in zip(masks.spans, masks.of(groups), strict=True):
         at = slice(span.token, span.token + span.num_tokens)
         rows, width = span.num_rows, query.shape[-1]
         own = query[0, :, at].reshape(heads, rows, -1, width).transpose(0, 1)  # (rows, heads, tokens of a row, width)
         stored = slice(span.row, span.row + rows)
-        answer = F.scaled_dot_product_attention(
-            own.reshape(rows, key.shape[2], -1, width),
-            key[stored, : span.length].transpose(1, 2),
-            value[stored, : span.length].transpose(1, 2),
-            attn_mask=seen,
-            scale=scaling,
-        )
+        grouped = own.reshape(rows, key.shape[2], -1, width)
+        keys, values = (t[stored, : span.length].transpose(1, 2) for t in (key, value))
+        if scoring is None:
+            answer = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=seen, scale=scaling)
+        else:
+            answer = scored_attention.attend(grouped, keys, values, seen, scaling, scoring)
         out[at] = answer.reshape(rows, heads, -1, out.shape[-1]).transpose(1, 2).reshape(-1, heads, out.shape[-1])
     return out[None], None
+
+
+def _singly(
+    alone: Tensor, key: Tensor, value: Tensor, masks: Masks, scaling: float | None, scoring: Scoring | None
+) -> Tensor:
+    """Tokens that attend each for itself, (tokens, heads, width)."""
+    seen = masks.visible(key.shape[1])
+    if scoring is None:
+        return decode_attention.attend(alone, key, value, seen, scaling)
+    return scored_attention.attend_single(alone, key, value, seen, scaling, scoring)
 
 
 def register() -> None:

@@ -101,7 +101,7 @@ class Generator(AdapterEngine[Request]):
         self._queue.cancel(request)
 
     def _take(self) -> EngineParts:
-        runner, packs = ModelRunner(self.model), Packs()
+        runner, packs = ModelRunner(self.model, self.max_context), Packs()
         packed_model = PackedModel(self.model, packs)
 
         def undo() -> None:

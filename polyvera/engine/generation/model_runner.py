@@ -13,7 +13,7 @@ from polyvera.engine.generation.attention import NAME, AttentionMetadata, Span, 
 from polyvera.engine.generation.kv_cache import KVCache
 from polyvera.engine.trial import check_close, check_free, check_sites, recording, trying
 from polyvera.errors import LayoutError, ServeError
-from polyvera.model.config import CAUSAL_LM, kind_of, text_config, vocabulary_size
+from polyvera.model.config import CAUSAL_LM, context_length, kind_of, rope_limit, text_config, vocabulary_size
 from polyvera.model.rms_norm import fused_norms
 from polyvera.store.reference import AdapterRef
 
@@ -21,19 +21,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
-TRIAL_TOKENS = 5
+TRIAL_LENGTHS = (5, 40)
 
 
 class ModelRunner:
     """Gives the model the packed attention until undo(). Raises ServeError for a model that it doesn't fit.
 
-    layers: the linear layers that read packed tokens as they lie, (1, T, in), so that each token has its adapter there.
+    context: the tokens of a row at most. layers: the linear layers that read packed tokens as they lie, (1, T, in), so
+    that each token has its adapter there.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, context: int | None = None) -> None:
         _check(model)
+        _check_rope(model, context)
         register()
         self._model: Any = model
+        self._context = context
         self._was_training = model.training
         found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
         self._configs = [config for config in found if hasattr(config, "_attn_implementation")]
@@ -63,33 +66,60 @@ class ModelRunner:
     def _try(self) -> None:
         """Compares a packed forward with the model's own."""
         model = self._model
-        ids = torch.arange(1, TRIAL_TOKENS + 1, device=model.device)[None] % vocabulary_size(model)
+        rows = _trial_rows(model, self._context)
         with torch.inference_mode():
-            expected = model(input_ids=ids, use_cache=False).logits
+            expected = [model(input_ids=row[None], use_cache=False).logits[0] for row in rows]
             for config in self._configs:
                 config._attn_implementation = NAME
             self._norms.enter_context(fused_norms(model))
             with recording(model, self.layers, lambda shape: len(shape) == 3 and shape[0] == 1):
-                found = _packed_trial(model, ids)
-        check_close(model, found, expected, "packed")
+                found = _packed_trial(model, rows)
+        for own, alone in zip(found, expected, strict=True):
+            check_close(model, own, alone, "packed")
 
 
-def _packed_trial(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    """The logits of two rows in two pieces each, the last token of each alone, as the engine computes them."""
-    size, cache, cut = ids.shape[1], KVCache(2, 8), ids.shape[1] - 1
-    pieces = [
-        (ids[:, :cut].repeat(1, 2), [*range(cut)] * 2, [Span(0, cut, 0, 1, cut), Span(cut, cut, 1, 1, cut)]),
-        (ids[:, cut:].repeat(1, 2), [cut] * 2, [Span(0, 2, 0, 2, size)]),
-    ]
-    found = []
-    for tokens, at, spans in pieces:
-        positions = torch.tensor([at], device=ids.device)
-        rows = torch.tensor([0] * (len(at) // 2) + [1] * (len(at) // 2), device=ids.device)
-        cache.slot_mapping = rows * 8 + positions[0]
-        with attending(AttentionMetadata(spans, positions[0])):
-            out = model(input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True)
-        found.append(out.logits[:, len(at) // 2 :])
-    return torch.cat(found, 1)
+def _trial_rows(model: Any, context: int | None) -> list[torch.Tensor]:
+    """Rows of very different length, as far as the model reads."""
+    longest = min(context_length(model) or max(TRIAL_LENGTHS), context or max(TRIAL_LENGTHS))
+    lengths = [min(length, longest) for length in TRIAL_LENGTHS]
+    return [torch.arange(1, n + 1, device=model.device) % vocabulary_size(model) for n in lengths]
+
+
+def _packed_trial(model: Any, rows: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The logits of rows in two pieces each, the last token of each alone, as the engine computes them."""
+    context = max(map(len, rows)) + 1
+    cache = KVCache(len(rows), context)
+    cuts = [len(row) - 1 for row in rows]
+    ends = [(i, row[cut:], cut, len(row)) for i, (row, cut) in enumerate(zip(rows, cuts, strict=True))]
+    starts = [(i, row[:cut], 0, cut) for i, (row, cut) in enumerate(zip(rows, cuts, strict=True))]
+    found = [_packed(model, cache, pieces, context) for pieces in (starts, ends)]
+    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+
+def _packed(
+    model: Any, cache: KVCache, pieces: list[tuple[int, torch.Tensor, int, int]], context: int
+) -> list[torch.Tensor]:
+    """The logits of pieces of rows side by side: (row, tokens, first position, position after the last)."""
+    device, first, spans = model.device, 0, []
+    for row, tokens, _, stop in pieces:
+        spans.append(Span(first, len(tokens), row, 1, stop))
+        first += len(tokens)
+    at = torch.cat([torch.arange(start, stop, device=device) for _, _, start, stop in pieces])
+    of_row = torch.cat([torch.full((len(tokens),), row, device=device) for row, tokens, _, _ in pieces])
+    cache.slot_mapping = of_row * context + at
+    ids = torch.cat([tokens for _, tokens, _, _ in pieces])[None]
+    with attending(AttentionMetadata(spans, at)):
+        out = model(input_ids=ids, position_ids=at[None], past_key_values=cache, use_cache=True)
+    return list(out.logits[0].split([len(tokens) for _, tokens, _, _ in pieces]))
+
+
+def _check_rope(model: PreTrainedModel, context: int | None) -> None:
+    limit = rope_limit(model)
+    if limit is not None and (context is None or context > limit):
+        raise ServeError(
+            f"{type(model).__name__} changes its rotary frequencies for a whole batch once one row is longer than "
+            f"{limit} tokens, so rows would depend on each other: serve it with max_context={limit} or less"
+        )
 
 
 def _check(model: PreTrainedModel) -> None:
@@ -97,6 +127,11 @@ def _check(model: PreTrainedModel) -> None:
     config: Any = text_config(model.config)
     if kind_of(model) != CAUSAL_LM:
         raise ServeError(f"{name} does not generate text token by token: load a causal language model")
+    if not getattr(type(model), "_can_set_attn_implementation", lambda: True)():
+        raise ServeError(
+            f"{name} computes attention by code of its own, which rows of several requests cannot share, so no engine "
+            "serves it; train(), generate() and evaluate() take it as it is"
+        )
     others = set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYERS
     if others:
         raise ServeError(

@@ -31,6 +31,7 @@ from polyvera.store.peft.config import (
     stored_shape,
     widest,
 )
+from polyvera.store.peft.rewritten import model_type_of, refusal
 
 LORA = PEFT_METHODS["LORA"]  # the kind that can say any row of the table
 OWN_FILES = {CONFIG_NAME, WEIGHTS_NAME, "README.md"}
@@ -59,13 +60,17 @@ def export_peft(
     SEQ_CLS where the adapter has such a head, and else a plain PeftModel of any model. save_projection=False leaves the
     basis out, for PEFT to draw it again: only where PEFT's draw on a base of base_dtype (None: of the basis's own
     dtype) is the same.
-    overwrite: replaces a folder that holds nothing but an exported adapter. Raises SpecError, BasisError, StoreError.
+    overwrite: replaces a folder that holds nothing but an exported adapter. Raises SpecError for layers that PEFT would
+    take for others, BasisError, StoreError.
     """
     path = Path(folder).absolute()
     _check_free(path, overwrite)
     dtype = None if base_dtype is None else str(base_dtype).removeprefix("torch.")
     native = _is_native(adapter) and not (as_lora and adapter.spec.row.peft_type != LORA.name)
     config, tensors = _native(adapter) if native else _folded(adapter)
+    reason = refusal(model_type_of(adapter.model or model_name or ""), config["peft_type"], adapter.layout.site_names)
+    if reason:
+        raise SpecError(reason)
     if native and adapter.spec.row.shares_basis:
         _check_redraw(adapter, save_projection, dtype)
         config |= _basis_config(adapter, save_projection)

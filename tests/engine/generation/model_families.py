@@ -25,6 +25,8 @@ SERVED: dict[str, dict[str, Any]] = {
     "MistralConfig": SLIDING,
     "Gemma3TextConfig": SLIDING,
     "Starcoder2Config": SLIDING,
+    "Gemma2Config": {**SLIDING, "attn_logit_softcapping": 3.0},
+    "GptOssConfig": {**SLIDING, "num_local_experts": 4},
     "Qwen3Config": {**LIKE_LLAMA, "head_dim": 8},
     "Phi3Config": LIKE_LLAMA,
     "GPTNeoXConfig": {k: v for k, v in LIKE_LLAMA.items() if k != "num_key_value_heads"},

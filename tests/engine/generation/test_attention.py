@@ -107,10 +107,5 @@ def test_no_mask_is_made_where_all_may_be_seen() -> None:
 
 
 def test_what_packed_rows_cannot_have_is_refused() -> None:
-    step = AttentionMetadata([Span(0, 1, 0, 1, 1)], torch.tensor([0]))
-    masks, one = Masks(step, causal, torch.float32), torch.zeros(1, 1, 1, 1)
-    for given in ({"softcap": 30.0}, {"s_aux": torch.zeros(1)}):
-        with pytest.raises(ServeError, match="soft cap or sinks"):
-            attend(torch.nn.Module(), one, one, one, masks, **given)
     with pytest.raises(ServeError, match="belongs to a running engine"):
         mask(mask_function=causal, dtype=torch.float32)

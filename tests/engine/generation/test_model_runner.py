@@ -22,10 +22,19 @@ from polyvera.engine.limits import Limits
 from polyvera.errors import LayoutError, ServeError
 
 SHORT = SamplingParams(max_tokens=8)
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0] * 4,
+    "long_factor": [4.0] * 4,
+    "original_max_position_embeddings": 32,
+    "factor": 8.0,
+}
+LONG = {**LIKE_LLAMA, "rope_parameters": LONGROPE, "original_max_position_embeddings": 32}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "Gemma2Config": ({**LIKE_LLAMA, "head_dim": 8}, "soft cap or sinks"),
-    "GptOssConfig": ({**LIKE_LLAMA, "head_dim": 8, "num_local_experts": 4}, "soft cap or sinks"),
-    "BloomConfig": (LIKE_GPT2, "cannot be called with packed rows"),
+    "BloomConfig": (LIKE_GPT2, "computes attention by code of its own"),
+    "GPTJConfig": ({**LIKE_GPT2, "rotary_dim": 4}, "computes attention by code of its own"),
+    "Phi3Config": (LONG, "serve it with max_context=32 or less"),
     "MambaConfig": ({"hidden_size": 32, "num_hidden_layers": 2}, "Mamba"),
 }
 
@@ -81,6 +90,14 @@ def test_models_that_cannot_be_packed_are_refused_and_left_alone(name: str) -> N
         engine.start()
     engine.stop()
     same()
+
+
+def test_frequencies_that_change_with_the_length_are_served_below_that_length() -> None:
+    model = built("Phi3Config", LONG)
+    solo, prompts = Solo(model), [make_prompt(1, 2, 3), make_prompt(2, 20, 24)]
+    with Generator(model, TOKENIZER, None, Limits(max_context=32)) as engine:
+        answers = all_of(engine.answer(prompt, None, SHORT) for prompt in prompts)
+        assert [answer.ids for answer in answers] == [solo.answers(None, prompt, 8) for prompt in prompts]
 
 
 def test_a_model_that_writes_no_text_is_refused() -> None:

@@ -1,0 +1,337 @@
+"""The cells of one family: each way that a model goes, and whether that gives what it should, or is refused."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import shutil
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from family_rows import SORTS, WRITES, Row
+from peft import PeftModel
+from tiny_models import counting_rows, make_tokenizer
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from polyvera.adapter.adapter import Adapter
+from polyvera.adapter.inject import eject, extract, inject, load
+from polyvera.adapter.merge import merge
+from polyvera.adapter.route import route
+from polyvera.adapter.spec import AdapterSpec
+from polyvera.adapter.targets import find_sites
+from polyvera.data.tables import LABEL
+from polyvera.engine.factory import engine_for
+from polyvera.engine.generation.generator import Generator
+from polyvera.engine.generation.request import SamplingParams
+from polyvera.engine.limits import Limits
+from polyvera.errors import PolyveraError
+from polyvera.model.load import Base, load_base
+from polyvera.model.shapes import model_shapes
+from polyvera.store.peft import export_peft, import_peft
+from polyvera.store.registry import Registry
+from polyvera.train.recipe import Recipe
+from polyvera.train.trainer import TrainResult, train
+
+METHODS = ("vera", "lora", "dvora")
+TARGETS = ("default", "all-linear")
+EQUAL = "equal"
+TOLERANCE = 1e-3
+ENDS = [1]  # the tokenizer's, which the engine counts beside the model's
+
+
+class DifferentError(Exception):
+    """Two results that should be equal and are not."""
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    """Raises DifferentError."""
+    far = float((found.float() - expected.float()).abs().max() / expected.float().abs().max().clamp(min=1e-6))
+    if not far <= TOLERANCE:
+        raise DifferentError(f"off by {far:.2g}")
+
+
+def output_of(model: Any, given: dict[str, Tensor]) -> Tensor:
+    """The first tensor of floats that a forward gives with a row for each row."""
+    out = model(**given)
+    return getattr(out, "logits", None) if getattr(out, "logits", None) is not None else out[0]
+
+
+@dataclass
+class Family:
+    """One family's tiny model in a folder, and what was made of it."""
+
+    row: Row
+    folder: Path
+    trained: dict[tuple[str, str], Adapter] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        gc.collect()
+        gc.freeze()  # else each run of a Trainer walks over all that was ever imported
+        self.row.make().save_pretrained(self.base)
+        make_tokenizer().save_pretrained(self.base)
+        rows = [{"text": f"w{i} w{i % 7}", "label": "ab"[i % 2]} for i in range(12)]
+        rows = rows if SORTS[self.row.sort].task == LABEL else counting_rows(12)
+        self.data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    @property
+    def base(self) -> Path:
+        return self.folder / "base"
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "rows.jsonl"
+
+    def recipe(self, method: str, targets: str) -> Recipe:
+        given = {
+            "model": str(self.base),
+            "data": str(self.data),
+            "max_steps": 3,
+            "batch_size": 4,
+            "rank": 2,
+            "lr": 0.01,
+        }
+        return Recipe(method=method, targets=targets, name=f"t/{method}", store=str(self.folder / targets), **given)
+
+    def load(self) -> Base:
+        """The base as the product loads it for the family's task, new."""
+        task = SORTS[self.row.sort].task
+        return load_base(str(self.base), task=task, labels=("a", "b") if task == LABEL else ())
+
+    @cached_property
+    def verbs(self) -> bool:
+        return self.row.sort in (WRITES, "reads text")
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """Never adapted for longer than a cell."""
+        return (self.load().model if self.verbs else self.row.make()).eval()
+
+    @cached_property
+    def inputs(self) -> dict[str, Tensor]:
+        return SORTS[self.row.sort].inputs(self.model)
+
+    def spec(self, method: str, targets: str) -> AdapterSpec:
+        return AdapterSpec(method, rank=2, targets=targets)
+
+    def strong(self, method: str, targets: str, seed: int = 5) -> Adapter:
+        """An adapter with large random numbers, so that a wrong layer shows."""
+        bank = inject(self.model, self.spec(method, targets))
+        try:
+            adapter = extract(bank, bank.first, self.model)
+        finally:
+            eject(self.model)
+        return replace(
+            adapter, flat=torch.randn(adapter.flat.shape, generator=torch.Generator().manual_seed(seed)) * 0.4
+        )
+
+    def adapted(self, adapter: Adapter, **given: Any) -> Tensor:
+        """The output of a batch with one adapter."""
+        [slot] = load(self.model, adapter)
+        try:
+            with torch.no_grad(), route(slot):
+                return output_of(self.model, given or self.inputs)
+        finally:
+            eject(self.model)
+
+
+def plan(family: Family, method: str, targets: str) -> None:
+    spec = family.spec(method, targets)
+    shapes = model_shapes(
+        str(family.base), spec, kind="classification" if SORTS[family.row.sort].task == LABEL else None
+    )
+    if dict(shapes.sites) != find_sites(family.model, spec):
+        raise DifferentError("plan counts other layers than are trained")
+
+
+def trains(family: Family, method: str, targets: str) -> None:
+    if not family.verbs:
+        return _trains_by_hand(family, method, targets)
+    result = train(family.recipe(method, targets), base=family.load(), progress=False)
+    try:
+        _check_published(family, result, method, targets)
+    except PolyveraError as error:
+        raise DifferentError(f"published, and then {error}") from error
+
+
+def _check_published(family: Family, result: TrainResult, method: str, targets: str) -> None:
+    """What was trained is whole, and answers the same in a freshly loaded base."""
+    assert result.adapter is not None
+    _check_trained(result.adapter)
+    fresh = family.load().model
+    [slot] = load(fresh, Registry(family.folder / targets).get(f"t/{method}"))
+    [own] = load(result.base.model, result.adapter)
+    with torch.no_grad():
+        with route(slot):
+            found = output_of(fresh, family.inputs)
+        with route(own):
+            expected = output_of(result.base.model, family.inputs)
+    if not torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max())):
+        raise DifferentError("the stored adapter answers otherwise in a freshly loaded base")
+
+
+def _trains_by_hand(family: Family, method: str, targets: str) -> None:
+    model = family.model
+    bank = inject(model, family.spec(method, targets))
+    try:
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+        for _ in range(3):
+            optimizer.zero_grad()
+            output_of(model, family.inputs).square().mean().backward()
+            optimizer.step()
+        adapter = extract(bank, bank.first, model)
+    finally:
+        eject(model)
+    _check_trained(adapter)
+    ref = Registry(family.folder / targets).put(f"t/{method}", adapter)
+    again = Registry(family.folder / targets).get(ref)
+    if not torch.equal(again.flat, adapter.flat):
+        raise DifferentError("the store gives other numbers back")
+
+
+def _check_trained(adapter: Adapter) -> None:
+    letter = "b" if "b" in adapter.layout.method.trained else "B"
+    sites = [site.name for site in adapter.layout.sites if ".experts." not in site.name]  # some get no token in 3 steps
+    dead = [name for name in sites if not bool(adapter.tensors[f"{name}.{letter}"].any())]
+    if dead:
+        raise DifferentError(f"{len(dead)} of {len(adapter.layout.sites)} layers were never trained, {dead[0]}")
+
+
+def mixed(family: Family, method: str, targets: str) -> None:
+    model, given = family.model, family.inputs
+    one, other = family.strong(method, targets, 5), family.strong(method, targets, 6)
+    slots = [*load(model, [one, other]), 0]
+    try:
+        with torch.no_grad():
+            with route(slots):
+                found = output_of(model, given)
+            for i, slot in enumerate(slots):
+                with route(slot):
+                    close(found[i], output_of(model, {k: v[i : i + 1] for k, v in given.items()})[0])
+    finally:
+        eject(model)
+
+
+def merges(family: Family, method: str, targets: str) -> None:
+    adapter = family.strong(method, targets)
+    expected = family.adapted(adapter)
+    with torch.no_grad():
+        plain = output_of(family.model, family.inputs)
+    if torch.allclose(plain, expected, rtol=1e-3):
+        raise DifferentError("a strong adapter changes nothing")
+    whole = copy.deepcopy(family.model)
+    [slot] = load(whole, adapter)
+    with torch.no_grad():
+        close(output_of(merge(whole, slot), family.inputs), expected)
+
+
+def peft(family: Family, method: str, targets: str) -> None:
+    adapter = family.strong(method, targets)
+    expected, folder = family.adapted(adapter), family.folder / "peft"
+    shutil.rmtree(folder, ignore_errors=True)
+    export_peft(adapter, folder)
+    again = import_peft(folder, family.model)
+    close(family.adapted(again), expected)
+    theirs = PeftModel.from_pretrained(copy.deepcopy(family.model), str(folder)).eval()
+    with torch.no_grad():
+        close(output_of(theirs, family.inputs), expected)
+
+
+def serves(family: Family, method: str, targets: str) -> None:
+    """Two rows of very different length side by side, the base's and the adapter's."""
+    if not family.verbs:
+        with engine_for(load_base(str(family.base), task="auto")):
+            pass
+    base = family.load()
+    adapter = family.strong(method, targets)
+    registry = Registry(family.folder / "served")
+    ref = registry.put(f"{method}/{targets}", adapter)
+    rows = [[7, 8, 9], [10 + i % 30 for i in range(40)]]
+    limits = Limits(max_rows=4, num_slots=4, chunk=32)
+    with engine_for(base, registry, limits) as engine:
+        if isinstance(engine, Generator):
+            params = SamplingParams(max_tokens=6, min_tokens=6)
+            asked = [engine.answer(row, who, params) for row in rows for who in (ref, None)]
+            found = [one.result(60).ids for one in asked]
+        else:
+            asked = [engine.embed([row], who) for row in rows for who in (ref, None)]
+            vectors = [one.result(60)[0] for one in asked]
+    expected = [(row, who) for row in rows for who in (adapter, None)]
+    if isinstance(engine, Generator):
+        for (row, who), ids in zip(expected, found, strict=True):
+            alone = _generated(base.model, row, who)
+            if ids != alone:
+                raise DifferentError(f"{len(row)} tokens: {ids}, and {alone} alone")
+    else:
+        for (row, who), vector in zip(expected, vectors, strict=True):
+            close(vector, _vector(base.model, row, who))
+
+
+def _generated(model: Any, row: list[int], adapter: Adapter | None) -> list[int]:
+    if adapter is not None:
+        load(model, adapter)
+    try:
+        ids = torch.tensor([row])
+        given = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "eos_token_id": ENDS}
+        with torch.inference_mode():
+            return model.generate(ids, attention_mask=torch.ones_like(ids), **given)[0, len(row) :].tolist()
+    finally:
+        eject(model)
+
+
+def _vector(model: Any, row: list[int], adapter: Adapter | None) -> Tensor:
+    if adapter is not None:
+        load(model, adapter)
+    try:
+        with torch.inference_mode():
+            hidden = model.base_model(input_ids=torch.tensor([row]))[0][0]
+        return torch.nn.functional.normalize(hidden.mean(0), dim=0)
+    finally:
+        eject(model)
+
+
+CELLS: dict[str, Callable[[Family, str, str], None]] = {
+    "plan": plan,
+    "train, store, load": trains,
+    "mixed batch": mixed,
+    "merge": merges,
+    "PEFT": peft,
+    "engine": serves,
+}
+# What doesn't depend on the method, or takes long, goes with some of them.
+ONLY = {
+    ("engine", "default"): ("vera",),
+    ("engine", "all-linear"): ("lora",),
+    ("plan", "default"): ("vera",),
+    ("plan", "all-linear"): ("vera",),
+    ("train, store, load", "default"): ("vera",),
+    ("train, store, load", "all-linear"): ("lora", "dvora"),
+}
+
+
+def cells_of(family: Family) -> Iterator[tuple[str, str, str, str]]:
+    """(cell, targets, method, what came of it)."""
+    for name, cell in CELLS.items():
+        for targets in TARGETS:
+            for method in ONLY.get((name, targets), METHODS):
+                yield name, targets, method, outcome(cell, family, method, targets)
+
+
+def outcome(cell: Callable[[Family, str, str], None], family: Family, method: str, targets: str) -> str:
+    """'equal', 'refused: the reason', or 'failed: ...'."""
+    try:
+        cell(family, method, targets)
+    except PolyveraError as error:
+        return f"refused: {' '.join(str(error).split())}"
+    except Exception as error:
+        where = next(
+            (f"{Path(f.filename).name}:{f.lineno}" for f in reversed(traceback.extract_tb(error.__traceback__))), ""
+        )
+        return f"failed: {type(error).__name__} {' '.join(str(error).split())[:200]} ({where})"
+    return EQUAL
