@@ -27,7 +27,7 @@ def _used(banks: Iterable[nn.Module], table: SlotTable) -> list[tuple[Any, Pick]
 
 
 # A compiler takes the answer and does not look inside.
-_used_by_head = torch.compiler.disable(_used)
+_used_by_head = torch.compiler.disable(_used)  # type: ignore[no-untyped-call]
 
 
 # What a compiler can't follow, the route and the norms that were counted, is one opaque operation each: it asks at run

@@ -89,7 +89,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     {
         row.name: row
         for row in (
-            Method("lora", LOW_RANK, "Hu 2021", "alpha/r", 8, 2e-3, "LORA", LORA_KEYS),
+            Method("lora", LOW_RANK, "Hu 2021", "alpha/r", 8, 6e-3, "LORA", LORA_KEYS),
             Method(
                 "lora-fa",
                 {**LOW_RANK, "A": Factor(KAIMING)},
@@ -115,9 +115,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 "ADALORA",
                 ADALORA_KEYS,
             ),
-            Method("dora", {**LOW_RANK, "m": MAGNITUDE}, "Liu 2024", "alpha/r", 8, 2e-3, "LORA", LORA_KEYS),
-            Method("vera", VECTORS, "Kopiczko 2023", "none", 256, 2e-2, "VERA", VERA_KEYS),
-            Method("dvora", {**VECTORS, "m": MAGNITUDE}, "Liu 2024", "none", 256, 2e-2, "LORA", LORA_KEYS),
+            Method("dora", {**LOW_RANK, "m": MAGNITUDE}, "Liu 2024", "alpha/r", 8, 6e-3, "LORA", LORA_KEYS),
+            Method("vera", VECTORS, "Kopiczko 2023", "none", 256, 6e-2, "VERA", VERA_KEYS),
+            Method("dvora", {**VECTORS, "m": MAGNITUDE}, "Liu 2024", "none", 256, 6e-2, "LORA", LORA_KEYS),
         )
     }
 )

@@ -17,6 +17,8 @@ from polyvera.server.context import ServerContext
 from polyvera.store.reference import AdapterRef
 
 Part = tuple[int, RequestOutput]
+SILENCE = -1  # the number of an answer's part that says nothing came for PING_S
+PING_S = 10.0
 T = TypeVar("T")
 
 
@@ -29,6 +31,8 @@ class AnswerStream:
         self._quota, self._num_left = ExitStack(), 0
         self._last: dict[int, float] = {}
         self._is_closed = False
+        self._said = monotonic()
+        self._pinging: asyncio.TimerHandle | None = None
         self.requests: list[Request] = []
 
     def reserve(self, num: int) -> None:
@@ -44,10 +48,20 @@ class AnswerStream:
         self._last = dict.fromkeys(range(len(asked)), started)
         await self._context.pool.run(self._tenant, self._submit, asked, adapter)
 
+    def ping(self) -> None:
+        """From now on parts() has one of SILENCE where nothing else comes for PING_S."""
+        if monotonic() - self._said >= PING_S:
+            self._parts.put_nowait((SILENCE, RequestOutput()))
+            self._said = monotonic()
+        self._pinging = self._loop.call_later(max(0.0, self._said + PING_S - monotonic()), self.ping)
+
     async def parts(self) -> AsyncIterator[Part]:
         """(which answer, its next part), until all have ended. Raises what ended one of them."""
         while self._num_left:
             i, output = await self._parts.get()
+            if i == SILENCE:
+                yield i, output
+                continue
             self._count(i, output)
             if output.finish_reason is not None:
                 self._num_left -= 1
@@ -79,6 +93,8 @@ class AnswerStream:
     def close(self) -> None:
         """Cancels what has not ended, and gives the quota back."""
         self._is_closed = True
+        if self._pinging is not None:
+            self._pinging.cancel()
         for request in self.requests:
             if not request.finished:
                 self._engine.cancel(request)
@@ -117,6 +133,7 @@ class AnswerStream:
             return
 
     def _put(self, i: int, output: RequestOutput) -> None:
+        self._said = monotonic()
         self._parts.put_nowait((i, output))
         if self._parts.qsize() > self._context.config.max_queued * max(1, len(self.requests)):
             for request in self.requests:  # nobody fetches them

@@ -10,8 +10,9 @@ from tiny_serve import Solo, assert_nothing_is_left, make_tokenizer, until
 from tiny_server import make_base
 
 from polyvera.engine.generation.generator import Generator
-from polyvera.engine.generation.request import SamplingParams
+from polyvera.engine.generation.request import RequestOutput, SamplingParams
 from polyvera.errors import BusyError, ClosedError, SamplingError
+from polyvera.server import answers
 from polyvera.server.answers import AnswerStream, while_there
 from polyvera.server.catalog import Catalog
 from polyvera.server.config import ServerConfig
@@ -134,5 +135,19 @@ def test_while_there_gives_what_came_and_raises_what_failed() -> None:
         assert await while_there(Client(), asyncio.sleep(0, 7)) == 7  # type: ignore[arg-type]
         with pytest.raises(SamplingError):
             await while_there(Client(), fail())  # type: ignore[arg-type]
+
+    run(go)
+
+
+def test_silence_is_told_while_nothing_else_comes(context: ServerContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "PING_S", 0.05)
+
+    async def go() -> None:
+        with AnswerStream(context, context.generation, "acme") as stream:
+            stream._num_left = 1
+            stream.ping()
+            assert [await anext(aiter(stream.parts())) for _ in range(2)] == [(answers.SILENCE, RequestOutput())] * 2
+        await asyncio.sleep(0.15)
+        assert stream._parts.empty(), "it ends with the stream"
 
     run(go)

@@ -108,8 +108,8 @@ def test_a_failure_of_the_engine_is_a_5xx_and_counted_so(broken: TestClient, pat
 @pytest.mark.parametrize(("path", "body"), [("/v1/completions", BODY), ("/v1/chat/completions", CHAT)])
 def test_a_stream_reports_it_as_an_event(broken: TestClient, path: str, body: dict[str, Any]) -> None:
     answer = broken.post(path, json={**body, "stream": True})
-    first, *_, last = [line for line in answer.text.splitlines() if line]
-    error = json.loads(first.removeprefix("data: "))["error"]
+    *_, told, last = [line for line in answer.text.splitlines() if line]
+    error = json.loads(told.removeprefix("data: "))["error"]
     assert error["type"] == "server_error" and SECRET not in answer.text and last == "data: [DONE]"
     assert counted(broken) == 1
 

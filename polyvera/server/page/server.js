@@ -73,7 +73,7 @@ async function* events(body) {
     if (done) return;
     const whole = (rest + value).split("\n\n");
     rest = whole.pop();
-    for (const event of whole) yield event.replace(/^data: /, "");
+    for (const event of whole) if (event.startsWith("data: ")) yield event.slice(6); // others are comments
   }
 }
 

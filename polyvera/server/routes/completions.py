@@ -16,13 +16,14 @@ from starlette.types import Receive, Scope, Send
 
 from polyvera.engine.generation.request import SamplingParams, Token
 from polyvera.errors import SamplingError
-from polyvera.server.answers import AnswerStream, while_there
+from polyvera.server.answers import SILENCE, AnswerStream, while_there
 from polyvera.server.context import ServerContext, caller_of
 from polyvera.server.prompt_tokens import chat_tokens, prompt_tokens
 from polyvera.server.requests import COMPLETION_TOKENS, ChatBody, CompletionBody, GenerationBody, messages_of
 from polyvera.server.responses import CHAT, TEXT, Json, ResponseShape
 
 DONE = b"data: [DONE]\n\n"
+PING = b": ping\n\n"  # a comment, which clients skip
 EVENTS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -152,15 +153,25 @@ class EventStream(StreamingResponse):
     async def _events(self) -> AsyncIterator[bytes]:
         asked = self._asked
         with_usage = asked.body.stream_options.include_usage
+        self._stream.ping()
         try:
+            yield self._opening(with_usage)
             async for i, output in self._stream.parts():
-                if output.tokens or output.text or output.finish_reason:
+                if i == SILENCE:
+                    yield PING
+                elif output.tokens or output.text or output.finish_reason:
                     yield _event(self._part(i, output.tokens, output.text, output.finish_reason, with_usage))
             if with_usage:
                 yield _event({**asked.head(asked.shape.part_kind), "choices": [], "usage": _usage(self._stream)})
         except Exception as error:  # the status is sent: it is reported as an event, and counted
             yield _event(asked.context.metrics.failed(error, asked.request_id).body)
         yield DONE
+
+    def _opening(self, with_usage: bool) -> bytes:
+        """What says at once that the request was taken on: the roles of a chat, a comment where there is none."""
+        if self._asked.shape is TEXT:
+            return PING
+        return b"".join(_event(self._part(i, (), "", None, with_usage)) for i in self._is_first)
 
     def _part(self, i: int, tokens: Sequence[Token], text: str, finish_reason: str | None, with_usage: bool) -> Json:
         asked, is_first = self._asked, self._is_first[i]

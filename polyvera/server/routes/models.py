@@ -52,7 +52,7 @@ def _base(context: ServerContext) -> dict[str, Any]:
     name = context.catalog.base
     return {"id": name, "object": "model", "created": context.started, "owned_by": "polyvera", "root": name} | {
         "max_model_len": context.engine.max_context,
-        "answers": WRITING if context.engine.embedding is None else READING,
+        "answers": READING if context.engine.generation is None else WRITING,
     }
 
 

@@ -1,10 +1,11 @@
 """Completions and chats through the official client and through plain HTTP."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
-from tiny_serve import Solo
+from tiny_serve import Solo, until
 from tiny_server import GREEDY, HELLO, Served, prompt_ids, text_of
 
 
@@ -134,3 +135,26 @@ def test_a_strict_object_has_no_other_keys_and_one_of_is_taken(at: Served) -> No
     assert answer.json()["choices"][0]["message"]["content"] == '{"v": "a"}'
     either = form({"oneOf": [{"type": "integer"}, {"type": "number"}]})
     assert at.http().post("/v1/chat/completions", json={**body, "response_format": either}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "first"),
+    [
+        ("chat/completions", {"messages": HELLO}, '"role": "assistant", "content": ""'),
+        ("completions", {"prompt": "x"}, ": ping"),
+    ],
+)
+def test_a_stream_says_at_once_that_it_was_taken_on(
+    at: Served, path: str, asked: dict[str, object], first: str
+) -> None:
+    busy = {"model": "acme/one", "prompt": "x", "max_tokens": 150, "ignore_eos": True, "n": 64, "temperature": 1}
+    with ThreadPoolExecutor(1) as pool, at.http() as http:
+        rows = pool.submit(lambda: at.http().post("/v1/completions", json=busy))
+        until(lambda: at.engine.stats().waiting > 8)
+        with http.stream(
+            "POST", f"/v1/{path}", json={"model": "acme/two", **asked, **GREEDY, "stream": True}
+        ) as answer:
+            lines = answer.iter_lines()
+            assert first in next(lines) and not rows.done()
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert rows.result().status_code == 200
