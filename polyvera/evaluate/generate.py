@@ -83,7 +83,7 @@ def _own_settings(model: PreTrainedModel) -> Iterator[None]:
     from transformers import GenerationConfig
 
     before = model.generation_config
-    model.generation_config = GenerationConfig()
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:

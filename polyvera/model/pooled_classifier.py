@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,7 +25,7 @@ HEAD_FILE = "model.safetensors"
 NO_ACTIVATION = "torch.nn.modules.linear.Identity"
 
 
-class PooledForSequenceClassification(PreTrainedModel):
+class PooledForSequenceClassification(PreTrainedModel):  # type: ignore[no-untyped-call]
     """(rows, tokens) -> logits (rows, classes): the pooled vector of an encoder's last hidden states, then one layer.
 
     The encoder keeps the name that it has in its family's own classifier, so layers are called the same in both.
@@ -37,12 +37,13 @@ class PooledForSequenceClassification(PreTrainedModel):
 
     def __init__(self, config: Any, encoder: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        encoder = AutoModel.from_config(config) if encoder is None else encoder
+        encoder = AutoModel.from_config(config) if encoder is None else encoder  # type: ignore[no-untyped-call]
         self.base_model_prefix, self.mode = encoder.base_model_prefix, config.classifier_pooling
         if getattr(encoder, "pooler", None) is not None:
             encoder.pooler = None  # it reads the first token, and nothing here reads it
         setattr(self, self.base_model_prefix, encoder)
-        self.rate = getattr(config, "classifier_dropout", None) or getattr(config, "hidden_dropout_prob", 0.0)
+        rates = (getattr(config, name, None) for name in ("classifier_dropout", "hidden_dropout_prob"))
+        self.rate: float = next((rate for rate in rates if rate), 0.0)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels).to(encoder.dtype)
         nn.init.normal_(self.classifier.weight, std=getattr(config, "initializer_range", 0.02))
         nn.init.zeros_(self.classifier.bias)
@@ -51,12 +52,14 @@ class PooledForSequenceClassification(PreTrainedModel):
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: None = None, **given: Any
     ) -> SequenceClassifierOutput:
         """input_ids, attention_mask (rows, tokens); given: what else the encoder takes."""
-        hidden: Tensor = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **given)[0]
+        encoder: Any = self.base_model
+        head: Any = self.classifier
+        hidden: Tensor = encoder(input_ids=input_ids, attention_mask=attention_mask, **given)[0]
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         pooled = MODES[self.mode](hidden.float(), mask.float()).to(hidden.dtype)
-        return SequenceClassifierOutput(logits=self.classifier(F.dropout(pooled, self.rate, self.training)))
+        return SequenceClassifierOutput(logits=head(F.dropout(pooled, self.rate, self.training)))
 
-    def save_pretrained(self, save_directory: Any, **given: Any) -> None:
+    def save_pretrained(self, save_directory: Any, **given: Any) -> None:  # type: ignore[override]
         """Writes a folder that sentence-transformers reads, whose vectors are the logits, and load_base() again."""
         folder = Path(save_directory)
         self.base_model.save_pretrained(folder, **given)
@@ -74,7 +77,7 @@ class PooledForSequenceClassification(PreTrainedModel):
         _write(folder / MODULES, modules)
 
 
-def pooled(model: PreTrainedModel, source: str) -> PreTrainedModel:
+def pooled(model: PreTrainedModel, source: str | None) -> PreTrainedModel:
     """A family's classifier as one that pools as the settings in its folder or hub id say.
 
     As it is where nothing is stated, or where its head is the checkpoint's own. A head that save_pretrained() wrote is
@@ -86,14 +89,14 @@ def pooled(model: PreTrainedModel, source: str) -> PreTrainedModel:
     if stated is None or model.base_model is model or (stated.refusal and head is None):
         return model
     model.config.classifier_pooling = stated.mode
-    made = PooledForSequenceClassification(model.config, model.base_model)
+    made = PooledForSequenceClassification(model.config, cast(PreTrainedModel, model.base_model))
     if head is not None:
         made.classifier.load_state_dict({k.removeprefix("linear."): t for k, t in head.items()})
         made.config.architectures = [type(made).__name__]
     return made
 
 
-def _own_head(model: PreTrainedModel, source: str) -> dict[str, Tensor] | None:
+def _own_head(model: PreTrainedModel, source: str | None) -> dict[str, Tensor] | None:
     """The tensors of a head that save_pretrained() wrote there, where it has this model's classes."""
     dense = read_json(source, f"{FOLDERS['Dense']}/{POOLING_CONFIG}")
     if not isinstance(dense, dict) or dense.get("activation_function") != NO_ACTIVATION:

@@ -43,6 +43,9 @@ MODES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+MEAN = "mean"
+
+
 @dataclass(frozen=True, slots=True)
 class Pooling:
     """How hidden states become one vector. refusal: why this model's vectors are not computed here, '' where they are.
@@ -50,7 +53,7 @@ class Pooling:
     mode: 'mean' over a text's tokens, 'cls' for the first token's, 'max'. is_normalized: whether its length is then 1.
     """
 
-    mode: str = "mean"
+    mode: str = MEAN
     is_normalized: bool = True
     refusal: str = ""
 
@@ -90,7 +93,7 @@ def stated_pooling(name: str | None) -> Pooling | None:
         refusal = f"its embeddings pass through sentence-transformers' {other}, which is not computed here"
     elif len(modes) != 1 or modes[0] not in MODES:
         refusal = f"its pooling is {' and '.join(modes) or 'none'}; here it is one of {', '.join(MODES)}"
-    mode = modes[0] if len(modes) == 1 and modes[0] in MODES else Pooling.mode
+    mode = modes[0] if len(modes) == 1 and modes[0] in MODES else MEAN
     return Pooling(mode, "Normalize" in modules, refusal)
 
 
