@@ -61,8 +61,8 @@ class PooledForSequenceClassification(PreTrainedModel):  # type: ignore[no-untyp
 
     def save_pretrained(self, save_directory: Any, **given: Any) -> None:  # type: ignore[override]
         """Writes a folder that sentence-transformers reads, whose vectors are the logits, and load_base() again."""
-        folder = Path(save_directory)
-        self.base_model.save_pretrained(folder, **given)
+        folder, encoder = Path(save_directory), cast(PreTrainedModel, self.base_model)
+        encoder.save_pretrained(folder, **given)
         pooled = {flag: mode == self.mode for flag, mode in FLAGS.items()}
         width, classes = self.classifier.in_features, self.classifier.out_features
         dense = {"in_features": width, "out_features": classes, "bias": True, "activation_function": NO_ACTIVATION}
