@@ -210,12 +210,7 @@ def layout_of(
     """
     if not shapes:
         raise LayoutError("no layer to adapt: targets matched none")
-    patterned = {name for name, _ in (*spec.rank_pattern, *spec.alpha_pattern)}
-    rank, scale = spec.rank_of(""), spec.scale_of("")
-    sites = tuple(
-        Site(n, i, o, spec.rank_of(n), spec.scale_of(n)) if n in patterned else Site(n, i, o, rank, scale)
-        for n, (i, o) in shapes.items()
-    )
+    sites = tuple(Site(n, i, o, spec.rank_of(n), spec.scale_of(n)) for n, (i, o) in shapes.items())
     for name, _ in (*spec.rank_pattern, *spec.alpha_pattern):
         if not any(is_named(site, name) for site in shapes):
             raise LayoutError(

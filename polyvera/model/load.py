@@ -30,7 +30,6 @@ from polyvera.model.config import (
     set_pad_token,
 )
 from polyvera.model.missing import draw_again, missing_keys, untrained_head
-from polyvera.model.pooled_classifier import pooled
 from polyvera.model.shapes import auto_class
 
 if TYPE_CHECKING:
@@ -94,6 +93,8 @@ def load_base(
         if kind == CLASSIFICATION:  # a head for other classes is re-initialised
             load = partial(load, ignore_mismatched_sizes=True, **_label_config(config, labels, num_labels))
         model, info = load(source, output_loading_info=True)
+        from polyvera.model.pooled_classifier import pooled
+
         model = pooled(model, source)
         missing = missing_keys(info) & {*model.state_dict()}
         untrained = untrained_head(model, missing)

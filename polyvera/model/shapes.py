@@ -34,7 +34,6 @@ from polyvera.model.config import (
     own_class,
 )
 from polyvera.model.coverage import Coverage, coverage_of
-from polyvera.model.pooled_classifier import pooled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -131,6 +130,8 @@ def meta_model(source: ConfigSource, *, kind: str | None = None, num_labels: int
             model: PreTrainedModel = make(config, attn_implementation="eager")
     except Exception as error:  # a configuration comes from outside and can break a model class in any way
         raise SpecError(f"no {kind} model can be built from {type(config).__name__}: {_said(error)}") from error
+    from polyvera.model.pooled_classifier import pooled  # imports transformers' models, which takes seconds
+
     return pooled(model, config.name_or_path)
 
 

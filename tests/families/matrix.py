@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 BEGIN, END = "<!-- matrix -->\n", "<!-- end -->"
 HEAD = ["family", "class", *CELLS, "reasons"]
 REFUSED = "refused"
+FIGURE = re.compile(r" \(relative difference [^)]*\)")  # which differs between machines
 
 Cell = tuple[str, str, str, str]
 
@@ -42,7 +44,7 @@ def _column(cells: Sequence[Cell], reasons: list[str]) -> str:
 
 
 def _number(outcome: str, reasons: list[str]) -> int:
-    reason = outcome.removeprefix(f"{REFUSED}: ").replace("|", "/").rstrip(".")
+    reason = FIGURE.sub("", outcome.removeprefix(f"{REFUSED}: ").replace("|", "/").rstrip("."))
     known = [text.partition(" ")[2] for text in reasons]
     if reason not in known:
         reasons.append(f"({len(reasons) + 1}) {reason}")

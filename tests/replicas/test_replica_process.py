@@ -14,7 +14,7 @@ from tiny_serve import LONGEST_WAIT, submit, until
 
 from polyvera.engine.generation.request import FAILED, LENGTH, SamplingParams
 from polyvera.engine.limits import Limits
-from polyvera.errors import ClosedError, EngineError
+from polyvera.errors import ClosedError, RecipeError
 from polyvera.replicas import replica_pool as module
 from polyvera.replicas.replica_pool import ReplicaPool
 from polyvera.server.app import make_app
@@ -53,7 +53,7 @@ def test_one_that_dies_again_and_again_is_given_up(folder: Path, monkeypatch: py
 def test_one_that_cannot_start_says_why(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "tiny", tmp_path / "tiny")
     (tmp_path / "tiny" / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(EngineError, match="eader"):
+    with pytest.raises(RecipeError, match="could not be loaded.*is damaged"):
         ReplicaPool(str(tmp_path / "tiny"), num=2).start()
 
 

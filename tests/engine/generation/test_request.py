@@ -176,7 +176,7 @@ def test_an_adapter_that_cannot_be_had_fails_its_own_requests(
     removed = registry.put("team/gone", trained[0])
     registry.remove(removed)
     bad: list[tuple[AdapterRef, type[PolyveraError], str]] = [
-        (refs[1], FingerprintError, "trained on the base model"),
+        (refs[1], FingerprintError, "an adapter of another base model"),
         (refs[2], LayoutError, "is .* wide here"),
         (refs[3], LayoutError, "has a head of its own"),
         (refs[4], FormatError, "a4"),
