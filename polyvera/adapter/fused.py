@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 COLUMNS, TOKENS, SPLIT = 256, 16, 128
-FEW_COLUMNS, FEW_TOKENS, FEW_RANKS = 32, 64, 64
+EXPAND_COLUMNS, EXPAND_TOKENS, EXPAND_RANKS = 32, 64, 64
 
 
 @triton.jit
@@ -235,13 +235,13 @@ def expand_rows(
     out = torch.empty_like(y)
     n, width = y.shape
     if n:
-        tokens = min(FEW_TOKENS, max(16, triton.next_power_of_2(n)))
-        grid = (triton.cdiv(width, FEW_COLUMNS), triton.cdiv(n, tokens))
+        tokens = min(EXPAND_TOKENS, max(16, triton.next_power_of_2(n)))
+        grid = (triton.cdiv(width, EXPAND_COLUMNS), triton.cdiv(n, tokens))
         precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
         _expand_kernel[grid](
             y, u, B, d, b, index, out, n, width, B.stride(0), *(0 if t is None else t.stride(0) for t in (d, b)),
             _spread(n, index), scale, index is not None, d is not None, b is not None, precision,
-            u.shape[1], tokens, FEW_COLUMNS, FEW_RANKS, num_warps=4, num_stages=3,
+            u.shape[1], tokens, EXPAND_COLUMNS, EXPAND_RANKS, num_warps=4, num_stages=3,
         )  # fmt: skip
     return out
 

@@ -68,6 +68,15 @@ class ErrorRow:
         return ErrorResponse(self.status, message, self.type, param, self.code, self.headers(error))
 
 
+def _later(error: Any) -> dict[str, str]:
+    return {"Retry-After": str(RETRY_S)}
+
+
+def _unavailable(code: str, what: str) -> ErrorRow:
+    words = f"{what} at the moment: try again later"
+    return ErrorRow(503, SERVER, code, is_hidden=True, words=words, headers=_later)
+
+
 INTERNAL = ErrorRow(500, SERVER, is_hidden=True)
 ADAPTER = ErrorRow(422, code="invalid_adapter")
 # Every class of errors has its own row: a new one is a decision, and no parent's row hides that it was not made.
@@ -84,14 +93,7 @@ TABLE: dict[type[PolyveraError], ErrorRow] = {
     errors.StoreError: ErrorRow(500, SERVER, "store_error", is_hidden=True, words="the store cannot do this"),
     errors.ConflictError: ErrorRow(409, code="conflict"),
     errors.StoreFullError: ErrorRow(507, SERVER, "store_full", is_hidden=True, words="the store is full"),
-    errors.StoreUnavailableError: ErrorRow(
-        503,
-        SERVER,
-        "store_unavailable",
-        is_hidden=True,
-        words="the store cannot be reached at the moment: try again later",
-        headers=lambda error: {"Retry-After": str(RETRY_S)},
-    ),
+    errors.StoreUnavailableError: _unavailable("store_unavailable", "the store cannot be reached"),
     errors.ReferenceNameError: ErrorRow(400, code="invalid_name"),
     errors.NotFoundError: ErrorRow(404, code="model_not_found", param="model"),
     errors.ServeError: ErrorRow(400),
@@ -105,15 +107,8 @@ TABLE: dict[type[PolyveraError], ErrorRow] = {
     ),
     errors.SizeError: ErrorRow(413, code="request_too_large"),
     errors.SlowError: ErrorRow(408, code="request_timeout"),
-    errors.ClosedError: ErrorRow(503, SERVER, "unavailable", headers=lambda error: {"Retry-After": str(RETRY_S)}),
-    errors.KeyFileError: ErrorRow(
-        503,
-        SERVER,
-        "unavailable",
-        is_hidden=True,
-        words="API keys cannot be checked at the moment: try again later",
-        headers=lambda error: {"Retry-After": str(RETRY_S)},
-    ),
+    errors.ClosedError: ErrorRow(503, SERVER, "unavailable", headers=_later),
+    errors.KeyFileError: _unavailable("unavailable", "API keys cannot be checked"),
     errors.AccessError: ErrorRow(
         401, "authentication_error", "invalid_api_key", headers=lambda error: {"WWW-Authenticate": "Bearer"}
     ),

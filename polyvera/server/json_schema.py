@@ -13,10 +13,8 @@ OPEN = ("additionalProperties", "patternProperties", "unevaluatedProperties")
 
 def closed(schema: Any) -> Any:
     """The schema with every object closed that names its keys and does not say otherwise, at any depth."""
-    if not isinstance(schema, dict):
-        return schema
-    found = {key: _part(key, value) for key, value in schema.items()}
-    if "properties" in found and not any(key in found for key in OPEN):
+    found = _open(schema)
+    if isinstance(found, dict) and "properties" in found and not any(key in found for key in OPEN):
         found["additionalProperties"] = False
     return found
 

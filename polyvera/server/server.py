@@ -152,9 +152,7 @@ class Server:
         gc.collect()
         gc.freeze()  # the model's objects and the libraries': a collection beside the requests need not look at them
         if hasattr(signal, "SIGHUP") and current_thread() is main_thread():
-            signal.signal(
-                signal.SIGHUP, lambda number, frame: log.info("SIGHUP: keys and store are read as they change")
-            )
+            signal.signal(signal.SIGHUP, _on_hangup)
         self._server.run(sockets=[self._socket])
 
     def stop(self) -> None:
