@@ -13,7 +13,7 @@ from polyvera.adapter.default_targets import default_targets
 from polyvera.adapter.expression import Expressions
 from polyvera.adapter.layer import AdaptedHead, AdaptedLinear
 from polyvera.adapter.layer_use import read_only
-from polyvera.adapter.spec import AdapterSpec
+from polyvera.adapter.spec import AdapterSpec, is_named
 from polyvera.errors import TargetError, did_you_mean
 
 ALL_LINEAR = "all-linear"
@@ -114,7 +114,7 @@ def _fully(model: nn.Module, layers: dict[str, nn.Module], expression: str) -> s
 
 
 def _ending(model: nn.Module, layers: dict[str, nn.Module], ending: str, asked: str = "targets") -> set[str]:
-    found = {n for n in layers if n == ending or n.endswith("." + ending)}
+    found = {n for n in layers if is_named(n, ending)}
     if not found:
         what = _what_is_there(model, ending) or did_you_mean(ending, _last_names(layers))
         raise TargetError(f"{asked}={ending!r} matches none of {_counted(model, layers)}{what}")
@@ -124,7 +124,7 @@ def _ending(model: nn.Module, layers: dict[str, nn.Module], ending: str, asked: 
 def _what_is_there(model: nn.Module, ending: str) -> str:
     """What a name that is no linear layer's stands for, in words; empty where it stands for nothing."""
     for name, module in model.named_modules():
-        if name == ending or name.endswith(f".{ending}"):
+        if is_named(name, ending):
             parent = type(model.get_submodule(name.rpartition(".")[0])).__name__
             why = (
                 f"whose weight {parent} reads without calling it" if is_linear(module) else "and no plain linear layer"

@@ -68,6 +68,10 @@ class Catalog:
             return None
         return self.find(caller, name)
 
+    def name_of(self, adapter: AdapterRef | None) -> str:
+        """What answers call the model: the adapter's reference, the base's name for None."""
+        return self.base if adapter is None else str(adapter)
+
     def is_servable(self, ref: AdapterRef) -> bool:
         """Whether it is an adapter of the base that is served, as far as its file can be read."""
         facts = self.facts(ref)

@@ -94,7 +94,7 @@ async def _answered(
         stream.reserve(num)
         adapter = await context.run(request, context.catalog.resolve, caller, body.model)
         prompts, echo = await while_there(request, context.run(request, _prompts, context, body, all_params[0]))
-        model = context.catalog.base if adapter is None else str(adapter)
+        model = context.catalog.name_of(adapter)
         asked = CompletionTask(context, shape, body, model, request.state.request_id, prompts, all_params, echo)
         await while_there(request, stream.start(prompts, adapter, all_params))
         if not body.stream:

@@ -32,7 +32,7 @@ def routes(context: ServerContext) -> APIRouter:
         found = await _done(context, request, rows, lambda t: engine.embed(rows, adapter, tenant=t))
         worded: Any = _as_base64 if body.encoding_format == "base64" else np.ndarray.tolist
         data = [{"object": "embedding", "index": i, "embedding": worded(v)} for i, v in enumerate(found.numpy())]
-        return {"object": "list", "data": data, "model": _name(context, adapter), "usage": _usage(rows)}
+        return {"object": "list", "data": data, "model": context.catalog.name_of(adapter), "usage": _usage(rows)}
 
     @router.post("/v1/classify")
     async def classify(request: HttpRequest) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def routes(context: ServerContext) -> APIRouter:
             "id": f"classify-{request.state.request_id}",
             "object": "list",
             "created": context.started,
-            "model": _name(context, adapter),
+            "model": context.catalog.name_of(adapter),
             "data": data,
             "usage": _usage(rows),
         }
@@ -83,10 +83,6 @@ async def _done(context: ServerContext, request: HttpRequest, rows: list[list[in
 
 def _as_base64(vector: np.ndarray[Any, Any]) -> str:
     return base64.b64encode(vector.astype("<f4").tobytes()).decode()
-
-
-def _name(context: ServerContext, adapter: AdapterRef | None) -> str:
-    return context.catalog.base if adapter is None else str(adapter)
 
 
 def _usage(rows: list[list[int]]) -> dict[str, int]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from polyvera.adapter.adapter import Adapter, drawn_factors
 from polyvera.adapter.basis import Basis
 from polyvera.adapter.layout import Site
+from polyvera.adapter.spec import is_named
 from polyvera.adapter.targets import ALL_LINEAR, DEFAULT
 from polyvera.errors import BasisError, SpecError, StoreError
 from polyvera.store.peft.basis import PEFT_INIT
@@ -234,7 +235,7 @@ def _targets(adapter: Adapter) -> list[str]:
     if isinstance(given, str) and (given in (ALL_LINEAR, DEFAULT) or re.search(r"[^\w.\-]", given)):
         return sorted(names)
     endings = (given,) if isinstance(given, str) else given
-    covered = all(any(n == e or n.endswith(f".{e}") for e in endings) for n in names)
+    covered = all(any(is_named(n, e) for e in endings) for n in names)
     return sorted(set(endings) if covered and not adapter.spec.exclude else names)
 
 
