@@ -16,6 +16,7 @@ from polyvera.adapter.spec import GIVEN, AdapterSpec
 from polyvera.errors import BasisError, LayoutError
 
 NOTHING: Mapping[str, float] = MappingProxyType({})
+UNKNOWN: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,6 +33,7 @@ class Adapter:
     created: ISO 8601 in UTC, or ''.
     model: the name of the base model, '' if unknown.
     labels: the names of a classification head's outputs.
+    origin: what else is known of the base, in PEFT's words: base_model_class, revision, task_type.
 
     Raises LayoutError if spec, layout, basis and numbers do not belong together.
     """
@@ -46,6 +48,7 @@ class Adapter:
     created: str = ""
     model: str = ""
     labels: tuple[str, ...] = ()
+    origin: Mapping[str, str] = field(default_factory=lambda: UNKNOWN)
 
     def __post_init__(self) -> None:
         if self.flat.shape != (self.layout.num_params,):

@@ -135,14 +135,6 @@ def task_of(adapters: Sequence[Adapter]) -> dict[str, Any]:
     return {"task": "label", "labels": next(iter(labels))}
 
 
-def imported(folder: Path, model: str, basis_dtype: str | None) -> Adapter:
-    """A PEFT folder as an adapter that knows its base by name and fingerprint."""
-    from polyvera.model.load import load_base
-    from polyvera.store.peft import import_peft
-
-    return replace(import_peft(folder, load_base(model).model, basis_dtype=basis_dtype), model=model)
-
-
 def facts(registry: Registry, name: str) -> dict[str, object]:
     """All that a store knows of one adapter."""
     ref = registry.resolve(name)

@@ -113,14 +113,16 @@ class OwnHeader(BaseModel):
     scores: dict[str, FiniteFloat] = Field(default_factory=dict)
     model: str = ""
     labels: list[str] = Field(default_factory=list)
+    origin: dict[str, str] = Field(default_factory=dict)
     error: StoredError | None = None
     digest: Sha256
     checksum: Xxh128
 
     @property
     def num_keys(self) -> int:
-        """The keys of the line, those inside `scores` and `error` too."""
-        return len(self.model_fields_set) + len(self.scores) + (len(StoredError.model_fields) if self.error else 0)
+        """The keys of the line, those inside `scores`, `origin` and `error` too."""
+        inside = len(self.scores) + len(self.origin) + (len(StoredError.model_fields) if self.error else 0)
+        return len(self.model_fields_set) + inside
 
 
 _SPEC = TypeAdapter(AdapterSpec)
@@ -142,7 +144,7 @@ def second_line(adapter: Adapter, error: Mapping[str, float] | None) -> str:
     """The second line, with zeros for both sums. Raises FormatError for a score that is not a finite number."""
     scores = {str(k): float(v) for k, v in adapter.scores.items()}
     own = _without({"base": adapter.base, "created": adapter.created, "scores": scores, "error": error})
-    own |= _without({"model": adapter.model, "labels": list(adapter.labels)})
+    own |= _without({"model": adapter.model, "labels": list(adapter.labels), "origin": dict(adapter.origin)})
     line = _dumped(own | {"digest": NO_DIGEST, "checksum": NO_CHECKSUM})
     read_own(line)
     return line
