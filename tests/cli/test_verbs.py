@@ -137,7 +137,6 @@ def test_the_environment_names_the_store_and_the_model_of_train_and_import(monke
         (("show", "nobody"), "nobody"),
         (("rm", "nobody@1"), "nobody"),
         (("plan", "nowhere/at/all"), "nowhere/at/all"),
-        (("import", "base", "--name", "x", "--model", "base"), "adapter_config.json"),
     ],
 )
 def test_a_mistake_gets_one_message_and_changes_nothing(words: tuple[str, ...], said: str) -> None:
@@ -170,17 +169,6 @@ def test_merge_writes_an_ordinary_checkpoint_with_the_adapters_logits() -> None:
         merged = AutoModelForCausalLM.from_pretrained("merged")(ids).logits
         assert torch.allclose(merged, base(ids).logits, atol=1e-4) and not torch.allclose(merged, bare, atol=1e-2)
     eject(base)
-
-
-def test_export_and_import_bring_the_same_numbers_back() -> None:
-    pytest.importorskip("peft")
-    trained("acme")
-    polyvera("export", "acme", "peft")
-    polyvera("import", "peft", "--name", "back", "--model", "base", "--alias", "prod")
-    a, b = Registry("adapters").get("acme"), Registry("adapters").get("back@prod")
-    assert torch.equal(a.flat, b.flat) and a.base == b.base and b.model == "base"
-    polyvera("export", "acme", "lora", "--as-lora")
-    assert json.loads(Path("lora/adapter_config.json").read_text())["peft_type"] == "LORA"
 
 
 def test_aliases_and_removal() -> None:

@@ -91,6 +91,7 @@ def test_the_parts_of_a_name():
 
 
 def test_names_of_a_bare_backbone_are_recognized(small_bert):
-    bare, whole = "encoder.layer.0.query.lora_A.weight", "bert.encoder.layer.0.query.lora_A.weight"
+    bare = "encoder.layer.0.attention.self.query.lora_A.weight"
+    whole = f"bert.{bare}"
     assert backbone_prefix([START + bare], small_bert) == "bert."
     assert backbone_prefix([START + whole], small_bert) == backbone_prefix([whole], small_bert.bert) == ""
