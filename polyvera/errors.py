@@ -166,10 +166,6 @@ class RecipeError(PolyveraError, ValueError):
     """A recipe with an unknown key or an impossible value."""
 
 
-class PolyveraWarning(UserWarning):
-    """What was done as asked, and is read or computed otherwise by another program."""
-
-
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the nearest known name, or an empty string."""
     near = get_close_matches(given, list(known), n=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +67,7 @@ def _untie(model: nn.Module) -> None:
     weights = [getattr(layer, "weight", None) for layer in both]
     if None in weights or weights[0] is weights[1]:
         return
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     for part in (config, getattr(config, "text_config", None)):
         if getattr(part, "tie_word_embeddings", False):
             part.tie_word_embeddings = False

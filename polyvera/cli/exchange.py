@@ -16,7 +16,8 @@ from rich.markup import escape
 from polyvera.cli import tables
 from polyvera.cli.flags import Taken
 from polyvera.cli.verbs import Model, Store, Stored, verb
-from polyvera.errors import PolyveraWarning, RecipeError, SpecError, did_you_mean
+from polyvera.errors import RecipeError, SpecError, did_you_mean
+from polyvera.store.foreign import ForeignWarning
 
 if TYPE_CHECKING:
     from polyvera.adapter.adapter import Adapter
@@ -188,9 +189,9 @@ def _publish(adapter: Adapter, name: str, store: str, alias: str | None, stored:
 def _noting(function: Any, *given: Any, **named: Any) -> Any:
     """The result of a function, whose warnings are printed as notes."""
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", PolyveraWarning)
+        warnings.simplefilter("always", ForeignWarning)
         result = function(*given, **named)
     for warning in caught:
-        if issubclass(warning.category, PolyveraWarning):
+        if issubclass(warning.category, ForeignWarning):
             tables.console(error=True).print(f"[yellow]note:[/] {escape(str(warning.message))}")
     return result

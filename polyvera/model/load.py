@@ -147,7 +147,7 @@ def skeleton(name: str, kind: str) -> PreTrainedModel | None:
         config = transformers.AutoConfig.from_pretrained(locate(name), local_files_only=True)
         made = class_named(kind)
         with torch.device("meta"):
-            return getattr(made, "_from_config", made.from_config)(config)  # type: ignore[no-any-return]
+            return (getattr(made, "_from_config", None) or made.from_config)(config)  # type: ignore[no-any-return]
     except Exception:  # a name may be of anything, and nothing depends on it
         return None
 

@@ -11,6 +11,10 @@ from typing import Any
 CONFIG_NAME = "adapter_config.json"
 
 
+class ForeignWarning(UserWarning):
+    """What was done as asked, and is read or computed otherwise by another program."""
+
+
 @dataclass(frozen=True, slots=True)
 class Foreign:
     """One kind of folder. matches: told by the names of its files and its adapter_config.json ({} without one)."""

@@ -15,7 +15,7 @@ from polyvera.store.foreign import CONFIG_NAME, MLX, diagnosis, foreign
 from polyvera.store.gguf import export_gguf
 from polyvera.store.mlx import export_mlx, import_mlx
 from polyvera.store.peft import export_peft, import_peft
-from polyvera.store.peft.base import base_for
+from polyvera.store.peft.base_model import base_for
 from polyvera.store.peft.card import POOLED
 from polyvera.store.peft.config import PICKLE_NAME
 from polyvera.store.peft.origin import CLASS, TASK

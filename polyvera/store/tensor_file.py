@@ -23,7 +23,7 @@ INNER = ("state_dict", "module", "model_state_dict")
 
 
 @dataclass(frozen=True, slots=True)
-class StoredTensor:
+class FileTensor:
     """One tensor of a file: its shape, its dtype in safetensors' words, and the function that reads it."""
 
     shape: Shape
@@ -46,7 +46,7 @@ class StoredTensor:
 
 
 @contextmanager
-def open_tensors(path: Path) -> Iterator[Mapping[str, StoredTensor]]:
+def open_tensors(path: Path) -> Iterator[Mapping[str, FileTensor]]:
     """The tensors of a safetensors file by name. Raises FormatError for what is no such file."""
     check_pointer(path)
     try:
@@ -56,12 +56,12 @@ def open_tensors(path: Path) -> Iterator[Mapping[str, StoredTensor]]:
     with opened as file:
         parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
         yield {
-            key: StoredTensor(tuple(part.get_shape()), part.get_dtype(), partial(file.get_tensor, key))
+            key: FileTensor(tuple(part.get_shape()), part.get_dtype(), partial(file.get_tensor, key))
             for key, part in parts.items()
         }
 
 
-def unpickled_tensors(path: Path) -> Mapping[str, StoredTensor]:
+def unpickled_tensors(path: Path) -> Mapping[str, FileTensor]:
     """The tensors of a pickled state dict, by torch.load(weights_only=True), which runs no code. Raises FormatError."""
     check_pointer(path)
     try:
@@ -74,7 +74,7 @@ def unpickled_tensors(path: Path) -> Mapping[str, StoredTensor]:
         raise FormatError(f"{path.name} holds more than tensors by name: it is not a state dict")
     words = {dtype: word for word, dtype in FLOATS.items()}
     return {
-        str(key): StoredTensor(tuple(t.shape), words.get(t.dtype, str(t.dtype)), partial(_itself, t))
+        str(key): FileTensor(tuple(t.shape), words.get(t.dtype, str(t.dtype)), partial(_itself, t))
         for key, t in tree.items()
     }
 

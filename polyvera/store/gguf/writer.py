@@ -67,7 +67,8 @@ def gguf_tensors(adapter: Adapter, model: nn.Module | None) -> dict[str, Tensor]
 
 def interleaved(rows: Tensor, num_heads: int) -> Tensor:
     """Rows (heads x 2 halves x n, any) of a projection in the order of rotary pairs: (heads x n x 2 halves, any)."""
-    return rows.unflatten(0, (num_heads, 2, -1)).swapaxes(1, 2).flatten(0, 2)
+    pairs = rows.reshape(num_heads, 2, rows.shape[0] // num_heads // 2, *rows.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(rows.shape)
 
 
 def _architecture(adapter: Adapter, model: nn.Module | None) -> Architecture:
@@ -85,7 +86,7 @@ def _names(row: Architecture, config: Any, sites: list[str]) -> dict[str, str]:
 
     arch = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == row.name)
     table = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
-    names = {site: table.get_name(f"{site}.weight", try_suffixes=(".weight",)) for site in sites}
+    names: dict[str, Any] = {site: table.get_name(f"{site}.weight", try_suffixes=(".weight",)) for site in sites}
     for site, name in names.items():
         if name is None or (name == "output.weight" and config.tie_word_embeddings):
             raise SpecError(f"{site} has no weight of its own in llama.cpp's {row.name}: leave it out, or use `merge`")

@@ -18,7 +18,7 @@ from polyvera.adapter.targets import linear_layers
 from polyvera.errors import FormatError, LayoutError, did_you_mean
 from polyvera.store.foreign import MLX, diagnosis, foreign
 from polyvera.store.mlx.config import LETTERS, WEIGHTS_NAME, MlxConfig, read_mlx_config
-from polyvera.store.tensor_file import StoredTensor, open_tensors
+from polyvera.store.tensor_file import FileTensor, open_tensors
 
 
 def import_mlx(folder: str | Path, model: nn.Module) -> Adapter:
@@ -44,7 +44,7 @@ def import_mlx(folder: str | Path, model: nn.Module) -> Adapter:
     return replace(adapter_from(spec, sites, tensors, base=base), origin=origin)
 
 
-def _sites(file: Mapping[str, StoredTensor], model: nn.Module) -> dict[str, tuple[int, int]]:
+def _sites(file: Mapping[str, FileTensor], model: nn.Module) -> dict[str, tuple[int, int]]:
     """The layers that the tensors are of, in the model's order. Raises LayoutError for one that the model lacks."""
     layers, endings = linear_layers(model), tuple(f".{name}" for name in LETTERS.values())
     stray = next((key for key in sorted(file) if not key.endswith(endings)), None)
@@ -73,10 +73,11 @@ def _check_chosen(config: MlxConfig, sites: Collection[str], model: nn.Module) -
             raise FormatError(f"{WEIGHTS_NAME} holds {name!r}, and num_layers={config.num_layers} adapts later blocks")
 
 
-def _read(file: Mapping[str, StoredTensor], site: str, letter: str, wide: tuple[int, int], config: MlxConfig) -> Tensor:
+def _read(file: Mapping[str, FileTensor], site: str, letter: str, wide: tuple[int, int], config: MlxConfig) -> Tensor:
     """One factor in polyvera's orientation: mlx-lm keeps A and B transposed."""
     key = f"{site}.{LETTERS[letter]}"
     if key not in file:
         raise FormatError(f"{key!r} is missing from {WEIGHTS_NAME}: the file is cut")
     shape = factor_shape(letter, config.lora_parameters.rank, *wide)[::-1]
-    return file[key].floats(key, shape, "the model and lora_parameters").T
+    found = file[key].floats(key, shape, "the model and lora_parameters")
+    return found if letter == "m" else found.T

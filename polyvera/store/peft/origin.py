@@ -36,7 +36,8 @@ def labels_from(config: PeftConfig, model: nn.Module, layout: Layout) -> tuple[s
     """The names of a classifier's outputs: the folder's own, else the model's where it has as many."""
     if config.polyvera.labels or not layout.head or not hasattr(model, "config"):
         return config.polyvera.labels
-    named, num = labels_of(model.config), num_classes(model, layout)
+    whole: Any = model
+    named, num = labels_of(whole.config), num_classes(model, layout)
     return named if num is not None and num > 1 and len(named) == num else ()
 
 

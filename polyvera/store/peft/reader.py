@@ -35,10 +35,10 @@ from polyvera.store.peft.config import (
 from polyvera.store.peft.origin import labels_from, origin_of
 from polyvera.store.peft.sites import Sites, compute_dtype, heads_of, of_pattern, sites_of, widest
 from polyvera.store.peft.tensor_names import REPLACED, backbone_prefix, found_names, own_name
-from polyvera.store.tensor_file import StoredTensor, open_tensors, unpickled_tensors
+from polyvera.store.tensor_file import FileTensor, open_tensors, unpickled_tensors
 
 T = TypeVar("T")
-Stored = Mapping[str, StoredTensor]
+Stored = Mapping[str, FileTensor]
 WANTED_BY = f"the model and {CONFIG_NAME}"
 
 
@@ -272,7 +272,7 @@ def _checked_names(peft: PeftFolder, file: Stored) -> Mapping[str, str]:
 _ALIASES = tuple(f".{key.rpartition('.')[2]}{end}" for key in BASIS_KEYS.values() for end in ("", ".default"))
 
 
-def _check_copy(peft: PeftFolder, stored: StoredTensor, key: str) -> None:
+def _check_copy(peft: PeftFolder, stored: FileTensor, key: str) -> None:
     """Raises FormatError for a tensor that isn't the base's own; PEFT saves an adapted output layer whole too."""
     own = peft.own_tensors.get(key.removeprefix(PREFIX).replace(".base_layer.", "."))
     own = peft.own_tensors.get(own_name(key)) if own is None else own
@@ -290,11 +290,11 @@ def _check_copy(peft: PeftFolder, stored: StoredTensor, key: str) -> None:
         raise FormatError(f"the file holds {key!r}, {why}")
 
 
-def _equals(stored: StoredTensor, key: str, own: Tensor) -> bool:
+def _equals(stored: FileTensor, key: str, own: Tensor) -> bool:
     return torch.equal(stored.floats(key, tuple(own.shape), "the base's own").to(own.dtype), own.detach().cpu())
 
 
-def _read_basis(peft: PeftFolder, stored: StoredTensor, letter: str) -> Tensor:
+def _read_basis(peft: PeftFolder, stored: FileTensor, letter: str) -> Tensor:
     """A or B, at least as wide as the widest adapted layer and at most as the widest of the model."""
     key, side = BASIS_KEYS[letter], 0 if letter == "A" else 1
     rank = peft.config.required(peft.config.kind.rank)

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.folded import factors_of, folded, folded_rank
-from polyvera.errors import BasisError, PolyveraWarning, SpecError
+from polyvera.errors import BasisError, SpecError
 from polyvera.model.load import public_name
 from polyvera.store.folder import check_free, write_folder
-from polyvera.store.foreign import CONFIG_NAME
+from polyvera.store.foreign import CONFIG_NAME, ForeignWarning
 from polyvera.store.number_format import FULL, dtype_named, exact_dtype, written
 from polyvera.store.peft.basis import PEFT_INIT
 from polyvera.store.peft.card import model_card, warnings_of
@@ -93,7 +93,7 @@ def export_peft(
     elif not save_projection or named is not None:
         raise SpecError("save_projection=False and base_dtype are for a shared basis, and this folder holds none")
     for warning in warnings_of(adapter):
-        warn(warning, PolyveraWarning, stacklevel=2)
+        warn(warning, ForeignWarning, stacklevel=2)
     task = task_for(adapter, task_type, tuple(_heads(adapter)))
     config |= _shared_config(adapter, config["peft_type"], model_name, model) | origin_config(adapter, task)
     prefix = adapter.origin.get(BARE, "") if task is TASKS["FEATURE_EXTRACTION"] else ""

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from drawn_adapters import drawn
 
-from polyvera.errors import PolyveraWarning
+from polyvera.store.foreign import ForeignWarning
 from polyvera.store.peft import export_peft
 from polyvera.store.peft.card import POOLED, model_card, warnings_of
 from polyvera.store.peft.tasks import TASKS
@@ -25,6 +25,6 @@ def test_a_pooled_classifier_is_warned_of(tmp_path):
     adapter = drawn("vera", head={"classifier.weight": (2, 8), "classifier.bias": (2,)})
     assert warnings_of(adapter) == []
     pooled = replace(adapter, origin={"base_model_class": POOLED})
-    with pytest.warns(PolyveraWarning, match="reads the first token"):
+    with pytest.warns(ForeignWarning, match="reads the first token"):
         folder = export_peft(pooled, tmp_path / "a")
     assert "sentence-transformers" in (folder / "README.md").read_text()

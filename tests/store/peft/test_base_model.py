@@ -10,7 +10,7 @@ from tiny_models import make_tokenizer
 
 from polyvera.errors import FormatError, SpecError
 from polyvera.store.peft import import_peft
-from polyvera.store.peft.base import base_for, num_classes_in
+from polyvera.store.peft.base_model import base_for, num_classes_in
 from polyvera.store.peft.tasks import TASKS
 
 pytestmark = pytest.mark.filterwarnings("ignore")

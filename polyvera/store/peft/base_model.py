@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from polyvera.model.config import ENCODER_DECODER, LABEL, OTHER, kind_of
 from polyvera.model.load import load_as, load_base, locate
+from polyvera.store.foreign import CONFIG_NAME
 from polyvera.store.peft.card import POOLED
-from polyvera.store.peft.config import CONFIG_NAME, PeftConfig, read_config
+from polyvera.store.peft.config import PeftConfig, read_config
 from polyvera.store.peft.reader import check_folder, opened_weights
 from polyvera.store.peft.tasks import TASKS, PeftTask, task_of_class
 from polyvera.store.peft.tensor_names import canonical
