@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import transformers
+from transformers import AutoConfig
+
 from polyvera.model.config import ENCODER_DECODER, LABEL, OTHER, kind_of
 from polyvera.model.load import load_as, load_base, locate
 from polyvera.store.foreign import CONFIG_NAME
@@ -15,7 +18,7 @@ from polyvera.store.peft.tasks import TASKS, PeftTask, task_of_class
 from polyvera.store.peft.tensor_names import canonical
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 AUTO = "auto"
 BARE = TASKS["FEATURE_EXTRACTION"]
@@ -35,7 +38,18 @@ def base_for(folder: Path, name: str, *, pickle: bool = False) -> PreTrainedMode
     named = task_of_class(config.base_class)
     if BARE in (task, named) or (task is None and not config.base_class):
         return _own(name)
-    return load_as(name, config.base_class if task is None else task.auto, **_classes(folder, task, config))
+    kind = config.base_class if task is None else kind_of_task(task, name)
+    return load_as(name, kind, **_classes(folder, task, config))
+
+
+def kind_of_task(task: PeftTask, name: str) -> str:
+    """The class that loads a base for a task: transformers' own for it, or the base's own where that knows no such base.
+
+    PEFT's task is a word that its user chose: models that also see are trained as CAUSAL_LM.
+    """
+    config = AutoConfig.from_pretrained(locate(name))
+    auto: Any = getattr(transformers, task.auto)
+    return task.auto if type(config) in auto._model_mapping else _architecture(config)
 
 
 def num_classes_in(folder: Path, task: PeftTask) -> int | None:
@@ -58,9 +72,10 @@ def _classes(folder: Path, task: PeftTask | None, config: PeftConfig) -> dict[st
 
 def _own(name: str) -> PreTrainedModel:
     """The model as polyvera itself uses it, or as its configuration names it where polyvera has no use for it."""
-    from transformers import AutoConfig
-
     config = AutoConfig.from_pretrained(locate(name))
-    architecture = next(iter(config.architectures or ()), "AutoModel")
     is_other = kind_of(config) in (OTHER, ENCODER_DECODER)
-    return load_as(name, architecture) if is_other else load_base(name, task=AUTO).model
+    return load_as(name, _architecture(config)) if is_other else load_base(name, task=AUTO).model
+
+
+def _architecture(config: PreTrainedConfig) -> str:
+    return next(iter(config.architectures or ()), BARE.auto)
