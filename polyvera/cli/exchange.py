@@ -180,10 +180,12 @@ def _asked(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _publish(adapter: Adapter, name: str, store: str, alias: str | None, stored: str) -> None:
+    from polyvera.cli.session import stored_text
     from polyvera.store.registry import Registry
 
-    ref = Registry(store).put(name, adapter, alias=alias, dtype=stored)
-    typer.echo(f"{ref} ({ref.num_bytes:,} bytes) in {store}")
+    registry = Registry(store)
+    ref = registry.put(name, adapter, alias=alias, dtype=stored)
+    typer.echo(f"{ref} ({ref.num_bytes:,} bytes, {stored_text(registry.header(ref))}) in {store}")
 
 
 def _noting(function: Any, *given: Any, **named: Any) -> Any:
