@@ -106,12 +106,15 @@ class Session:
             for i, prompt in enumerate(prompts)
         ]
 
-    def merge_into(self, folder: Path) -> None:
-        """Writes the plain merged checkpoint and the tokenizer."""
+    def merge_into(self, folder: Path) -> bool:
+        """Writes the plain merged checkpoint and the tokenizer; returns whether that ended a tie of its embeddings."""
         from polyvera.adapter.merge import merge
 
+        config: Any = self.base.model.config
+        was_tied = getattr(config, "tie_word_embeddings", False)
         merge(self.base.model).save_pretrained(folder)  # type: ignore[operator]
         self.base.tokenizer.save_pretrained(folder)
+        return bool(was_tied and not config.tie_word_embeddings)
 
 
 def base_name(adapters: Sequence[Adapter], given: str | None) -> str:

@@ -171,6 +171,18 @@ def test_merge_writes_an_ordinary_checkpoint_with_the_adapters_logits() -> None:
     eject(base)
 
 
+def test_merge_says_that_it_ended_a_tie() -> None:
+    model = make_model()
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained("base")
+    trained("acme", "--method", "lora", "--targets", "q_proj", "--targets", "lm_head", "--lr", "0.5")
+    assert "tie_word_embeddings: false" in polyvera("merge", "acme", "merged").output
+    assert not json.loads(Path("merged/config.json").read_text())["tie_word_embeddings"]
+    trained("other", "--method", "lora")
+    assert "tie_word_embeddings" not in polyvera("merge", "other", "merged-2").output
+
+
 def test_aliases_and_removal() -> None:
     trained()
     trained()

@@ -43,7 +43,7 @@ def base_for(folder: Path, name: str, *, pickle: bool = False) -> PreTrainedMode
 
 
 def kind_of_task(task: PeftTask, name: str) -> str:
-    """The class that loads a base for a task: transformers' own for it, or the base's own where that knows no such base.
+    """The class that loads a base for a task: transformers' own for it, or the base's own where that knows no such.
 
     PEFT's task is a word that its user chose: models that also see are trained as CAUSAL_LM.
     """

@@ -10,7 +10,7 @@ from tiny_models import make_tokenizer
 
 from polyvera.errors import FormatError, SpecError
 from polyvera.store.peft import import_peft
-from polyvera.store.peft.base_model import base_for, num_classes_in
+from polyvera.store.peft.base_model import base_for, kind_of_task, num_classes_in
 from polyvera.store.peft.tasks import TASKS
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -71,6 +71,12 @@ def test_a_folder_is_looked_at_before_the_model_is_read(folders, tmp_path):
     (source / "adapter_config.json").write_text(json.dumps(config | {"lora_bias": True}))
     with pytest.raises(SpecError, match="lora_bias"):
         base_for(source, "no/model")
+
+
+def test_a_task_that_has_no_class_of_such_a_base_takes_its_own(folders):
+    _, name, _ = folders("SEQ_2_SEQ_LM")
+    assert kind_of_task(TASKS["SEQ_2_SEQ_LM"], name) == "AutoModelForSeq2SeqLM"
+    assert kind_of_task(TASKS["CAUSAL_LM"], name) == "T5ForConditionalGeneration"
 
 
 def test_a_class_that_is_none_is_refused(folders):
