@@ -69,7 +69,7 @@ def _untie(model: nn.Module) -> None:
         return
     config: Any = getattr(model, "config", None)
     for part in (config, getattr(config, "text_config", None)):
-        if getattr(part, "tie_word_embeddings", False):
+        if part is not None and getattr(part, "tie_word_embeddings", False):
             part.tie_word_embeddings = False
 
 

@@ -78,14 +78,13 @@ def export_peft(
     path = Path(folder).absolute()
     check_free(path, OWN_FILES, overwrite)
     named = None if base_dtype is None else str(base_dtype).removeprefix("torch.")
-    config, tensors = (
-        _native(adapter) if not as_lora and _is_native(adapter) else _folded(adapter, _magnitude(adapter, as_lora))
-    )
+    native = not as_lora and _is_native(adapter)
+    config, tensors = _native(adapter) if native else _folded(adapter, _magnitude(adapter, as_lora))
     _check_read(adapter, config, model, model_name, rank_at_most)
     trained = tensors | {PREFIX + key: adapter.tensors[key] for key, _ in adapter.layout.head}
     chosen = exact_dtype(trained.values()) if dtype is None else dtype_named(dtype)
     files = written(trained, chosen)
-    if adapter.spec.row.shares_basis and config["peft_type"] == adapter.spec.row.peft_type:
+    if native and adapter.spec.row.shares_basis:
         _check_redraw(adapter, save_projection, named)
         config |= _basis_config(adapter, save_projection)
         basis = _basis_tensors(adapter) if save_projection else {}
