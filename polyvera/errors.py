@@ -19,6 +19,7 @@ PolyveraError
 │   ├── SamplingError  a sampling choice that cannot be, or a prompt that doesn't fit (also a ValueError)
 │   │   └── ContextLengthError  a prompt longer than the context
 │   ├── BusyError      too many requests at the moment
+│   │   └── QuotaError  a budget of tokens that is used up
 │   ├── SizeError      more bytes than are taken
 │   ├── SlowError      bytes that come too slowly
 │   ├── ClosedError    the engine is stopping, or has stopped
@@ -120,6 +121,10 @@ class BusyError(ServeError):
     def __init__(self, message: str, retry_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_s = retry_s
+
+
+class QuotaError(BusyError):
+    """A budget of tokens that is used up until another day."""
 
 
 class SizeError(ServeError):

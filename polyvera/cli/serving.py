@@ -115,23 +115,31 @@ def keys_(
     base: Annotated[bool, typer.Option("--base", help="It may call the bare base model.")] = False,
     admin: Annotated[bool, typer.Option("--admin", help="It may publish and remove adapters in its scope.")] = False,
     days: Annotated[float | None, typer.Option(help="It expires after so many days.")] = None,
+    weight: Annotated[float | None, typer.Option(help="The share of its tenant beside others, 1 by default.")] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(help="Requests that it may make a minute.")] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(help="Tokens of prompts and answers a minute.")] = None,
+    tokens_per_day: Annotated[int | None, typer.Option(help="Tokens of prompts and answers a day (UTC).")] = None,
     remove: Annotated[str | None, typer.Option("--remove", metavar="ID", help="Remove the key of that id.")] = None,
 ) -> None:
     """List, make and remove the API keys of a server; the file holds only their sha256."""
-    from polyvera.server.api_keys import KeyFile, read_keys
+    from polyvera.server.api_keys import KeyFile, KeyRates, rates_text, read_keys
 
-    kept = KeyFile(file)
-    if add is None and (adapters or base or admin or days is not None):
-        raise RecipeError("--adapters, --base, --admin and --days are of a new key: give --add TENANT, too")
+    kept, rates = KeyFile(file), KeyRates(requests_per_minute, tokens_per_minute, tokens_per_day)
+    if add is None and (adapters or base or admin or rates != KeyRates() or {days, weight} != {None}):
+        raise RecipeError(
+            "--adapters, --base, --admin, --days, --weight and the rates are of a new key: give --add TENANT, too"
+        )
     if remove is not None:
         typer.echo(f"removed {kept.remove(remove).id} from {file}")
     if add is not None:
-        secret, key = kept.add(add, adapters or [f"{add}/*"], base=base, admin=admin, days=days)
+        scope = adapters or [f"{add}/*"]
+        secret, key = kept.add(add, scope, base=base, admin=admin, days=days, weight=weight, rates=rates)
         typer.echo(f"{key.id} for {add}: {', '.join(key.adapters)}; this is the only time that it is shown:", err=True)
         typer.echo(secret)
     if add is None and remove is None:
         rows = [
             {"id": k.id, "tenant": k.tenant, "adapters": ", ".join(k.adapters), "base": k.base, "admin": k.admin}
+            | {"rates": rates_text(k)}
             | {"created": f"{k.created:%Y-%m-%d}", "expires": f"{k.expires:%Y-%m-%d}" if k.expires else "never"}
             for k in read_keys(file)
         ]

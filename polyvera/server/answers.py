@@ -13,7 +13,9 @@ from starlette.requests import Request as HttpRequest
 from polyvera.engine.generation.request import CANCELLED, Answer, Request, RequestOutput, SamplingParams
 from polyvera.engine.protocol import GenerationEngine
 from polyvera.errors import ClosedError
+from polyvera.server.api_keys import Caller
 from polyvera.server.context import ServerContext
+from polyvera.server.rate_limits import Reservation
 from polyvera.store.reference import AdapterRef
 
 Part = tuple[int, RequestOutput]
@@ -25,8 +27,10 @@ T = TypeVar("T")
 class AnswerStream:
     """Several answers being made. A context: what has not ended when it is left is cancelled."""
 
-    def __init__(self, context: ServerContext, engine: GenerationEngine, tenant: str) -> None:
-        self._context, self._engine, self._tenant = context, engine, tenant
+    def __init__(self, context: ServerContext, engine: GenerationEngine, caller: Caller) -> None:
+        self._context, self._engine, self._caller = context, engine, caller
+        self._adapter: AdapterRef | None = None
+        self._reservation = Reservation()
         self._loop, self._parts = asyncio.get_running_loop(), asyncio.Queue[Part]()
         self._quota, self._num_left = ExitStack(), 0
         self._last: dict[int, float] = {}
@@ -35,18 +39,26 @@ class AnswerStream:
         self._pinging: asyncio.TimerHandle | None = None
         self.requests: list[Request] = []
 
-    def reserve(self, num: int) -> None:
-        """Counts so many answers in the tenant's quota until the end. Raises BusyError."""
-        self._quota.enter_context(self._context.quotas.reserve(self._tenant, num))
+    async def reserve(self, num: int) -> None:
+        """Waits for the tenant's turn, and counts so many answers as under way until the end. Raises BusyError."""
+        admission = self._context.admission
+        await admission.admit(self._caller, num)
+        self._quota.callback(admission.leave, self._caller, num)
 
     async def start(
         self, prompts: Sequence[Sequence[int]], adapter: AdapterRef | None, all_params: Sequence[SamplingParams]
     ) -> None:
-        """Asks the engine: every prompt with every choice. Raises BusyError, SamplingError, ClosedError."""
+        """Asks the engine: every prompt with every choice. Raises BusyError, SamplingError, ClosedError.
+
+        The tokens that it may need are kept of what the key has left, and those that it spent are counted at the end.
+        """
+        most, self._adapter = self._engine.max_context, adapter
+        num_tokens = sum(min(most, len(row) + (params.max_tokens or most)) for row in prompts for params in all_params)
+        self._reservation = self._quota.enter_context(self._context.rates.reserve(self._caller, num_tokens))
         asked = [(prompt, params) for prompt in prompts for params in all_params]
         self._num_left, started = len(asked), monotonic()
         self._last = dict.fromkeys(range(len(asked)), started)
-        await self._context.pool.run(self._tenant, self._submit, asked, adapter)
+        await self._context.pool.run(self._caller.tenant, self._submit, asked, adapter)
 
     def ping(self) -> None:
         """From now on parts() has one of SILENCE where nothing else comes for PING_S."""
@@ -99,9 +111,8 @@ class AnswerStream:
             if not request.finished:
                 self._engine.cancel(request)
         if self.requests:
-            tokens = self._context.metrics.tokens
-            tokens.labels(self._tenant, "prompt").inc(self.num_prompt_tokens)
-            tokens.labels(self._tenant, "answer").inc(self.num_answer_tokens)
+            self._reservation.num_spent = self.num_prompt_tokens + self.num_answer_tokens
+            self._context.count(self._caller, self._adapter, self.num_prompt_tokens, self.num_answer_tokens)
         self._quota.close()
 
     def __enter__(self) -> AnswerStream:
@@ -119,8 +130,9 @@ class AnswerStream:
     def _submit(self, asked: Sequence[tuple[Sequence[int], SamplingParams]], adapter: AdapterRef | None) -> None:
         for i, (prompt, params) in enumerate(asked):
             on_output = lambda output, i=i: self._hop(i, output)  # noqa: E731
-            request = self._engine.submit(Request(prompt, adapter, params, on_output, self._tenant))
-            self.requests.append(request)
+            caller = self._caller
+            request = Request(prompt, adapter, params, on_output, caller.tenant, weight=caller.weight)
+            self.requests.append(self._engine.submit(request))
             if self._is_closed:  # its client has gone meanwhile
                 self._engine.cancel(request)
                 return
@@ -146,7 +158,7 @@ class AnswerStream:
             (metrics.first if is_first else metrics.between).observe(now - self._last[i])
             self._last[i] = now
         if output.finish_reason is not None:
-            metrics.answers.labels(self._tenant, output.finish_reason).inc()
+            metrics.answers.labels(self._caller.tenant, output.finish_reason).inc()
 
 
 async def while_there(request: HttpRequest, asked: Awaitable[T]) -> T:

@@ -30,6 +30,10 @@ class ServerConfig:
     keys: Annotated[
         Path | None, Described("The file of API keys, which `polyvera keys` writes.", ACCESS, env="POLYVERA_KEYS")
     ] = None
+    usage: Annotated[
+        Path | None,
+        Described("The SQLite file of usage; by default beside the store's folder, named STORE.usage.sqlite.", ACCESS),
+    ] = None
     lora_root: Annotated[Path | None, Described("The folder that load_lora_adapter may read from.", ACCESS)] = None
     max_body_bytes: Annotated[
         Count, Described("Most bytes of a request, in MiB.", HTTP, name="max_body_mib", scale=MIB)
@@ -38,7 +42,9 @@ class ServerConfig:
         Count, Described("Most bytes of an uploaded adapter, in MiB.", HTTP, name="max_upload_mib", scale=MIB)
     ] = 64 << 20
     max_choices: Annotated[Count, Described("Answers of one request.", HTTP)] = 64
-    max_per_tenant: Annotated[Count, Described("Answers of one tenant at a time.", HTTP)] = 256
+    max_per_tenant: Annotated[
+        Count, Described("Answers of one tenant at a time; more wait, up to max_waiting of each tenant.", HTTP)
+    ] = 256
     max_queued: Annotated[Count, Described("Parts of an answer that a client has not taken yet.", HTTP)] = 1024
     max_connections: Annotated[Count, Described("Open connections.", HTTP)] = 2048
     read_s: Annotated[Seconds, Described("Seconds that a client may take to send a request.", HTTP)] = 20.0

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 from time import monotonic
 from urllib.parse import urlsplit
@@ -17,6 +19,7 @@ from polyvera.errors import AccessError, ClosedError, ForbiddenError, PolyveraEr
 from polyvera.server.api_keys import EVERYONE, Caller, KeyFile
 from polyvera.server.config import ServerConfig
 from polyvera.server.metrics import Metrics
+from polyvera.server.rate_limits import RateLimits
 
 ALWAYS_OPEN = ("/health", "/ready", "/version")
 PAGE = ("/", "/page/", "/favicon.ico")
@@ -38,9 +41,16 @@ class AuthMiddleware:
     """An ASGI middleware. Answers what is refused itself, in the shape of all errors."""
 
     def __init__(
-        self, app: ASGIApp, config: ServerConfig, keys: KeyFile | None, state: ServerState, metrics: Metrics
+        self,
+        app: ASGIApp,
+        config: ServerConfig,
+        keys: KeyFile | None,
+        state: ServerState,
+        metrics: Metrics,
+        rates: RateLimits | None = None,
     ) -> None:
         self._app, self._config, self._keys, self._state, self._metrics = app, config, keys, state, metrics
+        self._rates = rates or RateLimits()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -52,6 +62,8 @@ class AuthMiddleware:
         bounded = BoundedSend(send, request_id, self._config.write_s)
         try:
             caller = self._admitted(scope["path"], Headers(scope=scope))
+            bounded.extra = partial(self._rates.headers, caller)
+            self._rates.count_request(caller, scope["method"])
         except PolyveraError as error:
             response = self._metrics.failed(error, request_id).response()
             response.headers["connection"] = "close"  # its body is not read
@@ -127,11 +139,12 @@ class BoundedSend:
 
     def __init__(self, send: Send, request_id: str, write_s: float) -> None:
         self._send, self._id, self._write_s = send, request_id, write_s
+        self.extra: Callable[[], Mapping[str, str]] = dict  # headers that are known when it begins
 
     async def __call__(self, message: Message) -> None:
         """Sends a message. Raises ConnectionError for a client that does not read."""
         if message["type"] == "http.response.start":
-            MutableHeaders(scope=message)[REQUEST_ID] = self._id
+            MutableHeaders(scope=message).update({REQUEST_ID: self._id, **self.extra()})
         try:
             await asyncio.wait_for(self._send(message), self._write_s)
         except TimeoutError:

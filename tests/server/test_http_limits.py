@@ -72,9 +72,15 @@ def test_a_head_that_never_ends_is_cut_off(at: Served) -> None:
         assert everything(silent) == b""
 
 
+def test_what_is_beyond_the_tenants_own_bound_waits(at: Served) -> None:
+    with ThreadPoolExecutor(11) as pool:
+        asked = [pool.submit(lambda: at.http().post("/v1/completions", json=LONG)) for _ in range(11)]
+    assert {one.result().status_code for one in asked} == {200}, "five under way and six that wait"
+
+
 def test_too_many_get_429(at: Served) -> None:
-    with ThreadPoolExecutor(12) as pool:
-        asked = [pool.submit(lambda: at.http().post("/v1/completions", json=LONG)) for _ in range(12)]
+    with ThreadPoolExecutor(16) as pool:
+        asked = [pool.submit(lambda: at.http().post("/v1/completions", json=LONG)) for _ in range(16)]
         answers = [one.result() for one in asked]
     refused = [answer for answer in answers if answer.status_code == 429]
     assert refused and {answer.status_code for answer in answers} == {200, 429}
