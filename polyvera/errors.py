@@ -23,6 +23,7 @@ PolyveraError
 │   ├── SizeError      more bytes than are taken
 │   ├── SlowError      bytes that come too slowly
 │   ├── ClosedError    the engine is stopping, or has stopped
+│   │   └── DisconnectedError  the client has gone
 │   ├── KeyFileError   a file of keys that cannot be read, or is none
 │   └── AccessError    a key that is missing or unknown
 │       └── ForbiddenError  a known key that is not allowed to do this
@@ -137,6 +138,10 @@ class SlowError(ServeError):
 
 class ClosedError(ServeError):
     """The engine is stopping, or has stopped."""
+
+
+class DisconnectedError(ClosedError):
+    """The client has gone before its answer."""
 
 
 class KeyFileError(ServeError):

@@ -11,7 +11,7 @@ import typer
 from polyvera.cli import tables
 from polyvera.cli.flags import Taken, Whole
 from polyvera.cli.verbs import verb
-from polyvera.errors import RecipeError
+from polyvera.errors import RecipeError, ServeError
 from polyvera.plan import bytes_text
 from polyvera.server.config import ServerConfig, Serving
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from polyvera.engine.limits import Limits
     from polyvera.engine.protocol import EmbeddingEngine, ServedEngine
     from polyvera.replicas.replica_pool import ReplicaPool
+    from polyvera.store.reference import AdapterRef
     from polyvera.store.registry import Registry
 
 
@@ -50,24 +51,44 @@ def _run(
     from polyvera.server.app import make_app
     from polyvera.server.metrics import Metrics
     from polyvera.server.middleware import ServerState
-    from polyvera.server.server import Server, check_address
+    from polyvera.server.server import Server, bound, check_address
+    from polyvera.server.usage import open_usage
 
     if address is not None:
         check_address(address[0], config)
-    metrics, state = Metrics(), ServerState()
+    own = None if address is None else bound(*address)
+    refs = _checked(registry, config, pinned)
+    usage, metrics, state = open_usage(config.usage, registry.url), Metrics(), ServerState()
     with _engine(model, registry, limits, metrics.observe, num_replicas) as engine:
-        for one in pinned:
-            engine.pin(registry.resolve(one))
-        app = make_app(engine, config, metrics, state)
+        for ref in refs:
+            engine.pin(ref)
+        app = make_app(engine, config, metrics, state, usage)
         typer.echo(_costs(engine) if engine.embedding is None else _vectors(engine.embedding))
         if address is None:
             return
-        server = Server(app, engine, config, state, *address)
+        server = Server(app, engine, config, state, *address, own)
         typer.echo(
             f"{server.url} (OpenAI's API under /v1); SIGTERM or Ctrl-C stops it when the running answers are done"
         )
         server.run()
     typer.echo("stopped")
+
+
+def _checked(registry: Registry, config: ServerConfig, pinned: Sequence[str]) -> list[AdapterRef]:
+    """What is pinned. Raises PolyveraError for what is wrong without the model: keys, folders, the store, its pins."""
+    from polyvera.server.api_keys import read_keys
+
+    if config.keys is not None:
+        read_keys(config.keys)
+    if config.lora_root is not None and not config.lora_root.is_dir():
+        raise ServeError(f"--lora-root {config.lora_root} is not a folder")
+    refs = [registry.resolve(one) for one in pinned]
+    names = {ref.name for ref in registry.list()}
+    if not names:
+        typer.echo(f"no adapters in {registry.url} yet: the first publish makes the store")
+    else:
+        typer.echo(f"{len(names):,} adapters in {registry.url}")
+    return refs
 
 
 def _vectors(encoder: EmbeddingEngine) -> str:

@@ -85,6 +85,10 @@ class Scheduler(Generic[Q, R]):
                 else:
                     yield request
 
+    def snapshot(self) -> list[Q]:
+        """The requests that wait, in no order. Any thread: each queue is copied in one step."""
+        return [request for queue in list(self._waiting.values()) for request in list(queue)]
+
     def add(self, request: Q) -> None:
         """Puts a request at the end of its tenant's queue."""
         self._waiting.setdefault(request.tenant, deque()).append(request)

@@ -198,6 +198,7 @@ class Stats:
     resident: tuple[ResidentAdapter, ...]
     num_slots: int
     totals: dict[str, int]
+    waiting_adapters: tuple[str, ...] = ()
     kind: Literal["stats"] = "stats"
 
 

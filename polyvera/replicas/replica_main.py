@@ -146,7 +146,13 @@ class Replica:
         stats = self._engine.stats()
         self._connection.send(
             messages.Stats(
-                message.number, stats.running, stats.waiting, stats.resident, stats.num_slots, dict(stats.totals)
+                message.number,
+                stats.running,
+                stats.waiting,
+                stats.resident,
+                stats.num_slots,
+                dict(stats.totals),
+                stats.waiting_adapters,
             )
         )
 

@@ -12,7 +12,7 @@ from starlette.requests import Request as HttpRequest
 
 from polyvera.engine.generation.request import CANCELLED, Answer, Request, RequestOutput, SamplingParams
 from polyvera.engine.protocol import GenerationEngine
-from polyvera.errors import ClosedError
+from polyvera.errors import ClosedError, DisconnectedError
 from polyvera.server.api_keys import Caller
 from polyvera.server.context import ServerContext
 from polyvera.server.rate_limits import Reservation
@@ -34,6 +34,7 @@ class AnswerStream:
         self._loop, self._parts = asyncio.get_running_loop(), asyncio.Queue[Part]()
         self._quota, self._num_left = ExitStack(), 0
         self._last: dict[int, float] = {}
+        self._has_ended: set[int] = set()
         self._is_closed = False
         self._said = monotonic()
         self._pinging: asyncio.TimerHandle | None = None
@@ -107,9 +108,11 @@ class AnswerStream:
         self._is_closed = True
         if self._pinging is not None:
             self._pinging.cancel()
-        for request in self.requests:
+        for i, request in enumerate(self.requests):
             if not request.finished:
                 self._engine.cancel(request)
+            if i not in self._has_ended:
+                self._end(i, CANCELLED)
         if self.requests:
             self._reservation.num_spent = self.num_prompt_tokens + self.num_answer_tokens
             self._context.count(self._caller, self._adapter, self.num_prompt_tokens, self.num_answer_tokens)
@@ -155,10 +158,16 @@ class AnswerStream:
         metrics, now = self._context.metrics, monotonic()
         if output.tokens:
             is_first = self.requests[i].first_token == 0 or len(self.requests[i].answer) <= len(output.tokens)
-            (metrics.first if is_first else metrics.between).observe(now - self._last[i])
+            first = metrics.first.labels(metrics.adapters.label(self._adapter))
+            (first if is_first else metrics.between).observe(now - self._last[i])
             self._last[i] = now
         if output.finish_reason is not None:
-            metrics.answers.labels(self._caller.tenant, output.finish_reason).inc()
+            self._end(i, output.finish_reason)
+
+    def _end(self, i: int, finish_reason: str) -> None:
+        self._has_ended.add(i)
+        metrics = self._context.metrics
+        metrics.answers.labels(self._caller.tenant, metrics.adapters.label(self._adapter), finish_reason).inc()
 
 
 async def while_there(request: HttpRequest, asked: Awaitable[T]) -> T:
@@ -168,7 +177,7 @@ async def while_there(request: HttpRequest, asked: Awaitable[T]) -> T:
     try:
         await asyncio.wait((asking, gone), return_when=asyncio.FIRST_COMPLETED)
         if not asking.done():
-            raise ClosedError("the client has gone")
+            raise DisconnectedError("the client has gone")
         return asking.result()
     finally:
         for task in (asking, gone):

@@ -6,7 +6,7 @@ import fcntl
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -128,10 +128,15 @@ class ApiKeyList(BaseModel):
 
 
 class KeyFile:
-    """The API keys in a file, read anew when it changes. Any number of threads and processes."""
+    """The API keys in a file, reloaded when it changes. Any number of threads and processes.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    on_change: called with the ids of added and of removed keys, when a change is seen.
+    """
+
+    def __init__(
+        self, path: Path, on_change: Callable[[set[str], set[str]], None] = lambda added, removed: None
+    ) -> None:
+        self.path, self._on_change = path, on_change
         self._lock = Lock()
         self._seen: tuple[int, ...] = ()
         self._keys: tuple[ApiKey, ...] = ()
@@ -161,9 +166,18 @@ class KeyFile:
             except OSError as error:
                 raise KeyFileError(f"the file of keys {self.path} cannot be read: {error.strerror}") from error
             if seen != self._seen:
-                self._keys = read_keys(self.path)
+                before, self._keys = self._keys, read_keys(self.path)
+                if self._seen and before != self._keys:
+                    old, new = ({key.id for key in keys} for keys in (before, self._keys))
+                    self._on_change(new - old, old - new)
                 self._seen = seen
             return self._keys
+
+    def reload(self) -> None:
+        """Reads the file whether it has changed or not. Raises KeyFileError."""
+        with self._lock:
+            self._seen = self._seen and (0,)
+        self.keys()
 
     def add(
         self,

@@ -21,13 +21,15 @@ from polyvera.engine.protocol import ServedEngine
 from polyvera.errors import PolyveraError
 from polyvera.server.admission import Admission
 from polyvera.server.api_keys import KeyFile, read_keys
+from polyvera.server.audit_log import AuditLog
 from polyvera.server.catalog import Catalog
 from polyvera.server.config import ServerConfig
 from polyvera.server.context import ServerContext
+from polyvera.server.json_lines import JsonLines, QueuedLines
 from polyvera.server.metrics import Metrics
 from polyvera.server.middleware import AuthMiddleware, ServerState
 from polyvera.server.rate_limits import RateLimits
-from polyvera.server.routes import adapters, completions, embeddings, models, operations
+from polyvera.server.routes import adapters, aliases, completions, embeddings, models, operations, versions
 from polyvera.server.routes import usage as usage_routes
 from polyvera.server.usage import UsageStore, open_usage
 
@@ -59,22 +61,24 @@ def make_app(
     usage: by default in config.usage, or beside the store's folder. Raises ServeError for a file of keys or of usage
     that cannot be read.
     """
-    state, metrics = state or ServerState(), metrics or Metrics()
-    keys = None
-    if config.keys is not None:
-        read_keys(config.keys)
-        keys = KeyFile(config.keys)
-    metrics.watch(engine.stats)
+    state, metrics, audit = state or ServerState(), metrics or Metrics(), AuditLog(config.audit_log)
+    keys = None if config.keys is None else KeyFile(config.keys, audit.keys_changed)
+    metrics.watch(engine.stats, engine.limits.max_rows)
     catalog = Catalog(engine.registry, config.base, engine.fingerprint)
+    state.reloads.append(catalog.forget)
+    if keys is not None:
+        read_keys(keys.path)
+        state.reloads.append(keys.reload)
+    lines = QueuedLines(JsonLines()) if config.access_log else None
     usage = usage or open_usage(config.usage, None if engine.registry is None else engine.registry.url)
     limits, rates = engine.limits, RateLimits(usage.tokens_today)
     admission = Admission(config.max_per_tenant, limits.max_waiting, max(limits.max_waiting, limits.max_rows))
-    context = ServerContext(engine, config, catalog, metrics, state, admission, keys, usage, rates)
-    auth = Middleware(AuthMiddleware, config=config, keys=keys, state=state, metrics=metrics, rates=rates)
+    context = ServerContext(engine, config, catalog, metrics, state, admission, keys, usage, rates, audit)
+    auth = Middleware(AuthMiddleware, config=config, keys=keys, state=state, metrics=metrics, rates=rates, lines=lines)
     app = FastAPI(
         title="polyvera", docs_url=None, redoc_url=None, openapi_url=None, middleware=[auth], lifespan=_closing(context)
     )
-    for router in (completions, models, operations, embeddings, usage_routes):
+    for router in (completions, models, operations, embeddings, usage_routes, versions, aliases):
         app.include_router(router.routes(context))
     app.include_router(adapters.routes(context, engine.fingerprint))
     _add_page(app)

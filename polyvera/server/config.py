@@ -34,6 +34,10 @@ class ServerConfig:
         Path | None,
         Described("The SQLite file of usage; by default beside the store's folder, named STORE.usage.sqlite.", ACCESS),
     ] = None
+    audit_log: Annotated[
+        Path | None, Described("A file that gets a line of JSON for each publish, removal, alias and key.", ACCESS)
+    ] = None
+    access_log: Annotated[bool, Described("Write a line of JSON for each request to standard output.", HTTP)] = False
     lora_root: Annotated[Path | None, Described("The folder that load_lora_adapter may read from.", ACCESS)] = None
     max_body_bytes: Annotated[
         Count, Described("Most bytes of a request, in MiB.", HTTP, name="max_body_mib", scale=MIB)

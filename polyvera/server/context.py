@@ -13,8 +13,10 @@ from starlette.requests import Request as HttpRequest
 
 from polyvera.engine.protocol import EmbeddingEngine, GenerationEngine, ServedEngine
 from polyvera.errors import ServeError
+from polyvera.server.access_log import CURRENT
 from polyvera.server.admission import Admission
 from polyvera.server.api_keys import Caller, KeyFile
+from polyvera.server.audit_log import AuditLog
 from polyvera.server.catalog import Catalog
 from polyvera.server.config import ServerConfig
 from polyvera.server.json_body import read_body
@@ -43,6 +45,7 @@ class ServerContext:
     keys: KeyFile | None = None
     usage: UsageStore = field(default_factory=UsageStore)
     rates: RateLimits = field(default_factory=RateLimits)
+    audit: AuditLog = field(default_factory=AuditLog)
     pool: TenantPool = field(default_factory=TenantPool)
     started: int = field(default_factory=lambda: int(time()))
 
@@ -68,8 +71,12 @@ class ServerContext:
 
     def count(self, caller: Caller, adapter: AdapterRef | None, prompt_tokens: int, answer_tokens: int) -> None:
         """Counts what a request has used."""
+        label = self.metrics.adapters.label(adapter)
         for kind, num in (("prompt", prompt_tokens), ("answer", answer_tokens)):
-            self.metrics.tokens.labels(caller.tenant, kind).inc(num)
+            self.metrics.tokens.labels(caller.tenant, label, kind).inc(num)
+        record = CURRENT.get()
+        if record is not None:
+            record.use(adapter, prompt_tokens, answer_tokens)
         name = "" if adapter is None else adapter.name
         self.usage.add(caller.tenant, caller.key, name, prompt_tokens, answer_tokens)
 

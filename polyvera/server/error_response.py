@@ -108,6 +108,7 @@ TABLE: dict[type[PolyveraError], ErrorRow] = {
     errors.SizeError: ErrorRow(413, code="request_too_large"),
     errors.SlowError: ErrorRow(408, code="request_timeout"),
     errors.ClosedError: ErrorRow(503, SERVER, "unavailable", headers=_later),
+    errors.DisconnectedError: ErrorRow(499, code="disconnected"),  # nginx' number; nobody reads it
     errors.KeyFileError: _unavailable("unavailable", "API keys cannot be checked"),
     errors.AccessError: ErrorRow(
         401, "authentication_error", "invalid_api_key", headers=lambda error: {"WWW-Authenticate": "Bearer"}

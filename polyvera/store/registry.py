@@ -101,6 +101,10 @@ class Registry:
         """
         return self._stored.read(self._ref(which))
 
+    def read_file(self, which: Which) -> bytes:
+        """The bytes of a version's file, after a check of each. Raises as get()."""
+        return self._stored.read_file(self._ref(which))
+
     def get_all(self, which: Iterable[Which]) -> Adapters:
         """Several adapters, read by several threads. Raises as get()."""
         asked = list(which)

@@ -114,7 +114,7 @@ def test_waiting_requests_are_told_by_turns_and_can_be_dropped() -> None:
     a, b = [request(tenant="a") for _ in range(3)], [request(tenant="b")]
     for one in (*a, *b):
         scheduler.add(one)
-    assert list(scheduler.waiting()) == [a[0], b[0], a[1], a[2]]
+    assert list(scheduler.waiting()) == [a[0], b[0], a[1], a[2]] and set(scheduler.snapshot()) == {*a, *b}
     scheduler.drop(a[1])
     scheduler.drop(b[0])
     assert list(scheduler.waiting()) == [a[0], a[2]] and scheduler.num_waiting == 2

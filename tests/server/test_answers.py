@@ -78,7 +78,7 @@ def test_a_whole_is_the_parts_joined_and_those_of_the_model(context: ServerConte
         assert (stream.num_prompt_tokens, stream.num_answer_tokens) == (5, sum(len(one.ids) for one in whole))
 
     run(go)
-    assert b'polyvera_tokens_total{kind="prompt",tenant="acme"} 10.0' in context.metrics.text()
+    assert b'polyvera_tokens_total{adapter="base",kind="prompt",tenant="acme"} 10.0' in context.metrics.text()
     assert not context.admission._tenants
 
 
@@ -93,6 +93,7 @@ def test_what_is_left_is_cancelled_and_its_quota_given_back(engine: Generator, c
 
     run(go)
     until(lambda: not engine.stats().running)
+    assert b'polyvera_answers_total{adapter="base",finish="cancelled",tenant="acme"} 4.0' in context.metrics.text()
 
 
 def test_a_client_that_goes_ends_it(engine: Generator, context: ServerContext) -> None:

@@ -37,7 +37,7 @@ def test_an_engine_serves_what_it_can_and_says_what_it_cannot() -> None:
 def test_what_is_used_is_in_the_metrics_and_in_the_usage() -> None:
     counted = context(Generator(make_llama(), make_tokenizer()))
     counted.count(EVERYONE, None, 5, 3)
-    assert b'polyvera_tokens_total{kind="answer",tenant=""} 3.0' in counted.metrics.text()
+    assert b'polyvera_tokens_total{adapter="base",kind="answer",tenant=""} 3.0' in counted.metrics.text()
     (row,) = counted.usage.rows(UsageQuery(None, groups=("tenant",)))
     assert row == {"tenant": "", "requests": 1, "prompt_tokens": 5, "completion_tokens": 3}
 
