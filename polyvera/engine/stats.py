@@ -22,7 +22,8 @@ class EngineStats:
     """What an engine holds.
 
     running: the requests that run. waiting: how many wait. waiting_adapters: 'name@version' of those. resident:
-    adapters in slots, the latest used first. num_slots: for resident adapters. totals: counts since the start by name, such as 'steps' and 'prompt_tokens'.
+    adapters in slots, the latest used first. num_slots: for resident adapters. totals: counts since the start by name,
+    such as 'steps' and 'prompt_tokens'.
     """
 
     running: tuple[RunningRequest, ...] = ()

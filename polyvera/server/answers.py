@@ -35,6 +35,7 @@ class AnswerStream:
         self._quota, self._num_left = ExitStack(), 0
         self._last: dict[int, float] = {}
         self._has_ended: set[int] = set()
+        self._has_begun: set[int] = set()
         self._is_closed = False
         self._said = monotonic()
         self._pinging: asyncio.TimerHandle | None = None
@@ -59,6 +60,7 @@ class AnswerStream:
         asked = [(prompt, params) for prompt in prompts for params in all_params]
         self._num_left, started = len(asked), monotonic()
         self._last = dict.fromkeys(range(len(asked)), started)
+        self._context.history.wait(self._group, len(asked))
         await self._context.pool.run(self._caller.tenant, self._submit, asked, adapter)
 
     def ping(self) -> None:
@@ -108,6 +110,8 @@ class AnswerStream:
         self._is_closed = True
         if self._pinging is not None:
             self._pinging.cancel()
+        for i in self._last:
+            self._begin(i)
         for i, request in enumerate(self.requests):
             if not request.finished:
                 self._engine.cancel(request)
@@ -157,12 +161,24 @@ class AnswerStream:
     def _count(self, i: int, output: RequestOutput) -> None:
         metrics, now = self._context.metrics, monotonic()
         if output.tokens:
-            is_first = self.requests[i].first_token == 0 or len(self.requests[i].answer) <= len(output.tokens)
+            is_first, wait_s = i not in self._has_begun, now - self._last[i]
             first = metrics.first.labels(metrics.adapters.label(self._adapter))
-            (first if is_first else metrics.between).observe(now - self._last[i])
+            (first if is_first else metrics.between).observe(wait_s)
+            self._context.history.add(self._group, len(output.tokens), wait_s if is_first else None)
             self._last[i] = now
+            self._begin(i)
         if output.finish_reason is not None:
             self._end(i, output.finish_reason)
+
+    @property
+    def _group(self) -> tuple[str, str]:
+        return self._caller.tenant, self._context.catalog.base if self._adapter is None else self._adapter.name
+
+    def _begin(self, i: int) -> None:
+        """Its first token has come, or never will."""
+        if i not in self._has_begun:
+            self._has_begun.add(i)
+            self._context.history.wait(self._group, -1)
 
     def _end(self, i: int, finish_reason: str) -> None:
         self._has_ended.add(i)

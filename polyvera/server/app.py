@@ -29,7 +29,7 @@ from polyvera.server.json_lines import JsonLines, QueuedLines
 from polyvera.server.metrics import Metrics
 from polyvera.server.middleware import AuthMiddleware, ServerState
 from polyvera.server.rate_limits import RateLimits
-from polyvera.server.routes import adapters, aliases, completions, embeddings, models, operations, versions
+from polyvera.server.routes import adapters, aliases, completions, embeddings, history, models, operations, versions
 from polyvera.server.routes import usage as usage_routes
 from polyvera.server.usage import UsageStore, open_usage
 
@@ -78,7 +78,7 @@ def make_app(
     app = FastAPI(
         title="polyvera", docs_url=None, redoc_url=None, openapi_url=None, middleware=[auth], lifespan=_closing(context)
     )
-    for router in (completions, models, operations, embeddings, usage_routes, versions, aliases):
+    for router in (completions, models, operations, embeddings, usage_routes, history, versions, aliases):
         app.include_router(router.routes(context))
     app.include_router(adapters.routes(context, engine.fingerprint))
     _add_page(app)

@@ -15,7 +15,7 @@ def test_lines_of_many_threads_stay_whole_and_are_appended(tmp_path: Path) -> No
     path = tmp_path / "lines"
     for _ in range(2):
         lines = JsonLines(path)
-        threads = [Thread(target=lambda i=i: [lines.write({"i": i, "text": "é\n" * 99})]) for i in range(20)]
+        threads = [Thread(target=lines.write, args=({"i": i, "text": "é\n" * 99},)) for i in range(20)]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -2,6 +2,7 @@
 
 import { named } from "./adapters.js";
 import { Column } from "./column.js";
+import * as draft from "./draft.js";
 import { byId, make, say } from "./element.js";
 
 const TYPING_MS = 200;
@@ -20,11 +21,16 @@ export function start() {
   byId("stop").addEventListener("click", stop);
   byId("clear").addEventListener("click", clear);
   byId("plain").addEventListener("change", showHint);
+  for (const column of Object.values(columns)) {
+    column.onCopy = (kind) => column.copy(kind, byId("prompt").value, given(), byId("plain").checked);
+  }
+  draft.start();
 }
 
 // An adapter for side "A" or "B".
 export function choose(side, name) {
   input(side).value = name;
+  draft.keep();
   say(byId("chat-status"), `Adapter ${side} is now ${name}.`);
 }
 
@@ -43,17 +49,19 @@ export function forget() {
     column.clear();
   }
   for (const side of ["A", "B"]) input(side).value = "";
+  draft.forget();
   byId("names").replaceChildren();
   say(byId("chat-status"), "");
 }
 
-// The base's name, and whether it is one to chat with.
+// The base's name; whether it is one to chat with.
 export function showBase({ id, answers }) {
   const chats = answers.includes("/v1/chat/completions");
   say(byId("base-name"), id);
   byId("chat-open").hidden = !chats;
   byId("chat-closed").hidden = chats;
   say(byId("chat-closed"), chats ? "" : `There is nothing to chat with: ${id} is an encoder, which answers ${answers.join(" and ")}.`);
+  return chats;
 }
 
 function picker(side) {
@@ -93,18 +101,25 @@ async function send() {
   if (asking) return say(byId("chat-status"), "Answers are still coming: stop them first.");
   if (!prompt.trim()) return say(byId("chat-status"), "Write a prompt first.");
   byId("prompt").value = "";
+  draft.remember(prompt);
   asking = new AbortController();
   showBusy(true);
   say(byId("chat-status"), "Answers are coming.");
   const ended = await Promise.allSettled(Object.values(columns).map((column) => asked(column, prompt)));
   asking = null;
   showBusy(false);
-  tell(ended.map((one) => one.reason).filter(Boolean));
+  const problems = ended.map((one) => one.reason).filter(Boolean);
+  if (problems.length === ended.length && !byId("prompt").value) byId("prompt").value = prompt;
+  draft.keep();
+  tell(problems);
 }
 
 function asked(column, prompt) {
-  const given = { temperature: byId("temperature").valueAsNumber, max_tokens: byId("max-tokens").valueAsNumber };
-  return column.ask(prompt, given, () => byId("plain").checked, usePlain, asking.signal);
+  return column.ask(prompt, given(), () => byId("plain").checked, usePlain, asking.signal);
+}
+
+function given() {
+  return { temperature: byId("temperature").valueAsNumber, max_tokens: byId("max-tokens").valueAsNumber };
 }
 
 function usePlain() {

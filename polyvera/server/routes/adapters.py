@@ -16,6 +16,7 @@ from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.fingerprint import agrees
 from polyvera.engine.openmp import guest
 from polyvera.errors import ForbiddenError, LayoutError, NotFoundError, PolyveraError, ReferenceNameError
+from polyvera.server.adapter_query import AdapterQuery
 from polyvera.server.api_keys import Caller
 from polyvera.server.context import ServerContext, caller_of
 from polyvera.server.requests import AliasBody, LoadBody, UnloadBody
@@ -38,10 +39,19 @@ def routes(context: ServerContext, base: str) -> APIRouter:
 
 def _add_reading(router: APIRouter, context: ServerContext) -> None:
     @router.get("/v1/adapters")
-    async def listed(request: HttpRequest, prefix: str = "", limit: int = 100, after: str = "") -> dict[str, Any]:
+    async def listed(
+        request: HttpRequest,
+        prefix: str = "",
+        limit: int = 100,
+        after: str = "",
+        search: str = "",
+        sort: str = "name",
+        offset: int = 0,
+    ) -> dict[str, Any]:
         if not 1 <= limit <= MAX_PAGE:
             raise HTTPException(400, f"limit={limit}: it is from 1 to {MAX_PAGE:,}")
-        return await context.run(request, _page, context, caller_of(request), prefix, limit, after)
+        query = AdapterQuery(prefix, search, sort, after, max(0, offset), limit)
+        return await context.run(request, _page, context, caller_of(request), query)
 
     @router.get("/v1/adapters/{name:path}")
     async def shown(request: HttpRequest, name: str) -> dict[str, Any]:
@@ -90,15 +100,15 @@ def _add_vllm(router: APIRouter, context: ServerContext, base: str) -> None:
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
 
-def _page(context: ServerContext, caller: Caller, prefix: str, limit: int, after: str) -> dict[str, Any]:
-    refs = [ref for ref in context.catalog.names(caller, prefix) if ref.name > after]
+def _page(context: ServerContext, caller: Caller, query: AdapterQuery) -> dict[str, Any]:
+    refs = query.chosen(context.catalog.names(caller, query.prefix))
     told = []
-    for ref in refs[:limit]:
+    for ref in query.page(refs):
         try:
             told.append(context.catalog.told(ref))
         except NotFoundError:  # removed a moment ago
             continue
-    return {"object": "list", "data": told, "has_more": len(refs) > limit}
+    return {"object": "list", "data": told, "has_more": query.has_more(refs), "total": len(refs)}
 
 
 def _publisher(context: ServerContext, caller: Caller, name: str) -> Registry:
