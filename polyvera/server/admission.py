@@ -69,15 +69,17 @@ class Admission:
 
     async def admit(self, caller: Caller, num: int) -> None:
         """Counts so many answers as under way until leave(), when it is the tenant's turn. Raises BusyError."""
-        tenant = self._tenants.get(caller.tenant) or TenantAnswers()
-        self._check(tenant, num)
-        self._tenants[caller.tenant], tenant.weight = tenant, caller.weight
+        if num > self._max_per_tenant:
+            raise BusyError(f"{num} answers are more than the {self._max_per_tenant} of one tenant at a time")
+        tenant = self._tenants.setdefault(caller.tenant, TenantAnswers())
+        tenant.weight = caller.weight
         waiting = WaitingAnswers(num, asyncio.get_running_loop().create_future())
         tenant.line.append(waiting)
         self._fill()
         try:
+            self._check(tenant)
             await waiting.turn
-        except asyncio.CancelledError:
+        except BaseException:
             if waiting in tenant.line:
                 tenant.line.remove(waiting)
                 self._forget(caller.tenant)
@@ -94,24 +96,22 @@ class Admission:
         self._forget(caller.tenant)
         self._fill()
 
-    def _check(self, tenant: TenantAnswers, num: int) -> None:
-        if num > self._max_per_tenant:
-            raise BusyError(f"{num} answers are more than the {self._max_per_tenant} of one tenant at a time")
-        if tenant.num_waiting + num > self._max_waiting:
+    def _check(self, tenant: TenantAnswers) -> None:
+        if tenant.num_waiting > self._max_waiting:
             raise BusyError(
-                f"{tenant.num} answers are under way for this tenant and {tenant.num_waiting} wait, which is the "
-                "maximum: try again later",
-                self._retry_s(tenant, num),
+                f"{tenant.num} answers are under way for this tenant, and with this request {tenant.num_waiting} would "
+                f"wait, of at most {self._max_waiting}: try again later",
+                self._retry_s(tenant),
             )
 
-    def _retry_s(self, tenant: TenantAnswers, num: int) -> float:
+    def _retry_s(self, tenant: TenantAnswers) -> float:
         """When there may be room in the tenant's line, by how fast answers have ended and its share of them."""
         if not self._ends:
             return MIN_RETRY_S
         num_ended = sum(num for _, num in self._ends)
         answer_s = (monotonic() - self._ends[0][0]) / num_ended
         weights = sum(one.weight for one in self._tenants.values() if one.line)
-        needed = tenant.num_waiting + num - self._max_waiting
+        needed = tenant.num_waiting - self._max_waiting
         return min(max(needed * answer_s * weights / tenant.weight, MIN_RETRY_S), MAX_RETRY_S)
 
     def _fill(self) -> None:

@@ -56,13 +56,12 @@ async function nearest(query, lines) {
 }
 
 async function classes(lines) {
-  const { data } = await send("POST", "v1/classify", { model: model(), input: lines });
-  return data.map((one, at) => entry(lines[at], best(one)));
+  const { data, labels } = await send("POST", "v1/classify", { model: model(), input: lines });
+  return data.map((one, at) => entry(lines[at], best(labels, one.probs)));
 }
 
-function best({ label, probs, labels }) {
-  const top = Math.max(...probs);
-  const named = labels ? labels.map((name, i) => [name, probs[i]]) : [[label, top]];
+function best(labels, probs) {
+  const named = labels.map((name, i) => [name, probs[i]]);
   return named.sort(([, a], [, b]) => b - a).slice(0, MOST_CLASSES);
 }
 

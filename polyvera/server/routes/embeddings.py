@@ -6,6 +6,7 @@ import asyncio
 import base64
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,7 @@ def routes(context: ServerContext) -> APIRouter:
             "object": "list",
             "created": context.started,
             "model": context.catalog.name_of(adapter),
+            "labels": list(found.labels),
             "data": data,
             "usage": _usage(rows),
         }
@@ -93,7 +95,8 @@ async def _read(
     caller, num = caller_of(request), sum(map(len, rows))
     async with context.admission.place(caller, 1):
         with context.rates.reserve(caller, num) as reservation:
-            future = await context.run(request, ask, rows, adapter, tenant=caller.tenant, weight=caller.weight)
+            asked = partial(ask, rows, adapter, tenant=caller.tenant, weight=caller.weight)
+            future = await context.run(request, asked)
             found = await asyncio.wrap_future(future)
             reservation.num_spent = num
             context.count(caller, adapter, num, 0)
