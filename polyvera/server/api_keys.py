@@ -203,7 +203,7 @@ class KeyFile:
             **asdict(rates),
         }
         try:
-            key = ApiKey(sha256=sha256(secret.encode()).hexdigest(), created=now, expires=expires, **given)  # type: ignore[arg-type]
+            key = ApiKey(sha256=sha256(secret.encode()).hexdigest(), created=now, expires=expires, **given)
         except ValidationError as error:
             raise ServeError(_first(error)) from None
         with self._changing() as keys:

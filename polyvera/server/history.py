@@ -54,12 +54,12 @@ class History:
 
     def wait(self, group: Group, num: int) -> None:
         """So many more answers wait for their first token; fewer where it is below 0."""
+        counts = self._now().of(group)
         left = self._waiting.get(group, 0) + num
         if left:
             self._waiting[group] = left
         else:
             self._waiting.pop(group, None)
-        counts = self._now().of(group)
         counts.waiting = max(counts.waiting, left)
 
     def add(self, group: Group, num_tokens: int, first_s: float | None = None) -> None:
@@ -83,10 +83,12 @@ class History:
                 if tenant is None or own == tenant:
                     name = own if group_by == "tenant" else adapter
                     by_name.setdefault(name, {}).setdefault(step.number, StepCounts()).add(counts)
+        rest = [by_name.pop(OTHERS[1])] if group_by == "adapter" and OTHERS[1] in by_name else []
         order = sorted(by_name, key=lambda name: -sum(one.tokens for one in by_name[name].values()))
         lines = [_line(name, [by_name[name]], last) for name in order[:most]]
-        if order[most:]:
-            lines.append(_line("other", [by_name[name] for name in order[most:]], last))
+        rest += [by_name[name] for name in order[most:]]
+        if rest:
+            lines.append(_line(OTHERS[1], rest, last))
         return {"object": "history", "step_s": STEP_S, "until": (last + 1) * STEP_S, "data": lines}
 
     def _now(self) -> Step:

@@ -92,13 +92,13 @@ class StoredVersions:
     def read_file(self, ref: AdapterRef) -> bytes:
         """The bytes of an adapter's file, every one checked. Raises NotFoundError, DamagedFileError."""
 
-        def whole(data: memoryview) -> bytes:
+        def whole(data: memoryview | bytes) -> bytes:
             check_digest(data)
             return bytes(data)
 
         return self._checked(ref, whole)
 
-    def _checked(self, ref: AdapterRef, check: Callable[[memoryview], T]) -> T:
+    def _checked(self, ref: AdapterRef, check: Callable[[memoryview | bytes], T]) -> T:
         path = adapter_path(ref.name, ref.version)
         try:
             data = self.files.read(path, check_head)
