@@ -31,6 +31,7 @@ from polyvera.server.middleware import AuthMiddleware, ServerState
 from polyvera.server.rate_limits import RateLimits
 from polyvera.server.routes import adapters, aliases, completions, embeddings, history, models, operations, versions
 from polyvera.server.routes import usage as usage_routes
+from polyvera.server.tracing import RequestTracer, tracer_to
 from polyvera.server.usage import UsageStore, open_usage
 
 PAGE = files("polyvera.server").joinpath("page")
@@ -62,6 +63,7 @@ def make_app(
     that cannot be read.
     """
     state, metrics, audit = state or ServerState(), metrics or Metrics(), AuditLog(config.audit_log)
+    usage = usage or open_usage(config.usage, None if engine.registry is None else engine.registry.url)
     keys = None if config.keys is None else KeyFile(config.keys, audit.keys_changed)
     metrics.watch(engine.stats, engine.limits.max_rows)
     catalog = Catalog(engine.registry, config.base, engine.fingerprint)
@@ -69,14 +71,18 @@ def make_app(
     if keys is not None:
         read_keys(keys.path)
         state.reloads.append(keys.reload)
-    lines = QueuedLines(JsonLines()) if config.access_log else None
-    usage = usage or open_usage(config.usage, None if engine.registry is None else engine.registry.url)
     limits, rates = engine.limits, RateLimits(usage.tokens_today)
     admission = Admission(config.max_per_tenant, limits.max_waiting, max(limits.max_waiting, limits.max_rows))
     context = ServerContext(engine, config, catalog, metrics, state, admission, keys, usage, rates, audit)
-    auth = Middleware(AuthMiddleware, config=config, keys=keys, state=state, metrics=metrics, rates=rates, lines=lines)
+    lines, tracer = QueuedLines(JsonLines()) if config.access_log else None, tracer_to(config.otlp_traces_endpoint)
+    passed = {"config": config, "keys": keys, "state": state, "metrics": metrics, "rates": rates}
     app = FastAPI(
-        title="polyvera", docs_url=None, redoc_url=None, openapi_url=None, middleware=[auth], lifespan=_closing(context)
+        title="polyvera",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        middleware=[Middleware(AuthMiddleware, **passed, lines=lines, tracer=tracer)],
+        lifespan=_closing(context, lines, tracer),
     )
     for router in (completions, models, operations, embeddings, usage_routes, history, versions, aliases):
         app.include_router(router.routes(context))
@@ -86,7 +92,7 @@ def make_app(
     return app
 
 
-def _closing(context: ServerContext) -> Any:
+def _closing(context: ServerContext, lines: QueuedLines | None, tracer: RequestTracer | None) -> Any:
     """What ends with the app."""
 
     @asynccontextmanager
@@ -94,6 +100,10 @@ def _closing(context: ServerContext) -> Any:
         yield
         context.pool.close()
         await asyncio.to_thread(context.usage.close)
+        if lines is not None:
+            await asyncio.to_thread(lines.flush)
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close)
 
     return lifespan
 

@@ -37,6 +37,9 @@ class ServerConfig:
     audit_log: Annotated[
         Path | None, Described("A file that gets a line of JSON for each publish, removal, alias and key.", ACCESS)
     ] = None
+    otlp_traces_endpoint: Annotated[
+        str | None, Described("Where spans of OpenTelemetry go, such as http://localhost:4318/v1/traces.", HTTP)
+    ] = None
     access_log: Annotated[bool, Described("Write a line of JSON for each request to standard output.", HTTP)] = False
     lora_root: Annotated[Path | None, Described("The folder that load_lora_adapter may read from.", ACCESS)] = None
     max_body_bytes: Annotated[

@@ -23,6 +23,7 @@ from polyvera.server.config import ServerConfig
 from polyvera.server.json_lines import QueuedLines
 from polyvera.server.metrics import OTHER, Metrics
 from polyvera.server.rate_limits import RateLimits
+from polyvera.server.tracing import RequestTracer
 
 log = logging.getLogger(__name__)
 ALWAYS_OPEN = ("/health", "/ready", "/version")
@@ -64,9 +65,10 @@ class AuthMiddleware:
         metrics: Metrics,
         rates: RateLimits | None = None,
         lines: QueuedLines | None = None,
+        tracer: RequestTracer | None = None,
     ) -> None:
         self._app, self._config, self._keys, self._state, self._metrics = app, config, keys, state, metrics
-        self._rates, self._lines = rates or RateLimits(), lines
+        self._rates, self._lines, self._tracer = rates or RateLimits(), lines, tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -101,6 +103,8 @@ class AuthMiddleware:
         self._metrics.requests.labels(route, str(record.status)).inc()
         if self._lines is not None:
             self._lines.put(record.row())
+        if self._tracer is not None:
+            self._tracer.add(record, route)
 
     def _admitted(self, path: str, headers: Headers) -> Caller:
         """Raises AccessError, ClosedError, SizeError."""

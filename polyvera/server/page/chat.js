@@ -8,6 +8,7 @@ import { byId, make, say } from "./element.js";
 const TYPING_MS = 200;
 const columns = {};
 let asking = null; // the AbortController of the answers that are coming
+let keyNumber = 0; // of the key that is used
 
 export function start() {
   columns.base = new Column("Base", null);
@@ -31,7 +32,7 @@ export function start() {
 export function choose(side, name) {
   input(side).value = name;
   draft.keep();
-  say(byId("chat-status"), `Adapter ${side} is now ${name}.`);
+  for (const id of ["chat-status", "adapters-status"]) say(byId(id), `Adapter ${side} is now ${name}.`);
 }
 
 // Fills what the reader has left empty.
@@ -44,6 +45,7 @@ export function suggest(names) {
 // Another key may be allowed other things, and must not find what was said before with this one.
 export function forget() {
   stop();
+  keyNumber += 1;
   for (const column of Object.values(columns)) {
     column.refused = "";
     column.clear();
@@ -102,12 +104,14 @@ async function send() {
   if (!prompt.trim()) return say(byId("chat-status"), "Write a prompt first.");
   byId("prompt").value = "";
   draft.remember(prompt);
+  const own = keyNumber;
   asking = new AbortController();
   showBusy(true);
   say(byId("chat-status"), "Answers are coming.");
   const ended = await Promise.allSettled(Object.values(columns).map((column) => asked(column, prompt)));
   asking = null;
   showBusy(false);
+  if (own !== keyNumber) return;
   const problems = ended.map((one) => one.reason).filter(Boolean);
   if (problems.length === ended.length && !byId("prompt").value) byId("prompt").value = prompt;
   draft.keep();
