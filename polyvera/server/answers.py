@@ -55,7 +55,8 @@ class AnswerStream:
         The tokens that it may need are kept of what the key has left, and those that it spent are counted at the end.
         """
         most, self._adapter = self._engine.max_context, adapter
-        num_tokens = sum(min(most, len(row) + (params.max_tokens or most)) for row in prompts for params in all_params)
+        asks = [most if params.max_tokens is None else params.max_tokens for params in all_params]
+        num_tokens = sum(min(most, len(row) + num) for row in prompts for num in asks)
         self._reservation = self._quota.enter_context(self._context.rates.reserve(self._caller, num_tokens))
         asked = [(prompt, params) for prompt in prompts for params in all_params]
         self._num_left, started = len(asked), monotonic()

@@ -8,7 +8,7 @@ import { acceptDrop } from "./upload.js";
 import { count, counted } from "./words.js";
 
 const AT_ONCE = 4; // rows, each asked of three models
-const PAGE = 4;
+const PAGE = matchMedia("(max-width: 45rem)").matches ? 2 : 4;
 const NAMES = { A: "Adapter A", B: "Adapter B", base: "Base" };
 let rows = [];
 let models = {};
