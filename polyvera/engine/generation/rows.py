@@ -78,7 +78,8 @@ def _shares(reading: Sequence[Row], num_tokens: int) -> dict[str, int]:
     for row in reading:
         needs[row.request.tenant] += row.num_left
     weights = {row.request.tenant: row.request.weight for row in reading}
-    shares, left, weight = {}, num_tokens, sum(weights.values())
+    shares: dict[str, int] = {}
+    left, weight = num_tokens, sum(weights.values())
     for tenant in sorted(needs, key=lambda tenant: needs[tenant] / weights[tenant]):
         fair = left if len(shares) == len(needs) - 1 else int(left * weights[tenant] / weight)
         shares[tenant] = min(needs[tenant], max(fair, min(left, 1)))
