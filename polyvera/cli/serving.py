@@ -51,7 +51,7 @@ def _run(
     from polyvera.server.app import make_app
     from polyvera.server.metrics import Metrics
     from polyvera.server.middleware import ServerState
-    from polyvera.server.server import Server, bound, check_address
+    from polyvera.server.server import Server, bound, check_address, reload_at_hangup
     from polyvera.server.usage import open_usage
 
     if address is not None:
@@ -59,6 +59,7 @@ def _run(
     own = None if address is None else bound(*address)
     refs = _checked(registry, config, pinned)
     usage, metrics, state = open_usage(config.usage, registry.url), Metrics(), ServerState()
+    reload_at_hangup(state)
     with _engine(model, registry, limits, metrics.observe, num_replicas) as engine:
         for ref in refs:
             engine.pin(ref)

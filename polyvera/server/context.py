@@ -19,7 +19,7 @@ from polyvera.server.api_keys import Caller, KeyFile
 from polyvera.server.audit_log import AuditLog
 from polyvera.server.catalog import Catalog
 from polyvera.server.config import ServerConfig
-from polyvera.server.history import History
+from polyvera.server.history import ActivityHistory
 from polyvera.server.json_body import read_body
 from polyvera.server.metrics import Metrics
 from polyvera.server.middleware import ServerState
@@ -47,7 +47,7 @@ class ServerContext:
     usage: UsageStore = field(default_factory=UsageStore)
     rates: RateLimits = field(default_factory=RateLimits)
     audit: AuditLog = field(default_factory=AuditLog)
-    history: History = field(default_factory=History)
+    history: ActivityHistory = field(default_factory=ActivityHistory)
     pool: TenantPool = field(default_factory=TenantPool)
     started: int = field(default_factory=lambda: int(time()))
 

@@ -1,4 +1,4 @@
-"""History: what each tenant and adapter did in the last hour, in steps of half a minute."""
+"""ActivityHistory: what each tenant and adapter did in the last hour, in steps of half a minute."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Step:
         return self.groups.setdefault(group, StepCounts())
 
 
-class History:
+class ActivityHistory:
     """Of the event loop's thread. Groups are (tenant, adapter's name)."""
 
     def __init__(self, clock: Callable[[], float] = time) -> None:

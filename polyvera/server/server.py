@@ -165,8 +165,7 @@ class Server:
         """Serves until it is told to stop."""
         gc.collect()
         gc.freeze()  # the model's objects and the libraries': a collection beside the requests need not look at them
-        if hasattr(signal, "SIGHUP") and current_thread() is main_thread():
-            signal.signal(signal.SIGHUP, self._on_hangup)
+        reload_at_hangup(self._state)
         self._server.run(sockets=[self._socket])
 
     def stop(self) -> None:
@@ -187,9 +186,6 @@ class Server:
             Thread(target=self._end, name="polyvera-end", daemon=True).start()
         self.stop()
 
-    def _on_hangup(self, number: int, frame: Any) -> None:
-        Thread(target=self._state.reload, name="polyvera-reload", daemon=True).start()
-
     def _drain(self) -> None:
         if not self._engine.drain(self._config.drain_s):
             log.warning("some answers were not done after %g s: their clients get 503", self._config.drain_s)
@@ -200,6 +196,16 @@ class Server:
         self._is_ending = True
         self._engine.stop()
         self._server.should_exit = True
+
+
+def reload_at_hangup(state: ServerState) -> None:
+    """Makes SIGHUP read everything again, whose default is to end the process. Nothing but in the main thread."""
+
+    def on_hangup(number: int, frame: Any) -> None:
+        Thread(target=state.reload, name="polyvera-reload", daemon=True).start()
+
+    if hasattr(signal, "SIGHUP") and current_thread() is main_thread():
+        signal.signal(signal.SIGHUP, on_hangup)
 
 
 def bound(host: str, port: int) -> socket.socket:

@@ -1,6 +1,6 @@
 """The last hour, line by line."""
 
-from polyvera.server.history import MAX_GROUPS, NUM_STEPS, STEP_S, History
+from polyvera.server.history import MAX_GROUPS, NUM_STEPS, STEP_S, ActivityHistory
 
 
 class Clock:
@@ -10,13 +10,15 @@ class Clock:
         return self.now
 
 
-def lines(history: History, group_by: str = "adapter", tenant: str | None = None) -> dict[str, dict[str, list[float]]]:
+def lines(
+    history: ActivityHistory, group_by: str = "adapter", tenant: str | None = None
+) -> dict[str, dict[str, list[float]]]:
     return {line["name"]: line for line in history.series(group_by, tenant)["data"]}  # type: ignore[attr-defined]
 
 
 def test_tokens_and_first_tokens_stand_in_their_step() -> None:
     clock = Clock()
-    history = History(clock)
+    history = ActivityHistory(clock)
     history.add(("acme", "acme/one"), 1, 0.5)
     history.add(("acme", "acme/one"), 59, 1.5)
     clock.now += 2 * STEP_S
@@ -35,7 +37,7 @@ def test_tokens_and_first_tokens_stand_in_their_step() -> None:
 
 def test_who_waits_still_waits_in_the_next_step() -> None:
     clock = Clock()
-    history = History(clock)
+    history = ActivityHistory(clock)
     history.wait(("acme", "a"), 3)
     clock.now += STEP_S
     history.wait(("acme", "a"), -2)
@@ -46,7 +48,7 @@ def test_who_waits_still_waits_in_the_next_step() -> None:
 
 
 def test_a_tenant_sees_its_own() -> None:
-    history = History()
+    history = ActivityHistory()
     for tenant in ("acme", "globex"):
         history.add((tenant, "base"), 30)
     assert lines(history)["base"]["tokens_per_s"][-1] == 2.0
@@ -57,7 +59,7 @@ def test_a_tenant_sees_its_own() -> None:
 
 
 def test_what_is_kept_and_shown_is_bounded() -> None:
-    history = History()
+    history = ActivityHistory()
     for i in range(9 * MAX_GROUPS):
         history.add(("t", f"a{i}"), 1)
     assert len(history._steps[-1].groups) == MAX_GROUPS + 1

@@ -1,5 +1,6 @@
 """One port, bound at once; addresses that other machines reach need keys."""
 
+import signal
 import socket
 from pathlib import Path
 from threading import Event
@@ -12,7 +13,7 @@ from polyvera.engine.generation.generator import Generator
 from polyvera.errors import ServeError
 from polyvera.server.config import ServerConfig
 from polyvera.server.middleware import ServerState
-from polyvera.server.server import Server, bound, check_address
+from polyvera.server.server import Server, bound, check_address, reload_at_hangup
 
 
 def made(port: int, host: str = "127.0.0.1") -> Server:
@@ -61,8 +62,10 @@ def test_a_socket_that_was_bound_before_is_used() -> None:
 
 
 def test_a_hangup_reloads() -> None:
-    done = Event()
-    server = made(0)
-    server._state.reloads.append(done.set)
-    server._on_hangup(1, None)
-    assert done.wait(60)
+    done, before = Event(), signal.getsignal(signal.SIGHUP)
+    reload_at_hangup(ServerState(reloads=[done.set]))
+    try:
+        signal.raise_signal(signal.SIGHUP)
+        assert done.wait(60)
+    finally:
+        signal.signal(signal.SIGHUP, before)
