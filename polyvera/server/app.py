@@ -75,7 +75,7 @@ def make_app(
     admission = Admission(config.max_per_tenant, limits.max_waiting, max(limits.max_waiting, limits.max_rows))
     context = ServerContext(engine, config, catalog, metrics, state, admission, keys, usage, rates, audit)
     lines, tracer = QueuedLines(JsonLines()) if config.access_log else None, tracer_to(config.otlp_traces_endpoint)
-    passed = {"config": config, "keys": keys, "state": state, "metrics": metrics, "rates": rates}
+    passed: dict[str, Any] = {"config": config, "keys": keys, "state": state, "metrics": metrics, "rates": rates}
     app = FastAPI(
         title="polyvera",
         docs_url=None,
