@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.errors import DamagedFileError, FormatError, NotFoundError
-from polyvera.store.file.codec import check_digest, check_promise, decode
+from polyvera.store.file.codec import Buffer, Header, check_digest, check_promise, decode, read_header
 from polyvera.store.files import Files
 from polyvera.store.paths import ADAPTERS, ALIASES, adapter_path, alias_path, parse_adapter
 from polyvera.store.reference import VERSION, AdapterRef, check_alias, check_name, parse_reference
@@ -22,7 +22,7 @@ MAX_ALIAS_BYTES = 64
 LARGE_BYTES = 16 << 20
 log = logging.getLogger(__name__)
 Refs = list[AdapterRef]
-T = TypeVar("T")
+Found = TypeVar("Found")
 
 
 class StoredVersions:
@@ -87,23 +87,27 @@ class StoredVersions:
 
     def read(self, ref: AdapterRef) -> Adapter:
         """An adapter, every byte of its file checked. Raises NotFoundError, DamagedFileError."""
-        return self._checked(ref, lambda data: decode(data, ref.digest))
+        return self._checked(ref, decode)
+
+    def header(self, ref: AdapterRef) -> Header:
+        """The header of an adapter's file, every byte of which is checked. Raises NotFoundError, DamagedFileError."""
+        return self._checked(ref, read_header)
 
     def read_file(self, ref: AdapterRef) -> bytes:
         """The bytes of an adapter's file, every one checked. Raises NotFoundError, DamagedFileError."""
 
-        def whole(data: memoryview | bytes) -> bytes:
+        def whole(data: Buffer, digest: str) -> bytes:
             check_digest(data)
             return bytes(data)
 
         return self._checked(ref, whole)
 
-    def _checked(self, ref: AdapterRef, check: Callable[[memoryview | bytes], T]) -> T:
+    def _checked(self, ref: AdapterRef, reader: Callable[[Buffer, str], Found]) -> Found:
         path = adapter_path(ref.name, ref.version)
         try:
             data = self.files.read(path, check_head)
             if data is not None and data != REMOVED:
-                return check(data)
+                return reader(data, ref.digest)
         except FormatError as error:
             raise self._damaged(f"{ref.name}@{ref.version}", path, error) from error
         raise self._no_version(ref.name, ref.version)
