@@ -15,6 +15,7 @@ from polyvera.model.config import labels_of
 from polyvera.store.peft.config import OWN_KEY, PeftConfig
 from polyvera.store.peft.tasks import TASKS, PeftTask, library_of, task_of_class, task_of_heads
 
+SEQ_CLS = "SEQ_CLS"
 CLASS, REVISION, TASK, BARE = "base_model_class", "revision", "task_type", "backbone_prefix"
 
 
@@ -33,8 +34,9 @@ def origin_of(config: PeftConfig, model: nn.Module, prefix: str) -> Mapping[str,
 
 
 def labels_from(config: PeftConfig, model: nn.Module, layout: Layout) -> tuple[str, ...]:
-    """The names of a classifier's outputs: the folder's own, else the model's where it has as many."""
-    if config.polyvera.labels or not layout.head or not hasattr(model, "config"):
+    """The names of a text classifier's outputs: the folder's own, else the model's where it has as many."""
+    is_other = config.task_type not in (None, SEQ_CLS)
+    if config.polyvera.labels or is_other or not layout.head or not hasattr(model, "config"):
         return config.polyvera.labels
     whole: Any = model
     named, num = labels_of(whole.config), num_classes(model, layout)
