@@ -26,6 +26,7 @@ from polyvera.store.reference import AdapterRef
 from polyvera.train import checkpoint
 from polyvera.train.budget import Allocator, compacted, schedule
 from polyvera.train.destination import check_folder, check_store, put_or_keep
+from polyvera.train.fleet.learning_rate import LearningRate, kept_rate, solo_rate, to_stderr
 from polyvera.train.loss_curve import History, draw
 from polyvera.train.preparation import (
     adapted,
@@ -58,6 +59,7 @@ class TrainResult:
     adapter: None after full fine-tuning, whose result is base.model itself. base: the model, bare again, and its
     tokenizer. ref: what the adapter was published as, None without a recipe.name. labels: names of the classes, in the
     order of the outputs. rows, held_out: the training and validation rows, with those that were shortened or skipped.
+    rate: the learning rate, and how it was chosen.
     paths: files of the run by name ('curve', 'history', 'model').
     """
 
@@ -72,6 +74,7 @@ class TrainResult:
     num_params: int
     num_steps: int
     seconds: float
+    rate: LearningRate
     ref: AdapterRef | None = None
     ranks: Mapping[str, int] = field(default_factory=dict)
     paths: Mapping[str, Path] = field(default_factory=dict)
@@ -124,6 +127,10 @@ def _trained(
     base = base or load_base(recipe.model, task=tables.training.task, dtype=recipe.dtype, labels=tables.training.labels)
     tables = tables.labelled(class_names(base, tables.training))
     rows, held_out = encode_tables(recipe, tables, base)
+    asked, rate = recipe, _rate(recipe, base, rows, held_out, start, resume)
+    if progress and rate.text:
+        to_stderr(rate.text)
+    recipe = recipe.replaced(lr=rate.lr)
     num_params = base.model.num_parameters()
     with ExitStack() as stack:
         folder = stack.enter_context(_folder(recipe))
@@ -137,7 +144,7 @@ def _trained(
         heads = _head_names(recipe, base, bank)
         trainer = AdapterTrainer(recipe, model, bank, rows, held_out, args, pad_token(model, base.tokenizer), heads)
         best, allocator = _watched(trainer, folder, progress, callbacks)
-        at = _begin(folder, recipe, rows, resume)
+        at = _begin(folder, asked, rows, resume)
         slot = BASE_SLOT if bank is None else bank.first
         with route(slot):
             _run(trainer, at, best)
@@ -160,6 +167,7 @@ def _trained(
             num_params=num_params,
             num_steps=trainer.state.global_step,
             seconds=time.monotonic() - started,
+            rate=rate,
             ref=_published(recipe, adapter, trainer.is_world_process_zero()),
             ranks={} if allocator is None else allocator.ranks,
             paths=_written(recipe, base, history, trainer.is_world_process_zero()),
@@ -176,6 +184,15 @@ def _check_destination(recipe: Recipe, resume: bool) -> None:
         checkpoint.check_new(folder, resume=resume)
     if recipe.name is not None:
         check_store(registry_of(recipe))
+
+
+def _rate(
+    recipe: Recipe, base: Base, rows: Encoded, held_out: Encoded | None, start: Adapter | None, resume: bool
+) -> LearningRate:
+    """The learning rate: given, of the run that is resumed, or chosen now."""
+    folder = None if recipe.output is None else Path(recipe.output).expanduser()
+    resumed = resume and folder is not None and checkpoint.last(folder) is not None
+    return kept_rate(folder, lambda: solo_rate(recipe, base, rows, held_out, start), resume=resumed)
 
 
 def _published(recipe: Recipe, adapter: Adapter | None, main: bool) -> AdapterRef | None:

@@ -17,11 +17,12 @@ BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # torch.optim.AdamW's own
 
 @dataclass(frozen=True, slots=True)
 class ParamGroup:
-    """A run of columns of every slot, from begin to end, that share a learning rate."""
+    """A run of columns of every slot, from begin to end, that share a learning rate. is_head: whether of the head."""
 
     begin: int
     end: int
     lr: float
+    is_head: bool = False
 
     @property
     def columns(self) -> slice:
@@ -44,13 +45,18 @@ class SlotStep:
     """One slot that takes a step.
 
     index: its row. step: how many it has made with this one. factor: what its schedule multiplies every group's rate
-    by. clip: what its gradient is multiplied by, at most 1.
+    by. clip: what its gradient is multiplied by, at most 1. scale: what multiplies the rate of all but the head.
     """
 
     index: int
     step: int
     factor: float
     clip: float
+    scale: float = 1.0
+
+    def lr(self, group: ParamGroup) -> float:
+        """The learning rate of a group at this step of this slot."""
+        return group.lr * self.factor * (1.0 if group.is_head else self.scale)
 
 
 def adamw_step(
@@ -59,8 +65,8 @@ def adamw_step(
     """A step for those slots, whose gradients are then zero; no other slot's numbers change."""
     _clip(tensors.grads, steps)
     for group in groups:
-        for factor, alike in _by_factor(steps):
-            _library_step(tensors, group, alike, group.lr * factor, weight_decay)
+        for lr, alike in _by_lr(steps, group):
+            _library_step(tensors, group, alike, lr, weight_decay)
     for step in steps:
         tensors.grads[step.index].zero_()
 
@@ -74,10 +80,10 @@ def _clip(grads: Tensor, steps: Sequence[SlotStep]) -> None:
     grads.mul_(clips.to(grads.device))
 
 
-def _by_factor(steps: Sequence[SlotStep]) -> Iterator[tuple[float, list[SlotStep]]]:
+def _by_lr(steps: Sequence[SlotStep], group: ParamGroup) -> Iterator[tuple[float, list[SlotStep]]]:
     """The slots that share a rate: all, where tenants have as many rows as each other."""
-    for factor in dict.fromkeys(step.factor for step in steps):
-        yield factor, [step for step in steps if step.factor == factor]
+    for lr in dict.fromkeys(step.lr(group) for step in steps):
+        yield lr, [step for step in steps if step.lr(group) == lr]
 
 
 def _library_step(
