@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from annotated_types import Ge, Gt, Lt
 from pydantic import BeforeValidator, Field
 
+from polyvera.adapter.first_step import default_lr
 from polyvera.adapter.method import D_INIT, METHODS, ZEROS, Method
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import PolyveraError, RecipeError, ReferenceNameError, SpecError
@@ -218,7 +219,7 @@ class Recipe(SettingsModel):
         """The learning rate of the vectors or matrices (of everything in full fine-tuning), before any sweep."""
         if isinstance(self.lr, float):
             return self.lr
-        return FULL_LR if self.full else METHODS[self.method].lr
+        return FULL_LR if self.full else default_lr(self.spec())
 
     @property
     def leaves_lr_open(self) -> bool:
