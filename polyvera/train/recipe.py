@@ -79,7 +79,12 @@ class Recipe(SettingsModel):
     columns: Annotated[dict[str, str], Described("Our column = the file's column, such as prompt=input.", DATA)] = (
         Field(default_factory=dict)
     )
-    chat: Annotated[bool, Described("Put prompts and completions through the model's chat template.", DATA)] = False
+    chat: Annotated[
+        bool | None,
+        Described(
+            "Put prompts and completions through the chat template; an adapter is asked as it was trained.", DATA
+        ),
+    ] = None
     turns: Annotated[
         Literal["all", "last"], Described("Which assistant turns of a conversation are trained on.", DATA)
     ] = "all"

@@ -18,6 +18,7 @@ from polyvera.adapter.inject import extract
 from polyvera.adapter.route import route
 from polyvera.adapter.slot_table import BASE_SLOT
 from polyvera.data.encoding import Encoded
+from polyvera.data.tables import Table
 from polyvera.errors import RecipeError
 from polyvera.evaluate.evaluate import evaluate
 from polyvera.model.config import pad_token
@@ -26,7 +27,7 @@ from polyvera.store.reference import AdapterRef
 from polyvera.train import checkpoint
 from polyvera.train.budget import Allocator, compacted, schedule
 from polyvera.train.destination import check_folder, check_store, put_or_keep
-from polyvera.train.fleet.learning_rate import LearningRate, kept_rate, solo_rate, to_stderr
+from polyvera.train.fleet.learning_rate import LearningRate, kept_rate, solo_rate
 from polyvera.train.loss_curve import History, draw
 from polyvera.train.preparation import (
     adapted,
@@ -38,9 +39,11 @@ from polyvera.train.preparation import (
     encode_tables,
     read_tables,
     registry_of,
+    tell_form,
 )
 from polyvera.train.recipe import Recipe
 from polyvera.train.schedule import seed_everything
+from polyvera.train.tell import to_nobody, to_stderr
 from polyvera.train.warm_start import warm_start
 
 if TYPE_CHECKING:
@@ -126,10 +129,12 @@ def _trained(
     tables = read_tables(recipe)
     base = base or load_base(recipe.model, task=tables.training.task, dtype=recipe.dtype, labels=tables.training.labels)
     tables = tables.labelled(class_names(base, tables.training))
+    tell = to_stderr if progress else to_nobody
+    tell_form(tables.training, base.tokenizer, tell)
     rows, held_out = encode_tables(recipe, tables, base)
     asked, rate = recipe, _rate(recipe, base, rows, held_out, start, resume)
-    if progress and rate.text:
-        to_stderr(rate.text)
+    if rate.text:
+        tell(rate.text)
     recipe = recipe.replaced(lr=rate.lr)
     num_params = base.model.num_parameters()
     with ExitStack() as stack:
@@ -152,7 +157,7 @@ def _trained(
         scores = {"train_loss": history.recent()} | ({} if best is None else {"eval_loss": best.loss})
         if tables.test is not None:
             scores |= evaluate(base.model, base.tokenizer, tables.test, slot).scores
-        adapter = _adapter(recipe, trainer, allocator, scores, tables.training.labels)
+        adapter = _adapter(recipe, trainer, allocator, scores, tables.training)
         if adapter is not None and base.untrained:
             check_loads(recipe, base, adapter, rows, slot)
         return TrainResult(
@@ -269,13 +274,15 @@ def _adapter(
     trainer: AdapterTrainer,
     allocator: Allocator | None,
     scores: Mapping[str, float],
-    labels: tuple[str, ...],
+    table: Table,
 ) -> Adapter | None:
     if trainer.bank is None:
         return None
     adapter = extract(trainer.bank, trainer.bank.first, trainer.whole, scores)
     adapter = adapter if allocator is None else compacted(adapter)
-    return replace(adapter, model=recipe.model, labels=labels)
+    return replace(
+        adapter, model=recipe.model, labels=table.labels, lr=recipe.learning_rate, prompt_form=table.prompt_form
+    )
 
 
 def _written(recipe: Recipe, base: Base, history: History, main: bool) -> dict[str, Path]:

@@ -6,7 +6,7 @@ This is the step by torch's own fused kernel, on any device. adamw_kernel.py mak
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,10 @@ class ParamGroup:
         """Where in a slot's row they are."""
         return slice(self.begin, self.end)
 
+    def scaled(self, scale: float) -> ParamGroup:
+        """The same with another learning rate, which a head never takes."""
+        return self if self.is_head else replace(self, lr=scale * self.lr)
+
 
 @dataclass(frozen=True, slots=True)
 class SlotTensors:
@@ -45,18 +49,13 @@ class SlotStep:
     """One slot that takes a step.
 
     index: its row. step: how many it has made with this one. factor: what its schedule multiplies every group's rate
-    by. clip: what its gradient is multiplied by, at most 1. scale: what multiplies the rate of all but the head.
+    by. clip: what its gradient is multiplied by, at most 1.
     """
 
     index: int
     step: int
     factor: float
     clip: float
-    scale: float = 1.0
-
-    def lr(self, group: ParamGroup) -> float:
-        """The learning rate of a group at this step of this slot."""
-        return group.lr * self.factor * (1.0 if group.is_head else self.scale)
 
 
 def adamw_step(
@@ -65,8 +64,8 @@ def adamw_step(
     """A step for those slots, whose gradients are then zero; no other slot's numbers change."""
     _clip(tensors.grads, steps)
     for group in groups:
-        for lr, alike in _by_lr(steps, group):
-            _library_step(tensors, group, alike, lr, weight_decay)
+        for factor, alike in _by_factor(steps):
+            _library_step(tensors, group, alike, group.lr * factor, weight_decay)
     for step in steps:
         tensors.grads[step.index].zero_()
 
@@ -80,10 +79,10 @@ def _clip(grads: Tensor, steps: Sequence[SlotStep]) -> None:
     grads.mul_(clips.to(grads.device))
 
 
-def _by_lr(steps: Sequence[SlotStep], group: ParamGroup) -> Iterator[tuple[float, list[SlotStep]]]:
+def _by_factor(steps: Sequence[SlotStep]) -> Iterator[tuple[float, list[SlotStep]]]:
     """The slots that share a rate: all, where tenants have as many rows as each other."""
-    for lr in dict.fromkeys(step.lr(group) for step in steps):
-        yield lr, [step for step in steps if step.lr(group) == lr]
+    for factor in dict.fromkeys(step.factor for step in steps):
+        yield factor, [step for step in steps if step.factor == factor]
 
 
 def _library_step(

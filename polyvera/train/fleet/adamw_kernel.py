@@ -23,7 +23,7 @@ def adamw_step(
     rows = to_device(torch.tensor([step.index for step in steps]), tensors.flat.device)
     with torch.cuda.device_of(tensors.flat):  # type: ignore[no-untyped-call]
         for group in groups:
-            scalars = torch.tensor([_scalars(step, step.lr(group), weight_decay) for step in steps])
+            scalars = torch.tensor([_scalars(step, group.lr * step.factor, weight_decay) for step in steps])
             _launch(tensors, group, rows, to_device(scalars, tensors.flat.device))
 
 

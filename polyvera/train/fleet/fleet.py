@@ -27,6 +27,7 @@ from polyvera.adapter.pinned_memory import to_device
 from polyvera.adapter.route import route
 from polyvera.data.batching import Collator, packed
 from polyvera.data.packed_rows import PackedRows
+from polyvera.data.tables import FORMS
 from polyvera.data.target_tokens import TargetTokens
 from polyvera.errors import DataError, message_of
 from polyvera.model.config import LABEL, labels_of, pad_token
@@ -243,7 +244,15 @@ class Fleet:
             scores["eval_loss"] = member.best.loss
         adapter = extract(self.bank, member.slot, None, scores)
         flat = adapter.flat if member.best.numbers is None else member.best.numbers
-        return replace(adapter, base=self.fingerprint, model=self.recipe.model, labels=member.labels, flat=flat)
+        return replace(
+            adapter,
+            base=self.fingerprint,
+            model=self.recipe.model,
+            labels=member.labels,
+            flat=flat,
+            lr=self.recipe.learning_rate,
+            prompt_form=FORMS[self.kind].prompt_form,
+        )
 
     def _leave(self, member: Member, outcome: Outcome) -> None:
         self.journal.record(outcome)

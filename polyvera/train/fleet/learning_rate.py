@@ -14,8 +14,6 @@ from math import ceil
 from pathlib import Path
 from types import MappingProxyType
 
-from rich.console import Console
-
 from polyvera.adapter.adapter import Adapter
 from polyvera.data.batching import order
 from polyvera.data.encoding import Encoded
@@ -39,8 +37,6 @@ ROWS_A_HELD_OUT = (
 SAMPLE_SHARE = 4  # a fleet's sweep is made on one tenant of so many, as many as its slots hold
 TRIES = 8  # tenants that are looked at for each that the sample is to have
 KEPT = "learning_rate.json"
-
-Tell = Callable[[str], None]
 
 # Why a run has no candidates in slots.
 NO_SLOTS: Mapping[str, Callable[[Recipe], bool]] = MappingProxyType(
@@ -67,11 +63,6 @@ class LearningRate:
         if self.sweep is not None:
             return self.sweep.text
         return self.reason and f"lr {self.lr:g}, the method's own, without a sweep: {self.reason}"
-
-
-def to_stderr(line: str) -> None:
-    """Prints a line beside the results."""
-    Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def kept_rate(folder: Path | None, ask: Callable[[], LearningRate], *, resume: bool) -> LearningRate:

@@ -15,11 +15,12 @@ from polyvera.model.load import Base, load_base, place
 from polyvera.store.registry import Registry
 from polyvera.train.fleet.fleet import SLOTS, Fleet, Watch
 from polyvera.train.fleet.journal import SKIPPED, Journal, Outcome
-from polyvera.train.fleet.learning_rate import LearningRate, Tell, fleet_rate, kept_rate, to_stderr
+from polyvera.train.fleet.learning_rate import LearningRate, fleet_rate, kept_rate
 from polyvera.train.fleet.traffic import Traffic
-from polyvera.train.preparation import adapted
+from polyvera.train.preparation import adapted, tell_form
 from polyvera.train.recipe import Recipe
 from polyvera.train.schedule import seed_everything
+from polyvera.train.tell import Tell, to_stderr
 from polyvera.train.tenants import Tenant, first_table
 
 
@@ -76,6 +77,7 @@ def train_here(
     else:
         base = base or load_base(recipe.model, task=first.task, dtype=recipe.dtype, labels=first.labels)
         place(base)
+        tell_form(first, base.tokenizer, tell)
         loaded, kind = base, first.kind
         rate = kept_rate(_folder(recipe), lambda: fleet_rate(recipe, loaded, line, kind, begun), resume=resume)
         if rate.text:

@@ -57,14 +57,19 @@ class SlotAdamW:
         """
         if not indices:
             return
-        for index in indices:
-            self.steps[index] += 1
-        clips = [min(1.0, self.recipe.clip / (norm + CLIP_EPS)) for norm in norms]
-        own = zip(indices, factors, clips, scales or [1.0] * len(indices), strict=True)
-        steps = [SlotStep(i, self.steps[i], factor, clip, scale) for i, factor, clip, scale in own]
-        tensors = SlotTensors(self.bank.flat, self.grads, self.exp_avg, self.exp_avg_sq)
-        self._step(tensors, self.groups, steps, self.recipe.weight_decay)
+        own = list(zip(indices, factors, norms, scales or [1.0] * len(indices), strict=True))
+        for scale in dict.fromkeys(scale for *_, scale in own):
+            alike = [(index, factor, norm) for index, factor, norm, other in own if other == scale]
+            self._step_alike([group.scaled(scale) for group in self.groups], alike)
         self.bank.version += 1  # what was computed from these slots holds no longer
+
+    def _step_alike(self, groups: Sequence[ParamGroup], slots: Sequence[tuple[int, float, float]]) -> None:
+        """A step of slots that share their groups' rates, each an index, a factor and a norm."""
+        for index, _, _ in slots:
+            self.steps[index] += 1
+        steps = [SlotStep(i, self.steps[i], f, min(1.0, self.recipe.clip / (norm + CLIP_EPS))) for i, f, norm in slots]
+        tensors = SlotTensors(self.bank.flat, self.grads, self.exp_avg, self.exp_avg_sq)
+        self._step(tensors, groups, steps, self.recipe.weight_decay)
 
     def reset(self, index: int) -> None:
         """Makes a slot ready for another tenant: no gradient, no moments, no steps."""
@@ -80,7 +85,7 @@ class SlotAdamW:
         """
         moved = self.bank.flat[source] - self.bank.flat[target]
         for group in self.groups:
-            moved[group.columns] *= 1.0 if group.is_head else scale
+            moved[group.columns] *= group.scaled(scale).lr / group.lr
         self.bank.flat[target] += moved
         self.exp_avg[target], self.exp_avg_sq[target] = self.exp_avg[source], self.exp_avg_sq[source]
         self.steps[target] = self.steps[source]

@@ -15,11 +15,12 @@ from polyvera.store.registry import Registry
 from polyvera.train.destination import check_folder, check_store
 from polyvera.train.fleet.fleet import Watch
 from polyvera.train.fleet.journal import FINISHED
-from polyvera.train.fleet.learning_rate import Tell, to_stderr, unswept_rate
+from polyvera.train.fleet.learning_rate import unswept_rate
 from polyvera.train.fleet.one_process import FleetResult, train_here
 from polyvera.train.fleet.ray_workers import train_on_workers
 from polyvera.train.preparation import check_base, check_start, registry_of
 from polyvera.train.recipe import Recipe
+from polyvera.train.tell import Tell, to_stderr
 from polyvera.train.tenants import Tenant, tenants
 from polyvera.train.warm_start import warm_start
 
@@ -47,7 +48,7 @@ def train_fleet(
     start: the adapter that all begin from, instead of recipe.init_from.
     resume: goes on after a kill, from recipe.output.
     watch: called with the Fleet after each round.
-    tell: called with a line on how the learning rate was chosen, which is printed by default.
+    tell: called with each line that the run says of itself: the form of its prompts, how its learning rate was chosen.
     on_score: called with each tenant's scores on its test rows.
 
     Raises RecipeError, DataError, TargetError or another PolyveraError before the first round.
