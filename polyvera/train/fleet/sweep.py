@@ -83,7 +83,7 @@ class Sweep:
         edge = ", the edge of what was tried" if self.is_edge else ""
         of = f" of {self.num_tenants} tenants" if self.num_tenants > 1 else ""
         return (
-            f"lr {self.lr:g} by a sweep of {len(self.tried)} rates{of}{edge} (loss by that of the start: {losses}); "
+            f"lr {self.lr:g} by a sweep of {len(self.tried)} rates{of}{edge} (loss by that of the start, where each was dropped: {losses}); "
             f"{self.num_rows:,} rows, {self.seconds:.1f} s"
         )
 
