@@ -194,9 +194,8 @@ def _rate(
     recipe: Recipe, base: Base, rows: Encoded, held_out: Encoded | None, start: Adapter | None, resume: bool
 ) -> LearningRate:
     """The learning rate: given, of the run that is resumed, or chosen now."""
-    folder = None if recipe.output is None else Path(recipe.output).expanduser()
-    resumed = resume and folder is not None and checkpoint.last(folder) is not None
-    return kept_rate(folder, lambda: solo_rate(recipe, base, rows, held_out, start), resume=resumed)
+    resumed = resume and recipe.folder is not None and checkpoint.last(recipe.folder) is not None
+    return kept_rate(recipe.folder, lambda: solo_rate(recipe, base, rows, held_out, start), resume=resumed)
 
 
 def _published(recipe: Recipe, adapter: Adapter | None, main: bool) -> AdapterRef | None:

@@ -78,7 +78,7 @@ def train_here(
         place(base)
         tell_form(first, base.tokenizer, tell)
         loaded, kind = base, first.kind
-        rate = kept_rate(_folder(recipe), lambda: fleet_rate(recipe, loaded, line, kind, begun), resume=resume)
+        rate = kept_rate(recipe.folder, lambda: fleet_rate(recipe, loaded, line, kind, begun), resume=resume)
         if rate.text:
             tell(rate.text)
         recipe = recipe.replaced(lr=rate.lr)
