@@ -83,8 +83,8 @@ class Sweep:
         edge = ", the edge of what was tried" if self.is_edge else ""
         of = f" of {self.num_tenants} tenants" if self.num_tenants > 1 else ""
         return (
-            f"lr {self.lr:g} by a sweep of {len(self.tried)} rates{of}{edge} (loss by that of the start, where each was "
-            f"dropped: {losses}); {self.num_rows:,} rows, {self.seconds:.1f} s"
+            f"lr {self.lr:g} by a sweep of {len(self.tried)} rates{of}{edge} (loss by that of the start, where each "
+            f"was dropped: {losses}); {self.num_rows:,} rows, {self.seconds:.1f} s"
         )
 
 
