@@ -43,9 +43,12 @@ SIZES: Mapping[str, Callable[[AdapterSpec], float]] = MappingProxyType(
 
 
 def default_lr(spec: AdapterSpec) -> float:
-    """The rate of the spec's method, scaled so that rate · reach is what it is at the method's own rank and d_init."""
+    """The rate of the spec's method, scaled so that rate · reach is what it is at the method's own rank and d_init.
+
+    To six digits, so that it can be written down and given again.
+    """
     own = AdapterSpec(spec.method)
-    return spec.row.lr * (reach(own) / (reach(spec) or reach(own)))
+    return float(f"{spec.row.lr * reach(own) / (reach(spec) or reach(own)):.6g}")
 
 
 def reach(spec: AdapterSpec) -> float:

@@ -45,9 +45,11 @@ from polyvera.train.recipe import Recipe
 from polyvera.train.rounding import NUM_ROUNDING_ROWS, rounded, rounds, without_pruned
 from polyvera.train.schedule import seed_everything
 from polyvera.train.tell import to_nobody, to_stderr
+from polyvera.train.tenants import Tables
 from polyvera.train.warm_start import warm_start
 
 if TYPE_CHECKING:
+    import torch
     from transformers import TrainerCallback
 
     from polyvera.train.callbacks import KeepBest
@@ -127,23 +129,18 @@ def _trained(
     from polyvera.train.hf_trainer import AdapterTrainer, arguments, columns_of  # seconds, that importing train() saves
 
     started = time.monotonic()
-    tables = read_tables(recipe)
-    base = base or load_base(recipe.model, task=tables.training.task, dtype=recipe.dtype, labels=tables.training.labels)
-    tables = tables.labelled(class_names(base, tables.training))
-    tell = to_stderr if progress else to_nobody
+    tables, base = _loaded(recipe, base)
+    tell = to_stderr if progress and _is_first_process() else to_nobody
     tell_form(tables.training, base.tokenizer, tell)
     rows, held_out = encode_tables(recipe, tables, base)
-    asked, rate = recipe, _rate(recipe, base, rows, held_out, start, resume)
-    if rate.text:
-        tell(rate.text)
-    recipe = recipe.replaced(lr=rate.lr)
+    rate = _rate(recipe, base, rows, held_out, start, resume)
+    tell(rate.text)
+    asked, recipe = recipe, recipe.replaced(lr=rate.lr)
     num_params = base.model.num_parameters()
     with ExitStack() as stack:
         folder = stack.enter_context(_folder(recipe))
         args = arguments(recipe, folder, len(rows))
-        model: Any = base.model
-        if not getattr(model, "is_quantized", False):  # a quantized model stays where it was loaded
-            model.to(args.device)
+        model = _moved(base, args.device)
         bank = stack.enter_context(adapted(recipe, base))
         if start is not None and bank is not None:
             bank.put(bank.first, start)
@@ -182,6 +179,24 @@ def _trained(
             ranks={} if allocator is None else allocator.ranks,
             paths=_written(recipe, base, history, trainer.is_world_process_zero()),
         )
+
+
+def _loaded(recipe: Recipe, base: Base | None) -> tuple[Tables, Base]:
+    """The rows, with their classes in the order of the model's outputs, and the model."""
+    tables = read_tables(recipe)
+    table = tables.training
+    base = base or load_base(recipe.model, task=table.task, dtype=recipe.dtype, labels=table.labels)
+    return tables.labelled(class_names(base, table)), base
+
+
+def _moved(base: Base, device: torch.device) -> Any:
+    """The model on that device; a quantized one stays where it was loaded."""
+    model: Any = base.model
+    return model if getattr(model, "is_quantized", False) else model.to(device)
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _check_destination(recipe: Recipe, resume: bool) -> None:
@@ -237,7 +252,7 @@ def _folder(recipe: Recipe) -> Iterator[Path]:
 def _begin(folder: Path, recipe: Recipe, rows: Encoded, resume: bool) -> Path | None:
     if recipe.output is None:
         return None
-    if os.environ.get("RANK", "0") != "0":  # the first process opens the folder for all
+    if not _is_first_process():  # which opens the folder for all
         return checkpoint.last(folder) if resume else None
     return checkpoint.begin(folder, recipe, rows, resume=resume)
 

@@ -79,8 +79,7 @@ def train_here(
         tell_form(first, base.tokenizer, tell)
         loaded, kind = base, first.kind
         rate = kept_rate(recipe.folder, lambda: fleet_rate(recipe, loaded, line, kind, begun), resume=resume)
-        if rate.text:
-            tell(rate.text)
+        tell(rate.text)
         recipe = recipe.replaced(lr=rate.lr)
         with adapted(recipe, base, min(recipe.slots or SLOTS, len(line))) as bank:
             assert bank is not None

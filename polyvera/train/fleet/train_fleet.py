@@ -73,8 +73,7 @@ def train_fleet(
     else:
         rate = unswept_rate(recipe)
         assert rate is not None  # workers make no sweep
-        if rate.text:
-            tell(rate.text)
+        tell(rate.text)
         result = train_on_workers(recipe.replaced(lr=rate.lr), line, store=registry.url, start=begun, resume=resume)
     scores = []
     for score in _scored(recipe, line, result, registry):
