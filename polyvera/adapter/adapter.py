@@ -33,6 +33,8 @@ class Adapter:
     created: ISO 8601 in UTC, or ''.
     model: the name of the base model, '' if unknown.
     labels: the names of a classification head's outputs.
+    lr: the learning rate that it was trained with, None if unknown.
+    prompt_form: of the prompts in training, 'plain' or 'chat' (through the chat template); '' if unknown or without.
     origin: what else is known of the base, in PEFT's words: base_model_class, revision, task_type.
 
     Raises LayoutError if spec, layout, basis and numbers do not belong together.
@@ -48,6 +50,8 @@ class Adapter:
     created: str = ""
     model: str = ""
     labels: tuple[str, ...] = ()
+    lr: float | None = None
+    prompt_form: str = ""
     origin: Mapping[str, str] = field(default_factory=lambda: UNKNOWN)
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -114,6 +114,8 @@ class OwnHeader(BaseModel):
     scores: dict[str, FiniteFloat] = Field(default_factory=dict)
     model: str = ""
     labels: list[str] = Field(default_factory=list)
+    lr: FiniteFloat | None = None
+    prompt_form: Literal["", "plain", "chat"] = ""
     origin: dict[str, str] = Field(default_factory=dict)
     error: StoredError | None = None
     digest: Sha256
@@ -149,7 +151,8 @@ def second_line(adapter: Adapter, error: Mapping[str, float] | None) -> str:
     """The second line, with zeros for both sums. Raises FormatError for a score that is not a finite number."""
     scores = {str(k): float(v) for k, v in adapter.scores.items()}
     own = _without({"base": adapter.base, "created": adapter.created, "scores": scores, "error": error})
-    own |= _without({"model": adapter.model, "labels": list(adapter.labels), "origin": dict(adapter.origin)})
+    own |= _without({"model": adapter.model, "labels": list(adapter.labels)})
+    own |= _without({"lr": adapter.lr, "prompt_form": adapter.prompt_form, "origin": dict(adapter.origin)})
     line = _dumped(own | {"digest": NO_DIGEST, "checksum": NO_CHECKSUM})
     read_own(line)
     return line

@@ -162,6 +162,8 @@ class OwnKeys(BaseModel):
     created: Words = ""
     model: Words = ""
     base_model_class: Words = ""
+    lr: float | None = None
+    prompt_form: Literal["", "plain", "chat"] = ""
 
 
 class PeftConfig(BaseModel):

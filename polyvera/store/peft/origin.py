@@ -70,6 +70,8 @@ def origin_config(adapter: Adapter, task: PeftTask | None) -> dict[str, Any]:
         "labels": list(adapter.labels),
         "scores": dict(adapter.scores),
         "created": adapter.created,
+        "lr": adapter.lr,
+        "prompt_form": adapter.prompt_form,
         CLASS: name,
     }
     return {

@@ -131,6 +131,8 @@ def import_peft(
         origin=origin_of(peft.config, model, peft.prefix),
         scores=own.scores,
         created=own.created,
+        lr=own.lr,
+        prompt_form=own.prompt_form,
     )
 
 

@@ -53,11 +53,11 @@ def test_a_classifier_keeps_its_labels_scores_and_revision(small_bert, tmp_path,
     base = saved_base(small_bert, tmp_path / "base")
     source = saved_by_peft(tmp_path / "a", base, KINDS["lora"](["query"]), task="SEQ_CLS")
     (source / CONFIG).write_text(json.dumps(config_of(source) | {"revision": "abc"}))
-    adapter = replace(import_peft(source, base), scores={"accuracy": 0.5}, created="2026-01-01")
+    adapter = replace(import_peft(source, base), scores={"accuracy": 0.5}, created="2026-01-01", lr=0.01)
     assert adapter.labels == ("no", "maybe", "yes") and adapter.origin["task_type"] == "SEQ_CLS"
     back = export_peft(adapter, tmp_path / "b")
     again = import_peft(back, base)
-    kept = ("labels", "scores", "created", "model", "origin", "base")
+    kept = ("labels", "scores", "created", "model", "origin", "base", "lr")
     assert {k: getattr(again, k) for k in kept} == {k: getattr(adapter, k) for k in kept}
     assert config_of(back)["revision"] == "abc" == adapter.origin["revision"]
     theirs = AutoPeftModelForSequenceClassification.from_pretrained(
