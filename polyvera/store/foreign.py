@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polyvera.store.regular_file import read_regular
+
 CONFIG_NAME = "adapter_config.json"
+CONFIG_BYTES = 16 * 2**20
 
 
 class ForeignWarning(UserWarning):
@@ -107,7 +110,7 @@ def _of_file(path: Path) -> str:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        tree = json.loads((path / CONFIG_NAME).read_bytes()[: 2**20].decode("utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
+        tree = json.loads(read_regular(path / CONFIG_NAME, CONFIG_BYTES, follows_links=True).decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError):  # what is no regular file is a FormatError, which is a ValueError
         return {}
     return tree if isinstance(tree, dict) else {}

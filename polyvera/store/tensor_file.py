@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from polyvera.adapter.layout import Shape
 from polyvera.errors import FormatError, LayoutError
+from polyvera.store.regular_file import open_regular
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 LFS = b"version https://git-lfs"
@@ -48,7 +50,7 @@ class FileTensor:
 @contextmanager
 def open_tensors(path: Path) -> Iterator[Mapping[str, FileTensor]]:
     """The tensors of a safetensors file by name. Raises FormatError for what is no such file."""
-    check_pointer(path)
+    _check_pointer(path)
     try:
         opened: Any = safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError, ValueError) as error:
@@ -63,7 +65,7 @@ def open_tensors(path: Path) -> Iterator[Mapping[str, FileTensor]]:
 
 def unpickled_tensors(path: Path) -> Mapping[str, FileTensor]:
     """The tensors of a pickled state dict, by torch.load(weights_only=True), which runs no code. Raises FormatError."""
-    check_pointer(path)
+    _check_pointer(path)
     try:
         tree = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a pickle holds, it is refused in one way
@@ -79,13 +81,15 @@ def unpickled_tensors(path: Path) -> Mapping[str, FileTensor]:
     }
 
 
-def check_pointer(path: Path) -> None:
-    """Raises FormatError for what Git LFS leaves in a file's place."""
-    with path.open("rb") as file:
-        if file.read(len(LFS)) == LFS:
-            raise FormatError(
-                f"{path.name} is a Git LFS pointer, not the file itself: run `git lfs pull` in its folder"
-            )
+def check_start(name: str, data: bytes) -> None:
+    """Raises FormatError where a file begins as a pointer of Git LFS."""
+    if data.startswith(LFS):
+        raise FormatError(f"{name} is a Git LFS pointer, not the file itself: run `git lfs pull` in its folder")
+
+
+def _check_pointer(path: Path) -> None:
+    with os.fdopen(open_regular(path, follows_links=True), "rb") as file:
+        check_start(path.name, file.read(len(LFS)))
 
 
 def _itself(tensor: Tensor) -> Tensor:

@@ -18,17 +18,16 @@ from polyvera.adapter.layout import Shape
 from polyvera.adapter.method import METHODS, Method
 from polyvera.adapter.targets import output_of
 from polyvera.errors import FormatError, SpecError, did_you_mean
-from polyvera.store.foreign import CONFIG_NAME
+from polyvera.store.foreign import CONFIG_BYTES, CONFIG_NAME
 from polyvera.store.peft.family_targets import FAMILY_TARGETS
 from polyvera.store.peft.tasks import TASKS
 from polyvera.store.regular_file import read_regular
-from polyvera.store.tensor_file import check_pointer
+from polyvera.store.tensor_file import check_start
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
 PREFIX = "base_model.model."
 BASIS_KEYS = {"A": "base_model.vera_A", "B": "base_model.vera_B"}
-CONFIG_BYTES = 16 * 2**20
 MAX_RANK = 2**14
 OWN_KEY = "polyvera"  # what a folder of ours says beyond PEFT's keys, which PEFT skips
 
@@ -290,11 +289,11 @@ def read_config(path: Path, model: nn.Module | None = None) -> PeftConfig:
 
 def read_tree(path: Path) -> dict[str, Any]:
     """The object in an adapter_config.json. Raises FormatError where there is none."""
-    check_pointer(path)
     try:
         text = read_regular(path, CONFIG_BYTES, follows_links=True)
     except FormatError as error:
         raise FormatError(f"{path.name}: {error}; this is not a PEFT config") from None
+    check_start(path.name, text)
     try:
         given = json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
