@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from time import time
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from starlette.requests import Request as HttpRequest
 
 from polyvera.engine.protocol import EmbeddingEngine, GenerationEngine, ServedEngine
 from polyvera.errors import BusyError, ServeError
+from polyvera.model.token_bytes import TokenBytes
 from polyvera.server.api_keys import Caller, KeyFile
 from polyvera.server.catalog import Catalog
 from polyvera.server.config import ServerConfig
@@ -65,6 +67,11 @@ class ServerContext:
     keys: KeyFile | None = None
     pool: TenantPool = field(default_factory=TenantPool)
     started: int = field(default_factory=lambda: int(time()))
+
+    @cached_property
+    def token_bytes(self) -> TokenBytes:
+        """What each token is on its own."""
+        return TokenBytes(self.engine.tokenizer)
 
     @property
     def generation(self) -> GenerationEngine:

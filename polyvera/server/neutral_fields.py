@@ -19,12 +19,9 @@ COMPLETION: Neutral = {
     "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),  # without tools
     "prediction": (),
     "reasoning_effort": ("none",),
     "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "verbosity": ("medium",),
     "web_search_options": (),
     # vLLM's
@@ -49,11 +46,25 @@ COMPLETION: Neutral = {
     "return_tokens_as_token_ids": (False,),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
-    "structured_outputs": ({},),
     "thinking_token_budget": (),
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
 }
+TEXT_COMPLETION: Neutral = {
+    **COMPLETION,
+    "parallel_tool_calls": (True, False),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+}
+STREAM: Neutral = {"continuous_usage_stats": (False,), "include_obfuscation": (False,)}
+STRUCTURES: Neutral = {
+    "disable_additional_properties": (True, False),
+    "disable_any_whitespace": (True, False),
+    "disable_fallback": (True, False),
+    "json_object": (False,),
+    "whitespace_pattern": (),
+}
+CALL: Neutral = {"index": None}
 VECTOR: Neutral = {
     **ACCOUNT,
     "add_special_tokens": (True,),
@@ -70,7 +81,6 @@ MESSAGE: Neutral = {
     "name": None,
     "reasoning_content": ("",),
     "refusal": ("",),
-    "tool_calls": ([],),
 }
 
 

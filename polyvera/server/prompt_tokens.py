@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from polyvera.errors import ContextLengthError, SamplingError
-from polyvera.model.prompt import Message, chat_ids, prompt_ids
+from polyvera.model.prompt import Message, Tools, chat_ids, prompt_ids
 
 # No tokenizer's ordinary token stands for more; a prompt of white space alone might be refused too early.
 MAX_CHARS_PER_TOKEN = 128
@@ -51,10 +51,12 @@ def prompt_tokens(
     return rows
 
 
-def chat_tokens(tokenizer: Any, messages: Sequence[Message], max_context: int, num_asked: int) -> list[int]:
+def chat_tokens(
+    tokenizer: Any, messages: Sequence[Message], max_context: int, num_asked: int, tools: Tools = ()
+) -> list[int]:
     """Of a conversation. Raises ContextLengthError, PromptError."""
     check_messages(messages, max_context)
-    ids = chat_ids(tokenizer, messages)
+    ids = chat_ids(tokenizer, messages, tools=tools)
     check_tokens(len(ids), num_asked, max_context, "messages")
     return ids
 
