@@ -11,7 +11,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from polyvera.engine.generation.request import STOP, Answer, SamplingParams
+from polyvera.engine.generation.request import LENGTH, STOP, Answer, SamplingParams
 from polyvera.errors import SamplingError
 from polyvera.server.answers import AnswerStream, while_there
 from polyvera.server.context import ServerContext, caller_of
@@ -49,7 +49,7 @@ class CompletionTask:
         parser = self.tools.parser() if self.tools else None
         if parser is None:
             return answer.text, (), answer.finish_reason
-        first, last = parser.add(answer.text), parser.finish()
+        first, last = parser.add(answer.text), parser.finish(is_cut=answer.finish_reason == LENGTH)
         calls = (*first.calls, *last.calls)
         return first.text + last.text, calls, finish_of(answer.finish_reason, len(calls))
 

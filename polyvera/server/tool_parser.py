@@ -52,16 +52,18 @@ class ToolParser:
         if self._is_bare:
             return found
         out, self._held = self._split()
+        if self.num_calls and not out.strip():
+            out = ""  # what stands between two calls
         self._is_begun = self._is_begun or bool(out.strip())
         return Parsed(found.text + out, found.calls)
 
-    def finish(self) -> Parsed:
-        """What was held back, at the end of the answer."""
+    def finish(self, *, is_cut: bool = False) -> Parsed:
+        """What was held back, at the end of the answer. is_cut: whether it might have gone on."""
         found = self._marked()
         held, self._held = self._held, ""
         body = held.partition(self.format.marker)[2] if self.format.marker and self.format.marker in held else held
         before = held[: len(held) - len(body)].removesuffix(self.format.marker)
-        calls = self._calls(body) or self._begun(body)
+        calls = self._calls(body) or (self._begun(body) if is_cut else ())
         return Parsed(found.text + (before if calls else held), (*found.calls, *calls))
 
     @property
@@ -81,8 +83,6 @@ class ToolParser:
             calls += found
         text = text if text.strip() or not calls else ""
         self._is_begun = self._is_begun or bool(text)
-        if self.num_calls and not self._held.strip():
-            self._held = ""  # what stands between two of them
         return Parsed(text, tuple(calls))
 
     def _split(self) -> tuple[str, str]:

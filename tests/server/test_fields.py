@@ -75,7 +75,9 @@ def every_end() -> Iterator[tuple[str, str, Any, bool]]:
 def test_every_field_of_every_body_has_a_bound() -> None:
     fields = {(route, field) for route, field, _, _ in every_end()}
     chats = ("/v1/completions", "/v1/chat/completions")
-    nested = {(route, field) for route in chats for field in ("stream_options", "response_format")}
+    nested = {
+        (route, field) for route in chats for field in ("stream_options", "response_format", "structured_outputs")
+    }
     every = {(route, field) for route, (kind, _) in ROUTES.items() for field in kind.model_fields}
     assert every - fields == nested
     for kind in (requests.JsonSchema, requests.ResponseFormat, requests.StreamOptions, requests.ChatMessage):

@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from polyvera.engine.generation.request import Answer, RequestOutput, SamplingParams, Token
+from polyvera.engine.generation.request import LENGTH, Answer, RequestOutput, SamplingParams, Token
 from polyvera.server.answers import SILENCE
 from polyvera.server.completion_task import PING, CompletionTask, EventStream, begin, finish_of
 from polyvera.server.context import ServerContext
@@ -188,7 +188,7 @@ class StreamedChoice:
         found = self.parser.add(output.text)
         if output.finish_reason is None:
             return found
-        last = self.parser.finish()
+        last = self.parser.finish(is_cut=output.finish_reason == LENGTH)
         return Parsed(found.text + last.text, (*found.calls, *last.calls))
 
 
