@@ -11,6 +11,8 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
@@ -20,10 +22,13 @@ from polyvera.server.api_keys import KeyFile, read_keys
 from polyvera.server.catalog import Catalog
 from polyvera.server.config import ServerConfig
 from polyvera.server.context import ServerContext, TenantQuotas
+from polyvera.server.http_customs import HttpCustoms
 from polyvera.server.metrics import Metrics
 from polyvera.server.middleware import AuthMiddleware, ServerState
-from polyvera.server.routes import adapters, completions, embeddings, models, operations
+from polyvera.server.routes import adapters, completions, embeddings, messages, models, operations, responses
 
+MIN_GZIP_BYTES, GZIP_LEVEL = 1024, 5
+EXPOSED = ["x-request-id", "retry-after"]
 PAGE = files("polyvera.server").joinpath("page")
 PAGE_KINDS = {
     ".html": "text/html; charset=utf-8",
@@ -56,13 +61,27 @@ def make_app(
     catalog = Catalog(engine.registry, config.base, engine.fingerprint)
     context = ServerContext(engine, config, catalog, metrics, state, TenantQuotas(config.max_per_tenant), keys)
     auth = Middleware(AuthMiddleware, config=config, keys=keys, state=state, metrics=metrics)
-    app = FastAPI(title="polyvera", docs_url=None, redoc_url=None, openapi_url=None, middleware=[auth])
-    for router in (completions, models, operations, embeddings):
+    around = [*_customs(config), auth]
+    app = FastAPI(title="polyvera", docs_url=None, redoc_url=None, openapi_url=None, middleware=around)
+    for router in (completions, responses, messages, models, operations, embeddings):
         app.include_router(router.routes(context))
     app.include_router(adapters.routes(context, engine.fingerprint))
     _add_page(app)
     _add_errors(app, metrics)
     return app
+
+
+def _customs(config: ServerConfig) -> list[Middleware]:
+    """What stands before the keys: a browser's question whether it may call has none."""
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=config.allow_origin,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=EXPOSED,
+    )
+    zipped = Middleware(GZipMiddleware, minimum_size=MIN_GZIP_BYTES, compresslevel=GZIP_LEVEL)
+    return [*([cors] if config.allow_origin else []), zipped, Middleware(HttpCustoms, root_path=config.root_path)]
 
 
 def _add_page(app: FastAPI) -> None:

@@ -17,7 +17,7 @@ from polyvera.server.answers import AnswerStream, while_there
 from polyvera.server.context import ServerContext, caller_of
 from polyvera.server.requests import GenerationBody
 from polyvera.server.responses import Json
-from polyvera.server.tool_parser import ToolCall
+from polyvera.server.tool_parser import Parsed, ToolCall, ToolParser
 from polyvera.server.tool_set import ToolSet
 
 PING = b": ping\n\n"  # a comment, which clients skip
@@ -46,12 +46,12 @@ class CompletionTask:
 
     def parsed(self, answer: Answer) -> tuple[str, tuple[ToolCall, ...], str | None]:
         """(text, calls, why it ended) of a whole answer."""
-        parser = self.tools.parser() if self.tools else None
-        if parser is None:
-            return answer.text, (), answer.finish_reason
-        first, last = parser.add(answer.text), parser.finish(is_cut=answer.finish_reason == LENGTH)
-        calls = (*first.calls, *last.calls)
-        return first.text + last.text, calls, finish_of(answer.finish_reason, len(calls))
+        found = self.parser().add(answer.text, answer.finish_reason or STOP)
+        return found.text, found.calls, finish_of(answer.finish_reason, len(found.calls))
+
+    def parser(self) -> AnswerParser:
+        """Of one answer."""
+        return AnswerParser(self.tools.parser() if self.tools else None)
 
     @property
     def usage(self) -> Json:
@@ -63,6 +63,28 @@ class CompletionTask:
             "total_tokens": prompt + answer,
             "prompt_tokens_details": {"cached_tokens": self.stream.num_reused},
         }
+
+
+@dataclass
+class AnswerParser:
+    """The calls and the text of one answer, as it comes. parser: None where there is nothing to call."""
+
+    parser: ToolParser | None
+
+    @property
+    def num_calls(self) -> int:
+        """So far."""
+        return self.parser.num_calls if self.parser else 0
+
+    def add(self, text: str, finish_reason: str | None) -> Parsed:
+        """What the next text adds, and at the end what was held back."""
+        if self.parser is None:
+            return Parsed(text)
+        found = self.parser.add(text)
+        if finish_reason is None:
+            return found
+        last = self.parser.finish(is_cut=finish_reason == LENGTH)
+        return Parsed(found.text + last.text, (*found.calls, *last.calls))
 
 
 async def begin(

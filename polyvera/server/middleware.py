@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from polyvera.errors import AccessError, ClosedError, ForbiddenError, PolyveraError, ServeError, SizeError, SlowError
 from polyvera.server.api_keys import EVERYONE, Caller, KeyFile
 from polyvera.server.config import ServerConfig
+from polyvera.server.http_customs import unzipped
 from polyvera.server.metrics import Metrics
 
 ALWAYS_OPEN = ("/health", "/ready", "/version")
@@ -58,7 +59,8 @@ class AuthMiddleware:
             await response(scope, receive, bounded)
             return
         scope.setdefault("state", {}).update(caller=caller, request_id=request_id)
-        await self._app(scope, BoundedReceive(receive, self._limit(scope["path"]), self._config.read_s), bounded)
+        given = BoundedReceive(receive, self._limit(scope["path"]), self._config.read_s)
+        await self._app(scope, unzipped(Headers(scope=scope), given, self._limit(scope["path"])), bounded)
 
     def _admitted(self, path: str, headers: Headers) -> Caller:
         """Raises AccessError, ClosedError, SizeError."""
@@ -80,7 +82,8 @@ class AuthMiddleware:
             return EVERYONE
         if path == PAGE[0] or path.startswith(PAGE[1:]):
             return Caller("", (), base=False, admin=False)
-        scheme, _, secret = headers.get("authorization", "").partition(" ")
+        anthropic = headers.get("x-api-key", "")
+        scheme, _, secret = headers.get("authorization", f"Bearer {anthropic}").partition(" ")
         if scheme.lower() != "bearer" or not secret.strip():
             raise AccessError("this server needs an API key: send the header `Authorization: Bearer KEY`")
         return self._keys.caller(secret.strip())
@@ -91,7 +94,8 @@ class AuthMiddleware:
         if not (is_loopback(host) or host in self._config.hosts):
             raise ForbiddenError(f"an open server answers to this machine's own names only, not to {host!r}")
         origin = headers.get("origin")
-        if origin is not None and _host(origin) != host:
+        allowed = self._config.allow_origin
+        if origin is not None and _host(origin) != host and origin not in allowed and "*" not in allowed:
             raise ForbiddenError(f"an open server takes no requests of pages from {origin!r}")
 
     def _limit(self, path: str) -> int:

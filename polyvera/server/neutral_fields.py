@@ -65,6 +65,40 @@ STRUCTURES: Neutral = {
     "whitespace_pattern": (),
 }
 CALL: Neutral = {"index": None}
+RESPONSE: Neutral = {
+    **{name: values for name, values in ACCOUNT.items() if name != "metadata"},
+    "background": (False,),
+    "context_management": ([],),
+    "conversation": (),
+    "include": ([], ["reasoning.encrypted_content"]),
+    "max_tool_calls": None,
+    "previous_response_id": (),
+    "prompt": (),
+    "reasoning": ({}, {"effort": "none"}),
+    "stream_options": ({}, {"include_obfuscation": False}),
+    "top_logprobs": (0,),
+    "truncation": ("disabled",),
+}
+RESPONSE_TEXT: Neutral = {"verbosity": ("medium",)}
+ITEM: Neutral = {"annotations": None, "id": None, "logprobs": None, "phase": None, "status": None}
+ANTHROPIC: Neutral = {
+    "container": (),
+    "context_management": (),
+    "inference_geo": None,
+    "mcp_servers": ([],),
+    "metadata": None,
+    "service_tier": None,
+    "thinking": ({"type": "disabled"},),
+}
+BLOCK: Neutral = {"cache_control": None, "citations": None, "caller": None}
+ANTHROPIC_TOOL: Neutral = {
+    "allowed_callers": None,
+    "cache_control": None,
+    "defer_loading": (False,),
+    "eager_input_streaming": (True, False),
+    "input_examples": None,
+    "strict": (True, False),
+}
 VECTOR: Neutral = {
     **ACCOUNT,
     "add_special_tokens": (True,),

@@ -52,17 +52,22 @@ def prompt_tokens(
 
 
 def chat_tokens(
-    tokenizer: Any, messages: Sequence[Message], max_context: int, num_asked: int, tools: Tools = ()
+    tokenizer: Any,
+    messages: Sequence[Message],
+    max_context: int,
+    num_asked: int,
+    tools: Tools = (),
+    param: str = "messages",
 ) -> list[int]:
     """Of a conversation. Raises ContextLengthError, PromptError."""
-    check_messages(messages, max_context)
+    check_messages(messages, max_context, param)
     ids = chat_ids(tokenizer, messages, tools=tools)
-    check_tokens(len(ids), num_asked, max_context, "messages")
+    check_tokens(len(ids), num_asked, max_context, param)
     return ids
 
 
-def check_messages(messages: Sequence[Message], max_context: int) -> None:
+def check_messages(messages: Sequence[Message], max_context: int, param: str = "messages") -> None:
     """Raises ContextLengthError for a conversation that no context could hold."""
     if len(messages) > max_context:
-        check_tokens(len(messages), 0, max_context, "messages")
-    check_chars(["".join(message.content for message in messages)], max_context, "messages")
+        check_tokens(len(messages), 0, max_context, param)
+    check_chars(["".join(message.content for message in messages)], max_context, param)

@@ -26,6 +26,8 @@ The example format is as follows. Please make sure the parameter type is correct
 ... (more tool calls as required)
 ]</tool_call>"""
 
+SHORT_PROMPT = "Tools: {tools}"
+
 
 @dataclass(frozen=True, slots=True)
 class ToolFormat:
@@ -33,8 +35,8 @@ class ToolFormat:
 
     marks: texts that its chat templates have, all of them. marker: what begins calls; '' where an answer is calls from
     its first character on. token: a special token before them, which no text shows. opening, between, closing: around
-    one or several calls. arguments: their key. id_chars: the length of a call's id, 0 for any. prompt: what the model
-    is told of its tools where its chat template does not know of any.
+    one or several calls. arguments: their key. id_chars: the length of a call's id, 0 for any. prompts: what the model
+    is told of its tools where its chat template does not know of any, the longest first.
     """
 
     marks: tuple[str, ...]
@@ -45,11 +47,17 @@ class ToolFormat:
     arguments: str = "arguments"
     token: str = ""
     id_chars: int = 0
-    prompt: str = ""
+    prompts: tuple[str, ...] = ()
 
     def call_id(self, given: str) -> str:
         """An id as the family's chat template takes it."""
         return sha256(given.encode()).hexdigest()[: self.id_chars] if self.id_chars else given
+
+    def prompt(self, tools: Tools, max_chars: int) -> str:
+        """What the model is told of tools: the longest that is short enough, or the shortest."""
+        described = json.dumps(list(tools), ensure_ascii=False)
+        every = [prompt.format(tools=described) for prompt in self.prompts]
+        return next((one for one in every if len(one) <= max_chars), every[-1])
 
     def text_of(self, calls: Sequence[Mapping[str, Any]]) -> str:
         """Calls, each with name and arguments, as the model writes them."""
@@ -62,7 +70,7 @@ LLAMA = ToolFormat(("<|start_header_id|>", "tools", "parameters"), "", "", "; ",
 HERMES = ToolFormat(
     ("<tool_call>", "tools"), "<tool_call>", "<tool_call>\n", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>"
 )
-SMOLLM = ToolFormat((), "<tool_call>", "<tool_call>[", ", ", "]</tool_call>", prompt=TOOLS_PROMPT)
+SMOLLM = ToolFormat((), "<tool_call>", "<tool_call>[", ", ", "]</tool_call>", prompts=(TOOLS_PROMPT, SHORT_PROMPT))
 FORMATS = (MISTRAL, LLAMA, HERMES, SMOLLM)  # the first whose marks are there
 
 
@@ -72,13 +80,18 @@ def format_of(template: object) -> ToolFormat:
     return next(row for row in FORMATS if all(mark in text for mark in row.marks))
 
 
-def told(format_: ToolFormat, messages: Sequence[Message], tools: Tools) -> tuple[tuple[Message, ...], Tools]:
-    """The messages and tools for the chat template: written out where it does not know of tools."""
-    if not format_.prompt:
+def told(
+    format_: ToolFormat, messages: Sequence[Message], tools: Tools, max_chars: int
+) -> tuple[tuple[Message, ...], Tools]:
+    """The messages and tools for the chat template: written out where it does not know of tools.
+
+    max_chars: of what is then said of them, if there is so short a prompt.
+    """
+    if not format_.prompts:
         return tuple(_with_ids(format_, message) for message in messages), tools
     written = [_written(format_, message) for message in messages]
     if tools:
-        prompt = format_.prompt.format(tools=json.dumps(list(tools), ensure_ascii=False))
+        prompt = format_.prompt(tools, max_chars)
         has_system = bool(written) and written[0].role == "system"
         before = f"{written[0].content}\n\n" if has_system else ""
         written[: int(has_system)] = [Message("system", before + prompt)]

@@ -33,9 +33,16 @@ class ToolSet:
         is_parallel = body.parallel_tool_calls and choice == "required"
         return cls(format_of(tokenizer.chat_template), () if choice == "none" else tools, called, is_parallel)
 
-    def told(self, messages: Sequence[Message]) -> tuple[tuple[Message, ...], Tools]:
-        """The messages and tools for the chat template."""
-        return told(self.format, messages, [tool.plain for tool in self.tools])
+    def told(self, messages: Sequence[Message], max_context: int) -> tuple[tuple[Message, ...], Tools]:
+        """The messages and tools for the chat template.
+
+        A grammar knows the tools that must be called: where a template does not, and the context is so small that
+        their description would leave no room, it is left out.
+        """
+        tools, room = [tool.plain for tool in self.tools], max_context // 2
+        if self.called and self.format.prompts and len(self.format.prompt(tools, room)) > room:
+            tools = []
+        return told(self.format, messages, tools, room)
 
     def grammar(self, tokenizer: Any) -> str | None:
         """What the answer follows, None for nothing."""

@@ -1,5 +1,6 @@
 """ToolFormat: which family a chat template is of, and what the template is given."""
 
+import json
 from typing import Any
 
 import pytest
@@ -42,7 +43,7 @@ TEMPLATES: list[tuple[str, ToolFormat]] = [
 def rendered(template: str, messages: tuple[Message, ...] = CHAT, tools: Any = TOOLS) -> str:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = template
-    given, described = told(format_of(template), messages, tools)
+    given, described = told(format_of(template), messages, tools, 4096)
     return chat_text(tokenizer, given, answer_next=True, tools=described)
 
 
@@ -62,6 +63,7 @@ def test_no_family_is_one_that_is_told_in_words() -> None:
     assert '<tool_call>[{"name": "f", "arguments": {"x": 1}}]</tool_call>' in text
     assert "user: <tool_response>\n42\n</tool_response>" in text
     assert rendered(PLAIN, CHAT[1:2]).startswith("system: You are an expert")
+    assert SMOLLM.prompt(TOOLS, 200) == f"Tools: {json.dumps(TOOLS)}" == SMOLLM.prompt(TOOLS, 2)
     assert rendered(PLAIN, CHAT[:2], []) == "system: Be kind.\nuser: x?\n"
 
 

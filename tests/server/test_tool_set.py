@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from tiny_serve import make_tokenizer
 
+from polyvera.model.prompt import Message
 from polyvera.server.requests import ChatBody
 from polyvera.server.tool_formats import MISTRAL, SMOLLM
 from polyvera.server.tool_set import ToolSet
@@ -34,6 +35,13 @@ def test_several_calls_are_of_a_grammar_where_they_are_allowed() -> None:
     assert "{0,15}" in (tool_set(tool_choice="required").grammar(tokenizer) or "")
     assert "{0," not in (tool_set(tool_choice="required", parallel_tool_calls=False).grammar(tokenizer) or "")
     assert "{0," not in (tool_set(tool_choice=NAMED).grammar(tokenizer) or "")
+
+
+def test_tools_that_a_grammar_knows_are_not_described_where_there_is_no_room() -> None:
+    chat = [Message("user", "x")]
+    assert tool_set(tool_choice="required").told(chat, 100) == (tuple(chat), ())
+    for found in (tool_set(tool_choice="required").told(chat, 1000), tool_set().told(chat, 100)):
+        assert found[0][0].role == "system" and '"name": "g"' in found[0][0].content
 
 
 def test_the_family_is_the_tokenizer_s() -> None:

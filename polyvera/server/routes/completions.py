@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from polyvera.engine.generation.request import LENGTH, Answer, RequestOutput, SamplingParams, Token
+from polyvera.engine.generation.request import Answer, RequestOutput, SamplingParams, Token
 from polyvera.server.answers import SILENCE
-from polyvera.server.completion_task import PING, CompletionTask, EventStream, begin, finish_of
+from polyvera.server.completion_task import PING, AnswerParser, CompletionTask, EventStream, begin, finish_of
 from polyvera.server.context import ServerContext
 from polyvera.server.prompt_tokens import chat_tokens, prompt_tokens
 from polyvera.server.requests import COMPLETION_TOKENS, ChatBody, CompletionBody, messages_of
 from polyvera.server.responses import CHAT, TEXT, EntryWriter, Json, Part, ResponseShape, TokenEntry
-from polyvera.server.tool_parser import Parsed, ToolParser
+from polyvera.server.sse import event
 from polyvera.server.tool_set import ToolSet
 
 DONE = b"data: [DONE]\n\n"
@@ -85,8 +83,8 @@ async def begin_chat(context: ServerContext, request: HttpRequest, body: ChatBod
     all_params = body.all_params(most, logprobs, **form)
 
     def prompts() -> list[list[int]]:
-        messages, described = tools.told(messages_of(body.messages))
-        return [chat_tokens(tokenizer, messages, context.engine.max_context, most or 1, described)]
+        messages, described = tools.told(messages_of(body.messages), context.engine.max_context)
+        return [chat_tokens(tokenizer, messages, context.engine.max_context, most or 1, described, body.prompt_field)]
 
     return await begin(context, request, body, all_params, prompts, tools)
 
@@ -129,22 +127,22 @@ async def _events(reply: CompletionReply) -> AsyncIterator[bytes]:
     usage: Json = {"usage": None} if with_usage else {}
     task.stream.ping()
 
-    def event(part: Json) -> bytes:
-        return _event({**reply.head(shape.part_kind), "choices": [part], **usage})
+    def told(part: Json) -> bytes:
+        return event({**reply.head(shape.part_kind), "choices": [part], **usage})
 
     try:
-        yield PING if shape is TEXT else b"".join(event(choice.opening()) for choice in choices)
+        yield PING if shape is TEXT else b"".join(told(choice.opening()) for choice in choices)
         async for i, output in task.stream.parts():
             if i == SILENCE:
                 yield PING
                 continue
             part = choices[i].next(output)
             if part is not None:
-                yield event(part)
+                yield told(part)
         if with_usage:
-            yield _event({**reply.head(shape.part_kind), "choices": [], "usage": task.usage})
+            yield event({**reply.head(shape.part_kind), "choices": [], "usage": task.usage})
     except Exception as error:  # the status is sent: it is reported as an event, and counted
-        yield _event(task.context.metrics.failed(error, task.request_id).body)
+        yield event(task.context.metrics.failed(error, task.request_id).body)
     yield DONE
 
 
@@ -155,12 +153,11 @@ class StreamedChoice:
     reply: CompletionReply
     index: int
     writer: EntryWriter = field(init=False)
-    parser: ToolParser | None = field(init=False)
+    parser: AnswerParser = field(init=False)
     is_first: bool = True
 
     def __post_init__(self) -> None:
-        tools = self.reply.task.tools
-        self.writer, self.parser = self.reply.writer(self.index), tools.parser() if tools else None
+        self.writer, self.parser = self.reply.writer(self.index), self.reply.task.parser()
 
     def opening(self) -> Json:
         """The role of a chat."""
@@ -171,26 +168,13 @@ class StreamedChoice:
         """The next part, None where there is nothing to say yet."""
         entries = self.reply.prompt_entries(self.index, output.prompt) if output.prompt else []
         entries += self.writer.add(output.tokens, output.text, is_last=output.finish_reason is not None)
-        num_calls = self.parser.num_calls if self.parser else 0
-        found, reason = self._parsed(output), output.finish_reason
+        num_calls, reason = self.parser.num_calls, output.finish_reason
+        found = self.parser.add(output.text, reason)
         text = (self.reply.echoed(self.index) if self.is_first else "") + found.text
         has_logprobs = bool(entries) and self.reply.logprobs(()) is not None
         if not (text or found.calls or reason or has_logprobs):
             return None
         self.is_first = False
         part = Part(text, found.calls, self.reply.logprobs(entries) if has_logprobs else None, num_calls)
-        finish = finish_of(reason, self.parser.num_calls if self.parser else 0)
+        finish = finish_of(reason, self.parser.num_calls)
         return {"index": self.index, **self.reply.shape.delta(part, False), "finish_reason": finish}
-
-    def _parsed(self, output: RequestOutput) -> Parsed:
-        if self.parser is None:
-            return Parsed(output.text)
-        found = self.parser.add(output.text)
-        if output.finish_reason is None:
-            return found
-        last = self.parser.finish(is_cut=output.finish_reason == LENGTH)
-        return Parsed(found.text + last.text, (*found.calls, *last.calls))
-
-
-def _event(data: Any) -> bytes:
-    return b"data: " + json.dumps(data, ensure_ascii=False).encode() + b"\n\n"

@@ -1,10 +1,14 @@
 """Tools and other bound answers, as OpenAI's client asks for them."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tiny_server import HELLO, Served, prompt_ids
+from tiny_serve import make_tokenizer
+from tiny_server import HELLO, TEMPLATE, Served, fronted, make_base, prompt_ids, some_adapters
+
+from polyvera.model.load import Base
 
 WEATHER = {
     "type": "function",
@@ -44,9 +48,18 @@ def test_calls_follow_their_schema_whole_and_streamed(at: Served, choice: Any) -
     assert (names, json.loads(text), said, ends[-1]) == ([call.function.name], arguments, "", "tool_calls")
 
 
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """With a context that has room for what is said of tools."""
+    tokenizer, model = make_tokenizer(), make_base(4096)
+    tokenizer.chat_template = TEMPLATE
+    with fronted(tmp_path_factory.mktemp("large"), Base(model, tokenizer), some_adapters(model)) as found:
+        yield found
+
+
 @pytest.mark.parametrize("choice", ["auto", "none", None])
-def test_a_model_that_need_not_call_answers(at: Served, choice: str | None) -> None:
-    answer = at.openai().chat.completions.create(**ASKED | {"tool_choice": choice, "max_tokens": 8})
+def test_a_model_that_need_not_call_answers(large: Served, choice: str | None) -> None:
+    answer = large.openai().chat.completions.create(**ASKED | {"tool_choice": choice, "max_tokens": 8})
     assert answer.choices[0].message.tool_calls is None and answer.choices[0].finish_reason in ("stop", "length")
 
 
@@ -88,7 +101,7 @@ def test_an_answer_is_of_the_form_that_was_asked_for(at: Served, given: dict[str
 @pytest.mark.parametrize("num", [0, 1])
 def test_the_log_probabilities_of_a_prompt(at: Served, num: int) -> None:
     client = at.openai()
-    asked = {"model": "acme/one", "prompt": ["the true é", prompt_ids(at, "thing")], "temperature": 0}
+    asked = {"model": "acme/one", "prompt": ["the true é", "thing"], "temperature": 0}
     found = client.completions.create(**asked, echo=True, logprobs=1, max_tokens=num)
     for choice, text in zip(found.choices, ("the true é", "thing"), strict=True):
         told, ids = choice.logprobs, prompt_ids(at, text)
