@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import PurePath
 from typing import Any
@@ -25,6 +26,7 @@ from polyvera.server.context import ServerContext, TenantQuotas
 from polyvera.server.http_customs import HttpCustoms
 from polyvera.server.metrics import Metrics
 from polyvera.server.middleware import AuthMiddleware, ServerState
+from polyvera.server.openapi import describe
 from polyvera.server.routes import adapters, completions, embeddings, messages, models, operations, responses
 
 MIN_GZIP_BYTES, GZIP_LEVEL = 1024, 5
@@ -66,6 +68,7 @@ def make_app(
     for router in (completions, responses, messages, models, operations, embeddings):
         app.include_router(router.routes(context))
     app.include_router(adapters.routes(context, engine.fingerprint))
+    _add_description(app)
     _add_page(app)
     _add_errors(app, metrics)
     return app
@@ -84,12 +87,20 @@ def _customs(config: ServerConfig) -> list[Middleware]:
     return [*([cors] if config.allow_origin else []), zipped, Middleware(HttpCustoms, root_path=config.root_path)]
 
 
+def _add_description(app: FastAPI) -> None:
+    document = describe(app, version("polyvera"))
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> dict[str, Any]:
+        return document
+
+
 def _add_page(app: FastAPI) -> None:
     for file in PAGE.iterdir():
         path = "/" if file.name == "index.html" else f"/page/{file.name}"
         kind = PAGE_KINDS.get(PurePath(file.name).suffix)
         if kind is not None:
-            app.add_api_route(path, _sender(file.read_bytes(), kind), methods=["GET"])
+            app.add_api_route(path, _sender(file.read_bytes(), kind), methods=["GET"], include_in_schema=False)
 
 
 def _sender(data: bytes, kind: str) -> Any:
