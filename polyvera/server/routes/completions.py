@@ -166,7 +166,8 @@ class StreamedChoice:
 
     def next(self, output: RequestOutput) -> Json | None:
         """The next part, None where there is nothing to say yet."""
-        entries = self.reply.prompt_entries(self.index, output.prompt) if output.prompt else []
+        is_scored = self.is_first and self.reply.task.all_params[0].prompt_logprobs is not None
+        entries = self.reply.prompt_entries(self.index, output.prompt) if is_scored else []
         entries += self.writer.add(output.tokens, output.text, is_last=output.finish_reason is not None)
         num_calls, reason = self.parser.num_calls, output.finish_reason
         found = self.parser.add(output.text, reason)

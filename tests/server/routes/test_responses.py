@@ -26,9 +26,13 @@ def test_a_response_is_what_a_chat_answers_whole_and_streamed(at: Served) -> Non
     assert events[-1].type == f"response.{whole.status}"
     assert events[-1].response.output_text == whole.output_text
     assert events[-1].response.usage.total_tokens == whole.usage.total_tokens
-    with client.responses.stream(**ASKED) as stream:  # the client's own check of the order of events
-        assert list(stream)[-1].type == events[-1].type
-        assert stream.get_final_response().output_text == whole.output_text
+
+
+def test_the_client_reads_its_own_stream(at: Served) -> None:
+    form = {"format": {"type": "json_schema", "name": "x", "schema": {"enum": ["a", "b"]}}}
+    with at.openai().responses.stream(**ASKED, text=form) as stream:
+        assert list(stream)[-1].type == "response.completed"
+        assert stream.get_final_response().output_text in ('"a"', '"b"')
 
 
 def test_instructions_and_earlier_items_are_messages(at: Served) -> None:
@@ -48,7 +52,7 @@ def test_instructions_and_earlier_items_are_messages(at: Served) -> None:
     ]
     chat = client.chat.completions.create(model="acme/one", messages=messages, **GREEDY)
     assert found.output_text == chat.choices[0].message.content
-    again = [*items, *(item.model_dump() for item in found.output)]  # as a client goes on
+    again = [items[0], *(item.model_dump() for item in found.output)]  # as a client goes on
     assert client.responses.create(**ASKED | {"input": again}).status in ("completed", "incomplete")
 
 
