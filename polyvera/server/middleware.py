@@ -59,8 +59,9 @@ class AuthMiddleware:
             await response(scope, receive, bounded)
             return
         scope.setdefault("state", {}).update(caller=caller, request_id=request_id)
-        given = BoundedReceive(receive, self._limit(scope["path"]), self._config.read_s)
-        await self._app(scope, unzipped(Headers(scope=scope), given, self._limit(scope["path"])), bounded)
+        limit = self._limit(scope["path"])
+        body = BoundedReceive(receive, limit, self._config.read_s)
+        await self._app(scope, unzipped(Headers(scope=scope), body, limit), bounded)
 
     def _admitted(self, path: str, headers: Headers) -> Caller:
         """Raises AccessError, ClosedError, SizeError."""

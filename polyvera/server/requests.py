@@ -118,10 +118,9 @@ class GenerationBody(RequestBody):
         form, structure = self.response_format, self.structured_outputs
         if form is not None and structure is not None:
             raise SamplingError("response_format and structured_outputs: give one of the two", "structured_outputs")
-        given = {
-            "schema": (form or structure).schema_text if form or structure else None,
-            "grammar": structure.grammar_text if structure else None,
-        }
+        given: dict[str, Any] = {"schema": form.schema_text if form else None}
+        if structure is not None:
+            given = {"schema": structure.schema_text, "grammar": structure.grammar_text}
         return SamplingParams(
             max_tokens=max_tokens,
             temperature=self.temperature,

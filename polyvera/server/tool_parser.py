@@ -74,7 +74,8 @@ class ToolParser:
 
     def _marked(self) -> Parsed:
         """Calls between a marker and its end, and the text before them."""
-        marker, text, calls = self.format.marker, "", []
+        marker, text = self.format.marker, ""
+        calls: tuple[ToolCall, ...] = ()
         while marker and marker in self._held and CLOSING in self._held.partition(marker)[2]:
             before, _, rest = self._held.partition(marker)
             body, _, self._held = rest.partition(CLOSING)
@@ -83,7 +84,7 @@ class ToolParser:
             calls += found
         text = text if text.strip() or not calls else ""
         self._is_begun = self._is_begun or bool(text)
-        return Parsed(text, tuple(calls))
+        return Parsed(text, calls)
 
     def _split(self) -> tuple[str, str]:
         """(text, what may become calls)"""

@@ -64,7 +64,12 @@ class MessageReply:
     @property
     def begun(self) -> Json:
         """The message before it says anything."""
-        empty = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": {**self.usage, "output_tokens": 0}}
+        empty: Json = {
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": {**self.usage, "output_tokens": 0},
+        }
         head = {"id": f"msg_{self.task.request_id}", "type": "message", "role": "assistant", "model": self.task.model}
         return {**head, **empty}
 

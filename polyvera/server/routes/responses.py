@@ -106,9 +106,9 @@ class ResponseReply:
                 ("response.content_part.added", {**where, "part": {**part}}),
             ]
             self.items.append({**item, "content": [part]})
-        at, item = len(self.items) - 1, self.items[-1]
-        item["content"][0]["text"] += text
-        where = {"item_id": item["id"], "output_index": at, "content_index": 0}
+        at, last = len(self.items) - 1, self.items[-1]
+        last["content"][0]["text"] += text
+        where = {"item_id": last["id"], "output_index": at, "content_index": 0}
         return [*told, ("response.output_text.delta", {**where, "delta": text, "logprobs": []})]
 
     def _called(self, call: ToolCall) -> list[tuple[str, Json]]:
