@@ -53,15 +53,19 @@ class AuthMiddleware:
         bounded = BoundedSend(send, request_id, self._config.write_s)
         try:
             caller = self._admitted(scope["path"], Headers(scope=scope))
+            body = self._body(scope, receive)
         except PolyveraError as error:
             response = self._metrics.failed(error, request_id).response()
             response.headers["connection"] = "close"  # its body is not read
             await response(scope, receive, bounded)
             return
         scope.setdefault("state", {}).update(caller=caller, request_id=request_id)
+        await self._app(scope, body, bounded)
+
+    def _body(self, scope: Scope, receive: Receive) -> Receive:
+        """Raises ServeError for an encoding that is not taken."""
         limit = self._limit(scope["path"])
-        body = BoundedReceive(receive, limit, self._config.read_s)
-        await self._app(scope, unzipped(Headers(scope=scope), body, limit), bounded)
+        return unzipped(Headers(scope=scope), BoundedReceive(receive, limit, self._config.read_s), limit)
 
     def _admitted(self, path: str, headers: Headers) -> Caller:
         """Raises AccessError, ClosedError, SizeError."""
