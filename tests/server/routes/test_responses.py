@@ -39,16 +39,16 @@ def test_instructions_and_earlier_items_are_messages(at: Served) -> None:
     client = at.openai()
     items = [
         {"role": "user", "content": [{"type": "input_text", "text": "the "}, {"type": "input_text", "text": "true"}]},
-        {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": '{"city": "Rome"}'},
-        {"type": "function_call_output", "call_id": "c1", "output": "it rains"},
+        {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c1", "output": "rain"},
     ]
-    found = client.responses.create(**ASKED | {"input": items, "instructions": "Be kind."})
-    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
+    found = client.responses.create(**ASKED | {"input": items, "instructions": "Be."})
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     messages = [
-        {"role": "system", "content": "Be kind."},
+        {"role": "system", "content": "Be."},
         {"role": "user", "content": "the true"},
         {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "c1", "content": "it rains"},
+        {"role": "tool", "tool_call_id": "c1", "content": "rain"},
     ]
     chat = client.chat.completions.create(model="acme/one", messages=messages, **GREEDY)
     assert found.output_text == chat.choices[0].message.content
