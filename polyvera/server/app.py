@@ -27,7 +27,7 @@ from polyvera.server.http_customs import HttpCustoms
 from polyvera.server.metrics import Metrics
 from polyvera.server.middleware import AuthMiddleware, ServerState
 from polyvera.server.openapi import describe
-from polyvera.server.routes import adapters, completions, embeddings, messages, models, operations, responses
+from polyvera.server.routes import adapters, completions, embeddings, messages, models, operations, responses, scores
 
 MIN_GZIP_BYTES, GZIP_LEVEL = 1024, 5
 EXPOSED = ["x-request-id", "retry-after"]
@@ -65,7 +65,7 @@ def make_app(
     auth = Middleware(AuthMiddleware, config=config, keys=keys, state=state, metrics=metrics)
     around = [*_customs(config), auth]
     app = FastAPI(title="polyvera", docs_url=None, redoc_url=None, openapi_url=None, middleware=around)
-    for router in (completions, responses, messages, models, operations, embeddings):
+    for router in (completions, responses, messages, models, operations, embeddings, scores):
         app.include_router(router.routes(context))
     app.include_router(adapters.routes(context, engine.fingerprint))
     _add_description(app)

@@ -102,12 +102,13 @@ ANTHROPIC_TOOL: Neutral = {
 VECTOR: Neutral = {
     **ACCOUNT,
     "add_special_tokens": (True,),
-    "dimensions": (),
     "normalize": (True,),
     "priority": (0,),
     "request_id": None,
-    "truncate_prompt_tokens": (),
 }
+CLASSIFY: Neutral = {**VECTOR, "dimensions": ()}
+SCORE: Neutral = {**VECTOR, "encoding_format": ("float",)}
+DOCUMENT: Neutral = {"id": None, "type": ("text",)}
 MESSAGE: Neutral = {
     "annotations": ([],),
     "audio": (),

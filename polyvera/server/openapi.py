@@ -13,6 +13,8 @@ from polyvera.server import requests
 from polyvera.server.message_body import CountBody, MessageBody
 from polyvera.server.request_body import RequestBody
 from polyvera.server.response_body import ResponseBody
+from polyvera.server.routes.scores import RERANK_PATHS, SCORE_PATHS
+from polyvera.server.score_bodies import RerankBody, ScoreBody
 
 REF = "#/components/schemas/{model}"
 BODIES: Mapping[str, type[RequestBody]] = {
@@ -23,6 +25,8 @@ BODIES: Mapping[str, type[RequestBody]] = {
     "/v1/messages/count_tokens": CountBody,
     "/v1/embeddings": requests.EmbeddingBody,
     "/v1/classify": requests.ClassifyBody,
+    **dict.fromkeys(SCORE_PATHS, ScoreBody),
+    **dict.fromkeys(RERANK_PATHS, RerankBody),
     "/tokenize": requests.TokenizeBody,
     "/detokenize": requests.DetokenizeBody,
     "/v1/load_lora_adapter": requests.LoadBody,

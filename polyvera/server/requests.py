@@ -28,7 +28,7 @@ from polyvera.server.fields import (
     several,
 )
 from polyvera.server.json_schema import closed
-from polyvera.server.neutral_fields import COMPLETION, MESSAGE, STREAM, TEXT_COMPLETION, VECTOR
+from polyvera.server.neutral_fields import CLASSIFY, COMPLETION, MESSAGE, STREAM, TEXT_COMPLETION, VECTOR
 from polyvera.server.request_body import RequestBody
 from polyvera.server.structured_outputs import StructuredOutputs
 from polyvera.server.text_parts import Content
@@ -233,14 +233,15 @@ class ChatBody(GenerationBody):
         return self
 
 
-class EmbeddingBody(RequestBody):
-    """/v1/embeddings."""
+class VectorBody(RequestBody):
+    """What embeddings and classes have in common. truncate_prompt_tokens: of each text; -1 for the context."""
 
     neutral = VECTOR
 
     model: ModelName
     input: Prompt
     encoding_format: Literal["float", "base64"] = "float"
+    truncate_prompt_tokens: Count | Literal[-1] | None = None
 
     @property
     def prompts(self) -> Prompts:
@@ -248,8 +249,16 @@ class EmbeddingBody(RequestBody):
         return several(self.input)
 
 
-class ClassifyBody(EmbeddingBody):
+class EmbeddingBody(VectorBody):
+    """/v1/embeddings."""
+
+    dimensions: Count | None = None
+
+
+class ClassifyBody(VectorBody):
     """/v1/classify."""
+
+    neutral = CLASSIFY
 
 
 class TokenizeBody(RequestBody):
