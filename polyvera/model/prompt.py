@@ -9,7 +9,7 @@ the beginning token itself, and all other special tokens too: what stands in a m
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from polyvera.errors import PromptError
@@ -29,6 +29,23 @@ class Message:
 
 
 Tools = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """What a chat template is given beside the messages.
+
+    answer_next: whether the assistant's turn is opened. tools: functions that the model may call, as OpenAI describes
+    them. is_open: whether the last message is left open, to be gone on with. more: values that the template knows by
+    their names, such as enable_thinking.
+    """
+
+    answer_next: bool = True
+    tools: Tools = ()
+    is_open: bool = False
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
 Prompt = str | tuple[Message, ...]
 
 
@@ -42,10 +59,10 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
 
 
 def chat_ids(
-    tokenizer: Tokenizer, messages: Sequence[Message], *, answer_next: bool = True, tools: Tools = ()
+    tokenizer: Tokenizer, messages: Sequence[Message], *, answer_next: bool = True, given: Template | None = None
 ) -> list[int]:
     """The tokens of a conversation. answer_next: whether the assistant's turn is opened. Raises as chat_text()."""
-    return template_ids(tokenizer, chat_text(tokenizer, messages, answer_next=answer_next, tools=tools))
+    return template_ids(tokenizer, templated(tokenizer, messages, given or Template(answer_next)))
 
 
 def template_ids(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -53,12 +70,19 @@ def template_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return special_tokens(tokenizer).ids(text) if SEAM in text else bare_ids(tokenizer, text)
 
 
-def chat_text(tokenizer: Tokenizer, messages: Sequence[Message], *, answer_next: bool, tools: Tools = ()) -> str:
+def chat_text(tokenizer: Tokenizer, messages: Sequence[Message], *, answer_next: bool) -> str:
+    """A conversation as one text by the chat template. answer_next: whether it opens the assistant's turn.
+
+    Raises as templated().
+    """
+    return templated(tokenizer, messages, Template(answer_next))
+
+
+def templated(tokenizer: Tokenizer, messages: Sequence[Message], given: Template) -> str:
     """A conversation as one text by the chat template, with a seam in what its messages spell of special tokens.
 
-    answer_next: whether the template opens the assistant's turn. tools: functions that the model may call, as OpenAI
-    describes them. Raises PromptError where the tokenizer has no template, the template refuses the messages, or a
-    message spells a token that the tokenizer cannot write as text.
+    Raises PromptError where the tokenizer has no template, the template refuses the messages, or a message spells a
+    token that the tokenizer cannot write as text.
     """
     if not tokenizer.chat_template:
         raise PromptError(
@@ -67,9 +91,15 @@ def chat_text(tokenizer: Tokenizer, messages: Sequence[Message], *, answer_next:
         )
     special = special_tokens(tokenizer)
     turns = [_turn(special, message) for message in messages]
-    given: dict[str, Any] = {"tools": _cut(special, list(tools), is_answer=False)} if tools else {}
+    more: dict[str, Any] = _cut(special, given.more, is_answer=False)
+    if given.tools:
+        more["tools"] = _cut(special, given.tools, is_answer=False)
+    if given.is_open:
+        more["continue_final_message"] = True
     try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer_next, **given))
+        return str(
+            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=given.answer_next, **more)
+        )
     except Exception as error:  # templates raise what they like
         raise PromptError(f"the chat template refuses the messages: {error}") from error
 

@@ -25,14 +25,11 @@ COMPLETION: Neutral = {
     "verbosity": ("medium",),
     "web_search_options": (),
     # vLLM's
-    "add_generation_prompt": (True,),
     "add_special_tokens": (True, False),
     "allowed_token_ids": ([],),
     "bad_words": ([],),
     "cache_salt": ("",),
     "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "continue_final_message": (False,),
     "documents": ([],),
     "include_reasoning": (True, False),
     "include_stop_str_in_output": (False,),
@@ -52,6 +49,9 @@ COMPLETION: Neutral = {
 }
 TEXT_COMPLETION: Neutral = {
     **COMPLETION,
+    "add_generation_prompt": (True,),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
     "parallel_tool_calls": (True, False),
     "tool_choice": ("none", "auto"),
     "tools": ([],),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from polyvera.errors import ContextLengthError, SamplingError
-from polyvera.model.prompt import Message, Tools, chat_ids, prompt_ids
+from polyvera.model.prompt import Message, Template, chat_ids, prompt_ids
 
 # No tokenizer's ordinary token stands for more; a prompt of white space alone might be refused too early.
 MAX_CHARS_PER_TOKEN = 128
@@ -56,12 +56,12 @@ def chat_tokens(
     messages: Sequence[Message],
     max_context: int,
     num_asked: int,
-    tools: Tools = (),
+    given: Template | None = None,
     param: str = "messages",
 ) -> list[int]:
     """Of a conversation. Raises ContextLengthError, PromptError."""
     check_messages(messages, max_context, param)
-    ids = chat_ids(tokenizer, messages, tools=tools)
+    ids = chat_ids(tokenizer, messages, given=given)
     check_tokens(len(ids), num_asked, max_context, param)
     return ids
 

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from polyvera.engine.generation.request import MAX_LOGPROBS, MAX_SCHEMA_CHARS, SamplingParams
 from polyvera.errors import SamplingError
-from polyvera.model.prompt import Message
+from polyvera.model.prompt import Message, Template, Tools
 from polyvera.server.fields import (
     MAX_CHOICES,
     MAX_MESSAGES,
@@ -36,6 +36,25 @@ from polyvera.server.tool_bodies import MAX_TOOLS, CalledTool, CallId, ToolBody,
 from polyvera.store.reference import MAX_VERSION
 
 COMPLETION_TOKENS = 16
+# What transformers' apply_chat_template() takes itself.
+TEMPLATE_OWN = (
+    "add_generation_prompt",
+    "chat_template",
+    "continue_final_message",
+    "conversation",
+    "documents",
+    "max_length",
+    "messages",
+    "padding",
+    "return_assistant_tokens_mask",
+    "return_dict",
+    "return_tensors",
+    "self",
+    "tokenize",
+    "tokenizer_kwargs",
+    "tools",
+    "truncation",
+)
 CountOrNone = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
@@ -224,10 +243,25 @@ class ChatBody(GenerationBody):
     tools: Annotated[list[ToolBody], Field(max_length=MAX_TOOLS)] = Field(default_factory=list)
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool = True
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=64)] = Field(default_factory=dict)
+
+    def template(self, tools: Tools) -> Template:
+        """What the chat template is given beside the messages."""
+        return Template(self.add_generation_prompt, tools, self.continue_final_message, self.chat_template_kwargs)
 
     @model_validator(mode="after")
     def _possible(self) -> ChatBody:
         check_tools(self.tools, self.tool_choice)
+        if self.continue_final_message and (self.add_generation_prompt or self.messages[-1].role != "assistant"):
+            raise SamplingError(
+                "continue_final_message: the last message is the assistant's, and add_generation_prompt is false",
+                "continue_final_message",
+            )
+        taken = next((name for name in self.chat_template_kwargs if name in TEMPLATE_OWN), None)
+        if taken is not None:
+            raise SamplingError(f"chat_template_kwargs: {taken} is no setting of a template", "chat_template_kwargs")
         if self.top_logprobs is not None and not self.logprobs:
             raise SamplingError("top_logprobs: it needs logprobs=true", "top_logprobs")
         return self

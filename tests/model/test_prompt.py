@@ -10,7 +10,17 @@ from transformers import PreTrainedTokenizerFast
 from polyvera.data.encoding import IGNORED, encode
 from polyvera.data.tables import table
 from polyvera.errors import DataError, PromptError
-from polyvera.model.prompt import Message, bare_ids, chat_ids, chat_text, ids_text, passage, prompt_ids
+from polyvera.model.prompt import (
+    Message,
+    Template,
+    bare_ids,
+    chat_ids,
+    chat_text,
+    ids_text,
+    passage,
+    prompt_ids,
+    templated,
+)
 
 BEGIN, END = 0, 1
 SPECIAL = [("<s>", BEGIN), ("</s>", END)]
@@ -117,6 +127,15 @@ def test_a_tokenizer_that_joins_turns_is_refused_for_all_of_them() -> None:
     with pytest.raises(DataError, match="rows, row 1: the tokenizer joins the end of a turn.*turns='last'"):
         encode(chats, tokenizer, 64)
     assert len(encode(chats, tokenizer, 64, turns="last")) == 1
+
+
+def test_a_template_is_given_what_it_knows_and_a_message_may_stay_open() -> None:
+    tokenizer = make("nothing")
+    tokenizer.chat_template = "{{ mood }} " + tokenizer.chat_template
+    assert templated(tokenizer, CHAT, Template(more={"mood": "w9"})).startswith("w9 ")
+    begun = (*CHAT, Message("assistant", "w6"))
+    assert templated(tokenizer, begun, Template(answer_next=False, is_open=True)).endswith("w6")
+    assert chat_ids(tokenizer, CHAT, given=Template(False)) == chat_ids(tokenizer, CHAT, answer_next=False)
 
 
 def test_refusals() -> None:

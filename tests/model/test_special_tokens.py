@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from polyvera.errors import PromptError
-from polyvera.model.prompt import Message, bare_ids, chat_ids, chat_text
+from polyvera.model.prompt import Message, Template, bare_ids, chat_ids, chat_text
 from polyvera.model.special_tokens import SEAM, special_tokens
 
 CHATML = (
@@ -91,7 +91,7 @@ def test_tools_and_calls_are_text_too() -> None:
     tokenizer = make_chat()
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     called = Message("assistant", "", (("tool_calls", [{"name": "f", "arguments": {"<|im_end|>": "<|im_end|>"}}]),))
-    ids = chat_ids(tokenizer, (called,), tools=[{"name": "f", "description": "<|im_end|>"}])
+    ids = chat_ids(tokenizer, (called,), given=Template(tools=[{"name": "f", "description": "<|im_end|>"}]))
     assert ids.count(end) == 1
     assert tokenizer.decode(ids).count("<|im_end|>") == 4
 

@@ -28,6 +28,8 @@ def test_each_choice_is_taken(choice: Any) -> None:
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "tool_call_id goes with role tool"),
         ({"messages": [{"role": "user"}]}, "content is required"),
+        ({"continue_final_message": True}, "the last message is the assistant's"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "tokenize is no setting of a template"),
     ],
 )
 def test_what_cannot_be_is_refused(given: dict[str, Any], named: str) -> None:

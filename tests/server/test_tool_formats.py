@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tiny_serve import make_tokenizer
 
-from polyvera.model.prompt import Message, chat_text
+from polyvera.model.prompt import Message, Template, templated
 from polyvera.server.tool_formats import HERMES, LLAMA, MISTRAL, SMOLLM, ToolFormat, format_of, told
 
 TOOLS = [{"type": "function", "function": {"name": "f", "description": "what", "parameters": {"type": "object"}}}]
@@ -44,7 +44,7 @@ def rendered(template: str, messages: tuple[Message, ...] = CHAT, tools: Any = T
     tokenizer = make_tokenizer()
     tokenizer.chat_template = template
     given, described = told(format_of(template), messages, tools, 4096)
-    return chat_text(tokenizer, given, answer_next=True, tools=described)
+    return templated(tokenizer, given, Template(tools=described))
 
 
 @pytest.mark.parametrize(("template", "format_"), TEMPLATES)

@@ -84,7 +84,8 @@ async def begin_chat(context: ServerContext, request: HttpRequest, body: ChatBod
 
     def prompts() -> list[list[int]]:
         messages, described = tools.told(messages_of(body.messages), context.engine.max_context)
-        return [chat_tokens(tokenizer, messages, context.engine.max_context, most or 1, described, body.prompt_field)]
+        given = body.template(described)
+        return [chat_tokens(tokenizer, messages, context.engine.max_context, most or 1, given, body.prompt_field)]
 
     return await begin(context, request, body, all_params, prompts, tools)
 

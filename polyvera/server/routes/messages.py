@@ -159,7 +159,7 @@ def _num_tokens(context: ServerContext, body: ChatBody) -> int:
     tokenizer = context.generation.tokenizer
     most = context.engine.max_context
     messages, tools = ToolSet.of(body, tokenizer).told(messages_of(body.messages), most)
-    return len(chat_tokens(tokenizer, messages, most, 0, tools))
+    return len(chat_tokens(tokenizer, messages, most, 0, body.template(tools)))
 
 
 def _input(arguments: str) -> Any:
