@@ -99,8 +99,8 @@ async def begin(
     engine, caller = context.generation, caller_of(request)
     num = _num_answers(context, body)
     with ExitStack() as stack:
-        stream = stack.enter_context(AnswerStream(context, engine, caller.tenant))
-        stream.reserve(num)
+        stream = stack.enter_context(AnswerStream(context, engine, caller))
+        await while_there(request, stream.reserve(num))
         adapter = await context.run(request, context.catalog.resolve, caller, body.model)
         prompts = await while_there(request, context.run(request, make_prompts))
         await while_there(request, stream.start(prompts, adapter, all_params))
