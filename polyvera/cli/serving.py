@@ -85,10 +85,8 @@ def _checked(registry: Registry, config: ServerConfig, pinned: Sequence[str]) ->
         raise ServeError(f"--lora-root {config.lora_root} is not a folder")
     refs = [registry.resolve(one) for one in pinned]
     names = {ref.name for ref in registry.list()}
-    if not names:
-        typer.echo(f"no adapters in {registry.url} yet: the first publish makes the store")
-    else:
-        typer.echo(f"{len(names):,} adapters in {registry.url}")
+    none = f"no adapters in {registry.url} yet: the first publish makes the store"
+    typer.echo(f"{len(names):,} adapters in {registry.url}" if names else none, err=True)
     return refs
 
 
