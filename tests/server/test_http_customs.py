@@ -41,6 +41,13 @@ def test_head_is_get_without_a_body_and_a_slash_changes_nothing(http: httpx.Clie
     assert http.head("/nothing").status_code == 404
 
 
+def test_a_key_may_stand_where_anthropic_s_clients_put_it(customs: Served, http: httpx.Client) -> None:
+    secret = http.headers["authorization"].removeprefix("Bearer ")
+    assert customs.http().get("/v1/models", headers={"x-api-key": secret}).status_code == 200
+    assert customs.http().get("/v1/models", headers={"x-api-key": "wrong"}).status_code == 401
+    assert customs.http("wrong").get("/v1/models", headers={"x-api-key": secret}).status_code == 401
+
+
 def test_a_client_s_id_is_kept(http: httpx.Client) -> None:
     assert http.get("/v1/models", headers={"x-request-id": "abc"}).headers["x-request-id"] == "abc"
 
