@@ -11,6 +11,8 @@ from polyvera.data.encoding import IGNORED, encode
 from polyvera.data.tables import table
 from polyvera.errors import DataError, PromptError
 from polyvera.model.prompt import (
+    PLAIN,
+    TEMPLATE,
     Message,
     Template,
     bare_ids,
@@ -18,6 +20,7 @@ from polyvera.model.prompt import (
     chat_text,
     ids_text,
     passage,
+    prompt_form_text,
     prompt_ids,
     templated,
 )
@@ -148,3 +151,10 @@ def test_refusals() -> None:
     for beyond in (len(WORDS), -1):
         with pytest.raises(PromptError, match=f"tokens: {beyond} is not a token; they are from 0 to {len(WORDS) - 1}"):
             ids_text(make_tokenizer(), [7, beyond], len(WORDS))
+
+
+def test_the_form_of_prompts_is_said_with_a_word_for_the_likelier_one() -> None:
+    chats, plain = make_tokenizer(), make_tokenizer(template=None)
+    assert prompt_form_text(chats, TEMPLATE) == "prompts go through the chat template"
+    assert prompt_form_text(plain, PLAIN) == "prompts are plain text"
+    assert "chat=true is likelier" in prompt_form_text(chats, PLAIN)

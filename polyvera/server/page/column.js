@@ -1,9 +1,7 @@
 // A column of the chat: one model, and its conversation.
 
 import { byId, make, say } from "./element.js";
-import { showCode } from "./request_code.js";
 import { stream } from "./server.js";
-import { Timing } from "./timing.js";
 import { tag } from "./tag.js";
 import { counted } from "./words.js";
 
@@ -22,11 +20,6 @@ export class Column {
     say(this.element.querySelector(".column-title"), title);
     this.element.querySelector(".picker").append(picker ?? make("p", { className: "muted", id: "base-name" }));
     this.log.ariaLabel = `Answers of ${title}`;
-    this.onCopy = () => {};
-    for (const button of this.element.querySelectorAll("[data-copy]")) {
-      button.ariaLabel = `The request to ${title} in ${button.dataset.copy}`;
-      button.addEventListener("click", () => this.onCopy(button.dataset.copy));
-    }
     this.clear();
   }
 
@@ -58,13 +51,6 @@ export class Column {
     }
   }
 
-  // The request with this prompt, or the last one where there is none, as code.
-  copy(kind, prompt, given, isPlain) {
-    const last = this.turns.at(-1);
-    const turn = prompt.trim() || !last ? { prompt, isPlain, model: this.model } : last;
-    showCode(kind, ...this.request(turn, given));
-  }
-
   async answered(turn, shown, given, noTemplate, signal) {
     try {
       await this.streamed(turn, shown, given, signal);
@@ -78,7 +64,6 @@ export class Column {
 
   async streamed(turn, shown, given, signal) {
     const [path, body] = this.request(turn, given);
-    turn.timing = new Timing();
     let finish = "";
     let usage = null;
     for await (const part of stream(path, body, signal)) {
@@ -86,14 +71,10 @@ export class Column {
       usage = part.usage ?? usage;
       finish = choice?.finish_reason ?? finish;
       turn.answered = part.model;
-      const text = (turn.isPlain ? choice?.text : choice?.delta?.content) ?? "";
-      if (text) turn.timing.part();
-      this.append(turn, shown, text);
+      this.append(turn, shown, (turn.isPlain ? choice?.text : choice?.delta?.content) ?? "");
     }
     turn.isKept = true;
-    const tokens = usage?.completion_tokens;
-    const facts = [usage ? counted(tokens, "token") : "", ...turn.timing.words(tokens), CUT[finish] ?? ""];
-    this.note(shown, turn, facts);
+    this.note(shown, turn, [usage ? counted(usage.completion_tokens, "token") : "", CUT[finish] ?? ""]);
   }
 
   request(turn, given) {
@@ -104,8 +85,7 @@ export class Column {
 
   // What was said in this column before, to the same template, and the prompt.
   messages(turn) {
-    const until = this.turns.includes(turn) ? this.turns.indexOf(turn) : this.turns.length;
-    const earlier = this.turns.slice(0, until).filter((one) => one.isKept && !one.isPlain);
+    const earlier = this.turns.filter((one) => one !== turn && one.isKept && !one.isPlain);
     const said = earlier.flatMap((one) => [user(one.prompt), { role: "assistant", content: one.answer }]);
     return [...said, user(turn.prompt)];
   }
@@ -130,7 +110,7 @@ export class Column {
   failed(error, turn, shown) {
     if (error.name === "AbortError") {
       turn.isKept = turn.answer !== "";
-      this.note(shown, turn, ["stopped", ...(turn.timing?.words() ?? [])]);
+      this.note(shown, turn, ["stopped"]);
       return;
     }
     if (error.status === 403) this.refused = error.message;
