@@ -16,7 +16,7 @@ def score_prompts(chunks: Sequence[Chunk], logits: Tensor) -> None:
 
     logits: (tokens of all chunks, vocabulary), of the tokens that follow.
     """
-    parts = torch.split(logits, [chunk.stop - chunk.start for chunk in chunks])  # type: ignore[no-untyped-call]
+    parts = torch.split(logits, [chunk.stop - chunk.start for chunk in chunks])
     for chunk, part in zip(chunks, parts, strict=True):
         prompt = chunk.row.request.prompt
         chunk.row.prompt_tokens += _scored(prompt[chunk.start + 1 : chunk.stop + 1], part, _num_top(chunk))
