@@ -97,6 +97,7 @@ def score(
     names: Sequence[str], rows: Rows, *, store: str, model: str | None, adapter_column: str | None
 ) -> FleetScores:
     """The scores of each tenant's adapter on its own rows, beside the base model and the majority answer."""
+    from polyvera.model.answer import meaning_of
     from polyvera.model.load import load_base, place
     from polyvera.store.registry import Registry
     from polyvera.train.tenants import sources
@@ -113,7 +114,9 @@ def score(
     scored = FleetScores()
     for name, one in sources(rows.source, adapter_column).items():
         try:
-            found[name], adapters[name] = rows.cut(one.read(asked)), registry.get(prefix + name)
+            adapters[name] = registry.get(prefix + name)
+            meaning = meaning_of(adapters[name])
+            found[name] = rows.cut(one.read(asked, meaning.task if meaning.row.has_head else None))
         except Exception as error:  # one tenant's rows or adapter end no other's scoring
             scored.skip(name, error)
     if adapters:

@@ -13,6 +13,7 @@ from polyvera.plan import bytes_text
 if TYPE_CHECKING:
     from polyvera.adapter.adapter import Adapter
     from polyvera.data.tables import Table
+    from polyvera.model.answer import Meaning
     from polyvera.model.load import Base
     from polyvera.store.registry import Registry
 
@@ -36,11 +37,12 @@ class Rows:
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded base and its adapters: names[i] is in slots[i]."""
+    """A loaded base and its adapters: names[i] is in slots[i], and its head stands for meanings[i]."""
 
     base: Base
     names: tuple[str, ...]
     slots: tuple[int, ...]
+    meanings: tuple[Meaning, ...]
 
     @classmethod
     def open(
@@ -48,6 +50,7 @@ class Session:
     ) -> Session:
         """Loads the adapters, then the base that they were trained on. Raises RecipeError where they differ in it."""
         from polyvera.adapter.inject import load
+        from polyvera.model.answer import meaning_of
         from polyvera.model.load import load_base, place
         from polyvera.store.registry import Registry
 
@@ -59,7 +62,7 @@ class Session:
             slots = load(base.model, adapters, check_base=not any_base) if adapters else []
         except FingerprintError as error:  # in the words of the command line
             raise FingerprintError(str(error).replace("pass check_base=False", "give --any-base")) from error
-        return cls(base, tuple(names), tuple(slots))
+        return cls(base, tuple(names), tuple(slots), tuple(map(meaning_of, adapters)))
 
     def evaluate(self, rows: Rows) -> dict[str, dict[str, float]]:
         """The scores of the base and of each adapter, rows of all in the same batches."""
@@ -68,13 +71,17 @@ class Session:
 
         if rows.source is None:
             raise RecipeError("there are no rows to answer: give --data FILE")
-        table = rows.cut(read(rows.source, rows.columns, chat=rows.chat))
+        task = next((meaning.task for meaning in self.meanings if meaning.row.has_head), None)
+        table = rows.cut(read(rows.source, rows.columns, chat=rows.chat, task=task))
         model, tokenizer = self.base.model, self.base.tokenizer
         # A head that was never trained has nothing to say, so a classifier's base is left out.
-        everyone = [*zip(self.names, self.slots, strict=True)] + ([] if table.labels and self.names else [(BASE, 0)])
+        everyone = [*zip(self.names, self.slots, strict=True)] + (
+            [] if self.names and not table.row.writes else [(BASE, 0)]
+        )
         several = replace(table, examples=tuple(e for e in table.examples for _ in everyone))
         slots = [slot for _ in table.examples for _, slot in everyone]
-        found = evaluate(model, tokenizer, several, slots, batch_size=rows.batch_size)
+        meanings = dict(zip(self.slots, self.meanings, strict=True))
+        found = evaluate(model, tokenizer, several, slots, batch_size=rows.batch_size, meanings=meanings)
         return {name: found.of_slot(slot) for name, slot in everyone}
 
     def generate(
@@ -127,12 +134,12 @@ def base_name(adapters: Sequence[Adapter], given: str | None) -> str:
 
 def task_of(adapters: Sequence[Adapter]) -> dict[str, Any]:
     """What load_base() needs to know of the adapters' task. Raises RecipeError where their classes differ."""
-    labels = {adapter.labels for adapter in adapters}
-    if not any(labels):
-        return {"task": "lm"}
-    if len(labels) > 1:
-        raise RecipeError(f"these adapters have {len(labels)} different sets of labels: use them one at a time")
-    return {"task": "label", "labels": next(iter(labels))}
+    from polyvera.model.answer import meaning_of
+
+    several = {(meaning.task, meaning.labels) for meaning in map(meaning_of, adapters)}
+    if len(several) > 1:
+        raise RecipeError(f"these adapters have {len(several)} different sets of labels: use them one at a time")
+    return {} if not several else dict(zip(("task", "labels"), several.pop(), strict=True))
 
 
 def imported(folder: Path, model: str, basis_dtype: str | None) -> Adapter:
@@ -145,6 +152,8 @@ def imported(folder: Path, model: str, basis_dtype: str | None) -> Adapter:
 
 def facts(registry: Registry, name: str) -> dict[str, object]:
     """All that a store knows of one adapter."""
+    from polyvera.model.answer import meaning_of
+
     ref = registry.resolve(name)
     adapter = registry.get(ref)
     aliases = [alias for alias, version in registry.aliases(ref.name).items() if version == ref.version]
@@ -160,6 +169,7 @@ def facts(registry: Registry, name: str) -> dict[str, object]:
         "trained": f"{adapter.num_params:,} numbers, {bytes_text(4 * adapter.num_params)} in fp32",
         "of it head": adapter.layout.num_head_params or "",
         "layers": f"{len(adapter.layout.sites)}: {', '.join(adapter.layout.patterns)}",
+        "task": meaning_of(adapter).task,
         "labels": ", ".join(adapter.labels),
         **adapter.spec.to_dict(),
         **{name: f"{value:.4g}" for name, value in adapter.scores.items()},

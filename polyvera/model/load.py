@@ -22,8 +22,7 @@ from polyvera.errors import RecipeError, SpecError, did_you_mean, message_of
 from polyvera.model.config import (
     AUTO_TASK,
     CLASSIFICATION,
-    LABEL,
-    LM,
+    TOKEN_CLASSIFICATION,
     kind_to_load,
     label_names,
     labels_of,
@@ -31,6 +30,7 @@ from polyvera.model.config import (
 )
 from polyvera.model.missing import draw_again, missing_keys, untrained_head
 from polyvera.model.shapes import auto_class
+from polyvera.model.task import LM, TASKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 PREFIX = "wheel:"
 HUB_ID = re.compile(r"[\w.\-]+(/[\w.\-]+)?")
 AUTO_DTYPE = "auto"
-TASKS = (LM, LABEL, AUTO_TASK)
+WITH_HEAD = (CLASSIFICATION, TOKEN_CLASSIFICATION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,27 +71,31 @@ WHEELS = {
 
 
 def load_base(
-    name: str, *, task: str = "lm", dtype: str = AUTO_DTYPE, num_labels: int | None = None, labels: Sequence[str] = ()
+    name: str, *, task: str = LM, dtype: str = AUTO_DTYPE, num_labels: int | None = None, labels: Sequence[str] = ()
 ) -> Base:
     """The base model of that name, on the CPU.
 
-    name: a folder, a hub id, `wheel:PACKAGE` or the alias of one. task: 'lm', or 'label' with a head of num_labels
-    outputs (or one output for each of `labels`, whose names go into the config), or 'auto' for what it is itself, as
-    kind_to_load() says. dtype: 'auto' is fp32 on a machine without a GPU, else the checkpoint's own. Raises
+    name: a folder, a hub id, `wheel:PACKAGE` or the alias of one. task: a key of TASKS, or 'auto' for what it is
+    itself, as kind_to_load() says. num_labels: outputs of a task's head; or one for each of `labels`, whose names go
+    into the config. dtype: 'auto' is fp32 on a machine without a GPU, else the checkpoint's own. Raises
     RecipeError where there is no such model.
     """
     import transformers
 
-    if task not in TASKS:
-        raise RecipeError(f"task={task!r} must be one of: {', '.join(TASKS)}{did_you_mean(task, TASKS)}")
+    known = (*TASKS, AUTO_TASK)
+    if task not in known:
+        raise RecipeError(f"task={task!r} must be one of: {', '.join(known)}{did_you_mean(task, known)}")
+    row = TASKS.get(task)
     source = locate(name)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         config = transformers.AutoConfig.from_pretrained(source)
-        kind = kind_to_load(config, task)
+        kind = kind_to_load(config, None if row is None else row.kind)
         load = partial(auto_class(kind, config).from_pretrained, dtype=_dtype(dtype), use_safetensors=True)
-        if kind == CLASSIFICATION:  # a head for other classes is re-initialised
+        if kind in WITH_HEAD:  # a head for other classes is re-initialised
             load = partial(load, ignore_mismatched_sizes=True, **_label_config(config, labels, num_labels))
+        if row is not None and row.problem_type:
+            load = partial(load, problem_type=row.problem_type)
         model, info = load(source, output_loading_info=True)
         from polyvera.model.pooled_classifier import pooled
 

@@ -14,6 +14,7 @@ from typing import Any
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.fingerprint import agrees
 from polyvera.errors import ForbiddenError, FormatError, NotFoundError, PolyveraError, StoreUnavailableError
+from polyvera.model.answer import OF_TEXT, Meaning, meaning_of
 from polyvera.server.api_keys import Caller
 from polyvera.store.reference import AdapterRef, Reference, parse_reference
 from polyvera.store.registry import Registry
@@ -35,6 +36,7 @@ class AdapterFacts:
     scores: dict[str, float]
     labels: tuple[str, ...]
     base: str
+    meaning: Meaning = OF_TEXT
 
     @property
     def created_s(self) -> int:
@@ -139,7 +141,7 @@ class Catalog:
         known: dict[str, Any] = {"id": str(ref), "name": ref.name, "version": ref.version, "bytes": ref.num_bytes}
         if facts is not None:
             known |= {name: getattr(facts, name) for name in ("method", "rank", "num_params", "created", "scores")}
-            known |= {"labels": list(facts.labels)} if facts.labels else {}
+            known |= {"labels": list(facts.labels), "task": facts.meaning.task} if facts.labels else {}
         known |= {"servable": self.is_servable(ref)} | ({"damaged": True} if facts is None else {})
         return known | {"aliases": self._aliases(ref.name)}
 
@@ -183,7 +185,9 @@ def facts_of(adapter: Adapter) -> AdapterFacts:
     """What is shown of an adapter: what holds for it, whether it was chosen or left to its default."""
     spec, scores = adapter.spec, dict(adapter.scores)
     rank, labels = spec.rank or spec.row.rank, tuple(adapter.labels)
-    return AdapterFacts(spec.method, rank, adapter.num_params, adapter.created, scores, labels, adapter.base)
+    return AdapterFacts(
+        spec.method, rank, adapter.num_params, adapter.created, scores, labels, adapter.base, meaning_of(adapter)
+    )
 
 
 def _missing(given: str) -> NotFoundError:

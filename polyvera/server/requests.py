@@ -15,6 +15,7 @@ from polyvera.server.fields import (
     MAX_CHOICES,
     MAX_MESSAGES,
     MAX_PARTS,
+    MAX_PROMPTS,
     AdapterName,
     Count,
     LogitBias,
@@ -262,7 +263,22 @@ class EmbeddingBody(RequestBody):
 
 
 class ClassifyBody(EmbeddingBody):
-    """/v1/classify."""
+    """/v1/classify. text_pair: the second text of each input, for adapters that were trained on two."""
+
+    text_pair: Text | Annotated[list[Text], Field(max_length=MAX_PROMPTS, fail_fast=True)] | None = None
+
+    @property
+    def pairs(self) -> list[str | None]:
+        """The second text of each prompt. Raises SamplingError where their numbers differ, or an input is no text."""
+        given = [self.text_pair] if isinstance(self.text_pair, str) else self.text_pair
+        if given is None:
+            return [None] * len(self.prompts)
+        if len(given) != len(self.prompts) or not all(isinstance(prompt, str) for prompt in self.prompts):
+            raise SamplingError(
+                f"text_pair: {len(given)} texts for {len(self.prompts)} inputs; give one for each, which is a text too",
+                "text_pair",
+            )
+        return list(given)
 
 
 class TokenizeBody(RequestBody):

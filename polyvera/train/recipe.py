@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field
 from polyvera.adapter.method import D_INIT, METHODS, ZEROS, Method
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import PolyveraError, RecipeError, ReferenceNameError, SpecError
+from polyvera.model.task import TASKS
 from polyvera.settings.field import DEFAULT_STORE, MODEL, STORE, Count, Described, Fraction, Positive
 from polyvera.settings.model import SettingsModel, SettingsTable, Word
 from polyvera.settings.source import Source, from_toml
@@ -32,6 +33,8 @@ WHERE = ("output", "name", "store", "alias", "stored")
 
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
 
+Share = Annotated[float, Gt(0.0), Lt(1.0)]
+
 
 class Budget(SettingsTable):
     """A shrinking rank budget for a method that trains d (AdaLoRA, Zhang 2023, section 3.3).
@@ -44,8 +47,8 @@ class Budget(SettingsTable):
     warmup: Annotated[Annotated[int, Ge(0)] | None, Described("Steps at the full budget.", ADAPTER)] = None
     final: Annotated[Count | None, Described("Steps at the final budget.", ADAPTER)] = None
     interval: Annotated[Count | None, Described("Steps from one pruning to the next.", ADAPTER)] = None
-    beta1: Annotated[float, Gt(0.0), Lt(1.0), Described("Smoothing of the sensitivity.", ADAPTER)] = 0.85
-    beta2: Annotated[float, Gt(0.0), Lt(1.0), Described("Smoothing of its uncertainty.", ADAPTER)] = 0.85
+    beta1: Annotated[Share, Described("Smoothing of the sensitivity.", ADAPTER)] = 0.85
+    beta2: Annotated[Share, Described("Smoothing of its uncertainty.", ADAPTER)] = 0.85
     orthogonal: Annotated[Annotated[float, Ge(0.0)] | None, Described("Weight of ‖PᵀP - I‖ + ‖QQᵀ - I‖.", ADAPTER)] = (
         None
     )
@@ -70,7 +73,7 @@ class Recipe(SettingsModel):
         Described("Examples: a JSONL, CSV or Parquet file, hub/id:config@split, or a fleet's folder of files.", DATA),
     ]
     validation: Annotated[
-        str | Annotated[float, Gt(0.0), Lt(1.0)] | None,
+        str | Share | None,
         Described("A file, or a fraction of the data, to watch and to stop by.", DATA),
     ] = None
     test: Annotated[str | None, Described("A file to score the adapter on at the end.", DATA)] = None
@@ -78,6 +81,7 @@ class Recipe(SettingsModel):
     columns: Annotated[dict[str, str], Described("Our column = the file's column, such as prompt=input.", DATA)] = (
         Field(default_factory=dict)
     )
+    task: Annotated[str | None, Described(f"One of {', '.join(TASKS)}; by default by the columns.", DATA)] = None
     chat: Annotated[bool, Described("Put prompts and completions through the model's chat template.", DATA)] = False
     turns: Annotated[
         Literal["all", "last"], Described("Which assistant turns of a conversation are trained on.", DATA)
@@ -85,6 +89,7 @@ class Recipe(SettingsModel):
     too_long: Annotated[
         Literal["error", "skip"], Described("What to do with a row whose answer alone is over max_length.", DATA)
     ] = "error"
+    threshold: Annotated[Share | None, Described("Probability from which a label counts (multi-label).", DATA)] = None
     max_length: Annotated[
         Annotated[int, Ge(2)] | None,
         Described("Tokens a row; by default 512, or the model's own limit if that is less.", DATA),

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from polyvera.adapter.inject import extract
 from polyvera.adapter.route import route
 from polyvera.adapter.slot_table import BASE_SLOT
 from polyvera.data.encoding import Encoded
+from polyvera.data.tables import Table
 from polyvera.errors import RecipeError
 from polyvera.evaluate.evaluate import evaluate
 from polyvera.model.config import pad_token
@@ -35,8 +36,10 @@ from polyvera.train.preparation import (
     check_start,
     class_names,
     encode_tables,
+    meaning_in,
     read_tables,
     registry_of,
+    said,
 )
 from polyvera.train.recipe import Recipe
 from polyvera.train.schedule import seed_everything
@@ -144,8 +147,9 @@ def _trained(
         history = History(*(columns_of(trainer.state.log_history, name) for name in ("loss", "eval_loss")))
         scores = {"train_loss": history.recent()} | ({} if best is None else {"eval_loss": best.loss})
         if tables.test is not None:
-            scores |= evaluate(base.model, base.tokenizer, tables.test, slot).scores
-        adapter = _adapter(recipe, trainer, allocator, scores, tables.training.labels)
+            meaning = meaning_in(recipe, tables.training.task, tables.training.labels)
+            scores |= evaluate(base.model, base.tokenizer, tables.test, slot, meanings={slot: meaning}).scores
+        adapter = _adapter(recipe, trainer, allocator, scores, tables.training)
         if adapter is not None and base.untrained:
             check_loads(recipe, base, adapter, rows, slot)
         return TrainResult(
@@ -252,13 +256,13 @@ def _adapter(
     trainer: AdapterTrainer,
     allocator: Allocator | None,
     scores: Mapping[str, float],
-    labels: tuple[str, ...],
+    table: Table,
 ) -> Adapter | None:
     if trainer.bank is None:
         return None
     adapter = extract(trainer.bank, trainer.bank.first, trainer.whole, scores)
     adapter = adapter if allocator is None else compacted(adapter)
-    return replace(adapter, model=recipe.model, labels=labels)
+    return said(recipe, adapter, table.task, table.labels)
 
 
 def _written(recipe: Recipe, base: Base, history: History, main: bool) -> dict[str, Path]:

@@ -13,8 +13,10 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 
 from polyvera.errors import SamplingError
+from polyvera.model.answer import trained_meaning
 from polyvera.model.prompt import passage
 from polyvera.server.answers import while_there
+from polyvera.server.classification import ClassifiedText, classified_text, worded
 from polyvera.server.context import ServerContext, caller_of
 from polyvera.server.prompt_tokens import check_chars, check_tokens
 from polyvera.server.requests import ClassifyBody, EmbeddingBody
@@ -37,18 +39,16 @@ def routes(context: ServerContext) -> APIRouter:
     @router.post("/v1/classify")
     async def classify(request: HttpRequest) -> dict[str, Any]:
         engine, body = context.embedding, await context.body(request, ClassifyBody)
-        adapter, rows = await _asked(context, request, body)
+        adapter = await _adapter(context, request, body)
+        texts = await context.run(request, _texts, context, adapter, body)
+        rows = [text.tokens for text in texts]
         found = await _done(context, request, rows, lambda t: engine.classify(rows, adapter, tenant=t))
-        data = [
-            {"index": i, "label": found.labels[int(p.argmax())], "probs": p.tolist(), "num_classes": len(p)}
-            for i, p in enumerate(found.probs.numpy())
-        ]
         return {
             "id": f"classify-{request.state.request_id}",
             "object": "list",
             "created": context.started,
             "model": context.catalog.name_of(adapter),
-            "data": data,
+            "data": worded(found, texts),
             "usage": _usage(rows),
         }
 
@@ -58,11 +58,29 @@ def routes(context: ServerContext) -> APIRouter:
 async def _asked(
     context: ServerContext, request: HttpRequest, body: EmbeddingBody
 ) -> tuple[AdapterRef | None, list[list[int]]]:
-    prompts = body.prompts
-    if not prompts:
+    adapter = await _adapter(context, request, body)
+    engine = context.engine
+    return adapter, await context.run(request, _rows, engine.tokenizer, body.prompts, engine.max_context)
+
+
+async def _adapter(context: ServerContext, request: HttpRequest, body: EmbeddingBody) -> AdapterRef | None:
+    if not body.prompts:
         raise SamplingError("input: the list is empty", "input")
-    adapter = await context.run(request, context.catalog.resolve, caller_of(request), body.model)
-    return adapter, await context.run(request, _rows, context.engine.tokenizer, prompts, context.engine.max_context)
+    found: AdapterRef | None = await context.run(request, context.catalog.resolve, caller_of(request), body.model)
+    return found
+
+
+def _texts(context: ServerContext, adapter: AdapterRef | None, body: ClassifyBody) -> list[ClassifiedText]:
+    """The texts as the adapter's task reads them; the head of its base where it has none."""
+    engine, pairs = context.engine, body.pairs
+    facts = None if adapter is None else context.catalog.facts(adapter)
+    own = facts.meaning if facts is not None and facts.labels else trained_meaning(engine.model)
+    given = [text for text in (*body.prompts, *pairs) if isinstance(text, str)]
+    check_chars(given, engine.max_context, "input")
+    prompts = zip(body.prompts, pairs, strict=True)
+    texts = [classified_text(engine.tokenizer, prompt, pair, own) for prompt, pair in prompts]
+    check_tokens(max(len(text.tokens) for text in texts), 0, engine.max_context, "input")
+    return texts
 
 
 def _rows(tokenizer: Any, prompts: Sequence[str | list[int]], max_context: int) -> list[list[int]]:

@@ -28,15 +28,16 @@ from polyvera.data.batching import Collator, packed
 from polyvera.data.packed_rows import PackedRows
 from polyvera.data.target_tokens import TargetTokens
 from polyvera.errors import DataError, message_of
-from polyvera.model.config import LABEL, labels_of, pad_token
+from polyvera.model.config import labels_of, pad_token
 from polyvera.model.inference import evaluating
 from polyvera.model.load import Base
+from polyvera.model.task import TASKS
 from polyvera.train.fleet.journal import FINISHED, QUARANTINED, SKIPPED, Journal, Outcome
-from polyvera.train.fleet.member import Member, num_items
+from polyvera.train.fleet.member import Member
 from polyvera.train.fleet.optimizer import SlotAdamW
 from polyvera.train.fleet.traffic import Traffic
-from polyvera.train.loss import row_losses
-from polyvera.train.preparation import check_head_lr, encode_tables
+from polyvera.train.loss import num_items, row_losses
+from polyvera.train.preparation import check_head_lr, encode_tables, said
 from polyvera.train.recipe import Recipe
 from polyvera.train.tenants import Tables, Tenant
 
@@ -54,8 +55,8 @@ Watch = Callable[["Fleet"], None]
 class Fleet:
     """The tenants that train, those that wait, and the bank that they share.
 
-    base: the model, with the bank in it. journal: what became of each tenant. kind: of rows. start: the adapter that
-    all begin from, None for the identity.
+    base: the model, with the bank in it. journal: what became of each tenant. task: a key of TASKS, what all rows are
+    for. start: the adapter that all begin from, None for the identity.
     """
 
     recipe: Recipe
@@ -63,13 +64,14 @@ class Fleet:
     bank: Bank
     journal: Journal
     waiting: deque[Tenant]
-    kind: str
+    task: str
     start: Adapter | None = None
     members: list[Member] = field(default_factory=list)
     traffic: Traffic = field(default_factory=Traffic)
 
     def __post_init__(self) -> None:
         self.optimizer = SlotAdamW(self.bank, self.recipe)
+        self.row = TASKS[self.task]
         self.collate = Collator(pad_token(self.base.model, self.base.tokenizer))
         assert self.bank.spec is not None
         self.spec = self.bank.spec
@@ -156,7 +158,7 @@ class Fleet:
         Raises what the mixed batches raise where no member alone does.
         """
         try:
-            rows = [row for member in self.members for row in _weighted(member, rows_of(member))]
+            rows = [row for member in self.members for row in self._weighted(member, rows_of(member))]
             return self._losses(rows, then, traffic)
         except Exception:
             broken = [(member, problem) for member in self.members if (problem := self._problem(member, rows_of))]
@@ -171,10 +173,15 @@ class Fleet:
         """What a member's rows raise when nobody else's are in the batch, or ''."""
         try:
             with torch.no_grad():
-                self._losses(_weighted(member, rows_of(member)), lambda loss: None, Traffic())
+                self._losses(self._weighted(member, rows_of(member)), lambda loss: None, Traffic())
         except Exception as error:  # whatever one tenant's rows raise ends no other's training
             return f"step {member.step + 1}: {message_of(error)}"
         return ""
+
+    def _weighted(self, member: Member, rows: Sequence[dict[str, Any]]) -> Rows:
+        """A member's rows with the weight that makes the sum of their losses its mean."""
+        count = sum(num_items(row, self.row) for row in rows)
+        return [(member, row, 1 / count) for row in rows]
 
     def _losses(self, rows: Rows, then: Callable[[Tensor], None], traffic: Traffic) -> Tensor:
         """The weighted sum of each slot's row losses, (num_slots,), in mixed batches; `then` gets each batch's sum."""
@@ -185,8 +192,9 @@ class Fleet:
             batch = [rows[i] for i in numbers]
             inputs, targets = self._inputs([row for _, row, _ in batch])
             weights = to_device(torch.tensor([weight for _, _, weight in batch]), device)
-            with route([member.slot for member, _, _ in batch]):
-                losses = row_losses(self.base.model, inputs, targets) * weights
+            several = len(inputs["input_ids"]) // len(batch)
+            with route([member.slot for member, _, _ in batch] * several):
+                losses = row_losses(self.base.model, inputs, targets, self.row) * weights
                 then(losses.sum())
             own = to_device(torch.tensor([member.index for member, _, _ in batch]), device)
             totals.index_add_(0, own, losses.detach())
@@ -196,7 +204,7 @@ class Fleet:
     def _inputs(self, rows: list[dict[str, Any]]) -> tuple[dict[str, Tensor], TargetTokens]:
         """A batch on the bank's device, its labels apart."""
         device, batch = self.bank.flat.device, self.collate(rows)
-        targets = TargetTokens.of(batch.pop("labels"))
+        targets = TargetTokens.of(batch.pop("labels"), self.row.predicts)
         if bool(batch["attention_mask"].all()):
             del batch["attention_mask"]  # it says nothing, but transformers would wait for a GPU to find that out
         return {name: to_device(tensor, device) for name, tensor in batch.items()}, targets.to(device)
@@ -222,9 +230,9 @@ class Fleet:
     def _labelled(self, tables: Tables) -> Tables:
         """The tables with their classes in the order of the model's outputs. Raises DataError for another kind."""
         training = tables.training
-        if training.kind != self.kind:
-            raise DataError(f"{training.source} holds {training.kind} rows, and the fleet's first tenant {self.kind}")
-        if self.kind != LABEL:
+        if training.task != self.task:
+            raise DataError(f"{training.source} holds {training.task} rows, and the fleet's first tenant {self.task}")
+        if not self.row.has_head:
             return tables
         known = labels_of(self.base.model.config)
         if len(known) != len(training.labels):
@@ -240,7 +248,8 @@ class Fleet:
             scores["eval_loss"] = member.best.loss
         adapter = extract(self.bank, member.slot, None, scores)
         flat = adapter.flat if member.best.numbers is None else member.best.numbers
-        return replace(adapter, base=self.fingerprint, model=self.recipe.model, labels=member.labels, flat=flat)
+        adapter = replace(adapter, base=self.fingerprint, flat=flat)
+        return said(self.recipe, adapter, self.task, member.labels)
 
     def _leave(self, member: Member, outcome: Outcome) -> None:
         self.journal.record(outcome)
@@ -249,9 +258,3 @@ class Fleet:
 
 def _watched_rows(member: Member) -> list[dict[str, Any]]:
     return list(member.held_out or ()) if member.is_due else []
-
-
-def _weighted(member: Member, rows: Sequence[dict[str, Any]]) -> Rows:
-    """A member's rows with the weight that makes the sum of their losses its mean."""
-    count = sum(map(num_items, rows))
-    return [(member, row, 1 / count) for row in rows]

@@ -74,7 +74,7 @@ def train_here(
         place(base)
         with adapted(recipe, base, min(recipe.slots or SLOTS, len(line))) as bank:
             assert bank is not None
-            fleet = Fleet(recipe, base, bank, journal, deque(line), first.kind, begun, traffic=traffic)
+            fleet = Fleet(recipe, base, bank, journal, deque(line), first.task, begun, traffic=traffic)
             fleet.run(watch)
     return FleetResult(tuple(journal.outcomes.values()), traffic, time.monotonic() - started, base)
 
