@@ -30,7 +30,7 @@ from polyvera.model.config import (
 )
 from polyvera.model.missing import draw_again, missing_keys, untrained_head
 from polyvera.model.shapes import auto_class
-from polyvera.model.task import LM, TASKS
+from polyvera.model.task import LABEL, LM, TASKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -108,7 +108,19 @@ def load_base(
     except Exception as error:  # files come from outside and can break what reads them in any way
         raise RecipeError(f"model={name!r} could not be loaded{_damaged(source)}: {message_of(error)}") from error
     set_pad_token(model, tokenizer)
+    if kind == TOKEN_CLASSIFICATION:
+        _lend_pooler(model, name, dtype)
     return Base(model, tokenizer, untrained)
+
+
+def _lend_pooler(model: Any, name: str, dtype: str) -> None:
+    """Gives a model of tokens the pooler that one of texts has, so that adapters of both know it as the same base."""
+    if getattr(model.base_model, "pooler", "none here") is None:
+        try:
+            whole: Any = load_base(name, task=LABEL, dtype=dtype).model
+        except RecipeError:  # its family has none of texts
+            return
+        model.base_model.pooler = getattr(whole.base_model, "pooler", None)
 
 
 def _damaged(source: str) -> str:

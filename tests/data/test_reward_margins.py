@@ -26,10 +26,10 @@ def naive(model: torch.nn.Module, ids: list[int], labels: list[int]) -> torch.Te
 def test_margins_and_gradients_are_those_of_each_sequence_alone() -> None:
     model = make_model()
     bank = inject(model, AdapterSpec(rank=4, targets="all-linear"))
-    with torch.no_grad():
-        for parameter in bank.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
     trained = [p for p in model.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for parameter in trained:
+            parameter.add_(0.1 * torch.randn_like(parameter))
     batch = Collator(1)(ROWS)
     targets = TargetTokens.of(batch.pop("labels"))
     with route(bank.first):

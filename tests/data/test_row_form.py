@@ -44,7 +44,7 @@ def test_mixed_values_are_refused(jsonl: Write, labels: list[object], said: str)
 def test_a_task_may_be_said(jsonl: Write) -> None:
     whole = jsonl([{**TEXT, "label": i} for i in range(3)])
     assert [e.number for e in read(whole, task=REGRESSION).examples] == [0.0, 1.0, 2.0]
-    with pytest.raises(DataError, match="task='regresion' must be one of: lm, .* Did you mean 'regression'"):
+    with pytest.raises(DataError, match="task='regresion' must be one of: lm, .*did you mean 'regression'"):
         read(whole, task="regresion")
     with pytest.raises(DataError, match="fit none of the known forms of task='preference'"):
         read(whole, task=PREFERENCE)

@@ -77,7 +77,7 @@ class Member:
     @property
     def is_due(self) -> bool:
         """Whether the validation rows are to be looked at after this step."""
-        return self.held_out is not None and self.step % self.eval_every == 0
+        return self.held_out is not None and (self.step % self.eval_every == 0 or self.step == self.total)
 
     def next_rows(self) -> list[dict[str, Any]]:
         """The rows of the next step, in the order in which the solo loop takes them."""
