@@ -14,7 +14,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from polyvera.data.row_files import blaming
-from polyvera.data.tables import SHOWN, Example, Table
+from polyvera.data.row_form import Example
+from polyvera.data.tables import SHOWN, Table
 from polyvera.errors import DataError
 from polyvera.model.prompt import Message, bare_ids, chat_text, check_ids, passage, prompt_ids, words_passage
 from polyvera.model.task import LM, TASKS, Task

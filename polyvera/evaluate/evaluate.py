@@ -16,8 +16,8 @@ from polyvera.adapter.route import route
 from polyvera.data.batching import Collator
 from polyvera.data.encoding import IGNORED, Encoded, encode
 from polyvera.data.reward_margins import reward_margins
-from polyvera.data.row_form import FORMS
-from polyvera.data.tables import Example, Table
+from polyvera.data.row_form import FORMS, Example
+from polyvera.data.tables import Table
 from polyvera.data.target_tokens import TargetTokens, target_logits
 from polyvera.errors import DataError
 from polyvera.evaluate.entities import OUTSIDE

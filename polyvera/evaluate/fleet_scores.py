@@ -11,7 +11,8 @@ from statistics import median
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.inject import eject, load
 from polyvera.adapter.slot_table import BASE_SLOT
-from polyvera.data.tables import Example, Table
+from polyvera.data.row_form import Example
+from polyvera.data.tables import Table
 from polyvera.errors import DataError
 from polyvera.evaluate.evaluate import evaluate
 from polyvera.model.answer import Meaning, meaning_of

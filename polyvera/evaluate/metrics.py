@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polyvera.data.tables import Example
+from polyvera.data.row_form import Example
 from polyvera.evaluate.entities import counted
 
 Metric = Callable[[Sequence[Example], Sequence[Any]], float]

@@ -5,7 +5,7 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from polyvera.data.tables import Example
+from polyvera.data.row_form import Example
 from polyvera.evaluate.metrics import METRICS, f1, macro_f1, majority, pearson, ranks, share, spearman
 
 X = [1.0, 2.0, 2.0, 5.0, 3.5]
