@@ -46,7 +46,7 @@ OF_TEXT = Meaning()
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Readout:
     """How outputs are read: logits to scores, and the scores of one text to what they say."""
 
     scores: Callable[[Tensor], Tensor]
@@ -71,12 +71,12 @@ def _tags(scores: Tensor, meaning: Meaning) -> tuple[str, ...]:
     return tuple(meaning.labels[i] for i in scores.argmax(-1).tolist())
 
 
-ANSWERS: Mapping[str, Answer] = MappingProxyType(
+ANSWERS: Mapping[str, Readout] = MappingProxyType(
     {
-        "label": Answer(_softmax, _label),
-        "labels": Answer(lambda logits: logits.sigmoid(), _labels),
-        "number": Answer(lambda logits: logits, lambda scores, meaning: float(scores[0])),
-        "tags": Answer(_softmax, _tags),
+        "label": Readout(_softmax, _label),
+        "labels": Readout(lambda logits: logits.sigmoid(), _labels),
+        "number": Readout(lambda logits: logits, lambda scores, meaning: float(scores[0])),
+        "tags": Readout(_softmax, _tags),
     }
 )
 

@@ -33,7 +33,11 @@ def make(store: Store) -> Iterator[Callable[..., AdapterLoader]]:
     made: list[AdapterLoader] = []
 
     def one(registry: Registry | None = store[0], base: str = "", **given: Any) -> AdapterLoader:
-        ways = {"check": lambda ref, adapter: ("a", "b"), "observe": lambda name, seconds: None, "wake": lambda: None}
+        ways = {
+            "check": lambda ref, adapter: Meaning(LABEL, ("a", "b")),
+            "observe": lambda name, seconds: None,
+            "wake": lambda: None,
+        }
         made.append(AdapterLoader(registry, base or fingerprint(make_llama()), **{**ways, **given}))
         return made[-1]
 
