@@ -116,7 +116,7 @@ def score(
         try:
             adapters[name] = registry.get(prefix + name)
             meaning = meaning_of(adapters[name])
-            found[name] = rows.cut(one.read(asked, meaning.task if meaning.row.has_head else None))
+            found[name] = rows.cut(one.read(asked, None if meaning.row.writes else meaning.task))
         except Exception as error:  # one tenant's rows or adapter end no other's scoring
             scored.skip(name, error)
     if adapters:

@@ -71,12 +71,12 @@ class Session:
 
         if rows.source is None:
             raise RecipeError("there are no rows to answer: give --data FILE")
-        task = next((meaning.task for meaning in self.meanings if meaning.row.has_head), None)
+        task = next((meaning.task for meaning in self.meanings if not meaning.row.writes), None)
         table = rows.cut(read(rows.source, rows.columns, chat=rows.chat, task=task))
         model, tokenizer = self.base.model, self.base.tokenizer
         # A head that was never trained has nothing to say, so a classifier's base is left out.
         everyone = [*zip(self.names, self.slots, strict=True)] + (
-            [] if self.names and not table.row.writes else [(BASE, 0)]
+            [] if self.names and not table.row.scores_base else [(BASE, 0)]
         )
         several = replace(table, examples=tuple(e for e in table.examples for _ in everyone))
         slots = [slot for _ in table.examples for _, slot in everyone]

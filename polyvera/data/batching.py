@@ -53,7 +53,7 @@ def sequences(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
     ends = [[0, *accumulate(row[PARTS])] for row in rows]
     columns = [name for name in rows[0] if name != PARTS]
     return [
-        {name: row[name][end[i] : end[i + 1]] for name in columns}
+        {k: row[k][end[i] : end[i + 1]] if isinstance(row[k], list) else row[k] for k in columns}
         for i in range(len(ends[0]) - 1)
         for row, end in zip(rows, ends, strict=True)
     ]

@@ -159,6 +159,21 @@ def _both(cut: Cut, whole: list[Segment]) -> dict[str, Any] | None:
     return joined | {"parts": [len(row["input_ids"]) for row in found]}
 
 
+def _texts(tokenizer: Tokenizer, example: Example, turns: str) -> list[Segment]:
+    several = (str(example.prompt), example.pair or "", example.rejected)
+    return [Segment(passage(tokenizer, text)["input_ids"], is_target=True) for text in several if text]
+
+
+def _side_by_side(cut: Cut, whole: list[Segment]) -> dict[str, Any]:
+    """Two or three texts end to end, each cut at the end; parts: the tokens of each."""
+    if bool(cut.example.rejected) != bool(cut.table.examples[0].rejected):
+        raise DataError("negative is in some rows and not in others: give it in all or none")
+    several = (str(cut.example.prompt), cut.example.pair or "", cut.example.rejected)
+    rows = [passage(cut.tokenizer, text, None, cut.max_length) for text in several if text]
+    joined: dict[str, Any] = {name: [n for row in rows for n in row[name]] for name in rows[0]}
+    return joined | {"labels": cut.example.number, "parts": [len(row["input_ids"]) for row in rows]}
+
+
 def _continuation(tokenizer: Tokenizer, example: Example, turns: str) -> list[Segment]:
     if not example.prompt:
         return [Segment(_closed(tokenizer, prompt_ids(tokenizer, example.answer)), is_target=True)]
@@ -197,6 +212,7 @@ ENCODERS: Mapping[str, Encoder] = MappingProxyType(
         ),
         "tags": Encoder(_words, _tagged),
         "preference": Encoder(_compared, _both),
+        "texts": Encoder(_texts, _side_by_side),
     }
 )
 

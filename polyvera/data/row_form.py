@@ -13,7 +13,7 @@ import numpy as np
 from polyvera.data.row_files import Row, check_unicode
 from polyvera.errors import DataError
 from polyvera.model.prompt import Message, Prompt
-from polyvera.model.task import LABEL, LM, MULTI_LABEL, PREFERENCE, REGRESSION, TOKEN_LABEL
+from polyvera.model.task import LABEL, LM, MULTI_LABEL, PAIRS, PREFERENCE, REGRESSION, SIMILARITY, TOKEN_LABEL
 
 SCORE = ("score",)  # what the one output of a regression is called
 A_TEXT, AN_INT, A_NUMBER, A_LIST = "a text", "a whole number", "a number", "a list"
@@ -30,8 +30,9 @@ class Example:
 
     row: its number in the source, from 1. prompt: '' for plain text, else a text or the turns before the last.
     answer: the completion, the last turn, the text or the label. refs: all right answers. pair: the second text.
-    rejected: the answer that is worse than `answer`. words: of a text whose words are labelled. labels: those that the
-    row names, of the whole text or of each word. number: what a regression answers.
+    rejected: the answer that is worse than `answer`, or a text that is farther than `pair`. words: of a text whose words
+    are labelled. labels: those that the row names, of the whole text or of each word. number: what a regression answers,
+    or how alike two texts are.
     """
 
     row: int
@@ -55,7 +56,8 @@ class RowForm:
     """One form of data: the columns it needs, those it may have, and how a row becomes an example.
 
     task: what such rows are for. values: what the last column holds, where other forms have the same columns.
-    chat: the form that the rows become where prompts are turns of a conversation, '' where they have none.
+    chat: the form that the rows become where prompts are turns of a conversation, '' where they have none. is_named:
+    whether such rows are of this form only where the task is named.
     """
 
     task: str
@@ -64,6 +66,7 @@ class RowForm:
     example: Callable[[int, Row], Example]
     values: frozenset[str] = frozenset()
     chat: str = ""
+    is_named: bool = False
 
 
 def value_form(value: Any) -> str:
@@ -175,6 +178,16 @@ def _numbered(number: int, row: Row) -> Example:
     return Example(number, _text(row, "text"), "", pair=_pair(row), labels=SCORE, number=found)
 
 
+def _alike(number: int, row: Row) -> Example:
+    _text(row, "text_pair")
+    return _numbered(number, row)
+
+
+def _paired(number: int, row: Row) -> Example:
+    worse = _text(row, "negative") if "negative" in row else ""
+    return Example(number, _text(row, "anchor"), "", pair=_text(row, "positive"), rejected=worse)
+
+
 def _tagged(number: int, row: Row) -> Example:
     words, tags = row.get("tokens"), _names(row, "tags")
     if not _is_list(words) or not all(isinstance(word, str) and word.strip() for word in words):  # type: ignore[union-attr]
@@ -219,6 +232,8 @@ FORMS: Mapping[str, RowForm] = MappingProxyType(
         MULTI_LABEL: RowForm(MULTI_LABEL, ("text", "label"), ("text_pair",), _several, frozenset({A_LIST})),
         TOKEN_LABEL: RowForm(TOKEN_LABEL, ("tokens", "tags"), (), _tagged),
         PREFERENCE: RowForm(PREFERENCE, ("prompt", "chosen", "rejected"), (), _preferred, chat=PREFERENCE),
+        PAIRS: RowForm(PAIRS, ("anchor", "positive"), ("negative",), _paired),
+        SIMILARITY: RowForm(SIMILARITY, ("text", "label"), ("text_pair",), _alike, is_named=True),
         "text": RowForm(LM, ("text",), (), _plain),
     }
 )

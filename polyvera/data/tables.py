@@ -142,7 +142,7 @@ def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
 def _kind(name: str, rows: Sequence[NumberedRow], columns: Mapping[str, str], task: str | None) -> str:
     """The form of the rows, from what columns and values any of them has. Raises DataError unless exactly one fits."""
     given = dict.fromkeys(column for _, row in rows for column in row)
-    known = [kind for kind in FORMS if task in (None, FORMS[kind].task)]
+    known = [kind for kind, form in FORMS.items() if task == form.task or (task is None and not form.is_named)]
     fitting = [kind for kind in known if set(FORMS[kind].columns) <= set(given)]
     best = [k for k in fitting if not any(set(FORMS[k].columns) < set(FORMS[other].columns) for other in fitting)]
     best = [kind for kind in best if set(FORMS[kind].columns) <= set(columns)] or best

@@ -20,6 +20,7 @@ from polyvera.data.row_form import FORMS, Example
 from polyvera.data.tables import Table
 from polyvera.data.target_tokens import TargetTokens, target_logits
 from polyvera.errors import DataError
+from polyvera.evaluate.embedded import embedded_answers
 from polyvera.evaluate.entities import OUTSIDE
 from polyvera.evaluate.generate import RowSlots, generate, row_slots
 from polyvera.evaluate.metrics import METRICS, macro_f1, majority, share
@@ -126,6 +127,9 @@ def evaluate(
         found = _heads_answers(model, rows, chosen, collate, batch_size, dict.fromkeys(chosen, own) | {**meanings})
         answers = [_of_all_words(tokenizer, e, own, rows) for e, own in zip(table.examples, found, strict=True)]
         return Evaluation(table.kind, table.examples, tuple(chosen), tuple(answers))
+    if table.row.embeds:
+        numbers = embedded_answers(model, rows, chosen, collate, batch_size)
+        return Evaluation(table.kind, table.examples, tuple(chosen), tuple(numbers))
     if table.row.compares:
         margins = _margins(model, rows, chosen, collate, batch_size)
         return Evaluation(table.kind, table.examples, tuple(chosen), tuple(margins))

@@ -112,7 +112,7 @@ def _answered(
     places: dict[str, dict[str, range]] = {}
     for (name, table), slot in zip(tables.items(), meanings, strict=True):
         # a head that was never trained has nothing to say, so a classifier's base is left out
-        for who, used in (("own", slot), *((("base", BASE_SLOT),) if table.row.writes else ())):
+        for who, used in (("own", slot), *((("base", BASE_SLOT),) if table.row.scores_base else ())):
             places.setdefault(name, {})[who] = range(len(asked), len(asked) + len(table))
             asked += table.examples
             chosen += [used] * len(table)

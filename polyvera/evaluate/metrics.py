@@ -78,6 +78,11 @@ def _macro_f1_of_labels(examples: Sequence[Example], answers: Sequence[Any]) -> 
     return sum(f1(right[n], given[n], wanted[n]) for n in names) / max(1, len(names))
 
 
+def _gain(rank: float) -> float:
+    """The discounted gain of the one right answer, 0 behind the tenth (Järvelin and Kekäläinen 2002)."""
+    return float(1 / np.log2(1 + rank)) if rank <= 10 else 0.0
+
+
 def _squared(x: Sequence[float], y: Sequence[float]) -> float:
     return float(np.mean((np.asarray(x) - np.asarray(y)) ** 2))
 
@@ -108,6 +113,8 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "entity_precision": _entity(lambda both, wanted, given: both / given if given else 0.0),
         "entity_recall": _entity(lambda both, wanted, given: both / wanted if wanted else 0.0),
         "word_accuracy": _word_accuracy,
+        "ndcg_at_10": lambda examples, answers: float(np.mean([_gain(rank) for rank in answers])),
+        "accuracy_at_1": lambda examples, answers: share(rank == 1 for rank in answers),
         "reward_accuracy": lambda examples, answers: share(margin > 0 for margin in answers),
         "reward_margin": lambda examples, answers: float(np.mean(answers)),
     }

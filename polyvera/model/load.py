@@ -43,16 +43,21 @@ WITH_HEAD = (CLASSIFICATION, TOKEN_CLASSIFICATION)
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A base model and its tokenizer. untrained: modules behind the backbone that its files lack weights of."""
+    """A base model and its tokenizer.
+
+    untrained: modules behind the backbone that its files lack weights of. embeds: whether it is for vectors alone, so
+    that no head is trained.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     untrained: tuple[str, ...] = ()
+    embeds: bool = False
 
     @property
     def head(self) -> tuple[str, ...]:
         """The modules that a classifier's head is: what is named so, and what its files lack."""
-        return tuple(dict.fromkeys((*find_head(self.model), *self.untrained)))
+        return () if self.embeds else tuple(dict.fromkeys((*find_head(self.model), *self.untrained)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +115,8 @@ def load_base(
     set_pad_token(model, tokenizer)
     if kind == TOKEN_CLASSIFICATION:
         _lend_pooler(model, name, dtype)
-    return Base(model, tokenizer, untrained)
+    embeds = row is not None and row.embeds
+    return Base(model, tokenizer, () if embeds else untrained, embeds)
 
 
 def _lend_pooler(model: Any, name: str, dtype: str) -> None:

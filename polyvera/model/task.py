@@ -10,6 +10,7 @@ from polyvera.model.config import CAUSAL_LM, CLASSIFICATION, TOKEN_CLASSIFICATIO
 
 LM, LABEL, MULTI_LABEL, REGRESSION = "lm", "label", "multi-label", "regression"
 TOKEN_LABEL, PREFERENCE = "token-classification", "preference"
+PAIRS, SIMILARITY = "pairs", "similarity"
 # What a prediction is made for: the next token of an answer, a token of the text itself, the row as a whole.
 NEXT_TOKEN, EACH_TOKEN, WHOLE_ROW = "next token", "each token", "whole row"
 THRESHOLD = 0.5
@@ -23,7 +24,8 @@ class Task:
     above. loss: of a prediction, a key of LOSSES. answer: what the outputs say, a key of ANSWERS, '' for text.
     metrics: keys of METRICS, the one to compare by first, () for those of text. peft: PEFT's name of the task.
     problem_type: transformers' name of what a head is for, '' for its default. chooses: whether each row is one of
-    several classes. compares: of two answers to one prompt, a key of COMPARISONS, '' where there is one.
+    several classes. compares: of two answers to one prompt, a key of COMPARISONS, '' where there is one. embeds:
+    whether texts get vectors: loss is then a key of VECTOR_LOSSES, and answer of VECTOR_ANSWERS.
     """
 
     kind: str
@@ -36,16 +38,27 @@ class Task:
     problem_type: str = ""
     chooses: bool = False
     compares: str = ""
+    embeds: bool = False
 
     @property
     def has_head(self) -> bool:
         """Whether it is answered by a head whose outputs the labels of its rows name."""
-        return bool(self.answer)
+        return bool(self.answer) and not self.embeds
 
     @property
     def writes(self) -> bool:
         """Whether it is answered by text."""
         return not self.answer and not self.compares
+
+    @property
+    def counts_rows(self) -> bool:
+        """Whether the mean loss is over rows of several sequences, not over what each predicts."""
+        return bool(self.compares) or self.embeds
+
+    @property
+    def scores_base(self) -> bool:
+        """Whether the bare base has answers of its own: text or vectors, which need no head."""
+        return self.writes or self.embeds
 
     @property
     def has_threshold(self) -> bool:
@@ -104,6 +117,26 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             ("reward_accuracy", "reward_margin"),
             "CAUSAL_LM",
             compares="dpo",
+        ),
+        PAIRS: Task(
+            CLASSIFICATION,
+            "texts",
+            WHOLE_ROW,
+            "in_batch_negatives",
+            "rank",
+            ("ndcg_at_10", "accuracy_at_1"),
+            "FEATURE_EXTRACTION",
+            embeds=True,
+        ),
+        SIMILARITY: Task(
+            CLASSIFICATION,
+            "texts",
+            WHOLE_ROW,
+            "cosent",
+            "cosine",
+            ("spearman", "pearson"),
+            "FEATURE_EXTRACTION",
+            embeds=True,
         ),
     }
 )

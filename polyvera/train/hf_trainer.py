@@ -17,7 +17,7 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from polyvera.adapter.bank import Bank
-from polyvera.data.batching import Collator, EpochOrder
+from polyvera.data.batching import PARTS, Collator, EpochOrder
 from polyvera.data.encoding import Encoded
 from polyvera.data.target_tokens import TargetTokens
 from polyvera.errors import RecipeError
@@ -48,7 +48,7 @@ class AdapterTrainer(Trainer):
     ) -> None:
         # A language model has a loss of its own. A head's would take num_items_in_batch and ignore it, which would make
         # the sum of accumulated batches the loss instead of their mean.
-        self.task = rows.task
+        self.task, self.num_sequences = rows.task, len(rows[0].get(PARTS, (1,)))
         with _adapters_shown(model):
             own_loss = None if self.task.writes else mean_loss
             super().__init__(model, args, Collator(pad_id), rows, held_out, compute_loss_func=own_loss)
@@ -102,12 +102,17 @@ class AdapterTrainer(Trainer):
 
     def _losses(self, model: Any, labels: Tensor, num_items_in_batch: Any = None, **inputs: Tensor) -> Tensor:
         """The loss of each row, in the place of a model's outputs."""
-        return row_losses(model, inputs, TargetTokens.of(labels, self.task.predicts), self.task)
+        targets = TargetTokens.of(labels, self.task.predicts)
+        return row_losses(model, inputs, targets, self.task, self._one_group(labels))
+
+    def _one_group(self, labels: Tensor) -> Tensor:
+        """The rows of a batch as one group."""
+        return torch.zeros(len(labels) // self.num_sequences, dtype=torch.long)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """What the mean loss counts in these batches: labels, or the rows where each compares two answers."""
-        if self.task.compares:
-            rows = (batch["labels"].new_zeros(len(batch["labels"]) // 2) for batch in batch_samples)
+        """What the mean loss counts in these batches: labels, or the rows where each has several sequences."""
+        if self.task.counts_rows:
+            rows = (self._one_group(batch["labels"]) for batch in batch_samples)
             batch_samples = [{"labels": row, "shift_labels": row} for row in rows]
         return super()._get_num_items_in_batch(batch_samples, device)
 
@@ -126,9 +131,11 @@ class AdapterTrainer(Trainer):
         total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         with torch.no_grad():
             for inputs in self._held_out_batches():
-                targets = TargetTokens.of(inputs.pop("labels"), self.task.predicts).to(self.args.device)
-                losses = row_losses(self.whole, self._prepare_inputs(inputs), targets, self.task)  # type: ignore[arg-type]
-                found = [float(losses.sum()), len(losses) if self.task.compares else targets.labels.numel()]
+                labels = inputs.pop("labels")
+                targets = TargetTokens.of(labels, self.task.predicts).to(self.args.device)
+                inputs, group = self._prepare_inputs(inputs), self._one_group(labels)
+                losses = row_losses(self.whole, inputs, targets, self.task, group)  # type: ignore[arg-type]
+                found = [float(losses.sum()), len(losses) if self.task.counts_rows else targets.labels.numel()]
                 total += torch.tensor(found, dtype=torch.float64, device=total.device)
         self.whole.train(was_training)
         summed, count = self.accelerator.reduce(total, reduction="sum").tolist()

@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from polyvera.data.encoding import IGNORED
 from polyvera.data.reward_margins import reward_margins
 from polyvera.data.target_tokens import TargetTokens, target_logits
+from polyvera.data.text_vectors import text_vectors
 from polyvera.model.task import LM, NEXT_TOKEN, TASKS, WHOLE_ROW, Task
+from polyvera.train.vector_loss import VECTOR_LOSSES, of_groups
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,12 +47,21 @@ COMPARISONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
 
 
 def row_losses(
-    model: PreTrainedModel, inputs: Mapping[str, Tensor], targets: TargetTokens, task: Task = TASKS[LM]
+    model: PreTrainedModel,
+    inputs: Mapping[str, Tensor],
+    targets: TargetTokens,
+    task: Task = TASKS[LM],
+    groups: Tensor | None = None,
 ) -> Tensor:
     """The loss of each row, summed over what it predicts, in nats; (rows,).
 
-    inputs, targets: as target_logits() takes them.
+    inputs, targets: as target_logits() takes them. groups: which rows of texts are compared with each other, (rows,)
+    numbers, None for all.
     """
+    if task.embeds:
+        vectors = text_vectors(model, inputs)
+        vectors = vectors.view(-1, len(vectors) if groups is None else len(groups), vectors.shape[-1])
+        return of_groups(VECTOR_LOSSES[task.loss], vectors, targets.labels[: vectors.shape[1]], groups)
     if task.compares:
         return COMPARISONS[task.compares](reward_margins(model, inputs, targets))
     losses = LOSSES[task.loss](target_logits(model, inputs, targets), targets.labels)
@@ -58,9 +69,9 @@ def row_losses(
 
 
 def num_items(row: Mapping[str, Any], task: Task) -> int:
-    """What the mean loss counts: a row's target tokens, the outputs of a whole row, or 1 for two answers."""
+    """What the mean loss counts: a row's target tokens, the outputs of a whole row, or 1 for several sequences."""
     labels = row["labels"]
-    if task.compares or not isinstance(labels, list):
+    if task.counts_rows or not isinstance(labels, list):
         return 1
     if task.predicts == WHOLE_ROW:
         return len(labels)

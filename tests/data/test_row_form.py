@@ -6,7 +6,7 @@ from polyvera.data.row_form import value_form
 from polyvera.data.tables import read
 from polyvera.errors import DataError
 from polyvera.model.prompt import Message
-from polyvera.model.task import LABEL, MULTI_LABEL, PREFERENCE, REGRESSION, TOKEN_LABEL
+from polyvera.model.task import LABEL, MULTI_LABEL, PAIRS, PREFERENCE, REGRESSION, SIMILARITY, TOKEN_LABEL
 
 Write = Callable[..., str]
 TEXT = {"text": "x"}
@@ -88,6 +88,16 @@ def test_preferences_may_be_conversations(jsonl: Write) -> None:
     assert (one.prompt, one.answer, one.rejected) == ((Message("user", "hi"),), "chosen", "rejected")
     plain = jsonl([{"prompt": "hi", "chosen": "a", "rejected": "b"}])
     assert read(plain).task == PREFERENCE and read(plain, chat=True).examples[0].prompt == one.prompt
+
+
+def test_texts_that_belong_together(jsonl: Write) -> None:
+    table = read(jsonl([{"anchor": "a", "positive": "b", "negative": "c"}]))
+    assert table.task == PAIRS and table.labels == ()
+    assert (table.examples[0].prompt, table.examples[0].pair, table.examples[0].rejected) == ("a", "b", "c")
+    alike = jsonl([{**TEXT, "text_pair": "y", "label": 2.5}])
+    assert read(alike).task == REGRESSION and read(alike, task=SIMILARITY).examples[0].number == 2.5
+    with pytest.raises(DataError, match="text_pair is missing"):
+        read(jsonl([{**TEXT, "label": 2.5}]), task=SIMILARITY)
 
 
 def test_a_value_is_of_one_form() -> None:

@@ -61,6 +61,11 @@ def test_rewards_are_right_above_zero() -> None:
     assert METRICS["reward_margin"]([], [0.1, -0.2, 0.4]) == pytest.approx(0.1)
 
 
+def test_a_rank_is_worth_less_the_lower_it_is() -> None:
+    assert METRICS["ndcg_at_10"]([], [1, 3, 11]) == pytest.approx((1 + 1 / 2 + 0) / 3)  # 1 / log2(1 + rank)
+    assert METRICS["accuracy_at_1"]([], [1, 3, 11]) == pytest.approx(1 / 3)
+
+
 def test_classes() -> None:
     examples = [Example(i, "q", right) for i, right in enumerate("aabc")]
     assert METRICS["accuracy"](examples, list("abbb")) == share([True, False, True, False]) == 0.5

@@ -8,7 +8,7 @@ from typing import Any
 from tiny_folder import save_tiny, save_tiny_encoder
 
 from polyvera.model.config import CAUSAL_LM
-from polyvera.model.task import LABEL, LM, MULTI_LABEL, PREFERENCE, REGRESSION, TASKS, TOKEN_LABEL
+from polyvera.model.task import LABEL, LM, MULTI_LABEL, PAIRS, PREFERENCE, REGRESSION, SIMILARITY, TASKS, TOKEN_LABEL
 
 Row = dict[str, Any]
 TAGS = ["B-PER", "I-PER", "O", "B-LOC"]
@@ -25,6 +25,8 @@ ROWS: Mapping[str, Callable[[int], Row]] = {
     MULTI_LABEL: lambda i: {"text": f"w{i} w{i + 1}" + " w9" * (i % 3), "label": [["x"], ["x", "y"], [], ["z"]][i % 4]},
     REGRESSION: lambda i: {"text": f"w{i}", "text_pair": f"w{i + 1}" + " w9" * (i % 3), "label": 0.25 * (i % 5)},
     TOKEN_LABEL: _tagged,
+    PAIRS: lambda i: {"anchor": f"w{i} w{i + 1}", "positive": f"w{i + 2}" + " w9" * (i % 3), "negative": f"w{i + 5}"},
+    SIMILARITY: lambda i: {"text": f"w{i}", "text_pair": f"w{i + 1}" + " w9" * (i % 3), "label": 0.25 * (i % 5)},
     PREFERENCE: lambda i: {"prompt": f"w{i}", "chosen": f"w{i + 1} w{i + 2}", "rejected": "w39" + " w38" * (i % 3)},
 }
 WITH_HEAD = [name for name, row in TASKS.items() if row.has_head]

@@ -30,7 +30,9 @@ RUN: dict[str, Any] = {"rank": 4, "batch_size": 3, "max_steps": 8, "targets": "a
 
 def trained(task: str, folder: Path, num_rows: int = 12, **choices: Any) -> Adapter:
     data = write_rows(folder / "rows.jsonl", task_rows(task, num_rows))
-    recipe = Recipe(**{"model": str(save_base(task, folder / "base")), "data": str(data), **RUN, **choices})
+    recipe = Recipe(
+        **{"model": str(save_base(task, folder / "base")), "data": str(data), "task": task, **RUN, **choices}
+    )
     adapter = train(recipe, progress=False).adapter
     assert adapter is not None
     return adapter
@@ -45,7 +47,7 @@ def test_every_task_has_rows_here() -> None:
 def test_a_fleet_gives_what_each_tenant_gives_alone(task: str, accumulate: int, tmp_path: Path) -> None:
     base = save_base(task, tmp_path / "base")
     files = [write_rows(tmp_path / f"rows/t{k}.jsonl", task_rows(task, 9 + k, 4 * k)) for k in range(3)]
-    choices = {**RUN, "model": str(base), "validation": 0.25, "accumulate": accumulate}
+    choices = {**RUN, "model": str(base), "task": task, "validation": 0.25, "accumulate": accumulate}
     whole = train_fleet(Recipe(**choices, data=str(tmp_path / "rows"), fleet=True, slots=2, batch_tokens=40))
     assert [outcome.problem for outcome in whole.outcomes] == [""] * 3
     for outcome in sorted(whole.outcomes, key=lambda one: one.name):
@@ -73,9 +75,8 @@ def test_a_stored_adapter_has_its_meaning_and_scores_as_it_was_trained(task: str
 @pytest.mark.parametrize("task", TASKS)
 def test_tenants_are_scored_together_as_alone(task: str, tmp_path: Path) -> None:
     adapters = {f"t{k}": trained(task, tmp_path, run_seed=k) for k in range(2)}
-    tables = {
-        name: read(write_rows(tmp_path / f"{name}.jsonl", task_rows(task, 8, 8 * k))) for k, name in enumerate(adapters)
-    }
+    rows = {name: task_rows(task, 8, 8 * k) for k, name in enumerate(adapters)}
+    tables = {name: read(write_rows(tmp_path / f"{name}.jsonl", own), task=task) for name, own in rows.items()}
     base = load_base(str(tmp_path / "base"), task=task, labels=adapters["t0"].labels)
     together = list(fleet_scores(base, adapters, tables, batch_size=3))
     for one in together:

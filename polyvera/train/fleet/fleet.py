@@ -188,18 +188,28 @@ class Fleet:
         device = self.bank.flat.device
         totals = torch.zeros(self.bank.num_slots, device=device)
         lengths = [len(row["input_ids"]) for _, row, _ in rows]
-        for numbers in packed(lengths, self.recipe.batch_tokens or BATCH_TOKENS.get(device.type, GPU_BATCH_TOKENS)):
+        units = self._units(rows)
+        sizes = [len(unit) * max(lengths[i] for i in unit) for unit in units]
+        for together in packed(sizes, self.recipe.batch_tokens or BATCH_TOKENS.get(device.type, GPU_BATCH_TOKENS)):
+            numbers = [i for unit in together for i in units[unit]]
             batch = [rows[i] for i in numbers]
+            groups = torch.tensor([unit for unit in together for _ in units[unit]])
             inputs, targets = self._inputs([row for _, row, _ in batch])
             weights = to_device(torch.tensor([weight for _, _, weight in batch]), device)
             several = len(inputs["input_ids"]) // len(batch)
             with route([member.slot for member, _, _ in batch] * several):
-                losses = row_losses(self.base.model, inputs, targets, self.row) * weights
+                losses = row_losses(self.base.model, inputs, targets, self.row, groups) * weights
                 then(losses.sum())
             own = to_device(torch.tensor([member.index for member, _, _ in batch]), device)
             totals.index_add_(0, own, losses.detach())
             traffic.count([lengths[i] for i in numbers])
         return totals
+
+    def _units(self, rows: Rows) -> list[list[int]]:
+        """Which rows are computed together: each alone, or a member's batches where texts are compared."""
+        size = self.recipe.batch_size if self.row.embeds else 1
+        own = [[i for i, (one, _, _) in enumerate(rows) if one is member] for member in self.members]
+        return [mine[first : first + size] for mine in own for first in range(0, len(mine), size)]
 
     def _inputs(self, rows: list[dict[str, Any]]) -> tuple[dict[str, Tensor], TargetTokens]:
         """A batch on the bank's device, its labels apart."""
