@@ -30,9 +30,9 @@ class Example:
 
     row: its number in the source, from 1. prompt: '' for plain text, else a text or the turns before the last.
     answer: the completion, the last turn, the text or the label. refs: all right answers. pair: the second text.
-    rejected: the answer that is worse than `answer`, or a text that is farther than `pair`. words: of a text whose words
-    are labelled. labels: those that the row names, of the whole text or of each word. number: what a regression answers,
-    or how alike two texts are.
+    rejected: the answer that is worse than `answer`, or a text that is farther than `pair`. words: of a text whose
+    words are labelled. labels: those that the row names, of the whole text or of each word. number: what a regression
+    answers, or how alike two texts are.
     """
 
     row: int
