@@ -217,7 +217,7 @@ def _heads_answers(
     """What each row's head says: of its text, or of each word whose first token was read."""
     answers: list[Any] = [None] * len(rows)
     for batch, logits, targets in _forwards(model, rows, slots, collate, batch_size):
-        outputs = logits.cpu().split([int((targets.rows == j).sum()) for j in range(len(batch))])
+        outputs = torch.split(logits.cpu(), [int((targets.rows == j).sum()) for j in range(len(batch))])
         for i, own in zip(batch, outputs, strict=True):
             meaning = meanings[slots[i]]
             scores = meaning.scores(own)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from polyvera.engine.embedding.request import Classes
@@ -47,7 +48,7 @@ def worded(found: Classes, texts: Sequence[ClassifiedText]) -> list[dict[str, An
     """One entry of an answer's data for each text."""
     meaning, scores = found.meaning, found.probs
     each = meaning.row.predicts == EACH_TOKEN
-    parts = scores.split([len(text.tokens) for text in texts]) if each else scores
+    parts = torch.split(scores, [len(text.tokens) for text in texts]) if each else scores
     say = SAYS[meaning.row.answer]
     return [{"index": i, **say(meaning, part, text)} for i, (part, text) in enumerate(zip(parts, texts, strict=True))]
 

@@ -69,7 +69,7 @@ class EncodeRequest:
         """All that was found elsewhere, as result() gave it there."""
         self.meaning = meaning
         if self.is_classes and meaning.row.predicts == EACH_TOKEN:
-            parts: Iterable[Tensor] = numbers.split([len(row) for row in self.rows])
+            parts: Iterable[Tensor] = torch.split(numbers, [len(row) for row in self.rows])
         else:
             parts = numbers
         self.found = dict(enumerate(parts))

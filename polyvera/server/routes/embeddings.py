@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -77,7 +77,7 @@ def _texts(context: ServerContext, adapter: AdapterRef | None, body: ClassifyBod
     own = facts.meaning if facts is not None and facts.labels else trained_meaning(engine.model)
     given = [text for text in (*body.prompts, *pairs) if isinstance(text, str)]
     check_chars(given, engine.max_context, "input")
-    prompts = zip(body.prompts, pairs, strict=True)
+    prompts: Iterable[tuple[Any, str | None]] = zip(body.prompts, pairs, strict=True)
     texts = [classified_text(engine.tokenizer, prompt, pair, own) for prompt, pair in prompts]
     check_tokens(max(len(text.tokens) for text in texts), 0, engine.max_context, "input")
     return texts
