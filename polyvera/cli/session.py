@@ -139,7 +139,11 @@ def task_of(adapters: Sequence[Adapter]) -> dict[str, Any]:
     several = {(meaning.task, meaning.labels) for meaning in map(meaning_of, adapters)}
     if len(several) > 1:
         raise RecipeError(f"these adapters have {len(several)} different sets of labels: use them one at a time")
-    return {} if not several else dict(zip(("task", "labels"), several.pop(), strict=True))
+    return (
+        {}
+        if not several
+        else {name: value for name, value in zip(("task", "labels"), several.pop(), strict=True) if value}
+    )
 
 
 def imported(folder: Path, model: str, basis_dtype: str | None) -> Adapter:
