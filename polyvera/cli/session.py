@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from polyvera.data.tables import Table
     from polyvera.model.answer import Meaning
     from polyvera.model.load import Base
+    from polyvera.store.file.codec import Header
     from polyvera.store.registry import Registry
 
 BASE = "base"
@@ -139,7 +140,11 @@ def task_of(adapters: Sequence[Adapter]) -> dict[str, Any]:
     several = {(meaning.task, meaning.labels) for meaning in map(meaning_of, adapters)}
     if len(several) > 1:
         raise RecipeError(f"these adapters have {len(several)} different sets of labels: use them one at a time")
-    return {} if not several else dict(zip(("task", "labels"), several.pop(), strict=True))
+    return (
+        {}
+        if not several
+        else {name: value for name, value in zip(("task", "labels"), several.pop(), strict=True) if value}
+    )
 
 
 def imported(folder: Path, model: str, basis_dtype: str | None) -> Adapter:
@@ -148,6 +153,13 @@ def imported(folder: Path, model: str, basis_dtype: str | None) -> Adapter:
     from polyvera.store.peft import import_peft
 
     return replace(import_peft(folder, load_base(model).model, basis_dtype=basis_dtype), model=model)
+
+
+def stored_text(header: Header) -> str:
+    """The dtype of a file's numbers, and the error that it made."""
+    error = header.own.error
+    lost = "" if error is None else f", relative error {error.relative_l2:.2g}"
+    return f"in {header.index.stored.name}{lost}"
 
 
 def facts(registry: Registry, name: str) -> dict[str, object]:
@@ -161,6 +173,7 @@ def facts(registry: Registry, name: str) -> dict[str, object]:
         "name": str(ref),
         "aliases": ", ".join(aliases),
         "file": f"{ref.path} ({ref.num_bytes:,} bytes)",
+        "stored": stored_text(registry.header(ref)),
         "created": adapter.created,
         "model": adapter.model,
         "base": adapter.base,

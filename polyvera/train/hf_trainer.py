@@ -50,7 +50,7 @@ class AdapterTrainer(Trainer):
         # the sum of accumulated batches the loss instead of their mean.
         self.task, self.num_sequences = rows.task, len(rows[0].get(PARTS, (1,)))
         with _adapters_shown(model):
-            own_loss = None if self.task.writes else mean_loss
+            own_loss = None if self.task.writes else step_loss
             super().__init__(model, args, Collator(pad_id), rows, held_out, compute_loss_func=own_loss)
         self.pop_callback(PrinterCallback)
         self.recipe, self.bank, self.rows, self.head = recipe, bank, rows, head
@@ -126,11 +126,18 @@ class AdapterTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """The mean validation loss: over the target tokens, or what else the task predicts; nats."""
+        metrics = {f"{metric_key_prefix}_loss": self._check(self.mean_loss(self.held_out), "the validation loss")}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def mean_loss(self, rows: Any) -> float:
+        """The mean loss of encoded rows, spread over the processes: over all that the task predicts of them; nats."""
         was_training = self.whole.training
         self.whole.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         with torch.no_grad():
-            for inputs in self._held_out_batches():
+            for inputs in self._share(rows):
                 labels = inputs.pop("labels")
                 targets = TargetTokens.of(labels, self.task.predicts).to(self.args.device)
                 inputs, group = self._prepare_inputs(inputs), self._one_group(labels)
@@ -139,21 +146,17 @@ class AdapterTrainer(Trainer):
                 total += torch.tensor(found, dtype=torch.float64, device=total.device)
         self.whole.train(was_training)
         summed, count = self.accelerator.reduce(total, reduction="sum").tolist()
-        metrics = {f"{metric_key_prefix}_loss": self._check(summed / count, "the validation loss")}
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return float(summed / count)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the Trainer's estimate walks over all parameters at every step."""
         return 0
 
-    def _held_out_batches(self) -> Iterator[dict[str, Tensor]]:
-        """This process's share of the validation rows, none of them twice."""
-        held_out = self.held_out
-        batches = range(0, len(held_out), self.recipe.batch_size)
+    def _share(self, rows: Any) -> Iterator[dict[str, Tensor]]:
+        """This process's share of rows in batches, none of them twice."""
+        batches = range(0, len(rows), self.recipe.batch_size)
         for first in batches[self.args.process_index :: self.args.world_size]:
-            yield self.data_collator(list(held_out[first : first + self.recipe.batch_size]))
+            yield self.data_collator(list(rows[first : first + self.recipe.batch_size]))
 
     @property
     def whole(self) -> nn.Module:
@@ -202,7 +205,7 @@ def _adapters_shown(model: Any) -> Iterator[None]:
             del model._hf_peft_config_loaded
 
 
-def mean_loss(losses: Tensor, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+def step_loss(losses: Tensor, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
     """The rows' share of the mean over all that an optimizer step counts, or over the rows where that is not known."""
     return losses.sum() / (len(losses) if num_items_in_batch is None else num_items_in_batch)
 
