@@ -55,9 +55,8 @@ class Example:
 class RowForm:
     """One form of data: the columns it needs, those it may have, and how a row becomes an example.
 
-    task: what such rows are for. values: what the last column holds, where other forms have the same columns.
-    chat: the form that the rows become where prompts are turns of a conversation, '' where they have none. is_named:
-    whether such rows are of this form only where the task is named.
+    task: what such rows are for. values: what the last column holds, where other forms have that column, too.
+    chat: the form that the rows become where prompts are turns of a conversation, '' where they have none.
     """
 
     task: str
@@ -66,7 +65,6 @@ class RowForm:
     example: Callable[[int, Row], Example]
     values: frozenset[str] = frozenset()
     chat: str = ""
-    is_named: bool = False
 
 
 def value_form(value: Any) -> str:
@@ -229,11 +227,11 @@ FORMS: Mapping[str, RowForm] = MappingProxyType(
         "chat": RowForm(LM, ("messages",), (), _chat, chat="chat"),
         LABEL: RowForm(LABEL, ("text", "label"), ("text_pair",), _labelled, frozenset({A_TEXT, AN_INT})),
         REGRESSION: RowForm(REGRESSION, ("text", "label"), ("text_pair",), _numbered, frozenset({A_NUMBER, AN_INT})),
+        SIMILARITY: RowForm(SIMILARITY, ("text", "text_pair", "label"), (), _alike, frozenset({A_NUMBER, AN_INT})),
         MULTI_LABEL: RowForm(MULTI_LABEL, ("text", "label"), ("text_pair",), _several, frozenset({A_LIST})),
         TOKEN_LABEL: RowForm(TOKEN_LABEL, ("tokens", "tags"), (), _tagged),
         PREFERENCE: RowForm(PREFERENCE, ("prompt", "chosen", "rejected"), (), _preferred, chat=PREFERENCE),
         PAIRS: RowForm(PAIRS, ("anchor", "positive"), ("negative",), _paired),
-        SIMILARITY: RowForm(SIMILARITY, ("text", "label"), ("text_pair",), _alike, is_named=True),
         "text": RowForm(LM, ("text",), (), _plain),
     }
 )

@@ -10,7 +10,7 @@ from types import MappingProxyType
 import numpy as np
 
 from polyvera.data.row_files import NumberedRow, Row, read_rows
-from polyvera.data.row_form import FORMS, Example, value_form
+from polyvera.data.row_form import A_NUMBER, FORMS, Example, value_form
 from polyvera.errors import DataError, did_you_mean, message_of
 from polyvera.model.prompt import Message
 from polyvera.model.task import TASKS, Task
@@ -142,12 +142,12 @@ def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
 def _kind(name: str, rows: Sequence[NumberedRow], columns: Mapping[str, str], task: str | None) -> str:
     """The form of the rows, from what columns and values any of them has. Raises DataError unless exactly one fits."""
     given = dict.fromkeys(column for _, row in rows for column in row)
-    known = [kind for kind, form in FORMS.items() if task == form.task or (task is None and not form.is_named)]
+    known = [kind for kind, form in FORMS.items() if task in (None, form.task)]
     fitting = [kind for kind in known if set(FORMS[kind].columns) <= set(given)]
+    if task is None:
+        fitting = _by_values(name, rows, fitting)
     best = [k for k in fitting if not any(set(FORMS[k].columns) < set(FORMS[other].columns) for other in fitting)]
     best = [kind for kind in best if set(FORMS[kind].columns) <= set(columns)] or best
-    if len({FORMS[kind].columns for kind in best}) == 1 and len(best) > 1:
-        return _by_values(name, rows, best)
     if len(best) != 1:
         forms = "; ".join(dict.fromkeys(_shown(kind) for kind in known))
         fit = "fit none" if not best else "fit several"
@@ -159,18 +159,25 @@ def _kind(name: str, rows: Sequence[NumberedRow], columns: Mapping[str, str], ta
     return best[0]
 
 
-def _by_values(name: str, rows: Sequence[NumberedRow], kinds: Sequence[str]) -> str:
-    """The form whose values stand in the column that decides. Raises DataError for values of several forms."""
-    column = FORMS[kinds[0]].columns[-1]
+def _by_values(name: str, rows: Sequence[NumberedRow], kinds: Sequence[str]) -> list[str]:
+    """The forms whose values stand in the column that decides; whole numbers alone are classes, the first of them.
+
+    Raises DataError for values of several forms.
+    """
+    deciding = [kind for kind in kinds if FORMS[kind].values]
+    if not deciding:
+        return [*kinds]
+    column = FORMS[deciding[0]].columns[-1]
     first: dict[str, int] = {}
     for number, row in rows:
         if row.get(column) is not None:
             first.setdefault(value_form(row[column]), number)
-    fitting = [kind for kind in kinds if set(first) <= FORMS[kind].values]
+    fitting = [kind for kind in deciding if set(first) <= FORMS[kind].values]
     if not fitting:
         found = " and ".join(f"{what} in row {number}" for what, number in first.items())
         raise DataError(f"{name} has {found} as {column}: give all rows one kind of {column}")
-    return fitting[0]
+    chosen = fitting if A_NUMBER in first else fitting[:1]
+    return [kind for kind in kinds if kind in chosen or not FORMS[kind].values]
 
 
 def _check_columns(name: str, given: Iterable[str], columns: Mapping[str, str]) -> None:

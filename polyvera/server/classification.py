@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from polyvera.engine.embedding.request import Classes
 from polyvera.errors import SamplingError
@@ -51,6 +52,13 @@ def worded(found: Classes, texts: Sequence[ClassifiedText]) -> list[dict[str, An
     parts = torch.split(scores, [len(text.tokens) for text in texts]) if each else scores
     say = SAYS[meaning.row.answer]
     return [{"index": i, **say(meaning, part, text)} for i, (part, text) in enumerate(zip(parts, texts, strict=True))]
+
+
+def cosines(vectors: Tensor) -> list[dict[str, Any]]:
+    """One entry for each pair of texts. vectors: of all first texts, then of all second ones."""
+    first, second = F.normalize(vectors, dim=-1).chunk(2)
+    scores = (first * second).sum(-1).tolist()
+    return [{"index": i, "label": "score", "score": score} for i, score in enumerate(scores)]
 
 
 def _label(meaning: Meaning, scores: Tensor, text: ClassifiedText) -> dict[str, Any]:

@@ -95,8 +95,10 @@ def test_texts_that_belong_together(jsonl: Write) -> None:
     assert table.task == PAIRS and table.labels == ()
     assert (table.examples[0].prompt, table.examples[0].pair, table.examples[0].rejected) == ("a", "b", "c")
     alike = jsonl([{**TEXT, "text_pair": "y", "label": 2.5}])
-    assert read(alike).task == REGRESSION and read(alike, task=SIMILARITY).examples[0].number == 2.5
-    with pytest.raises(DataError, match="text_pair is missing"):
+    assert read(alike).task == SIMILARITY and read(alike).examples[0].number == 2.5
+    assert read(alike, task=REGRESSION).task == REGRESSION
+    assert read(jsonl([{**TEXT, "text_pair": "y", "label": i} for i in range(2)])).task == LABEL
+    with pytest.raises(DataError, match="fit none of the known forms of task='similarity'"):
         read(jsonl([{**TEXT, "label": 2.5}]), task=SIMILARITY)
 
 

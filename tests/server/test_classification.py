@@ -6,7 +6,7 @@ from polyvera.engine.embedding.request import Classes
 from polyvera.errors import SamplingError
 from polyvera.model.answer import Meaning
 from polyvera.model.task import LABEL, MULTI_LABEL, REGRESSION, TOKEN_LABEL
-from polyvera.server.classification import classified_text, worded
+from polyvera.server.classification import classified_text, cosines, worded
 
 TAGS = Meaning(TOKEN_LABEL, ("O", "B-PER", "I-PER"))
 
@@ -29,6 +29,11 @@ def test_whole_texts_have_labels_or_a_number() -> None:
     assert several == {"index": 0, "labels": ["b"], "threshold": 0.6, "probs": [0.5, 0.75], "num_classes": 2}
     [number] = worded(Classes(("score",), torch.tensor([[1.5]]), REGRESSION), [text])
     assert number == {"index": 0, "label": "score", "score": 1.5}
+
+
+def test_two_texts_have_their_cosine() -> None:
+    vectors = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 4.0], [0.0, 1.0]])
+    assert [one["score"] for one in cosines(vectors)] == pytest.approx([0.6, 1.0])
 
 
 def test_words_are_found_in_one_text_alone() -> None:

@@ -13,10 +13,10 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 
 from polyvera.errors import SamplingError
-from polyvera.model.answer import trained_meaning
+from polyvera.model.answer import Meaning, trained_meaning
 from polyvera.model.prompt import passage
 from polyvera.server.answers import while_there
-from polyvera.server.classification import ClassifiedText, classified_text, worded
+from polyvera.server.classification import ClassifiedText, classified_text, cosines, worded
 from polyvera.server.context import ServerContext, caller_of
 from polyvera.server.prompt_tokens import check_chars, check_tokens
 from polyvera.server.requests import ClassifyBody, EmbeddingBody
@@ -40,15 +40,22 @@ def routes(context: ServerContext) -> APIRouter:
     async def classify(request: HttpRequest) -> dict[str, Any]:
         engine, body = context.embedding, await context.body(request, ClassifyBody)
         adapter = await _adapter(context, request, body)
-        texts = await context.run(request, _texts, context, adapter, body)
-        rows = [text.tokens for text in texts]
-        found = await _done(context, request, rows, lambda t: engine.classify(rows, adapter, tenant=t))
+        meaning = await context.run(request, _meaning, context, adapter)
+        if meaning.row.embeds and body.text_pair is not None:
+            rows = await context.run(request, _rows, engine.tokenizer, [*body.prompts, *body.pairs], engine.max_context)
+            vectors = await _done(context, request, rows, lambda t: engine.embed(rows, adapter, tenant=t))
+            data = cosines(vectors)
+        else:
+            texts = await context.run(request, _texts, context, meaning, body)
+            rows = [text.tokens for text in texts]
+            found = await _done(context, request, rows, lambda t: engine.classify(rows, adapter, tenant=t))
+            data = worded(found, texts)
         return {
             "id": f"classify-{request.state.request_id}",
             "object": "list",
             "created": context.started,
             "model": context.catalog.name_of(adapter),
-            "data": worded(found, texts),
+            "data": data,
             "usage": _usage(rows),
         }
 
@@ -70,11 +77,16 @@ async def _adapter(context: ServerContext, request: HttpRequest, body: Embedding
     return found
 
 
-def _texts(context: ServerContext, adapter: AdapterRef | None, body: ClassifyBody) -> list[ClassifiedText]:
-    """The texts as the adapter's task reads them; the head of its base where it has none."""
-    engine, pairs = context.engine, body.pairs
+def _meaning(context: ServerContext, adapter: AdapterRef | None) -> Meaning:
+    """What the adapter is for; the head of its base where it has no task of its own."""
     facts = None if adapter is None else context.catalog.facts(adapter)
-    own = facts.meaning if facts is not None and facts.labels else trained_meaning(engine.model)
+    has_own = facts is not None and (facts.labels or facts.meaning.row.embeds)
+    return facts.meaning if facts is not None and has_own else trained_meaning(context.engine.model)
+
+
+def _texts(context: ServerContext, own: Meaning, body: ClassifyBody) -> list[ClassifiedText]:
+    """The texts as their task reads them."""
+    engine, pairs = context.engine, body.pairs
     given = [text for text in (*body.prompts, *pairs) if isinstance(text, str)]
     check_chars(given, engine.max_context, "input")
     prompts: Iterable[tuple[Any, str | None]] = zip(body.prompts, pairs, strict=True)
