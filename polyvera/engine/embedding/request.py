@@ -60,6 +60,7 @@ class EncodeRequest:
     meaning: Meaning = OF_TEXT
     done: Future[Any] = field(default_factory=Future)
     found: dict[int, Tensor] = field(default_factory=dict)
+    weight: float = 1.0
 
     def texts(self) -> list[Text]:
         """Each text on its own."""
@@ -120,6 +121,11 @@ class Text:
     def tenant(self) -> str:
         """Who asks."""
         return self.whole.tenant
+
+    @property
+    def weight(self) -> float:
+        """The share of its tenant."""
+        return self.whole.weight
 
     @property
     def number(self) -> int:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import numpy as np
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 
+from polyvera.data.row_form import SCORE
 from polyvera.errors import SamplingError
 from polyvera.model.answer import Meaning, trained_meaning
 from polyvera.model.prompt import passage
@@ -31,7 +33,7 @@ def routes(context: ServerContext) -> APIRouter:
     async def embeddings(request: HttpRequest) -> dict[str, Any]:
         engine, body = context.embedding, await context.body(request, EmbeddingBody)
         adapter, rows = await _asked(context, request, body)
-        found = await _done(context, request, rows, lambda t: engine.embed(rows, adapter, tenant=t))
+        found = await _done(context, request, rows, adapter, engine.embed)
         worded: Any = _as_base64 if body.encoding_format == "base64" else np.ndarray.tolist
         data = [{"object": "embedding", "index": i, "embedding": worded(v)} for i, v in enumerate(found.numpy())]
         return {"object": "list", "data": data, "model": context.catalog.name_of(adapter), "usage": _usage(rows)}
@@ -43,18 +45,18 @@ def routes(context: ServerContext) -> APIRouter:
         meaning = await context.run(request, _meaning, context, adapter)
         if meaning.row.embeds and body.text_pair is not None:
             rows = await context.run(request, _rows, engine.tokenizer, [*body.prompts, *body.pairs], engine.max_context)
-            vectors = await _done(context, request, rows, lambda t: engine.embed(rows, adapter, tenant=t))
-            data = cosines(vectors)
+            labels, data = SCORE, cosines(await _done(context, request, rows, adapter, engine.embed))
         else:
             texts = await context.run(request, _texts, context, meaning, body)
             rows = [text.tokens for text in texts]
-            found = await _done(context, request, rows, lambda t: engine.classify(rows, adapter, tenant=t))
-            data = worded(found, texts)
+            found = await _done(context, request, rows, adapter, engine.classify)
+            labels, data = found.labels, worded(found, texts)
         return {
             "id": f"classify-{request.state.request_id}",
             "object": "list",
             "created": context.started,
             "model": context.catalog.name_of(adapter),
+            "labels": list(labels),
             "data": data,
             "usage": _usage(rows),
         }
@@ -102,12 +104,32 @@ def _rows(tokenizer: Any, prompts: Sequence[str | list[int]], max_context: int) 
     return rows
 
 
-async def _done(context: ServerContext, request: HttpRequest, rows: list[list[int]], ask: Any) -> Any:
-    tenant = caller_of(request).tenant
-    with context.quotas.reserve(tenant, 1):
-        future: Future[Any] = await context.run(request, ask, tenant)
-        found = await while_there(request, asyncio.wrap_future(future))
-    context.metrics.tokens.labels(tenant, "prompt").inc(sum(map(len, rows)))
+async def _done(
+    context: ServerContext,
+    request: HttpRequest,
+    rows: list[list[int]],
+    adapter: AdapterRef | None,
+    ask: Callable[..., Future[Any]],
+) -> Any:
+    return await while_there(request, _read(context, request, rows, adapter, ask))
+
+
+async def _read(
+    context: ServerContext,
+    request: HttpRequest,
+    rows: list[list[int]],
+    adapter: AdapterRef | None,
+    ask: Callable[..., Future[Any]],
+) -> Any:
+    """What the engine finds, when it is the tenant's turn."""
+    caller, num = caller_of(request), sum(map(len, rows))
+    async with context.admission.place(caller, 1):
+        with context.rates.reserve(caller, num) as reservation:
+            asked = partial(ask, rows, adapter, tenant=caller.tenant, weight=caller.weight)
+            future = await context.run(request, asked)
+            found = await asyncio.wrap_future(future)
+            reservation.num_spent = num
+            context.count(caller, adapter, num, 0)
     return found
 
 
