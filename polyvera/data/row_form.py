@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite, nan
 from types import MappingProxyType
 from typing import Any
@@ -178,7 +178,7 @@ def _numbered(number: int, row: Row) -> Example:
 
 def _alike(number: int, row: Row) -> Example:
     _text(row, "text_pair")
-    return _numbered(number, row)
+    return replace(_numbered(number, row), labels=())
 
 
 def _paired(number: int, row: Row) -> Example:

@@ -38,7 +38,7 @@ def of_groups(
     if groups is None:
         return loss(vectors, numbers)
     found = vectors.new_zeros(len(groups))
-    for group in groups.unique().tolist():
+    for group in sorted(set(groups.tolist())):
         mine = (groups == group).nonzero()[:, 0].to(vectors.device)
         found = found.index_add(0, mine, loss(vectors[:, mine], numbers[mine]))
     return found
