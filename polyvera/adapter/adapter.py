@@ -32,6 +32,8 @@ class Adapter:
     created: ISO 8601 in UTC, or ''.
     model: the name of the base model, '' if unknown.
     labels: the names of a head's outputs.
+    lr: the learning rate that it was trained with, None if unknown.
+    prompt_form: of the prompts in training, 'plain' or 'chat' (through the chat template); '' if unknown or without.
     task: what the head is for, a key of model.task.TASKS; '' is one of the labels, or text without labels.
     threshold: the probability from which one of several labels counts.
 
@@ -48,6 +50,8 @@ class Adapter:
     created: str = ""
     model: str = ""
     labels: tuple[str, ...] = ()
+    lr: float | None = None
+    prompt_form: str = ""
     task: str = ""
     threshold: float = 0.5
 

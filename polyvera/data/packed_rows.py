@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyvera.data.encoding import IGNORED, Encoded
+from polyvera.model.task import LM, TASKS, Task
 
 LABELS, IDS = "labels", "input_ids"
 Numbers = NDArray[Any]
@@ -24,7 +25,8 @@ class PackedRows:
 
     columns: the numbers of every column, in the smallest type that holds them: end to end where each token has one,
     else an entry for each row. is_target: a bit for each token, whether it is its own label; None where labels are
-    other numbers. ends: of each row. tokens: the columns with a number for each token.
+    other numbers. ends: of each row. tokens: the columns with a number for each token. task: what
+    the rows are for.
     """
 
     columns: Mapping[str, Numbers]
@@ -32,6 +34,7 @@ class PackedRows:
     ends: Numbers
     sha256: str
     tokens: frozenset[str]
+    task: Task = TASKS[LM]
 
     @classmethod
     def of(cls, rows: Encoded) -> PackedRows:
@@ -40,7 +43,14 @@ class PackedRows:
         own = all(_are_tokens(row) for row in rows.rows)
         columns = {name: _packed(rows, name) for name in rows[0] if not (own and name == LABELS)}
         bits = np.packbits([label != IGNORED for row in rows.rows for label in row[LABELS]]) if own else None
-        return cls(columns, bits, ends, rows.sha256, frozenset(name for name in columns if _is_of_tokens(rows, name)))
+        return cls(
+            columns,
+            bits,
+            ends,
+            rows.sha256,
+            frozenset(name for name in columns if _is_of_tokens(rows, name)),
+            rows.task,
+        )
 
     def __len__(self) -> int:
         return len(self.ends)

@@ -12,7 +12,7 @@ import numpy as np
 
 from polyvera.data.row_files import Row, check_unicode
 from polyvera.errors import DataError
-from polyvera.model.prompt import Message, Prompt
+from polyvera.model.prompt import PLAIN, TEMPLATE, Message, Prompt
 from polyvera.model.task import LABEL, LM, MULTI_LABEL, PAIRS, PREFERENCE, REGRESSION, SIMILARITY, TOKEN_LABEL
 
 SCORE = ("score",)  # what the one output of a regression is called
@@ -56,7 +56,8 @@ class RowForm:
     """One form of data: the columns it needs, those it may have, and how a row becomes an example.
 
     task: what such rows are for. values: what the last column holds, where other forms have that column, too.
-    chat: the form that the rows become where prompts are turns of a conversation, '' where they have none.
+    chat: the form that the rows become where prompts are turns of a conversation, '' where they have none. prompt_form:
+    how a model is asked, '' where nobody asks.
     """
 
     task: str
@@ -65,6 +66,7 @@ class RowForm:
     example: Callable[[int, Row], Example]
     values: frozenset[str] = frozenset()
     chat: str = ""
+    prompt_form: str = ""
 
 
 def value_form(value: Any) -> str:
@@ -223,8 +225,8 @@ def _plain(number: int, row: Row) -> Example:
 
 FORMS: Mapping[str, RowForm] = MappingProxyType(
     {
-        "completion": RowForm(LM, ("prompt", "completion"), ("refs",), _completion, chat="chat"),
-        "chat": RowForm(LM, ("messages",), (), _chat, chat="chat"),
+        "completion": RowForm(LM, ("prompt", "completion"), ("refs",), _completion, chat="chat", prompt_form=PLAIN),
+        "chat": RowForm(LM, ("messages",), (), _chat, chat="chat", prompt_form=TEMPLATE),
         LABEL: RowForm(LABEL, ("text", "label"), ("text_pair",), _labelled, frozenset({A_TEXT, AN_INT})),
         REGRESSION: RowForm(REGRESSION, ("text", "label"), ("text_pair",), _numbered, frozenset({A_NUMBER, AN_INT})),
         SIMILARITY: RowForm(SIMILARITY, ("text", "text_pair", "label"), (), _alike, frozenset({A_NUMBER, AN_INT})),

@@ -43,6 +43,11 @@ class Table:
         """The row of that task."""
         return TASKS[self.task]
 
+    @property
+    def prompt_form(self) -> str:
+        """How a model is asked: 'plain', 'chat' (through the chat template), or '' for classes."""
+        return FORMS[self.kind].prompt_form
+
 
 def read(
     source: str | Path, columns: Mapping[str, str] = NO_COLUMNS, *, chat: bool = False, task: str | None = None

@@ -48,14 +48,14 @@ def _vectors(model: PreTrainedModel, rows: Encoded, slots: Sequence[int], collat
 
 
 def _cosines(vectors: Tensor) -> list[float]:
-    return (vectors[0] * vectors[1]).sum(-1).tolist()  # type: ignore[no-any-return]
+    return (vectors[0] * vectors[1]).sum(-1).tolist()
 
 
 def _ranks(vectors: Tensor) -> list[float]:
     """1 where no other row's second text is nearer than its own."""
     scores = vectors[0] @ vectors[1].T
     own = scores.diagonal()[:, None]
-    return (1 + (scores > own + 1e-6).sum(1)).tolist()  # type: ignore[no-any-return]
+    return (1 + (scores > own + 1e-6).sum(1)).tolist()
 
 
 VECTOR_ANSWERS: Mapping[str, Callable[[Tensor], list[float]]] = MappingProxyType({"cosine": _cosines, "rank": _ranks})

@@ -18,6 +18,7 @@ from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import ALL_LINEAR, DEFAULT, find_sites
 from polyvera.data.batching import Collator
 from polyvera.data.encoding import Encoded, encode
+from polyvera.data.row_form import FORMS
 from polyvera.data.tables import Table
 from polyvera.errors import PolyveraError, RecipeError, TargetError
 from polyvera.evaluate.evaluate import measured
@@ -34,11 +35,13 @@ from polyvera.model.config import (
 from polyvera.model.inference import evaluating
 from polyvera.model.layer_gradients import probe_layers
 from polyvera.model.load import AUTO_DTYPE, Base, load_base
+from polyvera.model.prompt import prompt_form_text
 from polyvera.model.rms_norm import fused_norms
 from polyvera.model.task import THRESHOLD
 from polyvera.store.opened import opened
 from polyvera.store.registry import Registry
 from polyvera.train.recipe import Recipe
+from polyvera.train.tell import Tell
 from polyvera.train.tenants import Tables, only_tenant
 
 MAX_LENGTH = 512
@@ -91,6 +94,12 @@ def encode_tables(recipe: Recipe, tables: Tables, base: Base) -> tuple[Encoded, 
     return encoded(tables.training), None if tables.validation is None else encoded(tables.validation)
 
 
+def tell_form(table: Table, tokenizer: Any, tell: Tell) -> None:
+    """Says how a model is asked, where it is."""
+    if table.prompt_form:
+        tell(prompt_form_text(tokenizer, table.prompt_form))
+
+
 def row_length(recipe: Recipe, limit: int | None) -> int:
     """The most tokens of a row. limit: what the model reads, None where unknown. Raises RecipeError beyond it."""
     if limit is not None and (recipe.max_length or 0) > limit:
@@ -106,10 +115,13 @@ def meaning_in(recipe: Recipe, task: str, labels: tuple[str, ...]) -> Meaning:
     return found
 
 
-def said(recipe: Recipe, adapter: Adapter, task: str, labels: tuple[str, ...]) -> Adapter:
-    """The adapter, which then says what it is of and for."""
+def said(recipe: Recipe, adapter: Adapter, kind: str, labels: tuple[str, ...]) -> Adapter:
+    """The adapter, which then says what it is of and for, and how it was trained. kind: of its rows."""
+    form = FORMS[kind]
+    task = form.task
     meaning = meaning_in(recipe, task, labels)
     own = "" if task == meaning_of(replace(adapter, labels=labels, task="")).task else task
+    adapter = replace(adapter, lr=recipe.learning_rate, prompt_form=form.prompt_form)
     return replace(adapter, model=recipe.model, labels=labels, task=own, threshold=meaning.threshold)
 
 

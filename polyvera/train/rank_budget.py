@@ -1,4 +1,4 @@
-"""Budget: the choices of a shrinking rank budget, a table of the recipe. No torch here."""
+"""Budget: the settings of a shrinking rank budget. No torch here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Lt
 from polyvera.settings.field import Count, Described, Positive
 from polyvera.settings.model import SettingsTable
 
-ADAPTER = "Adapter"
+ADAPTER = "Adapter"  # the group of a recipe's settings that these are of
 Share = Annotated[float, Gt(0.0), Lt(1.0)]
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from annotated_types import Ge, Lt
 from pydantic import BeforeValidator, Field
 
+from polyvera.adapter.first_step import default_lr
 from polyvera.adapter.method import D_INIT, METHODS, ZEROS, Method
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import PolyveraError, RecipeError, ReferenceNameError, SpecError
@@ -63,7 +64,12 @@ class Recipe(SettingsModel):
         Field(default_factory=dict)
     )
     task: Annotated[str | None, Described(f"One of {', '.join(TASKS)}; by default by the columns.", DATA)] = None
-    chat: Annotated[bool, Described("Put prompts and completions through the model's chat template.", DATA)] = False
+    chat: Annotated[
+        bool | None,
+        Described(
+            "Put prompts and completions through the chat template; an adapter is asked as it was trained.", DATA
+        ),
+    ] = None
     turns: Annotated[
         Literal["all", "last"], Described("Which assistant turns of a conversation are trained on.", DATA)
     ] = "all"
@@ -118,7 +124,12 @@ class Recipe(SettingsModel):
     full: Annotated[bool, Described("Train every parameter instead: the baseline.", ADAPTER)] = False
     budget: Annotated[Budget | None, Described("A shrinking rank budget (AdaLoRA).", ADAPTER)] = None
 
-    lr: Annotated[Positive | None, Described("Learning rate; by default the method's own.", TRAINING)] = None
+    lr: Annotated[
+        Positive | Literal["auto"] | None,
+        Described(
+            "Learning rate; by default 'auto': a sweep where there are enough rows, else the method's.", TRAINING
+        ),
+    ] = None
     head_lr: Annotated[Positive | None, Described("Learning rate of the head; by default 0.01.", TRAINING)] = None
     epochs: Annotated[
         Positive | None, Described("Passes over the data; 3 where max_steps is not given either.", TRAINING)
@@ -202,8 +213,15 @@ class Recipe(SettingsModel):
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of the vectors or matrices (of everything in full fine-tuning)."""
-        return self.lr or (FULL_LR if self.full else METHODS[self.method].lr)
+        """The learning rate of the vectors or matrices (of everything in full fine-tuning), before any sweep."""
+        if isinstance(self.lr, float):
+            return self.lr
+        return FULL_LR if self.full else default_lr(self.spec())
+
+    @property
+    def leaves_lr_open(self) -> bool:
+        """Whether a sweep is to choose the learning rate."""
+        return not isinstance(self.lr, float)
 
     @property
     def head_learning_rate(self) -> float:
@@ -246,7 +264,7 @@ class RecipeCheck:
             yield f"{self._said('epochs')} and {self._said('max_steps')} both say how long to train: give one of them"
         for name in ("lr", "head_lr"):
             rate = getattr(recipe, name)
-            if rate is not None and rate < SMALLEST:
+            if isinstance(rate, float) and rate < SMALLEST:
                 yield f"{self._said(name)} changes no 32-bit number to another, so training would have no effect"
         yield from self._needing(("early_stopping", "eval_every"), "validation", "a file, or a fraction of data")
         yield from self._needing(("save_every",), "output", "the folder to save to")

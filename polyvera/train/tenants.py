@@ -27,8 +27,8 @@ class TenantRows:
         """The examples; task: that of rows which these belong to. Raises DataError."""
         task = task or recipe.task
         if self.rows is None:
-            return read(self.name, recipe.columns, chat=recipe.chat, task=task)
-        return table(self.name, self.rows, recipe.columns, chat=recipe.chat, task=task)
+            return read(self.name, recipe.columns, chat=bool(recipe.chat), task=task)
+        return table(self.name, self.rows, recipe.columns, chat=bool(recipe.chat), task=task)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -122,6 +122,8 @@ class OwnHeader(BaseModel):
     scores: dict[str, FiniteFloat] = Field(default_factory=dict)
     model: str = ""
     labels: list[str] = Field(default_factory=list)
+    lr: FiniteFloat | None = None
+    prompt_form: Literal["", "plain", "chat"] = ""
     task: Annotated[str, AfterValidator(_known)] = ""
     threshold: Annotated[FiniteFloat, Field(gt=0.0, lt=1.0)] = 0.5
     error: StoredError | None = None
@@ -158,6 +160,7 @@ def second_line(adapter: Adapter, error: Mapping[str, float] | None) -> str:
     scores = {str(k): float(v) for k, v in adapter.scores.items()}
     own = _without({"base": adapter.base, "created": adapter.created, "scores": scores, "error": error})
     own |= _without({"model": adapter.model, "labels": list(adapter.labels), "task": adapter.task})
+    own |= _without({"lr": adapter.lr, "prompt_form": adapter.prompt_form})
     own |= {} if adapter.threshold == OwnHeader.model_fields["threshold"].default else {"threshold": adapter.threshold}
     line = _dumped(own | {"digest": NO_DIGEST, "checksum": NO_CHECKSUM})
     read_own(line)
