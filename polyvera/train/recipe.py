@@ -64,12 +64,7 @@ class Recipe(SettingsModel):
         Field(default_factory=dict)
     )
     task: Annotated[str | None, Described(f"One of {', '.join(TASKS)}; by default by the columns.", DATA)] = None
-    chat: Annotated[
-        bool | None,
-        Described(
-            "Put prompts and completions through the chat template; an adapter is asked as it was trained.", DATA
-        ),
-    ] = None
+    chat: Annotated[bool | None, Described("Ask through the chat template; an adapter as it was trained.", DATA)] = None
     turns: Annotated[
         Literal["all", "last"], Described("Which assistant turns of a conversation are trained on.", DATA)
     ] = "all"
