@@ -35,14 +35,14 @@ class ClassifiedText:
 def classified_text(
     tokenizer: Any, prompt: str | list[int], pair: str | None, meaning: Meaning, max_length: int | None = None
 ) -> ClassifiedText:
-    """A prompt as its task reads it, cut to max_length tokens. Raises SamplingError for tokens, or two texts, where words are labelled."""
+    """A prompt as its task reads it, cut to max_length tokens.
+
+    Raises SamplingError for tokens, or two texts, where words are labelled.
+    """
     if meaning.row.predicts != EACH_TOKEN:
-        tokens = (
-            prompt[:max_length]
-            if isinstance(prompt, list)
-            else passage(tokenizer, prompt, pair, max_length)["input_ids"]
-        )
-        return ClassifiedText("" if isinstance(prompt, list) else prompt, tokens)
+        if isinstance(prompt, list):
+            return ClassifiedText("", prompt[:max_length])
+        return ClassifiedText(prompt, passage(tokenizer, prompt, pair, max_length)["input_ids"])
     if isinstance(prompt, list) or pair is not None:
         raise SamplingError(
             "input: this model labels words, so it takes one text as a string, not tokens or a pair", "input"
