@@ -25,10 +25,8 @@ from polyvera.adapter.spec import AdapterSpec
 WIDTH = 768  # where an init does not follow the width of its layer
 KAIMING_BASIS = 2.0  # √I ‖B A‖: the gain is √2 twice, and B has 1/√r
 
-# √I ‖B A‖ by the basis's init, where it is not kaiming's: r products of the mean 0.05², for [0, 0.1].
-OTHER_BASES: Mapping[str, Callable[[int], float]] = MappingProxyType(
-    {"uniform": lambda rank: rank * 0.05**2 * sqrt(WIDTH)}
-)
+# √I ‖B A‖ for each unit of rank, by the init of a basis that is not kaiming's: a product of mean 0.05² for [0, 0.1].
+BASES_BY_RANK: Mapping[str, float] = MappingProxyType({"uniform": 0.05**2 * sqrt(WIDTH)})
 
 # How large the numbers of a letter are at the start by its init, those of A times √I; 1 for what moves by the rate.
 SIZES: Mapping[str, Callable[[AdapterSpec], float]] = MappingProxyType(
@@ -45,9 +43,12 @@ SIZES: Mapping[str, Callable[[AdapterSpec], float]] = MappingProxyType(
 
 
 def default_lr(spec: AdapterSpec) -> float:
-    """The rate of the spec's method, scaled so that rate · reach is what it is at the method's own rank and d_init."""
+    """The rate of the spec's method, scaled so that rate · reach is what it is at the method's own rank and d_init.
+
+    To six digits, so that it can be written down and given again.
+    """
     own = AdapterSpec(spec.method)
-    return spec.row.lr * (reach(own) / (reach(spec) or reach(own)))
+    return float(f"{spec.row.lr * reach(own) / (reach(spec) or reach(own)):.6g}")
 
 
 def reach(spec: AdapterSpec) -> float:
@@ -60,4 +61,4 @@ def _rank(spec: AdapterSpec) -> int:
 
 
 def _of_basis(spec: AdapterSpec) -> float:
-    return OTHER_BASES.get(spec.init, lambda rank: KAIMING_BASIS)(_rank(spec))
+    return _rank(spec) * BASES_BY_RANK[spec.init] if spec.init in BASES_BY_RANK else KAIMING_BASIS

@@ -17,39 +17,22 @@ from polyvera.adapter.method import D_INIT, METHODS, ZEROS, Method
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import PolyveraError, RecipeError, ReferenceNameError, SpecError
 from polyvera.settings.field import DEFAULT_STORE, MODEL, STORE, Count, Described, Fraction, Positive
-from polyvera.settings.model import SettingsModel, SettingsTable, Word
+from polyvera.settings.model import SettingsModel, Word
 from polyvera.settings.source import Source, from_toml
 from polyvera.store.reference import check_alias, check_name
+from polyvera.train.rank_budget import ADAPTER, Budget
 
 FULL_LR = 5e-5
 HEAD_LR = 1e-2
 EPOCHS = 3.0
 SMALLEST = 2.0**-126  # a normal number in fp32
 CHOICES = tuple(f.name for f in fields(AdapterSpec))
-DATA, ADAPTER, TRAINING, FLEET = "Data", "Adapter", "Training", "Fleet"
+DATA, TRAINING, FLEET = "Data", "Training", "Fleet"
 # Where results go, which a run that is resumed may change.
 UNDER = "what the adapter is published under"
 WHERE = ("output", "name", "store", "alias", "stored")
 
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
-
-
-class Budget(SettingsTable):
-    """A shrinking rank budget for a method that trains d (AdaLoRA, Zhang 2023, section 3.3).
-
-    None takes 10 %, 30 % and 1 % of the run for warmup, final and interval, and 0.1 for orthogonal where A and B are
-    trained.
-    """
-
-    rank: Annotated[Positive, Described("Average rank over the layers that a shrinking budget ends at.", ADAPTER)]
-    warmup: Annotated[Annotated[int, Ge(0)] | None, Described("Steps at the full budget.", ADAPTER)] = None
-    final: Annotated[Count | None, Described("Steps at the final budget.", ADAPTER)] = None
-    interval: Annotated[Count | None, Described("Steps from one pruning to the next.", ADAPTER)] = None
-    beta1: Annotated[float, Gt(0.0), Lt(1.0), Described("Smoothing of the sensitivity.", ADAPTER)] = 0.85
-    beta2: Annotated[float, Gt(0.0), Lt(1.0), Described("Smoothing of its uncertainty.", ADAPTER)] = 0.85
-    orthogonal: Annotated[Annotated[float, Ge(0.0)] | None, Described("Weight of ‖PᵀP - I‖ + ‖QQᵀ - I‖.", ADAPTER)] = (
-        None
-    )
 
 
 class Recipe(SettingsModel):
@@ -206,7 +189,8 @@ class Recipe(SettingsModel):
     store: Annotated[str, STORE] = DEFAULT_STORE
     alias: Annotated[str | None, Described("Point this alias at the new version.", STORE.group)] = None
     stored: Annotated[
-        Literal["float32", "bfloat16", "int8"], Described("Precision of the stored numbers.", STORE.group)
+        Literal["float32", "bfloat16", "int8", "int4", "int3"],
+        Described("Precision of the stored numbers.", STORE.group),
     ] = "float32"
 
     @classmethod
@@ -218,6 +202,11 @@ class Recipe(SettingsModel):
         """The adapter that this recipe trains; `head` where the recipe leaves it open."""
         choices = {name: getattr(self, name) for name in CHOICES}
         return AdapterSpec.from_dict({**choices, "head": head if self.head is None else self.head})
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the run."""
+        return None if self.output is None else Path(self.output).expanduser()
 
     @property
     def learning_rate(self) -> float:

@@ -10,8 +10,9 @@ Tell = Callable[[str], None]
 
 
 def to_stderr(line: str) -> None:
-    """Prints a line beside the results."""
-    Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
+    """Prints a line beside the results, an empty one not."""
+    if line:
+        Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def to_nobody(line: str) -> None:

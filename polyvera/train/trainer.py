@@ -42,11 +42,14 @@ from polyvera.train.preparation import (
     tell_form,
 )
 from polyvera.train.recipe import Recipe
+from polyvera.train.rounding import NUM_ROUNDING_ROWS, rounded, rounds, without_pruned
 from polyvera.train.schedule import seed_everything
 from polyvera.train.tell import to_nobody, to_stderr
+from polyvera.train.tenants import Tables
 from polyvera.train.warm_start import warm_start
 
 if TYPE_CHECKING:
+    import torch
     from transformers import TrainerCallback
 
     from polyvera.train.callbacks import KeepBest
@@ -59,10 +62,10 @@ BEST = "best.safetensors"
 class TrainResult:
     """What a run made.
 
-    adapter: None after full fine-tuning, whose result is base.model itself. base: the model, bare again, and its
-    tokenizer. ref: what the adapter was published as, None without a recipe.name. labels: names of the classes, in the
-    order of the outputs. rows, held_out: the training and validation rows, with those that were shortened or skipped.
-    rate: the learning rate, and how it was chosen.
+    adapter: as it is stored, which is what was scored; None after full fine-tuning, whose result is base.model itself.
+    base: the model, bare again, and its tokenizer. ref: what the adapter was published as, None without a recipe.name.
+    labels: names of the classes, in the order of the outputs. rows, held_out: the training and validation rows, with
+    those that were shortened or skipped. rate: the learning rate, and how it was chosen.
     paths: files of the run by name ('curve', 'history', 'model').
     """
 
@@ -126,23 +129,18 @@ def _trained(
     from polyvera.train.hf_trainer import AdapterTrainer, arguments, columns_of  # seconds, that importing train() saves
 
     started = time.monotonic()
-    tables = read_tables(recipe)
-    base = base or load_base(recipe.model, task=tables.training.task, dtype=recipe.dtype, labels=tables.training.labels)
-    tables = tables.labelled(class_names(base, tables.training))
-    tell = to_stderr if progress else to_nobody
+    tables, base = _loaded(recipe, base)
+    tell = to_stderr if progress and _is_first_process() else to_nobody
     tell_form(tables.training, base.tokenizer, tell)
     rows, held_out = encode_tables(recipe, tables, base)
-    asked, rate = recipe, _rate(recipe, base, rows, held_out, start, resume)
-    if rate.text:
-        tell(rate.text)
-    recipe = recipe.replaced(lr=rate.lr)
+    rate = _rate(recipe, base, rows, held_out, start, resume)
+    tell(rate.text)
+    asked, recipe = recipe, recipe.replaced(lr=rate.lr)
     num_params = base.model.num_parameters()
     with ExitStack() as stack:
         folder = stack.enter_context(_folder(recipe))
         args = arguments(recipe, folder, len(rows))
-        model: Any = base.model
-        if not getattr(model, "is_quantized", False):  # a quantized model stays where it was loaded
-            model.to(args.device)
+        model = _moved(base, args.device)
         bank = stack.enter_context(adapted(recipe, base))
         if start is not None and bank is not None:
             bank.put(bank.first, start)
@@ -155,9 +153,13 @@ def _trained(
             _run(trainer, at, best)
         history = History(*(columns_of(trainer.state.log_history, name) for name in ("loss", "eval_loss")))
         scores = {"train_loss": history.recent()} | ({} if best is None else {"eval_loss": best.loss})
+        exact = _adapter(recipe, trainer, allocator, tables.training)
+        with route(slot):
+            scores |= _round(trainer, held_out)
         if tables.test is not None:
             scores |= evaluate(base.model, base.tokenizer, tables.test, slot).scores
-        adapter = _adapter(recipe, trainer, allocator, scores, tables.training)
+        exact = None if exact is None else replace(exact, scores=scores)
+        adapter = None if exact is None else rounded(exact, recipe.stored)
         if adapter is not None and base.untrained:
             check_loads(recipe, base, adapter, rows, slot)
         return TrainResult(
@@ -173,20 +175,37 @@ def _trained(
             num_steps=trainer.state.global_step,
             seconds=time.monotonic() - started,
             rate=rate,
-            ref=_published(recipe, adapter, trainer.is_world_process_zero()),
+            ref=_published(recipe, exact, trainer.is_world_process_zero()),
             ranks={} if allocator is None else allocator.ranks,
             paths=_written(recipe, base, history, trainer.is_world_process_zero()),
         )
 
 
+def _loaded(recipe: Recipe, base: Base | None) -> tuple[Tables, Base]:
+    """The rows, with their classes in the order of the model's outputs, and the model."""
+    tables = read_tables(recipe)
+    table = tables.training
+    base = base or load_base(recipe.model, task=table.task, dtype=recipe.dtype, labels=table.labels)
+    return tables.labelled(class_names(base, table)), base
+
+
+def _moved(base: Base, device: torch.device) -> Any:
+    """The model on that device; a quantized one stays where it was loaded."""
+    model: Any = base.model
+    return model if getattr(model, "is_quantized", False) else model.to(device)
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _check_destination(recipe: Recipe, resume: bool) -> None:
     """Raises RecipeError or StoreError where the results could not be kept."""
-    if recipe.output is None and resume:
+    if recipe.folder is None and resume:
         raise RecipeError("resume needs output: the folder of the run to go on with")
-    if recipe.output is not None:
-        folder = Path(recipe.output).expanduser()
-        check_folder(folder)
-        checkpoint.check_new(folder, resume=resume)
+    if recipe.folder is not None:
+        check_folder(recipe.folder)
+        checkpoint.check_new(recipe.folder, resume=resume)
     if recipe.name is not None:
         check_store(registry_of(recipe))
 
@@ -195,23 +214,36 @@ def _rate(
     recipe: Recipe, base: Base, rows: Encoded, held_out: Encoded | None, start: Adapter | None, resume: bool
 ) -> LearningRate:
     """The learning rate: given, of the run that is resumed, or chosen now."""
-    folder = None if recipe.output is None else Path(recipe.output).expanduser()
-    resumed = resume and folder is not None and checkpoint.last(folder) is not None
-    return kept_rate(folder, lambda: solo_rate(recipe, base, rows, held_out, start), resume=resumed)
+    resumed = resume and recipe.folder is not None and checkpoint.last(recipe.folder) is not None
+    return kept_rate(recipe.folder, lambda: solo_rate(recipe, base, rows, held_out, start), resume=resumed)
 
 
 def _published(recipe: Recipe, adapter: Adapter | None, main: bool) -> AdapterRef | None:
     if adapter is None or recipe.name is None or not main:
         return None
-    folder = None if recipe.output is None else Path(recipe.output).expanduser()
     registry = registry_of(recipe)
-    return put_or_keep(registry, recipe.name, adapter, alias=recipe.alias, dtype=recipe.stored, folder=folder)
+    return put_or_keep(registry, recipe.name, adapter, alias=recipe.alias, dtype=recipe.stored, folder=recipe.folder)
+
+
+def _round(trainer: AdapterTrainer, held_out: Encoded | None) -> dict[str, float]:
+    """Puts the numbers as they will be stored in the exact ones' place; what that does to losses, in nats.
+
+    rounding_loss: by how much the mean loss of the first training rows rises.
+    """
+    bank, dtype = trainer.bank, trainer.recipe.stored
+    if bank is None or not rounds(dtype):
+        return {}
+    rows = trainer.rows.rows[:NUM_ROUNDING_ROWS]
+    before = trainer.mean_loss(rows)
+    bank.put(bank.first, rounded(without_pruned(bank.extract(bank.first)), dtype))
+    found = {"rounding_loss": trainer.mean_loss(rows) - before}
+    return found if held_out is None else found | {"eval_loss": trainer.mean_loss(held_out.rows)}
 
 
 @contextmanager
 def _folder(recipe: Recipe) -> Iterator[Path]:
-    if recipe.output is not None:
-        yield Path(recipe.output).expanduser()
+    if recipe.folder is not None:
+        yield recipe.folder
     else:
         with tempfile.TemporaryDirectory(prefix="polyvera-") as folder:
             yield Path(folder)
@@ -220,7 +252,7 @@ def _folder(recipe: Recipe) -> Iterator[Path]:
 def _begin(folder: Path, recipe: Recipe, rows: Encoded, resume: bool) -> Path | None:
     if recipe.output is None:
         return None
-    if os.environ.get("RANK", "0") != "0":  # the first process opens the folder for all
+    if not _is_first_process():  # which opens the folder for all
         return checkpoint.last(folder) if resume else None
     return checkpoint.begin(folder, recipe, rows, resume=resume)
 
@@ -273,12 +305,11 @@ def _adapter(
     recipe: Recipe,
     trainer: AdapterTrainer,
     allocator: Allocator | None,
-    scores: Mapping[str, float],
     table: Table,
 ) -> Adapter | None:
     if trainer.bank is None:
         return None
-    adapter = extract(trainer.bank, trainer.bank.first, trainer.whole, scores)
+    adapter = extract(trainer.bank, trainer.bank.first, trainer.whole)
     adapter = adapter if allocator is None else compacted(adapter)
     return replace(
         adapter, model=recipe.model, labels=table.labels, lr=recipe.learning_rate, prompt_form=table.prompt_form
@@ -287,9 +318,9 @@ def _adapter(
 
 def _written(recipe: Recipe, base: Base, history: History, main: bool) -> dict[str, Path]:
     """The run's files beside its checkpoints."""
-    if recipe.output is None or not main:
+    folder = recipe.folder
+    if folder is None or not main:
         return {}
-    folder = Path(recipe.output).expanduser()
     what = "full fine-tuning" if recipe.full else recipe.method
     paths = {
         "curve": draw(history, folder / "curve.png", f"{what} of {recipe.model}"),

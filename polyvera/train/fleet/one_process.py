@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.errors import message_of
@@ -66,7 +65,7 @@ def train_here(
     """
     started = time.monotonic()
     seed_everything(recipe.run_seed)
-    journal = Journal(_folder(recipe), registry, "" if recipe.name is None else f"{recipe.name}/", recipe.stored)
+    journal = Journal(recipe.folder, registry, "" if recipe.name is None else f"{recipe.name}/", recipe.stored)
     journal.open(recipe, resume=resume)
     begun = journal.start(start)
     line = [tenant for tenant in everyone if tenant.name not in journal.outcomes]
@@ -79,19 +78,14 @@ def train_here(
         place(base)
         tell_form(first, base.tokenizer, tell)
         loaded, kind = base, first.kind
-        rate = kept_rate(_folder(recipe), lambda: fleet_rate(recipe, loaded, line, kind, begun), resume=resume)
-        if rate.text:
-            tell(rate.text)
+        rate = kept_rate(recipe.folder, lambda: fleet_rate(recipe, loaded, line, kind, begun), resume=resume)
+        tell(rate.text)
         recipe = recipe.replaced(lr=rate.lr)
         with adapted(recipe, base, min(recipe.slots or SLOTS, len(line))) as bank:
             assert bank is not None
             fleet = Fleet(recipe, base, bank, journal, deque(line), first.kind, begun, traffic=traffic)
             fleet.run(watch)
     return FleetResult(tuple(journal.outcomes.values()), traffic, time.monotonic() - started, base, rate=rate)
-
-
-def _folder(recipe: Recipe) -> Path | None:
-    return None if recipe.output is None else Path(recipe.output).expanduser()
 
 
 def _skip_all(line: Iterable[Tenant], recipe: Recipe, journal: Journal) -> None:

@@ -28,7 +28,7 @@ from polyvera.train.recipe import Recipe
 from polyvera.train.schedule import num_steps
 
 FACTORS = tuple(2.0**k for k in range(-3, 5))  # multiples of the method's own rate
-RUNGS = (0.11, 0.17, 0.34)  # shares of a run's steps at which the worse half is dropped
+RUNGS = (0.105, 0.16, 0.25)  # shares of a run's steps at which the worse half is dropped
 WARMUP = 0.06  # that the rungs are for; a longer one moves them
 RATIO = 2.0  # from one rate to the next beyond an edge
 BEYOND, EXTENSIONS = 2, 3  # rates beyond an edge at a time, and how many times
@@ -83,8 +83,8 @@ class Sweep:
         edge = ", the edge of what was tried" if self.is_edge else ""
         of = f" of {self.num_tenants} tenants" if self.num_tenants > 1 else ""
         return (
-            f"lr {self.lr:g} by a sweep of {len(self.tried)} rates{of}{edge} (loss by that of the start: {losses}); "
-            f"{self.num_rows:,} rows, {self.seconds:.1f} s"
+            f"lr {self.lr:g} by a sweep of {len(self.tried)} rates{of}{edge} (loss by that of the start, where each "
+            f"was dropped: {losses}); {self.num_rows:,} rows, {self.seconds:.1f} s"
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.errors import RecipeError, message_of
@@ -74,8 +73,7 @@ def train_fleet(
     else:
         rate = unswept_rate(recipe)
         assert rate is not None  # workers make no sweep
-        if rate.text:
-            tell(rate.text)
+        tell(rate.text)
         result = train_on_workers(recipe.replaced(lr=rate.lr), line, store=registry.url, start=begun, resume=resume)
     scores = []
     for score in _scored(recipe, line, result, registry):
@@ -96,8 +94,8 @@ def _check(recipe: Recipe, base: Base | None, registry: Registry | None, start: 
         )
     check_base(recipe, base)
     check_start(recipe, start)
-    if recipe.output is not None:
-        check_folder(Path(recipe.output).expanduser())
+    if recipe.folder is not None:
+        check_folder(recipe.folder)
     if registry is not None:
         check_store(registry)
 

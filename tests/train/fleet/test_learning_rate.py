@@ -132,9 +132,9 @@ def test_a_fleet_takes_one_rate_by_a_sample_of_its_tenants(tmp_path: Path) -> No
     base = Base(make_model(), make_tokenizer())
     result = train_fleet(recipe, base=base, watch=watch, tell=told.append)
     assert result.rate.sweep.num_tenants == 2
-    assert told == [result.rate.text]
+    assert told[1:] == [result.rate.text]
     assert {*seen} == {result.rate.lr}
     given = train_fleet(recipe.replaced(lr=result.rate.lr), base=base, tell=told.append)
-    assert len(told) == 1
+    assert told[2:] == [told[0], ""]
     for one, other in zip(result.outcomes, given.outcomes, strict=True):
         assert torch.equal(one.adapter.flat, other.adapter.flat)

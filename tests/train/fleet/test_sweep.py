@@ -1,5 +1,6 @@
 """A candidate is the run that its rate alone gives; the choice is bracketed, and the base is as it was before."""
 
+from math import inf
 from typing import Any
 
 import pytest
@@ -11,7 +12,17 @@ from polyvera.data.packed_rows import PackedRows
 from polyvera.data.tables import table
 from polyvera.model.load import Base
 from polyvera.train.fleet.fleet import views_for_gradients
-from polyvera.train.fleet.sweep import FACTORS, RateSearch, Sweep, SweepRows, TriedRate, rungs, sweep
+from polyvera.train.fleet.sweep import (
+    BEYOND,
+    EXTENSIONS,
+    FACTORS,
+    RateSearch,
+    Sweep,
+    SweepRows,
+    TriedRate,
+    rungs,
+    sweep,
+)
 from polyvera.train.preparation import adapted, encode_tables
 from polyvera.train.recipe import Recipe
 from polyvera.train.tenants import Tables
@@ -93,15 +104,31 @@ def test_the_choice_is_the_lowest_loss_of_the_last_rung(base: Base) -> None:
     assert len(found.tried) >= len(FACTORS)
     assert len(left) == 2
     assert found.lr == min(left, key=lambda one: one.loss).lr
-    assert sorted({one.num_steps for one in found.tried}) == [3, 5, 9]
+    assert sorted({one.num_steps for one in found.tried}) == [3, 4, 6]
 
 
 def test_an_edge_is_extended_until_the_loss_turns(base: Base) -> None:
-    low, high = swept(base, lr=1e-4), swept(base, lr=1e4)
-    assert max(one.lr for one in low.tried) > 1e-4 * max(FACTORS)
-    assert min(one.lr for one in high.tried) < 1e4 * min(FACTORS)
-    assert low.lr > 1e-4
-    assert high.lr < 1e4
+    found = swept(base, lr=1e-4)
+    assert len(found.tried) == len(FACTORS) + BEYOND * EXTENSIONS
+    assert max(one.lr for one in found.tried) == found.lr > 1e-4 * max(FACTORS)
+    assert found.is_edge
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ({1.0: 0.5, 2.0: 0.6, 4.0: 0.9}, [0.5, 0.25]),
+        ({1.0: 0.9, 2.0: 0.6, 4.0: 0.5}, [8.0, 16.0]),
+        ({1.0: 0.9, 2.0: 0.5, 4.0: 0.6}, []),
+        ({1.0: inf, 2.0: inf, 4.0: inf}, []),
+    ],
+)
+def test_rates_beyond_an_edge(base: Base, losses: dict[float, float], expected: list[float]) -> None:
+    recipe = recipe_of()
+    with adapted(recipe, base, 1) as bank:
+        search = RateSearch(recipe, base, bank, [], None)
+        search.tried = {lr: TriedRate(lr, 3, loss) for lr, loss in losses.items()}
+        assert search.beyond() == expected
 
 
 def test_the_base_and_the_random_numbers_are_as_before(base: Base) -> None:
@@ -126,8 +153,8 @@ def test_the_line_says_choice_losses_and_cost() -> None:
     tried = (TriedRate(0.01, 3, 0.9), TriedRate(0.02, 9, 0.52), TriedRate(0.04, 9, 0.6))
     text = Sweep(0.02, tried, 1, 1234, 5.0).text
     assert text == (
-        "lr 0.02 by a sweep of 3 rates (loss by that of the start: 0.01: 0.90, 0.02: 0.52, 0.04: 0.60); 1,234 rows, "
-        "5.0 s"
+        "lr 0.02 by a sweep of 3 rates (loss by that of the start, where each was dropped: 0.01: 0.90, 0.02: 0.52, "
+        "0.04: 0.60); 1,234 rows, 5.0 s"
     )
     assert "the edge of what was tried" in Sweep(0.01, tried, 1, 1234, 5.0).text
 
@@ -135,8 +162,8 @@ def test_the_line_says_choice_losses_and_cost() -> None:
 @pytest.mark.parametrize(
     ("choices", "expected"),
     [
-        ({"max_steps": 100, "batch_size": 1}, (11, 17, 34)),
-        ({"max_steps": 20, "batch_size": 2}, (3, 4, 7)),
+        ({"max_steps": 100, "batch_size": 1}, (11, 16, 25)),
+        ({"max_steps": 20, "batch_size": 2}, (3, 4, 5)),
         ({"max_steps": 100, "batch_size": 2, "warmup": 0.26}, (24, 24, 24)),
     ],
 )
