@@ -154,10 +154,7 @@ def _trained(
         history = History(*(columns_of(trainer.state.log_history, name) for name in ("loss", "eval_loss")))
         scores = {"train_loss": history.recent()} | ({} if best is None else {"eval_loss": best.loss})
         exact = _adapter(recipe, trainer, allocator, tables.training)
-        with route(slot):
-            scores |= _round(trainer, held_out)
-        if tables.test is not None:
-            scores |= evaluate(base.model, base.tokenizer, tables.test, slot).scores
+        scores |= _scores(base, trainer, held_out, tables.test, slot)
         exact = None if exact is None else replace(exact, scores=scores)
         adapter = None if exact is None else rounded(exact, recipe.stored)
         if adapter is not None and base.untrained:
@@ -179,6 +176,15 @@ def _trained(
             ranks={} if allocator is None else allocator.ranks,
             paths=_written(recipe, base, history, trainer.is_world_process_zero()),
         )
+
+
+def _scores(
+    base: Base, trainer: AdapterTrainer, held_out: Encoded | None, test: Table | None, slot: int
+) -> Mapping[str, float]:
+    """What becomes of the losses when the numbers are stored, and the scores on the test rows."""
+    with route(slot):
+        scores = _round(trainer, held_out)
+    return scores if test is None else {**scores, **evaluate(base.model, base.tokenizer, test, slot).scores}
 
 
 def _loaded(recipe: Recipe, base: Base | None) -> tuple[Tables, Base]:

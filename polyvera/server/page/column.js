@@ -1,7 +1,7 @@
 // A column of the chat: one model, and its conversation.
 
 import { byId, make, say } from "./element.js";
-import { get, stream } from "./server.js";
+import { stream } from "./server.js";
 import { tag } from "./tag.js";
 import { counted } from "./words.js";
 
@@ -42,7 +42,6 @@ export class Column {
     try {
       if (this.refused) throw new Error(this.refused);
       if (!turn.model) throw new Error("Choose an adapter: write its name above, or press A or B in the table below.");
-      turn.isPlain ||= await this.isTrainedPlain(signal);
       await this.answered(turn, shown, given, noTemplate, signal);
     } catch (error) {
       this.failed(error, turn, shown);
@@ -50,12 +49,6 @@ export class Column {
     } finally {
       this.log.ariaBusy = "false";
     }
-  }
-
-  // Whether its adapter was trained on plain text, so that the chat template would be new to it.
-  async isTrainedPlain(signal) {
-    const { prompt_form: form } = await get(`v1/models/${encodeURI(this.model)}`, signal);
-    return form === "plain";
   }
 
   async answered(turn, shown, given, noTemplate, signal) {
