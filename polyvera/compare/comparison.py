@@ -87,7 +87,7 @@ class Comparison(BaseModel):
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run to be made."""
+    """One run to be made. is_edge: whether its rate is the lowest or the highest that was tried."""
 
     task: str
     method: str
@@ -96,6 +96,7 @@ class PlannedRun:
     score: str
     choices: Mapping[str, Any]
     also: tuple[str, ...] = ()
+    is_edge: bool = False
 
     def recipe(self) -> Recipe:
         """The recipe of the run. Raises RecipeError."""
@@ -168,8 +169,8 @@ def compare(comparison: Comparison, folder: Path, watch: Watch = lambda run: Non
         losses = swept(comparison, lambda factor, own=planned: made(_at(own, factor, own.seed), SWEEP).eval_loss)
         best = min(losses, key=lambda factor: losses[factor])
         is_edge = len(losses) > 1 and best in (min(losses), max(losses))
-        runs = [made(_at(planned, best, seed), FINAL) for seed in comparison.seeds]
-        finals += [replace(run, is_edge=int(is_edge)) for run in runs]
+        chosen = replace(planned, is_edge=is_edge)
+        finals += [made(_at(chosen, best, seed), FINAL) for seed in comparison.seeds]
     return finals
 
 
@@ -238,6 +239,7 @@ def trained(planned: PlannedRun, phase: str) -> Run:
         round(result.seconds, 1),
         peak_bytes(),
         also,
+        int(planned.is_edge),
     )
 
 
