@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from math import inf, isfinite
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -164,9 +165,12 @@ def compare(comparison: Comparison, folder: Path, watch: Watch = lambda run: Non
             watch(done[key])
         return done[key]
 
+    def loss_at(planned: PlannedRun, factor: float) -> float:
+        return made(_at(planned, factor, planned.seed), SWEEP).eval_loss
+
     finals = []
     for planned in comparison.plans(comparison.factors[0], comparison.seeds[0]):
-        losses = swept(comparison, lambda factor, own=planned: made(_at(own, factor, own.seed), SWEEP).eval_loss)
+        losses = swept(comparison, partial(loss_at, planned))
         best = min(losses, key=lambda factor: losses[factor])
         is_edge = len(losses) > 1 and best in (min(losses), max(losses))
         chosen = replace(planned, is_edge=is_edge)
