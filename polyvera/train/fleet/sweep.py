@@ -1,8 +1,8 @@
 """A sweep of learning rates is a fleet: candidates are slots of one bank, on the same rows in the same batches.
 
 Successive halving (Jamieson 2016, figure 1): the worse half of the candidates is dropped at each rung. Where the one
-that is left is the highest or the lowest that was tried, the sweep goes on beyond it until the loss turns. Each candidate is,
-to the step at which it was dropped, the run that its rate alone would have given.
+that is left is the highest or the lowest that was tried, the sweep goes on beyond it until the loss turns. Each
+candidate is, to the step at which it was dropped, the run that its rate alone would have given.
 """
 
 from __future__ import annotations
