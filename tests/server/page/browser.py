@@ -16,6 +16,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 from tiny_serve import LONGEST_WAIT
 
+HOSTILE = "<img src=x onerror=alert(1)>"
+MANY = 120  # adapters of one team
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--window-size=1280,900")
 
@@ -53,6 +55,10 @@ class Browser:
     def press(self, *keys: str) -> None:
         """Where the focus is."""
         self.driver.switch_to.active_element.send_keys(*keys)
+
+    def view(self, name: str) -> None:
+        """Goes to a view by its link."""
+        self.click(f"#views a[href='#{name}']")
 
     def focus(self) -> str:
         """The id of what has the focus, or its label, or its text."""
