@@ -7,8 +7,8 @@ import { bytes, count, counted } from "./words.js";
 
 const EVERY_MS = 1_000;
 const MOST_FREE_CELLS = 256;
-const MOST_RUNNING = 12;
-const MOST_RESIDENT = 12;
+const MOST_RUNNING = 8;
+const MOST_RESIDENT = 8;
 const HIDDEN = "adapters that this key may not see";
 let isPaused = false;
 let timer;

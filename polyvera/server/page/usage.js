@@ -6,7 +6,7 @@ import { isShown, SHOWN } from "./views.js";
 import { count } from "./words.js";
 
 const DAY_MS = 86_400_000;
-const MOST_ROWS = 40;
+const MOST_ROWS = 25;
 const SUMS = { requests: "Requests", prompt_tokens: "Prompt tokens", completion_tokens: "Answer tokens" };
 const TITLES = { day: "Day", tenant: "Tenant", adapter: "Adapter" };
 const EMPTY = { tenant: "no tenant", adapter: "the base" };
