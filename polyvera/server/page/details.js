@@ -18,7 +18,7 @@ export function start(onChange) {
   byId("alias-form").addEventListener("submit", (event) => {
     event.preventDefault();
     const given = { name, alias: byId("alias-word").value.trim(), version: byId("alias-version").valueAsNumber || null };
-    change(`${given.alias} was set`, () => send("POST", "v1/aliases", given));
+    change(`Set ${given.alias}`, () => send("POST", "v1/aliases", given));
   });
 }
 
@@ -96,7 +96,7 @@ async function download(one) {
 }
 
 function remove(what, address) {
-  if (confirm(`Remove ${what}? This cannot be taken back.`)) change(`${what} was removed`, () => send("DELETE", address));
+  if (confirm(`Remove ${what}? This cannot be taken back.`)) change(`Removed ${what}`, () => send("DELETE", address));
 }
 
 async function change(news, act) {

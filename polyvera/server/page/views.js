@@ -36,6 +36,6 @@ function show() {
     if (name(link) === current) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  if (wanted === current) window.scrollTo(0, 0); // not to the section: the way there is above it
+  if (wanted === current) requestAnimationFrame(() => window.scrollTo(0, 0)); // the ways to other views are there
   document.dispatchEvent(new CustomEvent(SHOWN, { detail: current }));
 }

@@ -123,11 +123,11 @@ def test_an_adapter_is_published_pointed_and_removed(page: Browser, at: Served, 
     page.fill("#alias-word", "prod")
     page.fill("#alias-version", "1")
     page.click("#alias-form button")
-    page.until(lambda: page.text("#details-status") == "prod was set · 2 versions")
+    page.until(lambda: page.text("#details-status") == "Set prod · 2 versions")
     assert at.registry.aliases("zeta/new") == {"prod": 1}
     for label, told in (
-        ("Remove zeta/new@2", "zeta/new@2 was removed"),
-        ("Remove the alias prod", "the alias prod was"),
+        ("Remove zeta/new@2", "Removed zeta/new@2"),
+        ("Remove the alias prod", "Removed the alias prod"),
     ):
         page.click(f"[aria-label='{label}']")
         page.driver.switch_to.alert.accept()
@@ -135,7 +135,7 @@ def test_an_adapter_is_published_pointed_and_removed(page: Browser, at: Served, 
     assert at.registry.aliases("zeta/new") == {}
     page.click("#remove-all")
     page.driver.switch_to.alert.accept()
-    page.until(lambda: page.text("#details-status") == "all versions of zeta/new was removed")
+    page.until(lambda: page.text("#details-status") == "Removed all versions of zeta/new")
     page.click("#details-close")
     page.until(lambda: not page.texts("#rows th"))
     assert all("404" in entry["message"] for entry in page.log()), "of a name that is gone"
