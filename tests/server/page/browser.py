@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
@@ -69,7 +70,13 @@ class Browser:
         for _ in range(most):
             if self.focus() == name:
                 return
-            self.press(*keys, Keys.TAB)
+            chain = ActionChains(self.driver)  # to nobody: a field for files takes keys for a path
+            for key in keys:
+                chain.key_down(key)
+            chain.send_keys(Keys.TAB)
+            for key in keys:
+                chain.key_up(key)
+            chain.perform()
         raise AssertionError(f"{most} times Tab did not reach {name}")
 
     def until(self, condition: Callable[[], object]) -> None:

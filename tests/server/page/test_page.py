@@ -144,6 +144,7 @@ def test_nothing_is_asked_while_the_tab_is_hidden_or_paused(page: Browser) -> No
         "Object.defineProperty(document, 'hidden', {value: arguments[0], configurable: true});"
         "document.dispatchEvent(new Event('visibilitychange'))"
     )
+    page.view("activity")
     page.until(lambda: page.run(polls) >= 2)
     page.run(hide, True)
     before = page.run(polls)
