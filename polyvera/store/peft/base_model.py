@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import transformers
 from transformers import AutoConfig
 
-from polyvera.model.config import ENCODER_DECODER, LABEL, OTHER, kind_of
+from polyvera.model.config import ENCODER_DECODER, OTHER, kind_of
 from polyvera.model.load import load_as, load_base, locate
+from polyvera.model.task import LABEL
 from polyvera.store.foreign import CONFIG_NAME
 from polyvera.store.peft.card import POOLED
 from polyvera.store.peft.config import PeftConfig, read_config

@@ -18,6 +18,8 @@ from polyvera.adapter.layout import Shape
 from polyvera.adapter.method import METHODS, Method
 from polyvera.adapter.targets import output_of
 from polyvera.errors import FormatError, SpecError, did_you_mean
+from polyvera.model.task import TASKS as TASKS_HERE
+from polyvera.model.task import THRESHOLD
 from polyvera.store.foreign import CONFIG_BYTES, CONFIG_NAME
 from polyvera.store.peft.family_targets import FAMILY_TARGETS
 from polyvera.store.peft.tasks import TASKS
@@ -163,6 +165,8 @@ class OwnKeys(BaseModel):
     base_model_class: Words = ""
     lr: float | None = None
     prompt_form: Literal["", "plain", "chat"] = ""
+    task: Literal["", *TASKS_HERE] = ""  # type: ignore[valid-type]
+    threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = THRESHOLD
 
 
 class PeftConfig(BaseModel):

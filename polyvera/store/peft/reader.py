@@ -32,7 +32,7 @@ from polyvera.store.peft.config import (
     read_config,
     stored_shape,
 )
-from polyvera.store.peft.origin import labels_from, origin_of
+from polyvera.store.peft.origin import labels_from, origin_of, task_from
 from polyvera.store.peft.sites import Sites, compute_dtype, heads_of, of_pattern, sites_of, widest
 from polyvera.store.peft.tensor_names import REPLACED, backbone_prefix, found_names, own_name
 from polyvera.store.tensor_file import FileTensor, open_tensors, unpickled_tensors
@@ -133,6 +133,8 @@ def import_peft(
         created=own.created,
         lr=own.lr,
         prompt_form=own.prompt_form,
+        task=task_from(peft.config, model),
+        threshold=own.threshold,
     )
 
 
