@@ -5,43 +5,31 @@ What a slot gets is what torch.optim.AdamW and clip_grad_norm_ would give to its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-import torch
 from torch import Tensor
 
 from polyvera.adapter.bank import Bank
 from polyvera.adapter.layout import Layout
-from polyvera.adapter.lazy_zeros import zeros
-from polyvera.train.fleet.adamw import ParamGroup, SlotStep, SlotTensors, adamw_step
+from polyvera.train.fleet.adamw import AdamSettings, ParamGroup
+from polyvera.train.fleet.moments import MOMENTS, SlotMoments, clip_factor
 from polyvera.train.recipe import Recipe
-
-CLIP_EPS = 1e-6  # clip_grad_norm_'s
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class SlotAdamW:
     """AdamW for the slots of a bank, from a recipe's learning rates, weight decay and clipping.
 
-    grads: (num_slots, num_params), to which the backward pass adds from now on. steps: how many each slot has made.
-    Raises LayoutError for a bank whose parameters were moved after inject().
+    grads, exp_avg, exp_avg_sq, steps: those of `moments`. Raises LayoutError for a bank whose parameters were moved
+    after inject().
     """
 
     def __init__(self, bank: Bank, recipe: Recipe) -> None:
-        self.bank, self.recipe = bank, recipe
-        self.groups = param_groups(bank.layout, recipe)
-        self.grads, flat = bank.gradients(), bank.flat
-        shape = (bank.num_slots, bank.layout.num_params)
-        self.exp_avg, self.exp_avg_sq = (zeros(shape, device=flat.device, dtype=flat.dtype) for _ in MOMENTS)
-        self.steps = [0] * bank.num_slots
-        self._step = fastest_step(flat.device)
-
-    def norms(self) -> Tensor:
-        """The norm of each slot's gradient, (num_slots,) fp32 on the bank's device."""
-        found: Tensor = torch.linalg.vector_norm(self.grads, dim=1, dtype=torch.float32)
-        return found
+        self.bank, self.recipe, self.moments = bank, recipe, SlotMoments(bank)
+        self.groups, self.settings = param_groups(bank.layout, recipe), AdamSettings(weight_decay=recipe.weight_decay)
+        self.grads, self.steps = self.moments.grads, self.moments.steps
+        self.exp_avg, self.exp_avg_sq = self.moments.exp_avg, self.moments.exp_avg_sq
+        self.norms, self.reset = self.moments.norms, self.moments.reset
 
     def step(self, indices: Sequence[int], factors: Sequence[float], norms: Sequence[float]) -> None:
         """A step for these slots, whose gradients are then zero; no other slot moves.
@@ -49,21 +37,8 @@ class SlotAdamW:
         indices: each once. factors: what each slot's schedule multiplies the learning rates by. norms: of the
         gradients, read back from norms().
         """
-        if not indices:
-            return
-        for index in indices:
-            self.steps[index] += 1
-        clips = [min(1.0, self.recipe.clip / (norm + CLIP_EPS)) for norm in norms]
-        steps = [SlotStep(i, self.steps[i], f, c) for i, f, c in zip(indices, factors, clips, strict=True)]
-        tensors = SlotTensors(self.bank.flat, self.grads, self.exp_avg, self.exp_avg_sq)
-        self._step(tensors, self.groups, steps, self.recipe.weight_decay)
-        self.bank.version += 1  # what was computed from these slots holds no longer
-
-    def reset(self, index: int) -> None:
-        """Makes a slot ready for another tenant: no gradient, no moments, no steps."""
-        for tensor in (self.grads, self.exp_avg, self.exp_avg_sq):
-            tensor[index].zero_()
-        self.steps[index] = 0
+        clips = [clip_factor(norm, self.recipe.clip) for norm in norms]
+        self.moments.step(self.groups, self.settings, indices, factors, clips)
 
     def state(self, index: int) -> dict[str, Tensor]:
         """A slot's numbers and moments by group, `0.weight` and `0.exp_avg`, as views; no moments before a step."""
@@ -87,12 +62,3 @@ def param_groups(layout: Layout, recipe: Recipe) -> tuple[ParamGroup, ...]:
         stacks = list(run)
         found[is_head].append(ParamGroup(stacks[0].offset, stacks[-1].offset + stacks[-1].size, rates[is_head]))
     return (*found[False], *found[True])
-
-
-def fastest_step(device: torch.device) -> Callable[..., None]:
-    """adamw_step by Triton's kernel where there is one for the device, else by torch's."""
-    if device.type != "cuda" or find_spec("triton") is None:
-        return adamw_step
-    from polyvera.train.fleet import adamw_kernel
-
-    return adamw_kernel.adamw_step
