@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from polyvera.engine.generation.generator import Generator
     from polyvera.engine.limits import Limits
     from polyvera.engine.protocol import EmbeddingEngine, ServedEngine
+    from polyvera.jobs.fine_tuning import FineTuning
     from polyvera.replicas.replica_pool import ReplicaPool
     from polyvera.store.registry import Registry
 
@@ -35,7 +37,25 @@ def serve(
 
     address = None if dry_run else (serving.host, serving.port)
     config, limits = serving.config, serving.limits
-    _run(serving.model, Registry(serving.store), config, limits, serving.pin, address, serving.replicas)
+    registry = Registry(serving.store)
+    with _training(serving, dry_run) as fine_tuning:
+        _run(serving.model, registry, config, limits, serving.pin, address, serving.replicas, fine_tuning)
+
+
+@contextmanager
+def _training(serving: Serving, dry_run: bool) -> Iterator[FineTuning | None]:
+    """The jobs of a server that trains, and the process that trains them, unless nothing is to listen."""
+    from polyvera.jobs.fine_tuning import FineTuning
+    from polyvera.train.live.trainer_main import TrainerStart
+    from polyvera.train.live.trainer_process import TrainerProcess
+
+    policy = serving.policy
+    if not policy.train:
+        yield None
+        return
+    jobs = FineTuning.open(policy)
+    with nullcontext() if dry_run else TrainerProcess(TrainerStart(serving.model, serving.store, policy)):
+        yield jobs
 
 
 def _run(
@@ -46,6 +66,7 @@ def _run(
     pinned: Sequence[str],
     address: tuple[str, int] | None,
     num_replicas: int,
+    fine_tuning: FineTuning | None,
 ) -> None:
     from polyvera.server.app import make_app
     from polyvera.server.metrics import Metrics
@@ -58,7 +79,7 @@ def _run(
     with _engine(model, registry, limits, metrics.observe, num_replicas) as engine:
         for one in pinned:
             engine.pin(registry.resolve(one))
-        app = make_app(engine, config, metrics, state)
+        app = make_app(engine, config, metrics, state, fine_tuning)
         typer.echo(_costs(engine) if engine.embedding is None else _vectors(engine.embedding))
         if address is None:
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
+from importlib import resources
 from pathlib import PurePath
 from typing import Any
 
@@ -16,15 +16,17 @@ from starlette.responses import Response
 
 from polyvera.engine.protocol import ServedEngine
 from polyvera.errors import PolyveraError
+from polyvera.jobs.fine_tuning import FineTuning
 from polyvera.server.api_keys import KeyFile, read_keys
 from polyvera.server.catalog import Catalog
 from polyvera.server.config import ServerConfig
 from polyvera.server.context import ServerContext, TenantQuotas
 from polyvera.server.metrics import Metrics
 from polyvera.server.middleware import AuthMiddleware, ServerState
-from polyvera.server.routes import adapters, completions, embeddings, models, operations
+from polyvera.server.routes import adapters, completions, embeddings, files, models, operations
+from polyvera.server.routes import fine_tuning as jobs
 
-PAGE = files("polyvera.server").joinpath("page")
+PAGE = resources.files("polyvera.server").joinpath("page")
 PAGE_KINDS = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -40,11 +42,16 @@ PAGE_HEADERS = {
 
 
 def make_app(
-    engine: ServedEngine, config: ServerConfig, metrics: Metrics | None = None, state: ServerState | None = None
+    engine: ServedEngine,
+    config: ServerConfig,
+    metrics: Metrics | None = None,
+    state: ServerState | None = None,
+    fine_tuning: FineTuning | None = None,
 ) -> FastAPI:
     """The app of a started engine: a Generator, an Embedder, or a ReplicaPool.
 
     metrics: whose observe() the engine was given, for the times that it measures. state: to say that the server stops.
+    fine_tuning: the files and jobs of a server that trains.
     Raises ServeError for a file of keys that cannot be read.
     """
     state, metrics = state or ServerState(), metrics or Metrics()
@@ -54,10 +61,12 @@ def make_app(
         keys = KeyFile(config.keys)
     metrics.watch(engine.stats)
     catalog = Catalog(engine.registry, config.base, engine.fingerprint)
-    context = ServerContext(engine, config, catalog, metrics, state, TenantQuotas(config.max_per_tenant), keys)
+    context = ServerContext(
+        engine, config, catalog, metrics, state, TenantQuotas(config.max_per_tenant), keys, fine_tuning
+    )
     auth = Middleware(AuthMiddleware, config=config, keys=keys, state=state, metrics=metrics)
     app = FastAPI(title="polyvera", docs_url=None, redoc_url=None, openapi_url=None, middleware=[auth])
-    for router in (completions, models, operations, embeddings):
+    for router in (completions, models, operations, embeddings, files, jobs):
         app.include_router(router.routes(context))
     app.include_router(adapters.routes(context, engine.fingerprint))
     _add_page(app)

@@ -15,6 +15,7 @@ from starlette.requests import Request as HttpRequest
 
 from polyvera.engine.protocol import EmbeddingEngine, GenerationEngine, ServedEngine
 from polyvera.errors import BusyError, ServeError
+from polyvera.jobs.fine_tuning import FineTuning
 from polyvera.server.api_keys import Caller, KeyFile
 from polyvera.server.catalog import Catalog
 from polyvera.server.config import ServerConfig
@@ -63,6 +64,7 @@ class ServerContext:
     state: ServerState
     quotas: TenantQuotas
     keys: KeyFile | None = None
+    fine_tuning: FineTuning | None = None
     pool: TenantPool = field(default_factory=TenantPool)
     started: int = field(default_factory=lambda: int(time()))
 
@@ -85,6 +87,13 @@ class ServerContext:
                 "embeddings and classes come from an encoder"
             )
         return self.engine.embedding
+
+    @property
+    def training(self) -> FineTuning:
+        """The files and jobs of a server that trains. Raises ServeError where it doesn't."""
+        if self.fine_tuning is None:
+            raise ServeError("this server trains nothing: start it with --train")
+        return self.fine_tuning
 
     async def run(self, request: HttpRequest, work: Callable[..., R], *args: Any, **kwargs: Any) -> R:
         """What `work` returns, done by one of the caller's threads: the event loop waits for no file and no library."""

@@ -63,6 +63,7 @@ VECTOR: Neutral = {
     "request_id": None,
     "truncate_prompt_tokens": (),
 }
+INTEGRATIONS: Neutral = {"integrations": ([],)}
 MESSAGE: Neutral = {
     "annotations": ([],),
     "audio": (),

@@ -58,10 +58,14 @@ class RunState:
         """Its numbers alone, as if no step had been made."""
         return RunState(self.weight)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it by name, those left out that are all zero."""
+        named = {name: tensor for name, tensor in zip(TENSORS, self._tensors(), strict=True) if tensor is not None}
+        return named | {STEP: torch.tensor(self.step)}
+
     def write(self, path: Path) -> None:
         """One safetensors file, whole or not at all."""
-        named = {name: tensor for name, tensor in zip(TENSORS, self._tensors(), strict=True) if tensor is not None}
-        checkpoint.write(path, named | {STEP: torch.tensor(self.step)})
+        checkpoint.write(path, self.tensors())
 
     @classmethod
     def read(cls, path: Path) -> RunState:
