@@ -21,7 +21,8 @@ CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY, tenant TEXT NOT NULL, status TEXT NOT NULL, model TEXT NOT NULL,
     training_file TEXT NOT NULL, validation_file TEXT, choices TEXT NOT NULL, created_s INTEGER NOT NULL,
     finished_s INTEGER, error TEXT, fine_tuned_model TEXT, trained_tokens INTEGER NOT NULL DEFAULT 0,
-    step INTEGER NOT NULL DEFAULT 0, num_steps INTEGER, planned_tokens INTEGER NOT NULL DEFAULT 0, attempts INTEGER NOT NULL DEFAULT 0);
+    step INTEGER NOT NULL DEFAULT 0, num_steps INTEGER, planned_tokens INTEGER NOT NULL DEFAULT 0,
+    attempts INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX IF NOT EXISTS jobs_of_tenant ON jobs (tenant, created_s);
 CREATE TABLE IF NOT EXISTS events (
     number INTEGER PRIMARY KEY AUTOINCREMENT, job TEXT NOT NULL, created_s INTEGER NOT NULL, level TEXT NOT NULL,
@@ -71,5 +72,5 @@ class Database:
             with closing(sqlite3.connect(self.path, BUSY_S, isolation_level=None)) as connection:
                 connection.row_factory = sqlite3.Row
                 yield connection
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             raise StoreUnavailableError(f"the database of jobs {self.path} cannot be used: {error}") from error

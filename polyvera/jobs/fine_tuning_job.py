@@ -89,7 +89,7 @@ class JobEvent:
     @classmethod
     def of(cls, row: Row) -> JobEvent:
         """A row of the table of events."""
-        return cls(*row[:-1], data=json.loads(row["data"]))
+        return cls(*row[:-1], json.loads(row["data"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class JobCheckpoint:
     @classmethod
     def of(cls, row: Row) -> JobCheckpoint:
         """A row of the table of checkpoints."""
-        return cls(*row[:-1], metrics=json.loads(row["metrics"]))
+        return cls(*row[:-1], json.loads(row["metrics"]))
 
 
 def owner_of(name: str) -> str | None:

@@ -127,7 +127,9 @@ def _record(connection: Connection, made: Progress) -> None:
     add = "INSERT INTO usage VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET tokens = tokens + ?3"
     connection.execute(add, (row["tenant"], today(), more))
     loss = made.metrics.get("train_loss", 0.0)
-    add_event(connection, made.job, f"Step {made.step}: training loss={loss:.4f}", step=made.step, **made.metrics)
+    add_event(
+        connection, made.job, f"Step {made.step}: training loss={loss:.4f}", data={"step": made.step, **made.metrics}
+    )
 
 
 def _end(connection: Connection, job: str, status: str, error: JobError | None, model: str | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from sqlite3 import Connection
@@ -120,9 +120,11 @@ class JobTable:
             raise QuotaError(f"you have trained on your {self._policy.max_daily_tokens:,} tokens of today (UTC)")
 
 
-def add_event(connection: Connection, job: str, message: str, level: str = "info", **data: Any) -> None:
+def add_event(
+    connection: Connection, job: str, message: str, level: str = "info", data: Mapping[str, float] | None = None
+) -> None:
     """Adds an event: a message, or metrics where there is data."""
-    values = (job, int(time.time()), level, "metrics" if data else "message", message, json.dumps(data))
+    values = (job, int(time.time()), level, "metrics" if data else "message", message, json.dumps(data or {}))
     columns = "job, created_s, level, type, message, data"
     connection.execute(f"INSERT INTO events ({columns}) VALUES (?, ?, ?, ?, ?, ?)", values)
 

@@ -25,9 +25,9 @@ Metadata = Annotated[
 class Hyperparameters(RequestBody):
     """What a job's creator may choose; auto is the server's choice."""
 
-    n_epochs: Auto | Annotated[int, Field(ge=1, le=10_000)] = AUTO
-    batch_size: Auto | Annotated[int, Field(ge=1, le=256)] = AUTO
-    learning_rate_multiplier: Auto | Annotated[float, Field(gt=0, le=100)] = AUTO
+    n_epochs: Auto | Annotated[int, Field(ge=1, le=10_000)] = "auto"
+    batch_size: Auto | Annotated[int, Field(ge=1, le=256)] = "auto"
+    learning_rate_multiplier: Auto | Annotated[float, Field(gt=0, le=100)] = "auto"
 
 
 class Supervised(RequestBody):

@@ -34,7 +34,7 @@ class FormPart:
 def form_parts(content_type: str, body: bytes) -> dict[str, FormPart]:
     """The fields of a form by name. Raises ServeError for all that is not a whole form with each field once."""
     mark = b"--" + _boundary(content_type)
-    opening, *parts = (b"\r\n" + body).split(b"\r\n" + mark, MAX_PARTS + 1)
+    _, *parts = (b"\r\n" + body).split(b"\r\n" + mark, MAX_PARTS + 2)
     if len(parts) > MAX_PARTS + 1 or any(not part.startswith(b"\r\n") for part in parts[:-1]):
         raise ServeError(f"the form is damaged, or has more than {MAX_PARTS} fields")
     if not parts or not parts[-1].startswith(b"--"):

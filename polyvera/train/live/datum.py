@@ -37,7 +37,8 @@ class Datum:
             raise DataError("a row has no tokens")
         if not len(self.positions):
             raise DataError("a row has no position at which something is to be predicted")
-        for name, values in {"targets": self.targets, **self.inputs}.items():
+        every: Mapping[str, NDArray[Any]] = {"targets": self.targets, **self.inputs}
+        for name, values in every.items():
             if values.shape != self.positions.shape:
                 raise DataError(f"{name} has shape {values.shape}, and {len(self.positions)} positions are to predict")
             if not np.isfinite(values).all():

@@ -42,8 +42,9 @@ class JobRun:
     """A job that trains.
 
     id: of the job, and of its run in the trainer. path: of the file that its state is saved to. losses: of each step so
-    far, in nats. epoch_end: what an epoch has just ended with, until someone takes it away. Raises RecipeError where the
-    file is of other rows, or damaged.
+    far, in nats. epoch_end: what an epoch has just ended with, until someone takes it away.
+
+    Raises RecipeError where the file is of other rows, or damaged.
     """
 
     def __init__(

@@ -138,7 +138,7 @@ class JobWorker:
             self._finish(worked)
 
     def _publish(self, worked: WorkedJob) -> None:
-        """Publishes what an epoch ended with, once, however often the trainer is killed; later where the store fails."""
+        """Publishes what an epoch ended with, once, whenever the trainer is killed; later where the store fails."""
         end = worked.run.epoch_end
         assert end is not None
         if worked.retry_at > time.monotonic():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,8 @@ from polyvera.train.fleet.adamw import AdamSettings
 from polyvera.train.live.datum import Datum
 from polyvera.train.live.run_state import RunState
 from polyvera.train.live.token_loss import Objective
+
+BELOW = {"beta1": 1.0, "beta2": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +43,10 @@ class OptimizerStep:
     max_norm: float | None = None
 
     def __post_init__(self) -> None:
-        low, high = {"learning_rate": 0, "eps": 0, "weight_decay": 0, "beta1": 0, "beta2": 0}, {"beta1": 1, "beta2": 1}
-        for name, least in low.items():
-            value = getattr(self, name) if name == "learning_rate" else getattr(self.settings, name)
-            if not (np.isfinite(value) and least <= value and value < high.get(name, np.inf)):
-                raise DataError(f"{name}={value} must be a number from {least}" + f" to {high[name]}" * (name in high))
+        for name, value in {"learning_rate": self.learning_rate, **asdict(self.settings)}.items():
+            below = BELOW.get(name, np.inf)
+            if not 0 <= value < below:
+                raise DataError(f"{name}={value} must be a number from 0 up, and less than {below}")
         if self.max_norm is not None and not self.max_norm > 0:
             raise DataError(f"max_norm={self.max_norm} must be more than 0, or None for no clipping")
 

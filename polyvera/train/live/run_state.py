@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -36,8 +35,8 @@ class RunState:
     def of_slot(cls, moments: SlotMoments, index: int) -> RunState:
         """A copy of what a slot holds."""
         weight, *rest = (tensor[index].detach().float().cpu() for tensor in _every(moments))
-        kept = [tensor.clone() if bool(tensor.any()) else None for tensor in rest]
-        return cls(weight.clone(), *kept, step=moments.steps[index])
+        grad, first, second = (tensor.clone() if bool(tensor.any()) else None for tensor in rest)
+        return cls(weight.clone(), grad, first, second, moments.steps[index])
 
     def into_slot(self, moments: SlotMoments, index: int) -> None:
         """Makes a slot hold this. Raises LayoutError for another number of parameters."""
@@ -75,8 +74,8 @@ class RunState:
     @classmethod
     def from_tensors(cls, found: Mapping[str, Tensor]) -> RunState:
         """A state from its tensors by name."""
-        weight, *rest = (found.get(name) for name in TENSORS)
-        return cls(cast(Tensor, weight), *rest, step=int(found[STEP]))
+        grad, first, second = (found.get(name) for name in TENSORS[1:])
+        return cls(found[TENSORS[0]], grad, first, second, int(found[STEP]))
 
     def _tensors(self) -> tuple[Tensor | None, ...]:
         return self.weight, self.grad, self.exp_avg, self.exp_avg_sq

@@ -148,7 +148,7 @@ def test_rows_that_raise_fail_alone():
         trainer.open("r1")
         bad = trainer.submit("r0", Pass(rows_of(0)))
         object.__setattr__(trainer._runs["r0"].waiting[0][0].rows[0], "tokens", np.array([10**6]))
-        good = trainer.submit("r1", Pass(rows_of(1)))
+        good = trainer.submit("r1", Pass(rows_of(100)))
         trainer.submit("r1", STEP)
         run_all(trainer)
         assert isinstance(bad.exception(0), IndexError) and good.result(0).loss > 0

@@ -24,7 +24,7 @@ def test_a_pass_needs_rows_and_what_its_loss_needs():
         (lambda: OptimizerStep(-1.0), "learning_rate=-1.0"),
         (lambda: OptimizerStep(float("nan")), "learning_rate=nan"),
         (lambda: OptimizerStep(float("inf")), "learning_rate=inf"),
-        (lambda: OptimizerStep(0.1, AdamSettings(beta1=1.0)), "beta1=1.0 must be a number from 0 to 1"),
+        (lambda: OptimizerStep(0.1, AdamSettings(beta1=1.0)), "beta1=1.0 must be a number from 0 up, and less than 1"),
         (lambda: OptimizerStep(0.1, AdamSettings(eps=-1e-9)), "eps"),
         (lambda: OptimizerStep(0.1, AdamSettings(weight_decay=-1.0)), "weight_decay"),
         (lambda: OptimizerStep(0.1, max_norm=0.0), "max_norm=0.0"),
