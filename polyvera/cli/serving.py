@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,9 +12,9 @@ import typer
 from polyvera.cli import tables
 from polyvera.cli.flags import Taken, Whole
 from polyvera.cli.verbs import verb
-from polyvera.errors import RecipeError
+from polyvera.errors import RecipeError, ServeError
 from polyvera.plan import bytes_text
-from polyvera.server.config import ServerConfig, Serving
+from polyvera.server.config import Serving
 
 if TYPE_CHECKING:
     from polyvera.engine.adapter_loader import Observe
@@ -35,49 +35,24 @@ def serve(
     """Serve any mix of a store's adapters in one batch, behind OpenAI's HTTP API."""
     from polyvera.store.registry import Registry
 
-    address = None if dry_run else (serving.host, serving.port)
-    config, limits = serving.config, serving.limits
-    registry = Registry(serving.store)
-    with _training(serving, dry_run) as fine_tuning:
-        _run(serving.model, registry, config, limits, serving.pin, address, serving.replicas, fine_tuning)
+    _run(serving, Registry(serving.store), None if dry_run else (serving.host, serving.port))
 
 
-@contextmanager
-def _training(serving: Serving, dry_run: bool) -> Iterator[FineTuning | None]:
-    """The jobs of a server that trains, and the process that trains them, unless nothing is to listen."""
-    from polyvera.jobs.fine_tuning import FineTuning
-    from polyvera.train.live.trainer_main import TrainerStart
-    from polyvera.train.live.trainer_process import TrainerProcess
-
-    policy = serving.policy
-    if not policy.train:
-        yield None
-        return
-    jobs = FineTuning.open(policy)
-    with nullcontext() if dry_run else TrainerProcess(TrainerStart(serving.model, serving.store, policy)):
-        yield jobs
-
-
-def _run(
-    model: str,
-    registry: Registry,
-    config: ServerConfig,
-    limits: Limits,
-    pinned: Sequence[str],
-    address: tuple[str, int] | None,
-    num_replicas: int,
-    fine_tuning: FineTuning | None,
-) -> None:
+def _run(serving: Serving, registry: Registry, address: tuple[str, int] | None) -> None:
     from polyvera.server.app import make_app
     from polyvera.server.metrics import Metrics
     from polyvera.server.middleware import ServerState
     from polyvera.server.server import Server, check_address
 
+    config = serving.config
     if address is not None:
         check_address(address[0], config)
     metrics, state = Metrics(), ServerState()
-    with _engine(model, registry, limits, metrics.observe, num_replicas) as engine:
-        for one in pinned:
+    with (
+        _engine(serving.model, registry, serving.limits, metrics.observe, serving.replicas) as engine,
+        _training(serving, engine, is_listening=address is not None) as fine_tuning,
+    ):
+        for one in serving.pin:
             engine.pin(registry.resolve(one))
         app = make_app(engine, config, metrics, state, fine_tuning)
         typer.echo(_costs(engine) if engine.embedding is None else _vectors(engine.embedding))
@@ -89,6 +64,24 @@ def _run(
         )
         server.run()
     typer.echo("stopped")
+
+
+@contextmanager
+def _training(serving: Serving, engine: ServedEngine, *, is_listening: bool) -> Iterator[FineTuning | None]:
+    """The jobs of a server that trains, and the process that trains them. Raises ServeError for an encoder."""
+    from polyvera.jobs.fine_tuning import FineTuning
+    from polyvera.train.live.trainer_main import TrainerStart
+    from polyvera.train.live.trainer_process import TrainerProcess
+
+    policy = serving.policy
+    if not policy.train:
+        yield None
+        return
+    if engine.generation is None:
+        raise ServeError(f"--train is for models that write text, and {serving.model} is an encoder: leave it out")
+    jobs = FineTuning.open(policy)
+    with TrainerProcess(TrainerStart(serving.model, serving.store, policy)) if is_listening else nullcontext():
+        yield jobs
 
 
 def _vectors(encoder: EmbeddingEngine) -> str:

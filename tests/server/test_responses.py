@@ -3,7 +3,7 @@
 import pytest
 
 from polyvera.engine.generation.request import Token
-from polyvera.server.responses import CHAT, TEXT
+from polyvera.server.responses import CHAT, TEXT, page_of
 
 NAMES = {1: "the", 2: " é", 3: "!"}
 TOKENS = [Token(1, -0.5, ((1, -0.5), (3, -2.0))), Token(2, -0.25, ((2, -0.25),))]
@@ -36,3 +36,15 @@ def test_logprobs_of_a_text_have_offsets(before: int) -> None:
 def test_the_two_name_their_objects() -> None:
     assert (CHAT.prefix, CHAT.kind, CHAT.part_kind) == ("chatcmpl-", "chat.completion", "chat.completion.chunk")
     assert (TEXT.prefix, TEXT.kind, TEXT.part_kind) == ("cmpl-", "text_completion", "text_completion")
+
+
+def test_a_page_names_its_ends() -> None:
+    page = page_of([{"id": "b"}, {"id": "a"}], has_more=True)
+    assert (page["first_id"], page["last_id"], page["has_more"], len(page["data"])) == ("b", "a", True, 2)
+    assert page_of([], has_more=False) == {
+        "object": "list",
+        "data": [],
+        "has_more": False,
+        "first_id": None,
+        "last_id": None,
+    }
