@@ -18,7 +18,10 @@ from polyvera.store.durable import make_folder, replace_file
 
 FILES = "files"
 SUFFIX = ".jsonl"
-USED = "SELECT COALESCE(SUM(num_bytes), 0) AS used FROM files WHERE tenant = ?"
+USED = "SELECT COALESCE(SUM(num_bytes), 0) AS used, COUNT(*) AS num FROM files WHERE tenant = ?"
+MAX_FILES = 10_000
+# What a file may hold, counted before it is read: each part becomes an object, which takes a hundred times its bytes.
+MAX_PARTS = {b"\n": ("rows", 100_000), b"{": ("objects", 1 << 20), b"[": ("lists", 1 << 19), b",": ("values", 1 << 22)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,7 @@ class TrainingFiles:
     def add(self, tenant: str, filename: str, purpose: str, data: bytes) -> TrainingFile:
         """Keeps a JSONL file. Raises QuotaError before it is read, ServeError that names its bad rows."""
         self._check_room(self._database.rows(USED, (tenant,))[0], len(data))
+        _check_parts(data)
         id = f"file-{uuid4().hex}"
         path = self.path(id)
         replace_file(path, data)
@@ -94,11 +98,20 @@ class TrainingFiles:
             connection.execute("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", values)
 
     def _check_room(self, row: Row, more: int) -> None:
+        if row["num"] >= MAX_FILES:
+            raise QuotaError(f"you have {row['num']:,} files: delete some first")
         if row["used"] + more > self._max_bytes:
             raise QuotaError(
                 f"your files take {row['used']:,} bytes, and {more:,} more would be over your {self._max_bytes:,}: "
                 "delete some first"
             )
+
+
+def _check_parts(data: bytes) -> None:
+    """Raises ServeError for a file of more rows, or of more parts, than are read."""
+    for mark, (what, most) in MAX_PARTS.items():
+        if data.count(mark) > most:
+            raise ServeError(f"file: it has more than {most:,} {what}: train on fewer rows", "file")
 
 
 def read_table(path: Path, filename: str) -> Table:

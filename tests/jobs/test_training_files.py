@@ -67,6 +67,14 @@ def test_a_tenants_files_have_a_quota_of_bytes(tmp_path):
     assert len(files.list("acme")) == 2 and not files.path(first.id).exists()
 
 
+@pytest.mark.parametrize(
+    ("data", "words"), [(b"\n" * 100_001, "100,000 rows"), (b"[" * 600_000, "lists"), (b"," * 5_000_000, "values")]
+)
+def test_a_file_of_too_many_parts_is_not_read(tmp_path, data, words):
+    with pytest.raises(ServeError, match=words):
+        opened(tmp_path).files.add("acme", "rows.jsonl", "fine-tune", data)
+
+
 def test_a_file_that_a_job_needs_stays(tmp_path):
     tuning = opened(tmp_path)
     job = create(tuning, "acme")

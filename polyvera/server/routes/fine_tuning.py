@@ -69,7 +69,7 @@ def _add_history(router: APIRouter, context: ServerContext) -> None:
         jobs, tenant = context.training.jobs, caller_of(request).tenant
         if stream:
             await context.run(request, jobs.get, tenant, id)
-            return _streamed(context, request, id)
+            return await _streamed(context, request, id)
         found = await context.run(request, jobs.events, tenant, id, limit + 1, _number(after, EVENT))
         return page_of([_shown_event(event) for event in found[:limit]], has_more=len(found) > limit)
 
@@ -80,7 +80,7 @@ def _add_history(router: APIRouter, context: ServerContext) -> None:
         return page_of([_shown_checkpoint(one) for one in found[:limit]], has_more=len(found) > limit)
 
 
-def _streamed(context: ServerContext, request: HttpRequest, id: str) -> Response:
+async def _streamed(context: ServerContext, request: HttpRequest, id: str) -> Response:
     """A job's events as they come, the oldest first, until it has ended."""
     jobs, tenant = context.training.jobs, caller_of(request).tenant
 
@@ -97,7 +97,15 @@ def _streamed(context: ServerContext, request: HttpRequest, id: str) -> Response
                     await asyncio.sleep(POLL_S)
             yield "data: [DONE]\n\n"
 
-    return StreamingResponse(lines(), media_type="text/event-stream")
+    rest = lines()
+    first = await anext(rest)  # what refuses a stream does so before its head is sent
+
+    async def whole() -> AsyncIterator[str]:
+        yield first
+        async for line in rest:
+            yield line
+
+    return StreamingResponse(whole(), media_type="text/event-stream")
 
 
 def _check(context: ServerContext, body: FineTuningBody) -> None:

@@ -40,11 +40,10 @@ CODES: tuple[tuple[type[Exception], tuple[str, str | None]], ...] = (
 
 @dataclass(eq=False)
 class WorkedJob:
-    """A job and its run. tokens: of all steps up to each. retry_at: when its adapter may be published again."""
+    """A job and its run. retry_at: when its adapter may be published again."""
 
     job: FineTuningJob
     run: JobRun
-    tokens: list[int]
     retry_at: float = 0.0
 
 
@@ -111,8 +110,9 @@ class JobWorker:
         recipe = self._recipe_of(job)
         rows, held_out = self._rows(job, recipe)
         run = JobRun(job.id, self._trainer, recipe, rows, held_out, self._folder / f"{job.id}.safetensors")
-        worked = self._jobs[job.id] = WorkedJob(job, run, run.steps.tokens_until())
-        self._queue.plan(job, run.steps.total, worked.tokens[-1], self._policy.max_daily_tokens)
+        self._jobs[job.id] = WorkedJob(job, run)
+        total = run.steps.total
+        self._queue.plan(job, total, run.steps.tokens_until(total), self._policy.max_daily_tokens)
 
     def _recipe_of(self, job: FineTuningJob) -> Recipe:
         """The server's recipe with what the job's creator chose."""
@@ -133,7 +133,7 @@ class JobWorker:
         is_open = run.advance()
         for step in range(before, run.step):
             metrics = {"train_loss": run.losses[step]}
-            self._made.append(Progress(worked.job.id, step + 1, worked.tokens[step], metrics))
+            self._made.append(Progress(worked.job.id, step + 1, run.steps.tokens_until(step + 1), metrics))
         if not is_open:
             self._finish(worked)
 

@@ -27,10 +27,10 @@ def test_an_epoch_takes_every_row_once_in_its_order():
 
 def test_the_tokens_of_the_steps_add_up():
     own = steps(max_steps=6)
-    sums = own.tokens_until()
+    sums = [own.tokens_until(step) for step in range(7)]
     each = [sum(len(row["input_ids"]) for row in own.of(step)) for step in range(6)]
-    assert sums == [sum(each[: i + 1]) for i in range(6)]
-    assert steps(epochs=2).tokens_until()[-1] == 2 * sum(ROWS.lengths)
+    assert sums == [sum(each[:i]) for i in range(7)]
+    assert steps(epochs=2).tokens_until(8) == 2 * sum(ROWS.lengths)
 
 
 def test_rows_of_like_length_stand_together():
