@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +28,7 @@ from polyvera.train.tenants import Tables
 
 log = logging.getLogger(__name__)
 RUNS = "runs"
-SAVE_S, RETRY_S = 10.0, 5.0
+SAVE_S, RETRY_S, READ_S = 10.0, 5.0, 0.2
 BAD_FILE = ("invalid_training_file", "training_file")
 # How an error of a job is told to its tenant: the first row that fits; any other is the server's own.
 CODES: tuple[tuple[type[Exception], tuple[str, str | None]], ...] = (
@@ -36,6 +37,14 @@ CODES: tuple[tuple[type[Exception], tuple[str, str | None]], ...] = (
     (DataError, BAD_FILE),
     (RecipeError, BAD_FILE),
 )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ComingJob:
+    """A job whose rows are being read: those to train on, and those to watch."""
+
+    job: FineTuningJob
+    rows: Future[tuple[PackedRows, PackedRows | None]]
 
 
 @dataclass(eq=False)
@@ -66,6 +75,8 @@ class JobWorker:
         self._queue, self._files = JobQueue(database), TrainingFiles(database, policy.max_tenant_bytes)
         self._folder, self._save_s, self._saved = database.folder / RUNS, save_s, time.monotonic()
         self._jobs: dict[str, WorkedJob] = {}
+        self._coming: dict[str, ComingJob] = {}
+        self._reader = ThreadPoolExecutor(1, "polyvera-rows")
         self._made: list[Progress] = []
         self._queue.recover()
 
@@ -80,7 +91,7 @@ class JobWorker:
         self._record()
         if time.monotonic() - self._saved > self._save_s:
             self.save()
-        return bool(self._jobs)
+        return bool(self._jobs or self._coming)
 
     def save(self) -> None:
         """Writes the state of all that train."""
@@ -101,14 +112,22 @@ class JobWorker:
             self._drop(id, forget=True)
 
     def _admit(self) -> None:
-        while len(self._jobs) < self._trainer.bank.num_slots and (job := self._queue.claim()) is not None:
-            self._guarded(job.id, partial(self._begin, job))
+        """Lets the rows of those who are next be read beside the training, and begins those whose rows are there."""
+        while len(self._jobs) + len(self._coming) < self._trainer.bank.num_slots:
+            job = self._queue.claim()
+            if job is None:
+                break
+            if job.id not in {*self._jobs, *self._coming}:  # else it was paused and resumed a moment ago
+                self._coming[job.id] = ComingJob(job, self._reader.submit(self._rows, job, self._recipe_of(job)))
+        if not self._jobs:
+            wait([coming.rows for coming in self._coming.values()], READ_S, FIRST_COMPLETED)
+        for coming in [coming for coming in self._coming.values() if coming.rows.done()]:
+            del self._coming[coming.job.id]
+            self._guarded(coming.job.id, partial(self._begin, coming))
 
-    def _begin(self, job: FineTuningJob) -> None:
-        if job.id in self._jobs:  # paused and resumed a moment ago
-            return
-        recipe = self._recipe_of(job)
-        rows, held_out = self._rows(job, recipe)
+    def _begin(self, coming: ComingJob) -> None:
+        job, recipe = coming.job, self._recipe_of(coming.job)
+        rows, held_out = coming.rows.result(0)
         run = JobRun(job.id, self._trainer, recipe, rows, held_out, self._folder / f"{job.id}.safetensors")
         self._jobs[job.id] = WorkedJob(job, run)
         total = run.steps.total
