@@ -1,6 +1,6 @@
 """How fast ten thousand adapters are listed, got and loaded into a bank, beside the same bytes read raw.
 
-    python benchmarks/store.py [--num 10000] [--rounds 5] [--folder /tmp/registry]
+    python benchmarks/store.py [--num 10000] [--rounds 5] [--folder /tmp/registry] [--stored int4]
 
 One adapter is VeRA of rank 256 on the query and value projections of SmolLM2-135M: 38,400 trained numbers, 153,600
 bytes. All files are in the page cache. Every way of reading is timed once a round, in turn, and its median is told.
@@ -29,7 +29,7 @@ from polyvera.adapter.layout import layout_of
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import find_sites
 from polyvera.store.file.codec import encode, read_header
-from polyvera.store.file.stored_dtype import PACKINGS
+from polyvera.store.file.stored_dtype import STORED_DTYPES
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
@@ -52,13 +52,13 @@ def first_adapter(model: LlamaForCausalLM) -> Adapter:
     return replace(nothing, basis_sha256=basis.sha256, scores={"accuracy": 0.8125}, **words)
 
 
-def filled(folder: Path, adapter: Adapter, num: int) -> Registry:
+def filled(folder: Path, adapter: Adapter, num: int, dtype: str) -> Registry:
     """A registry of that many names with numbers of their own; the files are laid down without the syncs of put()."""
     for i in range(num):
         path = folder / f"adapters/customer-{i // 100:03}/task-{i:05}/1.safetensors"
         if not path.exists():
             path.parent.mkdir(parents=True)
-            path.write_bytes(encode(replace(adapter, flat=torch.randn(adapter.num_params))))
+            path.write_bytes(encode(replace(adapter, flat=torch.randn(adapter.num_params)), dtype))
     return Registry(folder)
 
 
@@ -71,7 +71,7 @@ def seconds(work: Callable[[], object]) -> float:
 def show_sizes(adapter: Adapter) -> None:
     adapter = replace(adapter, flat=torch.randn(adapter.num_params))
     trained = 4 * adapter.num_params
-    for dtype in PACKINGS:
+    for dtype in STORED_DTYPES:
         data = encode(adapter, dtype)
         header, error = read_header(data), read_header(data).own.error
         around = len(data) - header.index.data_bytes
@@ -172,6 +172,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="kept and used again; by default a temporary one")
+    parser.add_argument("--stored", default="float32", choices=list(STORED_DTYPES))
     asked = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as temporary:
@@ -180,7 +181,7 @@ def main() -> None:
         adapter = first_adapter(model)
         show_sizes(adapter)
         show_puts(adapter, Path(temporary) / "puts")
-        registry = filled(folder, adapter, asked.num)
+        registry = filled(folder, adapter, asked.num, asked.stored)
         refs = registry.list()
         took = median(seconds(registry.list) for _ in range(asked.rounds))
         print(f"list: {took:.2f} s for {len(refs):,} adapters (bar: 1 s)")

@@ -20,10 +20,12 @@ from polyvera.errors import SpecError, did_you_mean
 Shapes = Mapping[str, tuple[int, int]]
 NO_HEAD: Mapping[str, Shape] = MappingProxyType({})
 
-NUMBER_BYTES: Mapping[str, int] = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1})
-# Bytes beside the numbers of each layer's tensor: int8 keeps one fp32 scale.
-SCALE_BYTES: Mapping[str, int] = MappingProxyType({"float32": 0, "bfloat16": 0, "int8": 4})
-STORED = tuple(SCALE_BYTES)
+NUMBER_BYTES: Mapping[str, int] = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2})
+# Bits of a stored number, and the bytes of the scale that each layer's tensor has beside its numbers.
+STORED_BITS: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {"float32": (32, 0), "bfloat16": (16, 0), "int8": (8, 4), "int4": (4, 2), "int3": (3, 2)}
+)
+STORED = tuple(STORED_BITS)
 FP32 = NUMBER_BYTES["float32"]
 ADAM_BYTES = 4 * FP32  # the weight, its gradient and Adam's two moments
 GIB = 2**30
@@ -121,7 +123,8 @@ def cost(
     num_base_params: parameters of the base model.
     head: the shape of each tensor of a head by full name.
     base_dtype: of the frozen base in training.
-    stored: of the adapter's file: 'float32', 'bfloat16' or 'int8'. A basis that no key draws is stored in fp32.
+    stored: of the adapter's file: 'float32', 'bfloat16', 'int8', 'int4' or 'int3'. A basis that no key draws is stored
+        in fp32.
 
     Raises SpecError for an unknown dtype or a head without shapes, LayoutError as layout_of().
     """
@@ -234,7 +237,8 @@ def bytes_text(num_bytes: int) -> str:
 
 
 def _stored_bytes(entries: Iterable[Entry], stored: str) -> int:
-    return sum(NUMBER_BYTES[stored] * entry.size + SCALE_BYTES[stored] for entry in entries)
+    bits, scale_bytes = STORED_BITS[stored]
+    return sum(-(-bits * entry.size // 8) + scale_bytes for entry in entries)
 
 
 def _num_drawn(layout: Layout) -> int:

@@ -268,8 +268,8 @@ def test_bytes_text(num_bytes, text):
     [
         ({"base_dtype": "bfloat"}, "did you mean 'bfloat16'"),
         ({"base_dtype": "int8"}, "base_dtype='int8' must be one of: float32, bfloat16, float16"),
-        ({"stored": "int4"}, "did you mean 'int8'"),
-        ({"stored": "float16"}, "stored='float16' must be one of: float32, bfloat16, int8"),
+        ({"stored": "int5"}, "did you mean 'int"),
+        ({"stored": "float16"}, "stored='float16' must be one of: float32, bfloat16, int8, int4, int3"),
     ],
 )
 def test_an_unknown_dtype_is_refused(choices, said):

@@ -57,7 +57,10 @@ class Stack:
     @property
     def shape(self) -> Shape:
         """The stored shape; a lone entry has no leading axis."""
-        inner = self.entries[0].shape
+        return self.of_all(self.entries[0].shape)
+
+    def of_all(self, inner: Shape) -> Shape:
+        """The shape of all entries in one tensor, each of which has that shape."""
         return inner if "*" not in self.key else (len(self.entries), *inner)
 
     @property

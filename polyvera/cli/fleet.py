@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -182,6 +183,12 @@ def _report(result: FleetResult, store: str, out: Console) -> None:
         f"{result.seconds:.0f} s, {traffic.rounds:,} rounds, {traffic.tokens_per_s:,.0f} tokens/s, "
         f"padding {traffic.padding_share:.1%}, peak memory {bytes_text(peak_bytes())}"
     )
+    changes = [outcome.rounding_loss for outcome in finished if outcome.rounding_loss is not None]
+    if changes:
+        out.print(
+            f"storing raised the loss of the training rows by {fmean(changes):.3g} nats on average, "
+            f"{max(changes):.3g} at most"
+        )
     problems = [outcome for outcome in result.outcomes if outcome.status != FINISHED]
     for outcome in problems:
         out.print(f"[bold]{escape(outcome.name)}[/] {outcome.status}: {escape(outcome.problem)}")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from polyvera.adapter.adapter import Adapter
     from polyvera.data.tables import Table
     from polyvera.model.load import Base
+    from polyvera.store.file.codec import Header
     from polyvera.store.registry import Registry
 
 BASE = "base"
@@ -143,6 +144,13 @@ def imported(folder: Path, model: str, basis_dtype: str | None) -> Adapter:
     return replace(import_peft(folder, load_base(model).model, basis_dtype=basis_dtype), model=model)
 
 
+def stored_text(header: Header) -> str:
+    """The dtype of a file's numbers, and the error that it made."""
+    error = header.own.error
+    lost = "" if error is None else f", relative error {error.relative_l2:.2g}"
+    return f"in {header.index.stored.name}{lost}"
+
+
 def facts(registry: Registry, name: str) -> dict[str, object]:
     """All that a store knows of one adapter."""
     ref = registry.resolve(name)
@@ -152,6 +160,7 @@ def facts(registry: Registry, name: str) -> dict[str, object]:
         "name": str(ref),
         "aliases": ", ".join(aliases),
         "file": f"{ref.path} ({ref.num_bytes:,} bytes)",
+        "stored": stored_text(registry.header(ref)),
         "created": adapter.created,
         "model": adapter.model,
         "base": adapter.base,

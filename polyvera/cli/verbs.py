@@ -253,11 +253,12 @@ def import_(
     ] = None,
 ) -> None:
     """Take in an adapter from Hugging Face PEFT; its logits stay the same, bit for bit."""
-    from polyvera.cli.session import imported
+    from polyvera.cli.session import imported, stored_text
     from polyvera.store.registry import Registry
 
-    ref = Registry(store).put(name, imported(folder, model, basis_dtype), alias=alias, dtype=stored)
-    typer.echo(f"{ref} ({ref.num_bytes:,} bytes) in {store}")
+    registry = Registry(store)
+    ref = registry.put(name, imported(folder, model, basis_dtype), alias=alias, dtype=stored)
+    typer.echo(f"{ref} ({ref.num_bytes:,} bytes, {stored_text(registry.header(ref))}) in {store}")
 
 
 @verb("export")

@@ -23,7 +23,7 @@ from polyvera.errors import (
     SlotError,
     StoreError,
 )
-from polyvera.store.file.codec import check_digest, decode, encode, read_header
+from polyvera.store.file.codec import Header, check_digest, decode, encode, read_header
 from polyvera.store.file.read_into import Row, fill
 from polyvera.store.local_files import open_files
 from polyvera.store.paths import ADAPTERS, ALIASES, adapter_path, alias_path, parse_adapter, parse_alias
@@ -75,7 +75,7 @@ class Registry:
         """Publishes an adapter as the next version of a name; returns its reference once it is durable.
 
         name: such as 'team/task'. alias: is pointed at the new version. dtype: of the stored numbers: 'float32',
-        'bfloat16' or 'int8'.
+        'bfloat16', 'int8', 'int4' or 'int3'.
 
         Raises ReferenceNameError, FormatError for an adapter with NaN or inf, StoreError if it cannot be written.
         """
@@ -100,6 +100,13 @@ class Registry:
         which: 'name' (the latest), 'name@3', 'name@alias', or an AdapterRef. Raises NotFoundError, FormatError.
         """
         return self._stored.read(self._ref(which))
+
+    def header(self, which: Which) -> Header:
+        """What the file of an adapter says of it, the dtype of its numbers and the error that this made among it.
+
+        Raises as get().
+        """
+        return self._stored.header(self._ref(which))
 
     def get_all(self, which: Iterable[Which]) -> Adapters:
         """Several adapters, read by several threads. Raises as get()."""

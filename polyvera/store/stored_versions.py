@@ -6,10 +6,11 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
+from typing import TypeVar
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.errors import DamagedFileError, FormatError, NotFoundError
-from polyvera.store.file.codec import check_promise, decode
+from polyvera.store.file.codec import Buffer, Header, check_promise, decode, read_header
 from polyvera.store.files import Files
 from polyvera.store.paths import ADAPTERS, ALIASES, adapter_path, alias_path, parse_adapter
 from polyvera.store.reference import VERSION, AdapterRef, check_alias, check_name, parse_reference
@@ -21,6 +22,7 @@ MAX_ALIAS_BYTES = 64
 LARGE_BYTES = 16 << 20
 log = logging.getLogger(__name__)
 Refs = list[AdapterRef]
+Found = TypeVar("Found")
 
 
 class StoredVersions:
@@ -85,11 +87,18 @@ class StoredVersions:
 
     def read(self, ref: AdapterRef) -> Adapter:
         """An adapter, every byte of its file checked. Raises NotFoundError, DamagedFileError."""
+        return self._checked(ref, decode)
+
+    def header(self, ref: AdapterRef) -> Header:
+        """The header of an adapter's file, every byte of which is checked. Raises NotFoundError, DamagedFileError."""
+        return self._checked(ref, read_header)
+
+    def _checked(self, ref: AdapterRef, reader: Callable[[Buffer, str], Found]) -> Found:
         path = adapter_path(ref.name, ref.version)
         try:
             data = self.files.read(path, check_head)
             if data is not None and data != REMOVED:
-                return decode(data, ref.digest)
+                return reader(data, ref.digest)
         except FormatError as error:
             raise self._damaged(f"{ref.name}@{ref.version}", path, error) from error
         raise self._no_version(ref.name, ref.version)

@@ -108,32 +108,35 @@ class AdapterTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """The mean validation loss: over the target tokens, or over the rows for classes; nats."""
+        metrics = {f"{metric_key_prefix}_loss": self._check(self.mean_loss(self.held_out), "the validation loss")}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def mean_loss(self, rows: Any) -> float:
+        """The mean loss of encoded rows, spread over the processes: over the target tokens, or over the rows; nats."""
         was_training = self.whole.training
         self.whole.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         with torch.no_grad():
-            for inputs in self._held_out_batches():
+            for inputs in self._share(rows):
                 targets = TargetTokens.of(inputs.pop("labels")).to(self.args.device)
                 losses = row_losses(self.whole, self._prepare_inputs(inputs), targets)  # type: ignore[arg-type]
                 found = [float(losses.sum()), len(targets.labels)]
                 total += torch.tensor(found, dtype=torch.float64, device=total.device)
         self.whole.train(was_training)
         summed, count = self.accelerator.reduce(total, reduction="sum").tolist()
-        metrics = {f"{metric_key_prefix}_loss": self._check(summed / count, "the validation loss")}
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return float(summed / count)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the Trainer's estimate walks over all parameters at every step."""
         return 0
 
-    def _held_out_batches(self) -> Iterator[dict[str, Tensor]]:
-        """This process's share of the validation rows, none of them twice."""
-        held_out = self.held_out
-        batches = range(0, len(held_out), self.recipe.batch_size)
+    def _share(self, rows: Any) -> Iterator[dict[str, Tensor]]:
+        """This process's share of rows in batches, none of them twice."""
+        batches = range(0, len(rows), self.recipe.batch_size)
         for first in batches[self.args.process_index :: self.args.world_size]:
-            yield self.data_collator(list(held_out[first : first + self.recipe.batch_size]))
+            yield self.data_collator(list(rows[first : first + self.recipe.batch_size]))
 
     @property
     def whole(self) -> nn.Module:

@@ -195,7 +195,8 @@ class Recipe(SettingsModel):
     store: Annotated[str, STORE] = DEFAULT_STORE
     alias: Annotated[str | None, Described("Point this alias at the new version.", STORE.group)] = None
     stored: Annotated[
-        Literal["float32", "bfloat16", "int8"], Described("Precision of the stored numbers.", STORE.group)
+        Literal["float32", "bfloat16", "int8", "int4", "int3"],
+        Described("Precision of the stored numbers.", STORE.group),
     ] = "float32"
 
     @classmethod

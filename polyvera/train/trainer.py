@@ -39,6 +39,7 @@ from polyvera.train.preparation import (
     registry_of,
 )
 from polyvera.train.recipe import Recipe
+from polyvera.train.rounding import NUM_ROUNDING_ROWS, rounded, rounds, without_pruned
 from polyvera.train.schedule import seed_everything
 from polyvera.train.warm_start import warm_start
 
@@ -55,9 +56,10 @@ BEST = "best.safetensors"
 class TrainResult:
     """What a run made.
 
-    adapter: None after full fine-tuning, whose result is base.model itself. base: the model, bare again, and its
-    tokenizer. ref: what the adapter was published as, None without a recipe.name. labels: names of the classes, in the
-    order of the outputs. rows, held_out: the training and validation rows, with those that were shortened or skipped.
+    adapter: as it is stored, which is what was scored; None after full fine-tuning, whose result is base.model itself.
+    base: the model, bare again, and its tokenizer. ref: what the adapter was published as, None without a recipe.name.
+    labels: names of the classes, in the order of the outputs. rows, held_out: the training and validation rows, with
+    those that were shortened or skipped.
     paths: files of the run by name ('curve', 'history', 'model').
     """
 
@@ -143,9 +145,13 @@ def _trained(
             _run(trainer, at, best)
         history = History(*(columns_of(trainer.state.log_history, name) for name in ("loss", "eval_loss")))
         scores = {"train_loss": history.recent()} | ({} if best is None else {"eval_loss": best.loss})
+        exact = _adapter(recipe, trainer, allocator, tables.training.labels)
+        with route(slot):
+            scores |= _round(trainer, held_out)
         if tables.test is not None:
             scores |= evaluate(base.model, base.tokenizer, tables.test, slot).scores
-        adapter = _adapter(recipe, trainer, allocator, scores, tables.training.labels)
+        exact = None if exact is None else replace(exact, scores=scores)
+        adapter = None if exact is None else rounded(exact, recipe.stored)
         if adapter is not None and base.untrained:
             check_loads(recipe, base, adapter, rows, slot)
         return TrainResult(
@@ -160,7 +166,7 @@ def _trained(
             num_params=num_params,
             num_steps=trainer.state.global_step,
             seconds=time.monotonic() - started,
-            ref=_published(recipe, adapter, trainer.is_world_process_zero()),
+            ref=_published(recipe, exact, trainer.is_world_process_zero()),
             ranks={} if allocator is None else allocator.ranks,
             paths=_written(recipe, base, history, trainer.is_world_process_zero()),
         )
@@ -182,6 +188,21 @@ def _published(recipe: Recipe, adapter: Adapter | None, main: bool) -> AdapterRe
         return None
     registry = registry_of(recipe)
     return put_or_keep(registry, recipe.name, adapter, alias=recipe.alias, dtype=recipe.stored, folder=recipe.folder)
+
+
+def _round(trainer: AdapterTrainer, held_out: Encoded | None) -> dict[str, float]:
+    """Puts the numbers as they will be stored in the exact ones' place; what that does to losses, in nats.
+
+    rounding_loss: by how much the mean loss of the first training rows rises.
+    """
+    bank, dtype = trainer.bank, trainer.recipe.stored
+    if bank is None or not rounds(dtype):
+        return {}
+    rows = trainer.rows.rows[:NUM_ROUNDING_ROWS]
+    before = trainer.mean_loss(rows)
+    bank.put(bank.first, rounded(without_pruned(bank.extract(bank.first)), dtype))
+    found = {"rounding_loss": trainer.mean_loss(rows) - before}
+    return found if held_out is None else found | {"eval_loss": trainer.mean_loss(held_out.rows)}
 
 
 @contextmanager
@@ -249,12 +270,11 @@ def _adapter(
     recipe: Recipe,
     trainer: AdapterTrainer,
     allocator: Allocator | None,
-    scores: Mapping[str, float],
     labels: tuple[str, ...],
 ) -> Adapter | None:
     if trainer.bank is None:
         return None
-    adapter = extract(trainer.bank, trainer.bank.first, trainer.whole, scores)
+    adapter = extract(trainer.bank, trainer.bank.first, trainer.whole)
     adapter = adapter if allocator is None else compacted(adapter)
     return replace(adapter, model=recipe.model, labels=labels)
 

@@ -43,7 +43,7 @@ KEY = "polyvera"
 METADATA = "__metadata__"
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 8 * 2**20
-FIRST = rf"{{\"format\":{FORMAT},".encode()
+FIRSTS = tuple(rf"{{\"format\":{known},".encode() for known in range(1, FORMAT + 1))
 UNSEALED = rf"\"digest\":\"{NO_DIGEST}\",\"checksum\":\"{NO_CHECKSUM}\"".encode()
 AGAIN = "copy or publish it again from a good source"
 
@@ -63,7 +63,7 @@ class Header:
 
 
 def encode(adapter: Adapter, dtype: str = "float32") -> bytes:
-    """The file of an adapter, the same bytes at every call; float32 keeps every bit, bfloat16 and int8 do not.
+    """The file of an adapter, the same bytes at every call; float32 keeps every bit, other dtypes do not.
 
     Raises FormatError for NaN or infinity, with the tensor's name, and for an unknown dtype.
     """
@@ -112,7 +112,7 @@ def read_header(data: Buffer, digest: str = "") -> Header:
 def check_parts(text: bytes, section: memoryview, digest: str = "") -> Header:
     """read_header() of a file in two parts: the text of its header, and its data section. Raises FormatError."""
     around, line = _parted(text)
-    if FIRST not in around[0]:
+    if not any(first in around[0] for first in FIRSTS):
         _indexes.of(*around, len(section))  # a newer format is refused before its second line is read
     own = read_own(line)
     blank = _blanked(text, "checksum", own.checksum)
@@ -145,7 +145,7 @@ def check_digest(data: Buffer) -> None:
 def _packed(index: TensorIndex, flat: Tensor) -> Iterator[tuple[str, Tensor]]:
     for stack in index.layout.stacks:
         values, scale = index.stored.pack(_rows(stack, flat[stack.offset : stack.offset + stack.size]))
-        yield stack.key, values.view(stack.shape)
+        yield stack.key, values.view(index.tensors[stack.key].shape)
         if scale is not None:
             yield stack.key + SCALE, scale
 
@@ -160,12 +160,15 @@ def _flat(index: TensorIndex, section: memoryview) -> Tensor:
 def _unpacked(index: TensorIndex, tensors: Mapping[str, Tensor]) -> Tensor:
     """The flat vector in fp32."""
     flat = torch.empty(index.layout.num_params)
-    for stack in index.layout.stacks:
-        rows = _rows(stack, tensors[stack.key])
-        flat[stack.offset : stack.offset + stack.size] = index.stored.unpack(
-            rows, tensors.get(stack.key + SCALE)
-        ).flatten()
+    unpack(index, tensors, flat)
     return flat
+
+
+def unpack(index: TensorIndex, tensors: Mapping[str, Tensor], flat: Tensor) -> None:
+    """Fills the flat vector, fp32, with the numbers of a file's tensors. Raises FormatError."""
+    for stack in index.layout.stacks:
+        out = _rows(stack, flat[stack.offset : stack.offset + stack.size])
+        index.stored.unpack(_rows(stack, tensors[stack.key]), tensors.get(stack.key + SCALE), out)
 
 
 def _rows(stack: Stack, values: Tensor) -> Tensor:

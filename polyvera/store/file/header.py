@@ -25,9 +25,10 @@ from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.spec import GIVEN, AdapterSpec, BasisKey
 from polyvera.errors import FormatError, PolyveraError, did_you_mean
 from polyvera.store.file.layer_pattern import Pattern, Width, fold, to_json
+from polyvera.store.file.stored_dtype import stored_dtype_named
 from polyvera.strict_json import loads
 
-FORMAT = 1
+FORMAT = 2  # the newest; a file states the oldest that can hold it
 MAX_BASIS_NUMBERS = 2**28  # 1 GiB, which is drawn at load
 NO_DIGEST, NO_CHECKSUM = "0" * 64, "0" * 32
 
@@ -129,7 +130,11 @@ _SPEC = TypeAdapter(AdapterSpec)
 def first_line(adapter: Adapter, dtype: str) -> str:
     """The first line of an adapter's file in that stored dtype. Raises FormatError for what cannot be written."""
     layout = adapter.layout
-    common: dict[str, Any] = {"format": FORMAT, "dtype": dtype, "spec": adapter.spec.to_dict()}
+    common: dict[str, Any] = {
+        "format": stored_dtype_named(dtype).format,
+        "dtype": dtype,
+        "spec": adapter.spec.to_dict(),
+    }
     common["sites"] = to_json(fold(layout.sites))
     if layout.head:
         common["head"] = dict(layout.head)
@@ -156,9 +161,13 @@ def read_common(line: str) -> CommonHeader:
         raise FormatError(
             f"it is of format {version}, and this polyvera reads formats up to {FORMAT}: upgrade polyvera to read it"
         )
-    if version != FORMAT:
-        raise FormatError(f"its header states the format {version!r}; polyvera writes format {FORMAT}")
-    return _validated(CommonHeader, tree)
+    if type(version) is not int or version < 1:
+        raise FormatError(f"its header states the format {version!r}; polyvera writes formats 1 to {FORMAT}")
+    common = _validated(CommonHeader, tree)
+    oldest = stored_dtype_named(common.dtype).format
+    if version != oldest:
+        raise FormatError(f"its header states format {version}, but files in {common.dtype} are of format {oldest}")
+    return common
 
 
 def read_own(line: str) -> OwnHeader:

@@ -6,10 +6,12 @@ import os
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from polyvera.errors import FormatError
-from polyvera.store.file.codec import LENGTH_BYTES, Header, check_parts, header_text, is_finite
+from polyvera.store.file.codec import LENGTH_BYTES, Header, check_parts, header_text, is_finite, unpack
+from polyvera.store.file.tensor_index import BASIS_A, TensorIndex
 
 HEAD_BYTES = 4096
 Row = NDArray[np.float32]
@@ -39,9 +41,20 @@ def _read(descriptor: int, row: Row, digest: str) -> Header | None:
         text = header_text(head, LENGTH_BYTES + len(head) + len(section))
         data_at = LENGTH_BYTES + len(text)
         beyond = bytearray(1)
-        if data_at > len(head) or os.preadv(descriptor, [section, beyond], data_at) != len(section):
+        num_bytes = os.preadv(descriptor, [section, beyond], data_at)
+        if data_at > len(head) or num_bytes > len(section):
             return None
-        header = check_parts(text, section, digest)
+        header = check_parts(text, section[:num_bytes], digest)
+        return header if _unpacked(header.index, section[:num_bytes], row) and is_finite(row) else None
     except (FormatError, OSError):
         return None
-    return header if header.index.is_flat and is_finite(row) else None
+
+
+def _unpacked(index: TensorIndex, section: memoryview, row: Row) -> bool:
+    """Whether the row is the flat vector now, whose memory the section lies in."""
+    if index.layout.num_params != len(row) or BASIS_A in index.tensors:
+        return False
+    if index.flat_at is None:
+        copy = memoryview(bytearray(section))
+        unpack(index, {name: tensor.read(copy) for name, tensor in index.tensors.items()}, torch.from_numpy(row))
+    return True

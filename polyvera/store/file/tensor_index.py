@@ -17,7 +17,7 @@ from polyvera.adapter.spec import GIVEN, AdapterSpec, BasisKey
 from polyvera.errors import FormatError, PolyveraError
 from polyvera.store.file.header import CommonHeader, read_common
 from polyvera.store.file.layer_pattern import MAX_SITES, num_layers, unfold
-from polyvera.store.file.stored_dtype import CODES, SCALE, StoredDtype, stored_dtype_named
+from polyvera.store.file.stored_dtype import BYTE_BITS, CODES, SCALE, StoredDtype, stored_dtype_named
 
 BASIS_A, BASIS_B = "basis.A", "basis.B"
 
@@ -60,11 +60,6 @@ class TensorIndex:
         return max(t.end for t in self.tensors.values())
 
     @cached_property
-    def is_flat(self) -> bool:
-        """Whether the data section is the flat vector and nothing else."""
-        return self.flat_at == 0 and self.data_bytes == 4 * self.layout.num_params
-
-    @cached_property
     def flat_at(self) -> int | None:
         """Where the flat vector lies in the data section as it is, or None where it has to be put together."""
         places = [self.tensors[s.key].begin - 4 * s.offset for s in self.layout.stacks]
@@ -92,7 +87,7 @@ def index_within(line: str, data_bytes: int) -> TensorIndex:
 
 
 def _least_bytes(common: CommonHeader, spec: AdapterSpec) -> int:
-    """What the layers take at one byte a number; layers whose rank is named apart are left out. Raises FormatError."""
+    """What the layers' numbers take; layers whose rank is named apart are left out. Raises FormatError."""
     counts = [num_layers(pattern) for pattern in common.sites]
     if sum(counts) > MAX_SITES:
         raise FormatError(f"its header names more than {MAX_SITES} layers")
@@ -102,7 +97,8 @@ def _least_bytes(common: CommonHeader, spec: AdapterSpec) -> int:
         for p in common.sites
     ]
     named = len(spec.rank_pattern) * max(sizes)
-    return sum(count * size for count, size in zip(counts, sizes, strict=True)) - named
+    num = sum(count * size for count, size in zip(counts, sizes, strict=True)) - named
+    return num * stored_dtype_named(common.dtype).bits // BYTE_BITS
 
 
 def _index(common: CommonHeader, spec: AdapterSpec) -> TensorIndex:
@@ -147,9 +143,9 @@ def _placed(layout: Layout, stored: StoredDtype) -> dict[str, StoredTensor]:
 
 def _stored(layout: Layout, stored: StoredDtype) -> Iterator[tuple[str, torch.dtype, Shape]]:
     for stack in layout.stacks:
-        yield stack.key, stored.dtype, stack.shape
-        if stored.has_scale:
-            yield stack.key + SCALE, torch.float32, (len(stack.entries),)
+        yield stack.key, stored.dtype, stack.of_all(stored.shape(stack.entries[0].shape))
+        if stored.scale is not None:
+            yield stack.key + SCALE, stored.scale, (len(stack.entries),)
     key = layout.basis
     if key is not None and key.init == GIVEN:
         yield BASIS_A, torch.float32, (key.rank, key.in_max)

@@ -38,6 +38,7 @@ from polyvera.train.fleet.traffic import Traffic
 from polyvera.train.loss import row_losses
 from polyvera.train.preparation import check_head_lr, encode_tables
 from polyvera.train.recipe import Recipe
+from polyvera.train.rounding import NUM_ROUNDING_ROWS, rounded
 from polyvera.train.tenants import Tables, Tenant
 
 SLOTS = 32
@@ -143,10 +144,33 @@ class Fleet:
 
     def settle(self) -> None:
         """Those who are done leave with their adapters."""
-        for member in [member for member in self.members if member.is_done]:
-            adapter = self._adapter(member)
-            losses = adapter.scores.get("train_loss"), adapter.scores.get("eval_loss")
-            self._leave(member, Outcome(member.name, FINISHED, "", "", len(member.rows), member.step, *losses, adapter))
+        done = [(member, self._adapter(member)) for member in self.members if member.is_done]
+        rounding = self._round(done) if done and self.journal.rounds else {}
+        for member, exact in done:
+            adapter = replace(exact, scores={**exact.scores, **rounding.get(member.index, {})})
+            losses = {name: adapter.scores.get(name) for name in ("train_loss", "eval_loss", "rounding_loss")}
+            rows, step = len(member.rows), member.step
+            self._leave(member, Outcome(member.name, FINISHED, "", "", rows, step, **losses, adapter=adapter))
+
+    def _round(self, adapters: Sequence[tuple[Member, Adapter]]) -> dict[int, dict[str, float]]:
+        """The losses with the numbers as they will be stored, which take the exact ones' place; by the bank's index."""
+
+        def losses(rows_of: Callable[[Member], Sequence[dict[str, Any]]]) -> list[float]:
+            rows = [row for member, _ in adapters for row in _weighted(member, rows_of(member))]
+            with evaluating(self.base.model), torch.no_grad():
+                return self._losses(rows, lambda loss: None, Traffic()).tolist()
+
+        for member, adapter in adapters:
+            self.bank.put(member.slot, adapter)
+        before = losses(_first_rows)
+        for member, adapter in adapters:
+            self.bank.put(member.slot, rounded(adapter, self.journal.stored))
+        after, watched = losses(_first_rows), losses(lambda member: list(member.held_out or ()))
+        return {
+            m.index: {"rounding_loss": after[m.index] - before[m.index]}
+            | ({} if m.held_out is None else {"eval_loss": watched[m.index]})
+            for m, _ in adapters
+        }
 
     def _surviving(
         self, rows_of: Callable[[Member], Sequence[dict[str, Any]]], then: Callable[[Tensor], None], traffic: Traffic
@@ -245,6 +269,10 @@ class Fleet:
     def _leave(self, member: Member, outcome: Outcome) -> None:
         self.journal.record(outcome)
         self.members.remove(member)
+
+
+def _first_rows(member: Member) -> list[dict[str, Any]]:
+    return [member.rows[i] for i in range(min(NUM_ROUNDING_ROWS, len(member.rows)))]
 
 
 def _watched_rows(member: Member) -> list[dict[str, Any]]:

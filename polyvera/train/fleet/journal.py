@@ -27,6 +27,7 @@ from polyvera.train import checkpoint
 from polyvera.train.destination import check_folder, put_or_keep
 from polyvera.train.fleet.member import Member
 from polyvera.train.recipe import Recipe
+from polyvera.train.rounding import rounds
 
 OUTCOMES, TRAINING, START, LEAVING = "outcomes.jsonl", "training.safetensors", "start.safetensors", "leaving"
 FINISHED, SKIPPED, QUARANTINED = "finished", "skipped", "quarantined"
@@ -38,7 +39,8 @@ class Outcome:
 
     status: 'finished', 'skipped' (its data can't be used) or 'quarantined' (its loss or gradient was no number), with
     the problem. reference: `name@version` in the store. train_loss: the mean of the last ten steps, eval_loss: the best
-    on the validation rows, in nats. adapter: only where there is no store.
+    on the validation rows, in nats. rounding_loss: by how much storing the numbers in another dtype raised the loss of
+    the first training rows. adapter: only where there is no store.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Outcome:
     num_steps: int = 0
     train_loss: float | None = None
     eval_loss: float | None = None
+    rounding_loss: float | None = None
     adapter: Adapter | None = None
 
 
@@ -75,6 +78,11 @@ class Journal:
         checkpoint.keep_recipe(self.folder, recipe.of_the_run())
         self.outcomes = {outcome.name: outcome for outcome in _read(self.folder / OUTCOMES)}
         self._publish_the_leaving()
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the store gives back other numbers than were trained."""
+        return self.registry is not None and rounds(self.stored)
 
     def name_of(self, tenant: str) -> str:
         """The tenant's name in the store. Raises ReferenceNameError."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from drawn_adapters import SMOLLM2, alike, drawn, with_given_basis, with_value
-from forged_files import forged
+from forged_files import forged, header_of
 from safetensors.torch import load
 
 from polyvera.adapter.basis import BASES
@@ -16,6 +16,7 @@ from polyvera.adapter.method import METHODS
 from polyvera.errors import FormatError, LayoutError
 from polyvera.store.file.codec import decode, encode, read_header
 from polyvera.store.file.layer_pattern import fold, unfold
+from polyvera.store.file.packed_bits import unpack_naive
 from polyvera.store.file.stored_dtype import STORED_DTYPES
 
 HEAD = {"score.weight": (2, 8), "score.bias": (2,), "score.temperature": ()}
@@ -88,8 +89,10 @@ def test_safetensors_reads_the_stacks(method, dtype):
     stored = load(encode(adapter, dtype))
     values = decode(encode(adapter, dtype)).tensors
     for stack in adapter.layout.stacks:
-        rows = stored[stack.key].float().reshape(len(stack.entries), -1)
-        rows = rows * stored[f"{stack.key}.scale"][:, None] if f"{stack.key}.scale" in stored else rows
+        packed, bits = stored[stack.key].reshape(len(stack.entries), -1), STORED_DTYPES[dtype].bits
+        rows = torch.empty(len(packed), stack.entries[0].size)
+        unpack_naive(packed.numpy(), bits, rows.numpy()) if bits < 8 else rows.copy_(packed)
+        rows = rows * stored[f"{stack.key}.scale"].float()[:, None] if f"{stack.key}.scale" in stored else rows
         for entry, row in zip(stack.entries, rows, strict=True):
             assert torch.equal(values[entry.key], row.view(entry.shape))
 
@@ -157,8 +160,32 @@ def test_extreme_values_are_stored(dtype, value):
 
 
 def test_smaller_dtypes_are_smaller():
-    sizes = [len(encode(drawn(SHARED[0], SMOLLM2, rank=256), dtype)) for dtype in ("float32", "bfloat16", "int8")]
-    assert sizes[0] > 1.9 * sizes[1] > 3.6 * sizes[2]
+    adapter = drawn(SHARED[0], SMOLLM2, rank=256)
+    sizes = {name: len(encode(adapter, name)) for name in STORED_DTYPES}
+    assert sizes["float32"] > 1.9 * sizes["bfloat16"] > 3.6 * sizes["int8"]
+    files = {name: read_header(encode(adapter, name)) for name in sizes}
+    assert files["int4"].index.data_bytes == 38_400 // 2 + 120 * 2
+    assert files["int3"].index.data_bytes == 38_400 * 3 // 8 + 120 * 2
+    for name, file in files.items():
+        assert sizes[name] - file.index.data_bytes == file.data_at < 2000
+
+
+@each_dtype
+def test_a_file_states_the_oldest_format_that_can_hold_it(dtype):
+    data, is_packed = encode(drawn(FIRST), dtype), STORED_DTYPES[dtype].bits < 8
+    assert header_of(data)[1]["format"] == STORED_DTYPES[dtype].format == 1 + is_packed
+    other = forged(data, lambda tree, kind, own: kind.update(format=2 - is_packed))
+    with pytest.raises(FormatError, match=f"states format .* files in {dtype} are of format"):
+        decode(other)
+
+
+@pytest.mark.parametrize("dtype", [name for name, row in STORED_DTYPES.items() if row.bits < 8])
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), 3e38])
+def test_a_scale_that_makes_no_numbers_is_refused(dtype, scale):
+    bad = torch.tensor([scale]).bfloat16().view(torch.uint8).numpy().tobytes()
+    data = forged(encode(drawn(FIRST), dtype), section=lambda section: bad + section[2:])
+    with pytest.raises(FormatError, match="holds NaN or infinity"):
+        decode(data)
 
 
 # --- what encode refuses ----------------------------------------------------------------------------------------------
@@ -183,7 +210,7 @@ def test_a_value_out_of_the_range_of_a_dtype_is_refused():
 
 def test_an_unknown_dtype_is_refused():
     with pytest.raises(FormatError, match="did you mean 'int8'"):
-        encode(drawn(FIRST), "int4")
+        encode(drawn(FIRST), "int9")
 
 
 def test_a_score_that_is_no_number_is_refused():

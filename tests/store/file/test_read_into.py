@@ -15,6 +15,7 @@ from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import FormatError
 from polyvera.store.file.codec import Header, decode, encode
 from polyvera.store.file.read_into import fill
+from polyvera.store.file.stored_dtype import STORED_DTYPES
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
@@ -36,15 +37,14 @@ def into(path: Path, data: bytes, num: int, digest: str = ""):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-def test_a_row_is_what_decode_gives_where_the_numbers_lie_as_they_are(tmp_path, method, dtype):
+@pytest.mark.parametrize("dtype", STORED_DTYPES)
+def test_a_row_is_what_decode_gives(tmp_path, method, dtype):
     adapter = drawn(method)
     data = encode(adapter, dtype)
     header, row = into(tmp_path / "a", data, adapter.num_params)
-    assert (header is not None) == (dtype == "float32")
-    if header is not None:
-        assert torch.equal(torch.from_numpy(row), decode(data).flat)
-        assert header.index.layout.key() == adapter.layout.key() and header.own.base == adapter.base
+    assert header is not None and header.index.stored.name == dtype
+    assert torch.equal(torch.from_numpy(row), decode(data).flat)
+    assert header.index.layout.key() == adapter.layout.key() and header.own.base == adapter.base
 
 
 def test_other_bytes_beside_the_numbers_are_left_to_the_long_way(tmp_path):
@@ -52,9 +52,10 @@ def test_other_bytes_beside_the_numbers_are_left_to_the_long_way(tmp_path):
     assert into(tmp_path / "a", encode(adapter), adapter.num_params)[0] is None
 
 
-def test_no_damage_passes(tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "int4"])
+def test_no_damage_passes(tmp_path, dtype):
     adapter = drawn(SHARED)
-    data = encode(adapter)
+    data = encode(adapter, dtype)
     for at in range(0, len(data), 3):
         damaged = bytearray(data)
         damaged[at] ^= 1 << at % 8

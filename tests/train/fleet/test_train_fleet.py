@@ -27,6 +27,21 @@ def test_a_name_publishes_in_the_recipes_store(folder: Path, tmp_path: Path) -> 
     assert sizes[0] < sizes[1] and all(outcome.adapter is None for outcome in whole.outcomes)
 
 
+def test_what_is_scored_is_what_is_stored(folder: Path, tmp_path: Path) -> None:
+    exact, low = (
+        fleet(folder, store=str(tmp_path / stored), stored=stored, max_steps=2, validation=0.25)
+        for stored in ("float32", "int3")
+    )
+    for one, other in zip(exact.outcomes, low.outcomes, strict=True):
+        scores = Registry(tmp_path / "int3").get(other.reference).scores
+        assert one.rounding_loss is None and other.rounding_loss not in (None, 0.0)
+        assert scores["rounding_loss"] == other.rounding_loss and scores["eval_loss"] == other.eval_loss
+        assert one.train_loss == other.train_loss and one.eval_loss != other.eval_loss
+    alone = solo(folder / "t0.jsonl", name="t0", store=str(tmp_path / "a"), stored="int3", max_steps=2, validation=0.25)
+    assert alone.scores["rounding_loss"] == pytest.approx(low.outcomes[0].rounding_loss, abs=1e-5)
+    assert alone.scores["eval_loss"] == pytest.approx(low.outcomes[0].eval_loss, abs=1e-5)
+
+
 def test_a_store_alone_publishes_under_the_tenants_own_names(folder: Path, tmp_path: Path) -> None:
     fleet(folder, store=str(tmp_path / "shelf"), max_steps=1)
     assert {ref.name for ref in Registry(tmp_path / "shelf").list()} == {f"t{k}" for k in range(5)}
