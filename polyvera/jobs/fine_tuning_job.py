@@ -89,7 +89,8 @@ class JobEvent:
     @classmethod
     def of(cls, row: Row) -> JobEvent:
         """A row of the table of events."""
-        return cls(*row[:-1], json.loads(row["data"]))
+        values: dict[str, Any] = dict(row)
+        return cls(**values | {"data": json.loads(row["data"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,8 @@ class JobCheckpoint:
     @classmethod
     def of(cls, row: Row) -> JobCheckpoint:
         """A row of the table of checkpoints."""
-        return cls(*row[:-1], json.loads(row["metrics"]))
+        values: dict[str, Any] = dict(row)
+        return cls(**values | {"metrics": json.loads(row["metrics"])})
 
 
 def owner_of(name: str) -> str | None:
