@@ -13,6 +13,7 @@ from polyvera.store.durable import make_folder
 
 FILE = "jobs.sqlite"
 BUSY_S = 30.0
+OWNER_ONLY = 0o700
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (
     id TEXT PRIMARY KEY, tenant TEXT NOT NULL, filename TEXT NOT NULL, purpose TEXT NOT NULL,
@@ -42,7 +43,9 @@ class Database:
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / FILE
         try:
-            make_folder(folder.absolute())
+            if not folder.is_dir():
+                make_folder(folder.absolute())
+                folder.chmod(OWNER_ONLY)  # tenants' rows are in it
         except OSError as error:
             raise StoreUnavailableError(f"the folder of jobs {folder} cannot be made: {error.strerror}") from error
         with self._connected() as connection:

@@ -15,6 +15,7 @@ def test_a_transaction_is_whole_or_nothing(tmp_path):
     with pytest.raises(KeyError), database.changing() as connection:
         connection.execute(USE, ("acme", "tomorrow", 1))
         raise KeyError
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
     found = Database(tmp_path / "a" / "b").rows("SELECT * FROM usage")
     assert [tuple(row) for row in found] == [("acme", "today", 1)]
 
