@@ -27,7 +27,7 @@ class Hyperparameters(RequestBody):
 
     n_epochs: Auto | Annotated[int, Field(ge=1, le=10_000)] = "auto"
     batch_size: Auto | Annotated[int, Field(ge=1, le=256)] = "auto"
-    learning_rate_multiplier: Auto | Annotated[float, Field(gt=0, le=100)] = "auto"
+    learning_rate_multiplier: Auto | Annotated[float, Field(ge=1e-3, le=1e3)] = "auto"
 
 
 class Supervised(RequestBody):

@@ -35,6 +35,7 @@ def test_what_is_left_out_is_auto_and_the_seed_drawn():
         {"hyperparameters": {"n_epochs": 0}},
         {"hyperparameters": {"batch_size": 10**9}},
         {"hyperparameters": {"learning_rate_multiplier": 0}},
+        {"hyperparameters": {"learning_rate_multiplier": 1e-300}},
         {"hyperparameters": {"learning_rate_multiplier": float("nan")}},
         {"hyperparameters": {"n_epochs": True}},
         {"method": {"type": "dpo"}},

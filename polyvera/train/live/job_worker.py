@@ -118,7 +118,7 @@ class JobWorker:
             if job is None:
                 break
             if job.id not in {*self._jobs, *self._coming}:  # else it was paused and resumed a moment ago
-                self._coming[job.id] = ComingJob(job, self._reader.submit(self._rows, job, self._recipe_of(job)))
+                self._coming[job.id] = ComingJob(job, self._reader.submit(self._rows, job))
         if not self._jobs:
             wait([coming.rows for coming in self._coming.values()], READ_S, FIRST_COMPLETED)
         for coming in [coming for coming in self._coming.values() if coming.rows.done()]:
@@ -140,11 +140,11 @@ class JobWorker:
         given = {"epochs": chosen.num_epochs, "batch_size": chosen.batch_size, "lr": rate, "run_seed": chosen.seed}
         return self._recipe.replaced(**{name: value for name, value in given.items() if value is not None})
 
-    def _rows(self, job: FineTuningJob, recipe: Recipe) -> tuple[PackedRows, PackedRows | None]:
+    def _rows(self, job: FineTuningJob) -> tuple[PackedRows, PackedRows | None]:
         ids = [id for id in (job.training_file, job.validation_file) if id is not None]
         tables = [read_table(self._files.path(id), self._files.get(job.tenant, id).filename) for id in ids]
         whole = Tables(tables[0], tables[1] if len(tables) > 1 else None, None)
-        encoded, watched = encode_tables(recipe, whole, self._trainer.base)
+        encoded, watched = encode_tables(self._recipe_of(job), whole, self._trainer.base)
         return PackedRows.of(encoded), None if watched is None else PackedRows.of(watched)
 
     def _advance(self, worked: WorkedJob) -> None:
@@ -179,7 +179,7 @@ class JobWorker:
         """The reference of the adapter of an epoch, whose version is the epoch's number."""
         name = job.adapter_name
         if self._num_versions(name) < end.epoch:
-            scores = {name.replace("full_valid", "eval"): value for name, value in metrics.items()}
+            scores = {metric.replace("full_valid", "eval"): value for metric, value in metrics.items()}
             self._registry.put(name, self._trainer.adapter(end.state, scores))
         return f"{name}@{end.epoch}"
 

@@ -111,11 +111,15 @@ def test_choices_are_followed(tmp_path):
 def test_bad_jobs_end_alone(tmp_path, truth):
     long = [{"prompt": "w1", "completion": "w2 " * 100}]
     service, jobs = trained(
-        tmp_path, ("acme", {}), ("globex", {"rows": long}), ("globex", {"lr_multiplier": 1e30, "num_epochs": 5})
+        tmp_path,
+        ("acme", {}),
+        ("globex", {"rows": long}),
+        ("globex", {"lr_multiplier": 1e30, "num_epochs": 5}),
+        ("globex", {"lr_multiplier": 1e-300}),
     )
-    assert service.statuses(*jobs) == ["succeeded", "failed", "failed"]
+    assert service.statuses(*jobs) == ["succeeded", "failed", "failed", "failed"]
     assert apart(service.weights(jobs[0]), truth) < 1e-4
-    errors = [service.job(job).error for job in jobs[1:]]
+    errors = [service.job(job).error for job in jobs[1:3]]
     assert [error.code for error in errors] == ["invalid_training_file", "training_diverged"]
     assert "rows.jsonl" in errors[0].message and str(tmp_path) not in errors[0].message
 
