@@ -15,7 +15,7 @@ from polyvera.errors import ServeError
 from polyvera.jobs.fine_tuning_job import ACTIVE, SUCCEEDED, FineTuningJob, JobCheckpoint, JobEvent
 from polyvera.server.catalog import BASE
 from polyvera.server.context import ServerContext, caller_of
-from polyvera.server.fine_tuning_requests import AUTO, MAX_PAGE, FineTuningBody
+from polyvera.server.job_requests import AUTO, MAX_PAGE, FineTuningBody
 from polyvera.server.responses import page_of
 
 JOBS = "/v1/fine_tuning/jobs"

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from polyvera.server.fine_tuning_requests import FineTuningBody
+from polyvera.server.job_requests import FineTuningBody
 
 GIVEN = {"model": "base", "training_file": "file-x"}
 HYPER = {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 0.5}
