@@ -20,10 +20,15 @@ PolyveraError
 │   ├── SamplingError  a sampling choice that cannot be, or a prompt that doesn't fit (also a ValueError)
 │   │   └── ContextLengthError  a prompt longer than the context
 │   ├── BusyError      too many requests at the moment
+<<<<<<< HEAD
 │   │   └── QuotaError     more than a tenant may have
+=======
+│   │   └── QuotaError  a budget of tokens that is used up
+>>>>>>> main
 │   ├── SizeError      more bytes than are taken
 │   ├── SlowError      bytes that come too slowly
 │   ├── ClosedError    the engine is stopping, or has stopped
+│   │   └── DisconnectedError  the client has gone
 │   ├── KeyFileError   a file of keys that cannot be read, or is none
 │   └── AccessError    a key that is missing or unknown
 │       └── ForbiddenError  a known key that is not allowed to do this
@@ -129,7 +134,11 @@ class BusyError(ServeError):
 
 
 class QuotaError(BusyError):
+<<<<<<< HEAD
     """More than a tenant may have."""
+=======
+    """A budget of tokens that is used up until another day."""
+>>>>>>> main
 
 
 class SizeError(ServeError):
@@ -142,6 +151,10 @@ class SlowError(ServeError):
 
 class ClosedError(ServeError):
     """The engine is stopping, or has stopped."""
+
+
+class DisconnectedError(ClosedError):
+    """The client has gone before its answer."""
 
 
 class KeyFileError(ServeError):
