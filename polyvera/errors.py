@@ -20,11 +20,7 @@ PolyveraError
 │   ├── SamplingError  a sampling choice that cannot be, or a prompt that doesn't fit (also a ValueError)
 │   │   └── ContextLengthError  a prompt longer than the context
 │   ├── BusyError      too many requests at the moment
-<<<<<<< HEAD
-│   │   └── QuotaError     more than a tenant may have
-=======
-│   │   └── QuotaError  a budget of tokens that is used up
->>>>>>> main
+│   │   └── QuotaError  more than a tenant may have
 │   ├── SizeError      more bytes than are taken
 │   ├── SlowError      bytes that come too slowly
 │   ├── ClosedError    the engine is stopping, or has stopped
@@ -134,11 +130,7 @@ class BusyError(ServeError):
 
 
 class QuotaError(BusyError):
-<<<<<<< HEAD
-    """More than a tenant may have."""
-=======
-    """A budget of tokens that is used up until another day."""
->>>>>>> main
+    """More than a tenant may have, such as a budget of tokens that is used up until another day."""
 
 
 class SizeError(ServeError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +14,7 @@ from polyvera.cli.flags import Taken, Whole
 from polyvera.cli.verbs import verb
 from polyvera.errors import RecipeError, ServeError
 from polyvera.plan import bytes_text
-from polyvera.server.config import Serving
+from polyvera.server.config import ServerConfig, Serving
 
 if TYPE_CHECKING:
     from polyvera.engine.adapter_loader import Observe
@@ -49,25 +49,17 @@ def _run(serving: Serving, registry: Registry, address: tuple[str, int] | None) 
     config = serving.config
     if address is not None:
         check_address(address[0], config)
-<<<<<<< HEAD
-    metrics, state = Metrics(), ServerState()
+    own = None if address is None else bound(*address)
+    refs = _checked(registry, config, serving.pin)
+    usage, metrics, state = open_usage(config.usage, registry.url), Metrics(), ServerState()
+    reload_at_hangup(state)
     with (
         _engine(serving.model, registry, serving.limits, metrics.observe, serving.replicas) as engine,
         _training(serving, engine, is_listening=address is not None) as fine_tuning,
     ):
-        for one in serving.pin:
-            engine.pin(registry.resolve(one))
-        app = make_app(engine, config, metrics, state, fine_tuning)
-=======
-    own = None if address is None else bound(*address)
-    refs = _checked(registry, config, pinned)
-    usage, metrics, state = open_usage(config.usage, registry.url), Metrics(), ServerState()
-    reload_at_hangup(state)
-    with _engine(model, registry, limits, metrics.observe, num_replicas) as engine:
         for ref in refs:
             engine.pin(ref)
-        app = make_app(engine, config, metrics, state, usage)
->>>>>>> main
+        app = make_app(engine, config, metrics, state, usage, fine_tuning)
         typer.echo(_costs(engine) if engine.embedding is None else _vectors(engine.embedding))
         if address is None:
             return
@@ -79,7 +71,6 @@ def _run(serving: Serving, registry: Registry, address: tuple[str, int] | None) 
     typer.echo("stopped")
 
 
-<<<<<<< HEAD
 @contextmanager
 def _training(serving: Serving, engine: ServedEngine, *, is_listening: bool) -> Iterator[FineTuning | None]:
     """The jobs of a server that trains, and the process that trains them. Raises ServeError for an encoder."""
@@ -96,7 +87,8 @@ def _training(serving: Serving, engine: ServedEngine, *, is_listening: bool) -> 
     jobs = FineTuning.open(policy)
     with TrainerProcess(TrainerStart(serving.model, serving.store, policy)) if is_listening else nullcontext():
         yield jobs
-=======
+
+
 def _checked(registry: Registry, config: ServerConfig, pinned: Sequence[str]) -> list[AdapterRef]:
     """What is pinned. Raises PolyveraError for what is wrong without the model: keys, folders, the store, its pins."""
     from polyvera.server.api_keys import read_keys
@@ -110,7 +102,6 @@ def _checked(registry: Registry, config: ServerConfig, pinned: Sequence[str]) ->
     none = f"no adapters in {registry.url} yet: the first publish makes the store"
     typer.echo(f"{len(names):,} adapters in {registry.url}" if names else none, err=True)
     return refs
->>>>>>> main
 
 
 def _vectors(encoder: EmbeddingEngine) -> str:

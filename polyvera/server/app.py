@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from importlib import resources
-=======
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.resources import files
->>>>>>> main
+from importlib import resources
 from pathlib import PurePath
 from typing import Any
 
@@ -23,11 +19,8 @@ from starlette.responses import Response
 
 from polyvera.engine.protocol import ServedEngine
 from polyvera.errors import PolyveraError
-<<<<<<< HEAD
 from polyvera.jobs.fine_tuning import FineTuning
-=======
 from polyvera.server.admission import Admission
->>>>>>> main
 from polyvera.server.api_keys import KeyFile, read_keys
 from polyvera.server.audit_log import AuditLog
 from polyvera.server.catalog import Catalog
@@ -36,16 +29,22 @@ from polyvera.server.context import ServerContext
 from polyvera.server.json_lines import JsonLines, QueuedLines
 from polyvera.server.metrics import Metrics
 from polyvera.server.middleware import AuthMiddleware, ServerState
-<<<<<<< HEAD
-from polyvera.server.routes import adapters, completions, embeddings, files, models, operations
-from polyvera.server.routes import fine_tuning as jobs
-=======
 from polyvera.server.rate_limits import RateLimits
-from polyvera.server.routes import adapters, aliases, completions, embeddings, history, models, operations, versions
+from polyvera.server.routes import (
+    adapters,
+    aliases,
+    completions,
+    embeddings,
+    files,
+    history,
+    models,
+    operations,
+    versions,
+)
+from polyvera.server.routes import fine_tuning as jobs
 from polyvera.server.routes import usage as usage_routes
 from polyvera.server.tracing import RequestTracer, tracer_to
 from polyvera.server.usage import UsageStore, open_usage
->>>>>>> main
 
 PAGE = resources.files("polyvera.server").joinpath("page")
 PAGE_KINDS = {
@@ -67,43 +66,28 @@ def make_app(
     config: ServerConfig,
     metrics: Metrics | None = None,
     state: ServerState | None = None,
-<<<<<<< HEAD
-    fine_tuning: FineTuning | None = None,
-=======
     usage: UsageStore | None = None,
->>>>>>> main
+    fine_tuning: FineTuning | None = None,
 ) -> FastAPI:
     """The app of a started engine: a Generator, an Embedder, or a ReplicaPool.
 
     metrics: whose observe() the engine was given, for the times that it measures. state: to say that the server stops.
-<<<<<<< HEAD
-    fine_tuning: the files and jobs of a server that trains.
-    Raises ServeError for a file of keys that cannot be read.
-=======
-    usage: by default in config.usage, or beside the store's folder. Raises ServeError for a file of keys or of usage
-    that cannot be read.
->>>>>>> main
+    usage: by default in config.usage, or beside the store's folder. fine_tuning: the files and jobs of a server that
+    trains. Raises ServeError for a file of keys or of usage that cannot be read.
     """
     state, metrics, audit = state or ServerState(), metrics or Metrics(), AuditLog(config.audit_log)
     usage = usage or open_usage(config.usage, None if engine.registry is None else engine.registry.url)
     keys = None if config.keys is None else KeyFile(config.keys, audit.keys_changed)
     metrics.watch(engine.stats, engine.limits.max_rows)
     catalog = Catalog(engine.registry, config.base, engine.fingerprint)
-<<<<<<< HEAD
-    context = ServerContext(
-        engine, config, catalog, metrics, state, TenantQuotas(config.max_per_tenant), keys, fine_tuning
-    )
-    auth = Middleware(AuthMiddleware, config=config, keys=keys, state=state, metrics=metrics)
-    app = FastAPI(title="polyvera", docs_url=None, redoc_url=None, openapi_url=None, middleware=[auth])
-    for router in (completions, models, operations, embeddings, files, jobs):
-=======
     state.reloads.append(catalog.forget)
     if keys is not None:
         read_keys(keys.path)
         state.reloads.append(keys.reload)
     limits, rates = engine.limits, RateLimits(usage.tokens_today)
     admission = Admission(config.max_per_tenant, limits.max_waiting, max(limits.max_waiting, limits.max_rows))
-    context = ServerContext(engine, config, catalog, metrics, state, admission, keys, usage, rates, audit)
+    stores: dict[str, Any] = {"usage": usage, "rates": rates, "audit": audit, "fine_tuning": fine_tuning}
+    context = ServerContext(engine, config, catalog, metrics, state, admission, keys, **stores)
     lines, tracer = QueuedLines(JsonLines()) if config.access_log else None, tracer_to(config.otlp_traces_endpoint)
     passed: dict[str, Any] = {"config": config, "keys": keys, "state": state, "metrics": metrics, "rates": rates}
     app = FastAPI(
@@ -114,8 +98,7 @@ def make_app(
         middleware=[Middleware(AuthMiddleware, **passed, lines=lines, tracer=tracer)],
         lifespan=_closing(context, lines, tracer),
     )
-    for router in (completions, models, operations, embeddings, usage_routes, history, versions, aliases):
->>>>>>> main
+    for router in (completions, models, operations, embeddings, usage_routes, history, versions, aliases, files, jobs):
         app.include_router(router.routes(context))
     app.include_router(adapters.routes(context, engine.fingerprint))
     _add_page(app)

@@ -12,14 +12,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 
 from polyvera.engine.protocol import EmbeddingEngine, GenerationEngine, ServedEngine
-<<<<<<< HEAD
-from polyvera.errors import BusyError, ServeError
-from polyvera.jobs.fine_tuning import FineTuning
-=======
 from polyvera.errors import ServeError
+from polyvera.jobs.fine_tuning import FineTuning
 from polyvera.server.access_log import CURRENT
 from polyvera.server.admission import Admission
->>>>>>> main
 from polyvera.server.api_keys import Caller, KeyFile
 from polyvera.server.audit_log import AuditLog
 from polyvera.server.catalog import Catalog
@@ -49,14 +45,11 @@ class ServerContext:
     state: ServerState
     admission: Admission
     keys: KeyFile | None = None
-<<<<<<< HEAD
-    fine_tuning: FineTuning | None = None
-=======
     usage: UsageStore = field(default_factory=UsageStore)
     rates: RateLimits = field(default_factory=RateLimits)
     audit: AuditLog = field(default_factory=AuditLog)
     history: ActivityHistory = field(default_factory=ActivityHistory)
->>>>>>> main
+    fine_tuning: FineTuning | None = None
     pool: TenantPool = field(default_factory=TenantPool)
     started: int = field(default_factory=lambda: int(time()))
 
@@ -80,14 +73,13 @@ class ServerContext:
             )
         return self.engine.embedding
 
-<<<<<<< HEAD
     @property
     def training(self) -> FineTuning:
         """The files and jobs of a server that trains. Raises ServeError where it doesn't."""
         if self.fine_tuning is None:
             raise ServeError("this server trains nothing: start it with --train")
         return self.fine_tuning
-=======
+
     def count(self, caller: Caller, adapter: AdapterRef | None, prompt_tokens: int, answer_tokens: int) -> None:
         """Counts what a request has used."""
         label = self.metrics.adapters.label(adapter)
@@ -98,7 +90,6 @@ class ServerContext:
             record.use(adapter, prompt_tokens, answer_tokens)
         name = "" if adapter is None else adapter.name
         self.usage.add(caller.tenant, caller.key, name, prompt_tokens, answer_tokens)
->>>>>>> main
 
     async def run(self, request: HttpRequest, work: Callable[..., R], *args: Any, **kwargs: Any) -> R:
         """What `work` returns, done by one of the caller's threads: the event loop waits for no file and no library."""

@@ -104,18 +104,8 @@ TABLE: dict[type[PolyveraError], ErrorRow] = {
     errors.ServeError: ErrorRow(400),
     errors.SamplingError: ErrorRow(400),
     errors.ContextLengthError: ErrorRow(400, code="context_length_exceeded"),
-<<<<<<< HEAD
-    errors.BusyError: ErrorRow(
-        429,
-        "rate_limit_error",
-        "rate_limit_exceeded",
-        headers=lambda error: {"Retry-After": str(max(1, ceil(error.retry_s)))},
-    ),
-    errors.QuotaError: ErrorRow(429, "insufficient_quota", "insufficient_quota"),
-=======
     errors.BusyError: ErrorRow(429, "rate_limit_error", "rate_limit_exceeded", headers=_then),
     errors.QuotaError: ErrorRow(429, "insufficient_quota", "insufficient_quota", headers=_then),
->>>>>>> main
     errors.SizeError: ErrorRow(413, code="request_too_large"),
     errors.SlowError: ErrorRow(408, code="request_timeout"),
     errors.ClosedError: ErrorRow(503, SERVER, "unavailable", headers=_later),

@@ -9,11 +9,7 @@ from pathlib import Path
 import pytest
 
 from polyvera.errors import AccessError, KeyFileError, ServeError
-<<<<<<< HEAD
-from polyvera.server.api_keys import EVERYONE, Caller, KeyFile, read_keys
-=======
-from polyvera.server.api_keys import EVERYONE, KeyFile, KeyRates, rates_text, read_keys
->>>>>>> main
+from polyvera.server.api_keys import EVERYONE, Caller, KeyFile, KeyRates, rates_text, read_keys
 
 
 def test_a_key_is_known_and_its_secret_is_nowhere(tmp_path: Path) -> None:

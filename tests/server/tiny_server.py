@@ -99,7 +99,9 @@ def fronted(
         keys.add("nobody", ["nobody/*"])
     chosen, metrics, state = ServerConfig(base="tiny", **settings), Metrics(), ServerState()
     with engine_for(base, registry, limits or Limits(max_rows=8), metrics.observe) as engine:
-        server = Server(make_app(engine, chosen, metrics, state, fine_tuning), engine, chosen, state, "127.0.0.1", 0)
+        server = Server(
+            make_app(engine, chosen, metrics, state, fine_tuning=fine_tuning), engine, chosen, state, "127.0.0.1", 0
+        )
         thread = Thread(target=server.run, daemon=True)
         thread.start()
         try:

@@ -82,14 +82,14 @@ def _add_history(router: APIRouter, context: ServerContext) -> None:
 
 async def _streamed(context: ServerContext, request: HttpRequest, id: str) -> Response:
     """A job's events as they come, the oldest first, until it has ended."""
-    jobs, tenant = context.training.jobs, caller_of(request).tenant
+    jobs, caller = context.training.jobs, caller_of(request)
 
     async def lines() -> AsyncIterator[str]:
-        with context.quotas.reserve(tenant, 1):
+        async with context.admission.place(caller, 1):
             seen, is_open = 0, True
             while is_open and not context.state.is_draining:
-                is_open = (await context.run(request, jobs.get, tenant, id)).status in ACTIVE
-                while found := await context.run(request, jobs.events_since, tenant, id, seen, MAX_PAGE):
+                is_open = (await context.run(request, jobs.get, caller.tenant, id)).status in ACTIVE
+                while found := await context.run(request, jobs.events_since, caller.tenant, id, seen, MAX_PAGE):
                     seen = found[-1].number
                     for event in found:
                         yield f"data: {json.dumps(_shown_event(event))}\n\n"
