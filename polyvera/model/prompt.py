@@ -26,6 +26,16 @@ class Message:
 
 
 Prompt = str | tuple[Message, ...]
+PLAIN, TEMPLATE = "plain", "chat"  # the forms of a prompt: a text as it is, or a turn of the chat template
+
+
+def prompt_form_text(tokenizer: Tokenizer, prompt_form: str) -> str:
+    """How prompts are put to the model, in one line, with a word where the other form is the likelier one."""
+    if prompt_form == TEMPLATE:
+        return "prompts go through the chat template"
+    if not tokenizer.chat_template:
+        return "prompts are plain text"
+    return "prompts are plain text, though the model has a chat template: chat=true is likelier to suit it"
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:

@@ -10,7 +10,18 @@ from transformers import PreTrainedTokenizerFast
 from polyvera.data.encoding import IGNORED, encode
 from polyvera.data.tables import table
 from polyvera.errors import DataError, PromptError
-from polyvera.model.prompt import Message, bare_ids, chat_ids, chat_text, ids_text, passage, prompt_ids
+from polyvera.model.prompt import (
+    PLAIN,
+    TEMPLATE,
+    Message,
+    bare_ids,
+    chat_ids,
+    chat_text,
+    ids_text,
+    passage,
+    prompt_form_text,
+    prompt_ids,
+)
 
 BEGIN, END = 0, 1
 SPECIAL = [("<s>", BEGIN), ("</s>", END)]
@@ -129,3 +140,10 @@ def test_refusals() -> None:
     for beyond in (len(WORDS), -1):
         with pytest.raises(PromptError, match=f"tokens: {beyond} is not a token; they are from 0 to {len(WORDS) - 1}"):
             ids_text(make_tokenizer(), [7, beyond], len(WORDS))
+
+
+def test_the_form_of_prompts_is_said_with_a_word_for_the_likelier_one() -> None:
+    chats, plain = make_tokenizer(), make_tokenizer(template=None)
+    assert prompt_form_text(chats, TEMPLATE) == "prompts go through the chat template"
+    assert prompt_form_text(plain, PLAIN) == "prompts are plain text"
+    assert "chat=true is likelier" in prompt_form_text(chats, PLAIN)

@@ -63,6 +63,11 @@ class Member:
         self.steps = StepRows(self.recipe, self.rows)
         self.epoch_steps, self.total, self.factor = self.steps.epoch_steps, self.steps.total, self.steps.factor
 
+    @property
+    def scale(self) -> float:
+        """Its own learning rate in that of the optimizer's recipe."""
+        return self.recipe.learning_rate / self.optimizer.recipe.learning_rate
+
     @cached_property
     def eval_every(self) -> int:
         """Steps from one evaluation to the next."""

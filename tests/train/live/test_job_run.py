@@ -22,7 +22,7 @@ def rows(num):
 
 
 def recipe(**choices):
-    given = {"rank": 4, "targets": "all-linear", "epochs": EPOCHS, "batch_size": 4, **choices}
+    given = {"rank": 4, "targets": "all-linear", "epochs": EPOCHS, "batch_size": 4, "lr": 0.06, **choices}
     return Recipe(model="tiny", data="memory", **given)
 
 
