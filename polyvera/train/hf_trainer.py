@@ -165,6 +165,11 @@ class AdapterTrainer(Trainer):
         states = {f"{i}.{k}": t for i, part in enumerate(self.beside) for k, t in part.state().items()}
         checkpoint.write(folder / BESIDE, states)
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            checkpoint.seal(Path(str(self.args.output_dir)) / f"{checkpoint.PREFIX}{self.state.global_step}")
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         checkpoint.read_into(Path(resume_from_checkpoint) / TRAINED, model or self.whole)
         states = checkpoint.read(Path(resume_from_checkpoint) / BESIDE)

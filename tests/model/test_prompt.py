@@ -14,6 +14,7 @@ from polyvera.model.prompt import (
     PLAIN,
     TEMPLATE,
     Message,
+    Template,
     bare_ids,
     chat_ids,
     chat_text,
@@ -21,6 +22,7 @@ from polyvera.model.prompt import (
     passage,
     prompt_form_text,
     prompt_ids,
+    templated,
 )
 
 BEGIN, END = 0, 1
@@ -128,6 +130,15 @@ def test_a_tokenizer_that_joins_turns_is_refused_for_all_of_them() -> None:
     with pytest.raises(DataError, match="rows, row 1: the tokenizer joins the end of a turn.*turns='last'"):
         encode(chats, tokenizer, 64)
     assert len(encode(chats, tokenizer, 64, turns="last")) == 1
+
+
+def test_a_template_is_given_what_it_knows_and_a_message_may_stay_open() -> None:
+    tokenizer = make("nothing")
+    tokenizer.chat_template = "{{ mood }} " + tokenizer.chat_template
+    assert templated(tokenizer, CHAT, Template(more={"mood": "w9"})).startswith("w9 ")
+    begun = (*CHAT, Message("assistant", "w6"))
+    assert templated(tokenizer, begun, Template(answer_next=False, is_open=True)).endswith("w6")
+    assert chat_ids(tokenizer, CHAT, given=Template(False)) == chat_ids(tokenizer, CHAT, answer_next=False)
 
 
 def test_refusals() -> None:
