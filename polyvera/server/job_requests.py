@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from polyvera.jobs.fine_tuning_job import JobChoices
 from polyvera.server.fields import ModelName
 from polyvera.server.neutral_fields import INTEGRATIONS
-from polyvera.server.requests import RequestBody
+from polyvera.server.request_body import RequestBody
 
 MAX_PAGE = 100
 AUTO = "auto"

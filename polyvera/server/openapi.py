@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from polyvera.server import requests
+from polyvera.server.job_requests import FineTuningBody
 from polyvera.server.message_body import CountBody, MessageBody
 from polyvera.server.request_body import RequestBody
 from polyvera.server.response_body import ResponseBody
@@ -32,6 +33,7 @@ BODIES: Mapping[str, type[RequestBody]] = {
     "/v1/load_lora_adapter": requests.LoadBody,
     "/v1/unload_lora_adapter": requests.UnloadBody,
     "/v1/aliases": requests.AliasBody,
+    "/v1/fine_tuning/jobs": FineTuningBody,
 }
 FILES = "/v1/adapters/{name}"
 ERROR: Mapping[str, Any] = {
