@@ -20,7 +20,7 @@ from polyvera.adapter.bank import Bank
 from polyvera.data.batching import Collator, EpochOrder
 from polyvera.data.encoding import Encoded
 from polyvera.data.target_tokens import TargetTokens
-from polyvera.errors import RecipeError
+from polyvera.errors import DivergedError
 from polyvera.train import checkpoint
 from polyvera.train.budget import orthogonal_weight, orthogonality
 from polyvera.train.callbacks import Stateful
@@ -99,7 +99,7 @@ class AdapterTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One forward and backward. Raises RecipeError where the loss is NaN or infinite."""
+        """One forward and backward. Raises DivergedError where the loss is NaN or infinite."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._check(float(loss), "the loss")
         return loss
@@ -146,7 +146,7 @@ class AdapterTrainer(Trainer):
 
     def _check(self, loss: float, what: str) -> float:
         if not isfinite(loss):
-            raise RecipeError(
+            raise DivergedError(
                 f"{what} is {loss} at step {self.state.global_step + 1} with lr={self._get_learning_rate():.3g}: lower "
                 f"lr (at its highest it is {self.recipe.learning_rate:g}), raise warmup, or train in float32"
             )

@@ -1,8 +1,8 @@
 """A sweep of learning rates is a fleet: candidates are slots of one bank, on the same rows in the same batches.
 
-Successive halving (Jamieson 2016, figure 1): the worse half of the candidates is dropped at each rung. Where the best
-is the highest or the lowest rate that was tried, the sweep goes on beyond it until the loss turns. Each candidate is,
-to the step at which it was dropped, the run that its rate alone would have given.
+Successive halving (Jamieson 2016, figure 1): the worse half of the candidates is dropped at each rung. Where the one
+that is left is the highest or the lowest that was tried, the sweep goes on beyond it until the loss turns. Each
+candidate is, to the step at which it was dropped, the run that its rate alone would have given.
 """
 
 from __future__ import annotations
@@ -132,18 +132,17 @@ class RateSearch:
         for rung in range(len(RUNGS)):
             num_kept = len(FACTORS) // 2 ** (rung + 1)
             self.train(rung, num_kept)
-            if rung == 0:
-                self.extend(num_kept)
+        self.extend()
         return self.best()
 
-    def extend(self, num_kept: int) -> None:
-        """Goes on beyond an edge at the first rung until the loss turns."""
+    def extend(self) -> None:
+        """Goes on beyond an edge that is left until the loss turns."""
         for _ in range(EXTENSIONS):
             rates = self.beyond()
             if not rates:
                 return
             self.admit(rates)
-            self.train(0, num_kept)
+            self.train(len(RUNGS) - 1, 1)
 
     def admit(self, rates: Sequence[float]) -> None:
         """Gives each rate a slot for every tenant."""

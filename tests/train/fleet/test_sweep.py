@@ -102,7 +102,7 @@ def test_the_choice_is_the_lowest_loss_of_the_last_rung(base: Base) -> None:
     last = max(one.num_steps for one in found.tried)
     left = [one for one in found.tried if one.num_steps == last]
     assert len(found.tried) >= len(FACTORS)
-    assert len(left) == 2
+    assert len(left) >= 2
     assert found.lr == min(left, key=lambda one: one.loss).lr
     assert sorted({one.num_steps for one in found.tried}) == [3, 4, 6]
 
