@@ -13,7 +13,6 @@ from polyvera.data.row_files import read_rows
 from polyvera.data.tables import Table, table
 from polyvera.errors import ConflictError, DataError, QuotaError, ServeError, UnknownObjectError
 from polyvera.jobs.database import Database
-from polyvera.model.config import LABEL
 from polyvera.store.durable import make_folder, replace_file
 
 FILES = "files"
@@ -120,6 +119,6 @@ def read_table(path: Path, filename: str) -> Table:
         found = table(filename, read_rows(str(path)))
     except DataError as error:
         raise DataError(str(error).replace(str(path), filename)) from None
-    if found.kind == LABEL:
-        raise DataError(f"{filename} has rows of text and label: give messages, or prompt and completion")
+    if not found.row.writes:
+        raise DataError(f"{filename} has rows for {found.task}: give messages, or prompt and completion")
     return found

@@ -13,14 +13,15 @@ from torch import Tensor
 
 from polyvera.data.packed_rows import PackedRows
 from polyvera.errors import RecipeError
+from polyvera.model.task import LM, TASKS
 from polyvera.train import checkpoint
 from polyvera.train.fleet.adamw import AdamSettings
-from polyvera.train.fleet.member import num_items
 from polyvera.train.fleet.step_rows import StepRows
 from polyvera.train.live.datum import Datum
 from polyvera.train.live.live_trainer import LiveTrainer
 from polyvera.train.live.operation import OptimizerStep, Pass, PassResult, Result, TakeState
 from polyvera.train.live.run_state import RunState
+from polyvera.train.loss import num_items
 from polyvera.train.recipe import Recipe
 
 RECENT = 10
@@ -158,5 +159,5 @@ class JobRun:
 
 def _rows_of(rows: Sequence[Mapping[str, Any]]) -> tuple[Datum, ...]:
     """Rows with the weight that makes the sum of their losses the mean over their target tokens."""
-    count = sum(map(num_items, rows))
+    count = sum(num_items(row, TASKS[LM]) for row in rows)
     return tuple(Datum.of_row(row, 1 / count) for row in rows)
