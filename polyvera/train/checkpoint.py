@@ -134,10 +134,10 @@ READABLE: Mapping[str, Callable[[Path], bool]] = MappingProxyType(
 def state_of(checkpoint: Path) -> dict[str, Any]:
     """transformers' own record of the run at a checkpoint, or an empty one where it is not whole."""
     try:
-        state: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
+        state = json.loads((checkpoint / STATE).read_text())
     except (OSError, ValueError):
         return {}
-    return state
+    return state if isinstance(state, dict) else {}
 
 
 def begin(folder: Path, recipe: Recipe, rows: Encoded, *, resume: bool) -> Path | None:
