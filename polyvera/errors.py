@@ -12,6 +12,7 @@ PolyveraError
 ├── StoreError         a store that cannot do what was asked
 │   ├── ReferenceNameError  a name that is not a valid adapter name
 │   ├── NotFoundError  no such adapter, version or alias (also a LookupError)
+│   │   └── UnknownObjectError  no such file or job of this tenant's
 │   ├── ConflictError  what is asked for conflicts with what is stored
 │   ├── StoreFullError  no room is left where the store lies
 │   └── StoreUnavailableError  a store that cannot be reached, read or written at the moment
@@ -19,9 +20,11 @@ PolyveraError
 │   ├── SamplingError  a sampling choice that cannot be, or a prompt that doesn't fit (also a ValueError)
 │   │   └── ContextLengthError  a prompt longer than the context
 │   ├── BusyError      too many requests at the moment
+│   │   └── QuotaError  more than a tenant may have
 │   ├── SizeError      more bytes than are taken
 │   ├── SlowError      bytes that come too slowly
 │   ├── ClosedError    the engine is stopping, or has stopped
+│   │   └── DisconnectedError  the client has gone
 │   ├── KeyFileError   a file of keys that cannot be read, or is none
 │   └── AccessError    a key that is missing or unknown
 │       └── ForbiddenError  a known key that is not allowed to do this
@@ -30,6 +33,7 @@ PolyveraError
 ├── DataError          training or evaluation data that cannot be used
 │   └── PromptError    a text or conversation that cannot be turned into tokens
 └── RecipeError        a recipe with an unknown key or an impossible value
+    └── DivergedError  training whose loss is no longer a finite number
 """
 
 from __future__ import annotations
@@ -86,6 +90,10 @@ class NotFoundError(StoreError, LookupError):
     """No such adapter, version or alias."""
 
 
+class UnknownObjectError(NotFoundError):
+    """No such file or job of this tenant's."""
+
+
 class ConflictError(StoreError):
     """What is asked for conflicts with what is stored."""
 
@@ -122,6 +130,10 @@ class BusyError(ServeError):
         self.retry_s = retry_s
 
 
+class QuotaError(BusyError):
+    """More than a tenant may have, such as a budget of tokens that is used up until another day."""
+
+
 class SizeError(ServeError):
     """More bytes than are taken."""
 
@@ -132,6 +144,10 @@ class SlowError(ServeError):
 
 class ClosedError(ServeError):
     """The engine is stopping, or has stopped."""
+
+
+class DisconnectedError(ClosedError):
+    """The client has gone before its answer."""
 
 
 class KeyFileError(ServeError):
@@ -164,6 +180,10 @@ class PromptError(DataError):
 
 class RecipeError(PolyveraError, ValueError):
     """A recipe with an unknown key or an impossible value."""
+
+
+class DivergedError(RecipeError):
+    """Training whose loss is no longer a finite number."""
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyvera.errors import FingerprintError, RecipeError
+from polyvera.model.prompt import TEMPLATE
 from polyvera.plan import bytes_text
 
 if TYPE_CHECKING:
     from polyvera.adapter.adapter import Adapter
     from polyvera.data.tables import Table
+    from polyvera.model.answer import Meaning
     from polyvera.model.load import Base
     from polyvera.store.file.codec import Header
     from polyvera.store.registry import Registry
@@ -22,11 +24,11 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows that `eval` asks for. source: None where nobody named any."""
+    """The rows that `eval` asks for. source: None where nobody named any. chat: None to ask as was trained."""
 
     source: str | None
     columns: Mapping[str, str]
-    chat: bool
+    chat: bool | None
     limit: int | None
     batch_size: int
 
@@ -37,11 +39,16 @@ class Rows:
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded base and its adapters: names[i] is in slots[i]."""
+    """A loaded base and its adapters.
+
+    names[i] is in slots[i], was trained on prompts of prompt_forms[i], and its head stands for meanings[i].
+    """
 
     base: Base
     names: tuple[str, ...]
     slots: tuple[int, ...]
+    prompt_forms: tuple[str, ...] = ()
+    meanings: tuple[Meaning, ...] = ()
 
     @classmethod
     def open(
@@ -49,6 +56,7 @@ class Session:
     ) -> Session:
         """Loads the adapters, then the base that they were trained on. Raises RecipeError where they differ in it."""
         from polyvera.adapter.inject import load
+        from polyvera.model.answer import meaning_of
         from polyvera.model.load import load_base, place
         from polyvera.store.registry import Registry
 
@@ -60,7 +68,8 @@ class Session:
             slots = load(base.model, adapters, check_base=not any_base) if adapters else []
         except FingerprintError as error:  # in the words of the command line
             raise FingerprintError(str(error).replace("pass check_base=False", "give --any-base")) from error
-        return cls(base, tuple(names), tuple(slots))
+        forms = tuple(adapter.prompt_form for adapter in adapters)
+        return cls(base, tuple(names), tuple(slots), forms, tuple(map(meaning_of, adapters)))
 
     def evaluate(self, rows: Rows) -> dict[str, dict[str, float]]:
         """The scores of the base and of each adapter, rows of all in the same batches."""
@@ -69,19 +78,27 @@ class Session:
 
         if rows.source is None:
             raise RecipeError("there are no rows to answer: give --data FILE")
-        table = rows.cut(read(rows.source, rows.columns, chat=rows.chat))
+        task = next((meaning.task for meaning in self.meanings if not meaning.row.writes), None)
+        chat = self._asks_by_template(rows.chat)
+        table = rows.cut(read(rows.source, rows.columns, chat=chat, task=task))
         model, tokenizer = self.base.model, self.base.tokenizer
         # A head that was never trained has nothing to say, so a classifier's base is left out.
-        everyone = [*zip(self.names, self.slots, strict=True)] + ([] if table.labels and self.names else [(BASE, 0)])
+        everyone = [*zip(self.names, self.slots, strict=True)] + (
+            [] if self.names and not table.row.scores_base else [(BASE, 0)]
+        )
         several = replace(table, examples=tuple(e for e in table.examples for _ in everyone))
         slots = [slot for _ in table.examples for _, slot in everyone]
-        found = evaluate(model, tokenizer, several, slots, batch_size=rows.batch_size)
+        meanings = dict(zip(self.slots, self.meanings, strict=True))
+        found = evaluate(model, tokenizer, several, slots, batch_size=rows.batch_size, meanings=meanings)
         return {name: found.of_slot(slot) for name, slot in everyone}
 
     def generate(
-        self, prompts: Sequence[str], *, base: bool, chat: bool, seed: int, **settings: Any
+        self, prompts: Sequence[str], *, base: bool, chat: bool | None, seed: int, **settings: Any
     ) -> list[dict[str, str]]:
-        """One row a prompt: its text, the base's answer and each adapter's, all generated in the same batches."""
+        """One row a prompt: its text, the base's answer and each adapter's, all generated in the same batches.
+
+        chat: whether prompts go through the chat template; None for the form that the adapters were trained on.
+        """
         from transformers import set_seed
 
         from polyvera.evaluate.generate import generate
@@ -91,7 +108,8 @@ class Session:
         everyone = ([(BASE, 0)] if base else []) + [*zip(self.names, self.slots, strict=True)]
         if not everyone:
             raise RecipeError("nobody would answer: name an adapter, or leave --no-base out")
-        asked = [(Message("user", p),) if chat else p for p in prompts]
+        is_chat = self._asks_by_template(chat)
+        asked = [(Message("user", p),) if is_chat else p for p in prompts]
         answers = generate(
             self.base.model,
             self.base.tokenizer,
@@ -105,6 +123,18 @@ class Session:
             {"prompt": prompt, **dict(zip(names, answers[i * size : (i + 1) * size], strict=True))}
             for i, prompt in enumerate(prompts)
         ]
+
+    def _asks_by_template(self, chat: bool | None) -> bool:
+        """Whether prompts go through the chat template. Raises RecipeError for adapters that were trained otherwise."""
+        known = {prompt_form for prompt_form in self.prompt_forms if prompt_form}
+        if chat is not None or not known:
+            return bool(chat)
+        if len(known) > 1:
+            said = ", ".join(f"{name} on {form}" for name, form in zip(self.names, self.prompt_forms, strict=True))
+            raise RecipeError(
+                f"these adapters were trained on other forms of prompts ({said}): say --chat or --no-chat"
+            )
+        return known == {TEMPLATE}
 
     def merge_into(self, folder: Path) -> None:
         """Writes the plain merged checkpoint and the tokenizer."""
@@ -128,12 +158,16 @@ def base_name(adapters: Sequence[Adapter], given: str | None) -> str:
 
 def task_of(adapters: Sequence[Adapter]) -> dict[str, Any]:
     """What load_base() needs to know of the adapters' task. Raises RecipeError where their classes differ."""
-    labels = {adapter.labels for adapter in adapters}
-    if not any(labels):
-        return {"task": "lm"}
-    if len(labels) > 1:
-        raise RecipeError(f"these adapters have {len(labels)} different sets of labels: use them one at a time")
-    return {"task": "label", "labels": next(iter(labels))}
+    from polyvera.model.answer import meaning_of
+
+    several = {(meaning.task, meaning.labels) for meaning in map(meaning_of, adapters)}
+    if len(several) > 1:
+        raise RecipeError(f"these adapters have {len(several)} different sets of labels: use them one at a time")
+    return (
+        {}
+        if not several
+        else {name: value for name, value in zip(("task", "labels"), several.pop(), strict=True) if value}
+    )
 
 
 def imported(folder: Path, model: str, basis_dtype: str | None) -> Adapter:
@@ -153,6 +187,8 @@ def stored_text(header: Header) -> str:
 
 def facts(registry: Registry, name: str) -> dict[str, object]:
     """All that a store knows of one adapter."""
+    from polyvera.model.answer import meaning_of
+
     ref = registry.resolve(name)
     adapter = registry.get(ref)
     aliases = [alias for alias, version in registry.aliases(ref.name).items() if version == ref.version]
@@ -168,7 +204,10 @@ def facts(registry: Registry, name: str) -> dict[str, object]:
         "basis sha256": adapter.basis_sha256,
         "trained": f"{adapter.num_params:,} numbers, {bytes_text(4 * adapter.num_params)} in fp32",
         "of it head": adapter.layout.num_head_params or "",
+        "learning rate": "" if adapter.lr is None else f"{adapter.lr:g}",
+        "prompts": adapter.prompt_form,
         "layers": f"{len(adapter.layout.sites)}: {', '.join(adapter.layout.patterns)}",
+        "task": meaning_of(adapter).task,
         "labels": ", ".join(adapter.labels),
         **adapter.spec.to_dict(),
         **{name: f"{value:.4g}" for name, value in adapter.scores.items()},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -17,7 +17,9 @@ from polyvera.engine.generation.request import Request, SamplingParams, Token
 from polyvera.engine.limits import Limits
 from polyvera.engine.stats import RunningRequest
 from polyvera.errors import EngineError, FormatError, PolyveraError, SamplingError
+from polyvera.model.answer import Meaning
 from polyvera.model.pooling import Pooling
+from polyvera.model.task import LM, THRESHOLD
 from polyvera.store.reference import AdapterRef
 
 # --- to a replica ---
@@ -50,6 +52,7 @@ class Submit:
     adapter: AdapterRef | None
     params: SamplingParams
     tenant: str
+    weight: float = 1.0
     kind: Literal["submit"] = "submit"
 
 
@@ -65,6 +68,7 @@ class Encode:
     adapter: AdapterRef | None
     tenant: str
     is_classes: bool
+    weight: float = 1.0
     kind: Literal["encode"] = "encode"
 
 
@@ -147,7 +151,10 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """The next RequestOutput of an answer. num_reused: tokens of the prompt whose keys and values were cached."""
+    """The next RequestOutput of an answer.
+
+    num_reused: tokens of the prompt whose keys and values were cached. prompt: its tokens, where they were asked for.
+    """
 
     number: int
     tokens: tuple[Token, ...]
@@ -155,6 +162,7 @@ class Delta:
     finish_reason: str | None
     fault: Fault | None
     num_reused: int
+    prompt: tuple[Token, ...] = ()
     kind: Literal["delta"] = "delta"
 
 
@@ -162,8 +170,8 @@ class Delta:
 class EncodeDone:
     """The reply to an Encode.
 
-    labels: the names of the classes, () for vectors. width: numbers for each text. numbers: (texts, width), fp32 bytes.
-    fault: why there are none.
+    labels: of a head's outputs, () for vectors. width: numbers for each text, or each token. numbers: (texts or tokens,
+    width), fp32 bytes. fault: why there are none. task, threshold: as in Meaning.
     """
 
     number: int
@@ -171,11 +179,18 @@ class EncodeDone:
     width: int = 0
     numbers: bytes = b""
     fault: Fault | None = None
+    task: str = LM
+    threshold: float = THRESHOLD
     kind: Literal["encode_done"] = "encode_done"
 
     def tensor(self) -> Tensor:
-        """The numbers, (texts, width)."""
+        """The numbers, (texts or tokens, width)."""
         return torch.frombuffer(bytearray(self.numbers), dtype=torch.float32).view(-1, self.width)
+
+    @property
+    def meaning(self) -> Meaning:
+        """What the columns stand for."""
+        return Meaning(self.task, self.labels, self.threshold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +212,7 @@ class Stats:
     resident: tuple[ResidentAdapter, ...]
     num_slots: int
     totals: dict[str, int]
+    waiting_adapters: tuple[str, ...] = ()
     kind: Literal["stats"] = "stats"
 
 
@@ -224,14 +240,16 @@ def asked(request: Request | EncodeRequest) -> Submit | Encode:
     """The message that asks a replica for a request."""
     if isinstance(request, EncodeRequest):
         rows = tuple(map(tuple, request.rows))
-        return Encode(request.number, rows, request.adapter, request.tenant, request.is_classes)
-    return Submit(request.number, tuple(request.prompt), request.adapter, request.params, request.tenant)
+        return Encode(request.number, rows, request.adapter, request.tenant, request.is_classes, request.weight)
+    prompt = tuple(request.prompt)
+    return Submit(request.number, prompt, request.adapter, request.params, request.tenant, request.weight)
 
 
 def encoded(number: int, found: Tensor | Classes) -> EncodeDone:
     """The reply with an encoder's result. found: vectors (texts, width) in fp32 on the CPU, or classes."""
-    labels, numbers = (found.labels, found.probs) if isinstance(found, Classes) else ((), found)
-    return EncodeDone(number, labels, numbers.shape[1], numbers.numpy().tobytes())
+    meaning, numbers = (found.meaning, found.probs) if isinstance(found, Classes) else (Meaning(), found)
+    done = EncodeDone(number, meaning.labels, numbers.shape[1], numbers.numpy().tobytes())
+    return replace(done, task=meaning.task, threshold=meaning.threshold)
 
 
 def fault_of(error: BaseException) -> Fault:

@@ -216,14 +216,14 @@ class ReplicaProcess:
         request.answer += [token.id for token in message.tokens]
         request.num_reused = message.num_reused
         error = None if message.fault is None else message.fault.error()
-        self._report(request, RequestOutput(message.tokens, message.text, message.finish_reason, error))
+        self._report(request, RequestOutput(message.tokens, message.text, message.finish_reason, error, message.prompt))
 
     def _on_encoded(self, message: EncodeDone) -> None:
         request = self._open.pop(message.number, None)
         if isinstance(request, EncodeRequest) and message.fault is not None:
             request.end(message.fault.error())
         elif isinstance(request, EncodeRequest):
-            request.labels, request.found = message.labels, dict(enumerate(message.tensor()))
+            request.take(message.meaning, message.tensor())
             request.end()
 
     def _report(self, request: Request, output: RequestOutput) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.fingerprint import agrees
 from polyvera.errors import ForbiddenError, FormatError, NotFoundError, PolyveraError, StoreUnavailableError
+from polyvera.model.answer import OF_TEXT, Meaning, meaning_of
 from polyvera.server.api_keys import Caller
 from polyvera.store.reference import AdapterRef, Reference, parse_reference
 from polyvera.store.registry import Registry
@@ -26,7 +27,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class AdapterFacts:
-    """What the file of an adapter says of it. created: ISO 8601. base: the fingerprint of its base, where known."""
+    """What the file of an adapter says of it.
+
+    created: ISO 8601. base: the fingerprint of its base, where known. prompt_form: as an adapter has it.
+    """
 
     method: str
     rank: int
@@ -35,6 +39,8 @@ class AdapterFacts:
     scores: dict[str, float]
     labels: tuple[str, ...]
     base: str
+    prompt_form: str = ""
+    meaning: Meaning = OF_TEXT
 
     @property
     def created_s(self) -> int:
@@ -110,6 +116,11 @@ class Catalog:
                 if caller.sees(ref.name) and ref.name not in self._closed:
                     yield ref
 
+    def versions(self, name: str) -> list[AdapterRef]:
+        """Every version of a name that is there, the oldest first."""
+        assert self.registry is not None
+        return [ref for ref in self.registry.list(name) if ref.name == name]
+
     def facts(self, ref: AdapterRef) -> AdapterFacts | None:
         """What is known of an adapter; None where its file is damaged or was removed a moment ago."""
         key = ref.name, ref.version
@@ -139,17 +150,25 @@ class Catalog:
         known: dict[str, Any] = {"id": str(ref), "name": ref.name, "version": ref.version, "bytes": ref.num_bytes}
         if facts is not None:
             known |= {name: getattr(facts, name) for name in ("method", "rank", "num_params", "created", "scores")}
-            known |= {"labels": list(facts.labels)} if facts.labels else {}
+            known |= {"labels": list(facts.labels), "task": facts.meaning.task} if facts.labels else {}
+            known |= {"prompt_form": facts.prompt_form} if facts.prompt_form else {}
         known |= {"servable": self.is_servable(ref)} | ({"damaged": True} if facts is None else {})
-        return known | {"aliases": self._aliases(ref.name)}
+        return known | {"aliases": self.aliases(ref.name)}
 
-    def _aliases(self, name: str) -> dict[str, int]:
+    def aliases(self, name: str) -> dict[str, int]:
+        """The aliases of a name; none where they cannot be read or nobody published it."""
         assert self.registry is not None
         try:
             return dict(self.registry.aliases(name))
-        except FormatError as error:  # one bad entry takes no list
+        except (FormatError, NotFoundError) as error:  # one bad entry takes no list
             log.error("the aliases of %s cannot be read: %s", name, error)
             return {}
+
+    def forget(self) -> None:
+        """Reads every file again when it is asked about."""
+        with self._lock:
+            self._facts.clear()
+            self._damaged.clear()
 
     def close(self, name: str) -> None:
         """Takes a name out of service until open() or the next publish."""
@@ -183,7 +202,8 @@ def facts_of(adapter: Adapter) -> AdapterFacts:
     """What is shown of an adapter: what holds for it, whether it was chosen or left to its default."""
     spec, scores = adapter.spec, dict(adapter.scores)
     rank, labels = spec.rank or spec.row.rank, tuple(adapter.labels)
-    return AdapterFacts(spec.method, rank, adapter.num_params, adapter.created, scores, labels, adapter.base)
+    size, created, form = adapter.num_params, adapter.created, adapter.prompt_form
+    return AdapterFacts(spec.method, rank, size, created, scores, labels, adapter.base, form, meaning_of(adapter))
 
 
 def _missing(given: str) -> NotFoundError:

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from polyvera.engine.limits import ENGINE, Limits
 from polyvera.errors import PolyveraError, ServeError
+from polyvera.jobs.training_policy import TrainingPolicy
 from polyvera.settings.field import DEFAULT_STORE, MIB, MODEL, STORE, Count, Described
 from polyvera.settings.model import SettingsModel
 from polyvera.settings.parts import check, model_of, part_of
@@ -30,15 +31,28 @@ class ServerConfig:
     keys: Annotated[
         Path | None, Described("The file of API keys, which `polyvera keys` writes.", ACCESS, env="POLYVERA_KEYS")
     ] = None
+    usage: Annotated[
+        Path | None,
+        Described("The SQLite file of usage; by default beside the store's folder, named STORE.usage.sqlite.", ACCESS),
+    ] = None
+    audit_log: Annotated[
+        Path | None, Described("A file that gets a line of JSON for each publish, removal, alias and key.", ACCESS)
+    ] = None
+    otlp_traces_endpoint: Annotated[
+        str | None, Described("Where spans of OpenTelemetry go, such as http://localhost:4318/v1/traces.", HTTP)
+    ] = None
+    access_log: Annotated[bool, Described("Write a line of JSON for each request to standard output.", HTTP)] = False
     lora_root: Annotated[Path | None, Described("The folder that load_lora_adapter may read from.", ACCESS)] = None
     max_body_bytes: Annotated[
         Count, Described("Most bytes of a request, in MiB.", HTTP, name="max_body_mib", scale=MIB)
     ] = 1 << 20
     max_upload_bytes: Annotated[
-        Count, Described("Most bytes of an uploaded adapter, in MiB.", HTTP, name="max_upload_mib", scale=MIB)
+        Count, Described("Most bytes of an uploaded adapter or file, in MiB.", HTTP, name="max_upload_mib", scale=MIB)
     ] = 64 << 20
     max_choices: Annotated[Count, Described("Answers of one request.", HTTP)] = 64
-    max_per_tenant: Annotated[Count, Described("Answers of one tenant at a time.", HTTP)] = 256
+    max_per_tenant: Annotated[
+        Count, Described("Answers of one tenant at a time; more wait, up to max_waiting of each tenant.", HTTP)
+    ] = 256
     max_queued: Annotated[Count, Described("Parts of an answer that a client has not taken yet.", HTTP)] = 1024
     max_connections: Annotated[Count, Described("Open connections.", HTTP)] = 2048
     read_s: Annotated[Seconds, Described("Seconds that a client may take to send a request.", HTTP)] = 20.0
@@ -49,6 +63,12 @@ class ServerConfig:
         tuple[str, ...],
         Described("Another name of this machine that a server without keys answers to.", ACCESS, name="allow_host"),
     ] = ()
+
+    allow_origin: Annotated[
+        tuple[str, ...],
+        Described("An origin whose pages may call, such as http://localhost:3000; '*' for any.", ACCESS),
+    ] = ()
+    root_path: Annotated[str, Described("What a proxy puts before every path.", HTTP)] = ""
 
     def __post_init__(self) -> None:
         check(self, ServeError)
@@ -88,8 +108,19 @@ class ServedModel(Parts):
         )
 
 
-class Serving(ServedModel):
+if TYPE_CHECKING:
+    TrainingParts = SettingsModel
+else:
+    TrainingParts = model_of(TrainingPolicy)
+
+
+class Serving(ServedModel, TrainingParts):
     """The settings of `polyvera serve`. Raises ServeError, one line for each problem."""
+
+    @property
+    def policy(self) -> TrainingPolicy:
+        """What is trained beside the answers."""
+        return part_of(self, TrainingPolicy)
 
     host: Annotated[str, Described("An address; others than this machine's own need keys.", HTTP)] = "127.0.0.1"
     port: Annotated[int, Ge(0), Le(65_535), Described("0 takes a free one.", HTTP)] = 8000

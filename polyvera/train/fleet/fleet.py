@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -26,17 +27,19 @@ from polyvera.adapter.pinned_memory import to_device
 from polyvera.adapter.route import route
 from polyvera.data.batching import Collator, packed
 from polyvera.data.packed_rows import PackedRows
+from polyvera.data.row_form import FORMS
 from polyvera.data.target_tokens import TargetTokens
 from polyvera.errors import DataError, message_of
-from polyvera.model.config import LABEL, labels_of, pad_token
+from polyvera.model.config import labels_of, pad_token
 from polyvera.model.inference import evaluating
 from polyvera.model.load import Base
+from polyvera.model.task import LM, TASKS, Task
 from polyvera.train.fleet.journal import FINISHED, QUARANTINED, SKIPPED, Journal, Outcome
-from polyvera.train.fleet.member import Member, num_items
+from polyvera.train.fleet.member import Member
 from polyvera.train.fleet.optimizer import SlotAdamW
 from polyvera.train.fleet.traffic import Traffic
-from polyvera.train.loss import row_losses
-from polyvera.train.preparation import check_head_lr, encode_tables
+from polyvera.train.loss import num_items, row_losses
+from polyvera.train.preparation import check_head_lr, encode_tables, said
 from polyvera.train.recipe import Recipe
 from polyvera.train.rounding import NUM_ROUNDING_ROWS, rounded
 from polyvera.train.tenants import Tables, Tenant
@@ -56,7 +59,7 @@ class Fleet:
     """The tenants that train, those that wait, and the bank that they share.
 
     base: the model, with the bank in it. journal: what became of each tenant. kind: of rows. start: the adapter that
-    all begin from, None for the identity.
+    all begin from, None for the identity. row: what all rows are for.
     """
 
     recipe: Recipe
@@ -68,6 +71,7 @@ class Fleet:
     start: Adapter | None = None
     members: list[Member] = field(default_factory=list)
     traffic: Traffic = field(default_factory=Traffic)
+    row: Task = TASKS[LM]
 
     def __post_init__(self) -> None:
         self.optimizer = SlotAdamW(self.bank, self.recipe)
@@ -85,8 +89,7 @@ class Fleet:
     def run(self, watch: Watch) -> None:
         """Rounds until every tenant has left."""
         self.admit()
-        with warnings.catch_warnings():  # gradients are views, as they are meant to be
-            warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+        with views_for_gradients():
             while self.members:
                 self.round()
                 self.look()
@@ -127,7 +130,8 @@ class Fleet:
                 self._leave(member, Outcome(member.name, QUARANTINED, problem, "", len(member.rows), member.step))
         indices = [member.index for member in self.members]
         factors = [member.factor(member.step) for member in self.members]
-        self.optimizer.step(indices, factors, [norms[i] for i in indices])
+        scales = [member.scale for member in self.members]
+        self.optimizer.step(indices, factors, [norms[i] for i in indices], scales)
         for member in self.members:
             member.advance(losses[member.index])
 
@@ -135,12 +139,17 @@ class Fleet:
         """The validation loss of every member that is due, in mixed batches."""
         if not any(member.is_due for member in self.members):
             return
-        with evaluating(self.base.model):
-            losses = self._surviving(_watched_rows, lambda loss: None, Traffic()).tolist()
+        losses = self.losses_on(_watched_rows)
         for member in (member for member in self.members if member.is_due):
             loss = losses[member.index]
             member.eval_losses.append((member.step, loss))
             member.best.take(loss, partial(self.bank.take, member.slot))
+
+    def losses_on(self, rows_of: Callable[[Member], Sequence[dict[str, Any]]]) -> list[float]:
+        """The mean loss of each member's rows in mixed batches, in nats, by the bank's own index; nobody moves."""
+        with evaluating(self.base.model):
+            found: list[float] = self._surviving(rows_of, lambda loss: None, Traffic()).tolist()
+        return found
 
     def settle(self) -> None:
         """Those who are done leave with their adapters."""
@@ -165,7 +174,7 @@ class Fleet:
         """The losses with the numbers as they will be stored, which take the exact ones' place; by the bank's index."""
 
         def losses(rows_of: Callable[[Member], Sequence[dict[str, Any]]]) -> list[float]:
-            rows = [row for member, _ in adapters for row in _weighted(member, rows_of(member))]
+            rows = [row for member, _ in adapters for row in self._weighted(member, rows_of(member))]
             with evaluating(self.base.model), torch.no_grad():
                 return self._losses(rows, lambda loss: None, Traffic()).tolist()
 
@@ -189,7 +198,7 @@ class Fleet:
         Raises what the mixed batches raise where no member alone does.
         """
         try:
-            rows = [row for member in self.members for row in _weighted(member, rows_of(member))]
+            rows = [row for member in self.members for row in self._weighted(member, rows_of(member))]
             return self._losses(rows, then, traffic)
         except Exception:
             broken = [(member, problem) for member in self.members if (problem := self._problem(member, rows_of))]
@@ -204,41 +213,75 @@ class Fleet:
         """What a member's rows raise when nobody else's are in the batch, or ''."""
         try:
             with torch.no_grad():
-                self._losses(_weighted(member, rows_of(member)), lambda loss: None, Traffic())
+                self._losses(self._weighted(member, rows_of(member)), lambda loss: None, Traffic())
         except Exception as error:  # whatever one tenant's rows raise ends no other's training
             return f"step {member.step + 1}: {message_of(error)}"
         return ""
+
+    def _weighted(self, member: Member, rows: Sequence[dict[str, Any]]) -> Rows:
+        """A member's rows with the weight that makes the sum of their losses its mean."""
+        count = sum(num_items(row, self.row) for row in rows)
+        return [(member, row, 1 / count) for row in rows]
 
     def _losses(self, rows: Rows, then: Callable[[Tensor], None], traffic: Traffic) -> Tensor:
         """The weighted sum of each slot's row losses, (num_slots,), in mixed batches; `then` gets each batch's sum."""
         device = self.bank.flat.device
         totals = torch.zeros(self.bank.num_slots, device=device)
         lengths = [len(row["input_ids"]) for _, row, _ in rows]
-        for numbers in packed(lengths, self.recipe.batch_tokens or BATCH_TOKENS.get(device.type, GPU_BATCH_TOKENS)):
+        units = self._units(rows)
+        sizes = [len(unit) * max(lengths[i] for i in unit) for unit in units]
+        for together in packed(sizes, self.recipe.batch_tokens or BATCH_TOKENS.get(device.type, GPU_BATCH_TOKENS)):
+            numbers = [i for unit in together for i in units[unit]]
             batch = [rows[i] for i in numbers]
+            groups = torch.tensor([unit for unit in together for _ in units[unit]])
             inputs, targets = self._inputs([row for _, row, _ in batch])
             weights = to_device(torch.tensor([weight for _, _, weight in batch]), device)
-            with route([member.slot for member, _, _ in batch]):
-                losses = row_losses(self.base.model, inputs, targets) * weights
+            several = len(inputs["input_ids"]) // len(batch)
+            with route([member.slot for member, _, _ in batch] * several):
+                losses = row_losses(self.base.model, inputs, targets, self.row, groups) * weights
                 then(losses.sum())
             own = to_device(torch.tensor([member.index for member, _, _ in batch]), device)
             totals.index_add_(0, own, losses.detach())
             traffic.count([lengths[i] for i in numbers])
         return totals
 
+    def _units(self, rows: Rows) -> list[list[int]]:
+        """Which rows are computed together: each alone, or a member's batches where texts are compared."""
+        size = self.recipe.batch_size if self.row.embeds else 1
+        own: dict[int, list[int]] = {}
+        for i, (member, _, _) in enumerate(rows):
+            own.setdefault(member.index, []).append(i)
+        return [mine[first : first + size] for mine in own.values() for first in range(0, len(mine), size)]
+
     def _inputs(self, rows: list[dict[str, Any]]) -> tuple[dict[str, Tensor], TargetTokens]:
         """A batch on the bank's device, its labels apart."""
         device, batch = self.bank.flat.device, self.collate(rows)
-        targets = TargetTokens.of(batch.pop("labels"))
+        targets = TargetTokens.of(batch.pop("labels"), self.row.predicts)
         if bool(batch["attention_mask"].all()):
             del batch["attention_mask"]  # it says nothing, but transformers would wait for a GPU to find that out
         return {name: to_device(tensor, device) for name, tensor in batch.items()}, targets.to(device)
 
     def _admitted(self, tenant: Tenant, slot: int) -> Member:
         self.journal.name_of(tenant.name)
-        tables = self._labelled(tenant.tables(self.recipe))
+        tables = labelled(tenant.tables(self.recipe), self.kind, self.base)
         encoded, watched = encode_tables(self.recipe, tables, self.base)
         rows, held_out = PackedRows.of(encoded), None if watched is None else PackedRows.of(watched)
+        member = self.seated(tenant.name, slot, self.recipe, rows, held_out, tables.training.labels)
+        state = self.states.pop(tenant.name, None)
+        if state is not None:
+            member.restore(state)
+        return member
+
+    def seated(
+        self,
+        name: str,
+        slot: int,
+        recipe: Recipe,
+        rows: PackedRows,
+        held_out: PackedRows | None,
+        labels: tuple[str, ...] = (),
+    ) -> Member:
+        """A member at its beginning, in a slot that is its own from now on."""
         self.bank.clear(slot)
         if self.start is None:
             self.bank.start(slot, self.head)
@@ -246,26 +289,7 @@ class Fleet:
             self.bank.put(slot, self.start)
         index = self.bank.slots.index(slot)
         self.optimizer.reset(index)
-        member = Member(tenant.name, slot, self.recipe, rows, held_out, tables.training.labels, index, self.optimizer)
-        state = self.states.pop(tenant.name, None)
-        if state is not None:
-            member.restore(state)
-        return member
-
-    def _labelled(self, tables: Tables) -> Tables:
-        """The tables with their classes in the order of the model's outputs. Raises DataError for another kind."""
-        training = tables.training
-        if training.kind != self.kind:
-            raise DataError(f"{training.source} holds {training.kind} rows, and the fleet's first tenant {self.kind}")
-        if self.kind != LABEL:
-            return tables
-        known = labels_of(self.base.model.config)
-        if len(known) != len(training.labels):
-            raise DataError(
-                f"{training.source} has {len(training.labels)} classes, and the model has {len(known)} outputs: train "
-                "tenants with another number of classes in a fleet of their own"
-            )
-        return tables if set(known) != set(training.labels) else tables.labelled(known)
+        return Member(name, slot, recipe, rows, held_out, labels, index, self.optimizer)
 
     def _adapter(self, member: Member) -> Adapter:
         scores = {"train_loss": float(np.mean(member.losses[-RECENT:]))}
@@ -273,11 +297,36 @@ class Fleet:
             scores["eval_loss"] = member.best.loss
         adapter = extract(self.bank, member.slot, None, scores)
         flat = adapter.flat if member.best.numbers is None else member.best.numbers
-        return replace(adapter, base=self.fingerprint, model=self.recipe.model, labels=member.labels, flat=flat)
+        adapter = replace(adapter, base=self.fingerprint, flat=flat)
+        return said(self.recipe, adapter, self.kind, member.labels)
 
     def _leave(self, member: Member, outcome: Outcome) -> None:
         self.journal.record(outcome)
         self.members.remove(member)
+
+
+def labelled(tables: Tables, kind: str, base: Base) -> Tables:
+    """The tables with their classes in the order of the model's outputs. Raises DataError for rows of another kind."""
+    training = tables.training
+    if training.task != FORMS[kind].task:
+        raise DataError(f"{training.source} holds {training.task} rows, and the fleet's first tenant {kind}")
+    if not training.row.has_head:
+        return tables
+    known = labels_of(base.model.config)
+    if len(known) != len(training.labels):
+        raise DataError(
+            f"{training.source} has {len(training.labels)} classes, and the model has {len(known)} outputs: train "
+            "tenants with another number of classes in a fleet of their own"
+        )
+    return tables if set(known) != set(training.labels) else tables.labelled(known)
+
+
+@contextmanager
+def views_for_gradients() -> Iterator[None]:
+    """Rounds without torch's warning of gradients that are views, as they are meant to be."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+        yield
 
 
 def _first_rows(member: Member) -> list[dict[str, Any]]:
@@ -286,9 +335,3 @@ def _first_rows(member: Member) -> list[dict[str, Any]]:
 
 def _watched_rows(member: Member) -> list[dict[str, Any]]:
     return list(member.held_out or ()) if member.is_due else []
-
-
-def _weighted(member: Member, rows: Sequence[dict[str, Any]]) -> Rows:
-    """A member's rows with the weight that makes the sum of their losses its mean."""
-    count = sum(map(num_items, rows))
-    return [(member, row, 1 / count) for row in rows]
