@@ -120,7 +120,8 @@ def _targets(rows: Sequence[Datum]) -> TargetTokens:
     labels = np.concatenate([row.targets for row in rows])
     owners = np.repeat(np.arange(len(rows)), [len(row.positions) for row in rows])
     places = np.concatenate([row.positions for row in rows])
-    return TargetTokens(*map(torch.from_numpy, (labels, owners, owners * width + places)))
+    found, rows_of, positions = map(torch.from_numpy, (labels, owners, owners * width + places))
+    return TargetTokens(found, rows_of, positions)
 
 
 def _by_objective(batch: Sequence[RoutedRow]) -> dict[Objective, list[int]]:
