@@ -41,7 +41,7 @@ REFERENCE = ROOT / "docs" / "reference"
 BLOCK = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TREE_COLUMN = 28
 PLAN_COLUMNS = ("method", "rank", "trained", "stored", "per GiB", "10,000 of them", "training", "trains on")
-# What each letter adds to the numbers that a layer of I inputs and O outputs stores at rank r.
+# What each letter adds to the numbers that a layer of I inputs and O outputs stores at rank r; a tied one is divided by L.
 SIZES = {"A": "r·I", "B": "O·r", "d": "r", "b": "O", "m": "O"}
 INITS = {
     KAIMING: "kaiming",
@@ -79,7 +79,7 @@ def methods() -> str:
         {
             "method": f"`{row.name}`",
             **{letter: _factor(row, row.factors.get(letter)) for letter in LETTERS},
-            "stored a layer": " + ".join(SIZES[letter] for letter in row.trained),
+            "stored a layer": " + ".join(SIZES[x] + "/L" * (x in row.tied) for x in row.trained),
             "source": row.source,
         }
         for row in METHODS.values()
@@ -93,7 +93,7 @@ def _factor(row: Method, factor: Factor | None) -> str:
     init = row.scaling.replace("alpha,r", "alpha/r") if factor.init == SCALE else INITS[factor.init]
     if factor.shared:
         return f"**shared**, {init}"
-    return f"{'trained' if factor.trained else 'frozen'}, {init}"
+    return f"{'**tied**' if factor.tied else 'trained' if factor.trained else 'frozen'}, {init}"
 
 
 def plan() -> str:

@@ -132,6 +132,7 @@ def cost(
     _check_dtype("stored", stored, STORED)
     _check_head(spec, head)
     layout = layout_of(spec, shapes, head)
+    entries = [entry for stack in layout.stacks for entry in stack.entries]
     basis_bytes = 0 if layout.basis is None else FP32 * layout.basis.num_params
     carried = basis_bytes if spec.init == GIVEN else 0
     return Cost(
@@ -140,8 +141,8 @@ def cost(
         num_params=layout.num_params,
         num_head_params=layout.num_head_params,
         stored=stored,
-        stored_bytes=_stored_bytes(layout.entries.values(), stored) + carried,
-        head_bytes=_stored_bytes((e for e in layout.entries.values() if not e.letter), stored),
+        stored_bytes=_stored_bytes(entries, stored) + carried,
+        head_bytes=_stored_bytes((e for e in entries if not e.letter), stored),
         slot_bytes=FP32 * layout.num_params,
         basis_bytes=basis_bytes,
         frozen_bytes=FP32 * _num_drawn(layout),

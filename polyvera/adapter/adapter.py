@@ -92,6 +92,13 @@ def drawn_factors(layout: Layout, site: Site) -> dict[str, Tensor]:
     }
 
 
+def _check_tied(layout: Layout, flat: Tensor, tensors: Mapping[str, Tensor]) -> None:
+    for key, entry in layout.entries.items():
+        kept = flat[entry.offset : entry.offset + entry.size].view(entry.shape)
+        if entry.letter in layout.method.tied and not torch.equal(kept, tensors[key].detach().float().cpu()):
+            raise LayoutError(f"{key} is not that of the layers like it, which {layout.method.name} ties to one")
+
+
 def adapter_from(
     spec: AdapterSpec,
     shapes: Mapping[str, tuple[int, int]],
@@ -105,7 +112,7 @@ def adapter_from(
     tensors: keyed `site.letter`; a key of no layer is a tensor of the head.
     given: the frozen pair, if no key draws it. base: the fingerprint of the base model, '' if unknown.
 
-    Raises LayoutError for tensors that are missing, too many, or of other shapes.
+    Raises LayoutError for tensors that are missing, too many, of other shapes, or different where the method ties them.
     """
     sited = {f"{site}.{letter}" for site in shapes for letter in spec.row.trained}
     head: dict[str, Shape] = {k: tuple(t.shape) for k, t in tensors.items() if k not in sited}
@@ -120,5 +127,6 @@ def adapter_from(
         if tuple(tensors[key].shape) != entry.shape:
             raise LayoutError(f"{key} has shape {tuple(tensors[key].shape)}, but the layout has {entry.shape}")
         flat[entry.offset : entry.offset + entry.size] = tensors[key].detach().float().flatten()
+    _check_tied(layout, flat, tensors)
     sha256 = "" if layout.basis is None else (given or draw_basis(layout.basis)).sha256
     return Adapter(spec, layout, flat, sha256, given, base)

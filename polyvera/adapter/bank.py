@@ -58,6 +58,7 @@ class Bank:
         self.occupied: set[int] = set()
         self.layers: dict[str, LayerBank] = {}
         self.heads: dict[str, HeadBank] = {}
+        self._tied: dict[int, nn.Parameter] = {}
         self._shared: dict[tuple[str, int], SharedInput] = {}
         self._accepted = layout
         self.slots: tuple[int, ...] = tuple(table.add(self, num_slots))
@@ -213,8 +214,8 @@ class Bank:
         index = self._index(slot)
         spec = self.spec_of(index)
         row = torch.zeros(self.layout.num_params)
-        for key, entry in self.layout.entries.items():
-            value = head[key].detach().float().cpu() if not entry.letter else self._initial(entry, spec)
+        for entry in (entry for stack in self.layout.stacks for entry in stack.entries):
+            value = self._initial(entry, spec) if entry.letter else head[entry.key].detach().float().cpu()
             row[entry.offset : entry.offset + entry.size] = value.flatten()
         self._write(index, row)
         self._start_magnitudes(index)
@@ -304,7 +305,9 @@ class Bank:
         return head.get_parameter(entry.key[len(name) + 1 :].replace(".", "/"))
 
     def _parameter(self, entry: Entry) -> nn.Parameter:
-        return nn.Parameter(self._columns(entry), requires_grad=self.trainable)
+        """The columns of an entry; layers that have it in common get the same parameter, and so one gradient."""
+        made = nn.Parameter(self._columns(entry), requires_grad=self.trainable)
+        return self._tied.setdefault(entry.offset, made) if entry.letter in self.layout.method.tied else made
 
     def _columns(self, entry: Entry) -> Tensor:
         columns = self.flat[:, entry.offset : entry.offset + entry.size]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
@@ -56,12 +56,12 @@ class Stack:
 
     @property
     def shape(self) -> Shape:
-        """The stored shape; a lone entry has no leading axis."""
+        """The stored shape; a lone entry, or one that all layers have in common, has no leading axis."""
         return self.of_all(self.entries[0].shape)
 
     def of_all(self, inner: Shape) -> Shape:
         """The shape of all entries in one tensor, each of which has that shape."""
-        return inner if "*" not in self.key else (len(self.entries), *inner)
+        return inner if len(self.entries) == 1 else (len(self.entries), *inner)
 
     @property
     def offset(self) -> int:
@@ -101,9 +101,8 @@ class Layout:
         named: dict[str, list[tuple[str, str, str, Shape]]] = {}
         for pattern, sites in self.patterns.items():
             for letter in self.method.trained:
-                named[f"{pattern}.{letter}"] = [
-                    (f"{s.name}.{letter}", s.name, letter, _shape(s, letter)) for s in sites
-                ]
+                own = sites[:1] if letter in self.method.tied else sites
+                named[f"{pattern}.{letter}"] = [(f"{s.name}.{letter}", s.name, letter, _shape(s, letter)) for s in own]
         for key, shape in self.head:
             named[key] = [(key, "", "", shape)]
         return tuple(_placed(named))
@@ -117,8 +116,13 @@ class Layout:
 
     @cached_property
     def entries(self) -> dict[str, Entry]:
-        """Every trained tensor by its key, `site.letter`."""
-        return {entry.key: entry for stack in self.stacks for entry in stack.entries}
+        """Every trained tensor by its key, `site.letter`; that of a tied letter is in one place for all its layers."""
+        found = {entry.key: entry for stack in self.stacks for entry in stack.entries}
+        for sites in self.patterns.values():
+            for letter in self.method.tied:
+                first = found[f"{sites[0].name}.{letter}"]
+                found |= {k: replace(first, key=k, site=s.name) for s in sites[1:] for k in [f"{s.name}.{letter}"]}
+        return found
 
     @cached_property
     def site_names(self) -> tuple[str, ...]:
