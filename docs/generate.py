@@ -41,7 +41,7 @@ REFERENCE = ROOT / "docs" / "reference"
 BLOCK = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TREE_COLUMN = 28
 PLAN_COLUMNS = ("method", "rank", "trained", "stored", "per GiB", "10,000 of them", "training", "trains on")
-# What each letter adds to the numbers that a layer of I inputs and O outputs stores at rank r; a tied one is divided by L.
+# What each letter adds to the numbers that a layer of I inputs and O outputs stores at rank r.
 SIZES = {"A": "r·I", "B": "O·r", "d": "r", "b": "O", "m": "O"}
 INITS = {
     KAIMING: "kaiming",

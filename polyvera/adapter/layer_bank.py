@@ -20,7 +20,7 @@ from polyvera.adapter.shared_input import SharedInput, project_input
 class LayerBank(nn.Module):
     """One layer's share of a bank: each trained factor with a leading slot axis, and the frozen ones it needs.
 
-    A, B, d, b, m: Parameter (slots, *shape) where trained; A (rank, in), B (out, rank) of a row that draws them for each
+    A, B, d, b, m: Parameter (slots, *shape) where trained; A (rank, in), B (out, rank) of a row that draws one for each
     layer.
     """
 

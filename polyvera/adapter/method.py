@@ -96,10 +96,7 @@ OWN, GROWN = Factor(KAIMING), Factor(ZEROS, trained=True)
 TIED, D_ONLY = "after Renduchintala 2023", "after Kopiczko 2023"
 LORA_KEYS = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"}
 VERA_KEYS = {"d": "vera_lambda_d", "b": "vera_lambda_b"}
-ADATIED_B = Factor(ZEROS, trained=True, tied=True)
-OWN, GROWN = Factor(KAIMING), Factor(ZEROS, trained=True)
-TIED, D_ONLY = "after Renduchintala 2023", "after Kopiczko 2023"
-LORA_KEYS = {"A": "lora_A", "B": "lora_B", "d": "lora_E"}
+ADALORA_KEYS = {"A": "lora_A", "B": "lora_B", "d": "lora_E"}
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
