@@ -58,6 +58,11 @@ class Method:
         return tuple(x for x in self.trained if self.factors[x].tied)
 
     @property
+    def hashed(self) -> tuple[str, ...]:
+        """The trained letters that a hash can make: those that start without the base's own weights."""
+        return tuple(x for x in self.trained if self.factors[x].init != ROW_NORM)
+
+    @property
     def shares_basis(self) -> bool:
         """Whether A and B are one frozen pair for the whole model."""
         return all(x in self.factors and self.factors[x].shared for x in ("A", "B"))

@@ -46,7 +46,9 @@ class AdapterSpec:
     magnitude: adds a trained row norm m to any row of the table.
     init, seed, in_max, out_max, basis_dtype: the frozen pair; None takes the widest target.
     rank_pattern, alpha_pattern: (layer name or its ending, value) pairs that differ from rank and alpha.
-    head: modules trained whole and stored with the adapter. Raises SpecError for what cannot be.
+    head: modules trained whole and stored with the adapter.
+    hash_size: trains and stores so many numbers, of which a fixed hash makes all trained letters but a magnitude; None
+        trains the letters themselves. Raises SpecError for what cannot be.
     """
 
     method: str = "vera"
@@ -66,6 +68,7 @@ class AdapterSpec:
     rank_pattern: Pattern = ()
     alpha_pattern: Pattern = ()
     head: tuple[str, ...] = ()
+    hash_size: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("exclude", "head"):
@@ -81,6 +84,8 @@ class AdapterSpec:
         row = self.row
         if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
             yield f"rank={self.rank!r} is not a whole number of at least 1"
+        if self.hash_size is not None and (not isinstance(self.hash_size, int) or self.hash_size < 1):
+            yield f"hash_size={self.hash_size!r} is not a whole number of at least 1"
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             yield f"seed={self.seed!r} is not a whole number from 0 to 2**32 - 1"
         if not 0.0 <= self.dropout < 1.0:

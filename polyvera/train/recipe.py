@@ -94,6 +94,9 @@ class Recipe(SettingsModel):
         AdapterSpec().method
     )
     rank: Annotated[Count | None, Described("The rank; by default the method's own.", ADAPTER)] = None
+    hash_size: Annotated[
+        Count | None, Described("Train this many numbers, of which a fixed hash makes all letters.", ADAPTER)
+    ] = None
     targets: Annotated[
         str | tuple[str, ...],
         Described(
@@ -311,6 +314,9 @@ class RecipeCheck:
             yield FIRST_WORD.sub(lambda found: self.word(found[0]), str(error))
             return
         yield from self._of_start(row)
+        for name in ("weight_decay", "budget") if recipe.hash_size is not None else ():
+            if getattr(recipe, name):
+                yield f"{self._said(name)} does not go with {self.word('hash_size')}, which keeps letters alike: leave it out"
         if recipe.budget is not None:
             yield from self._of_budget(recipe.budget, row)
 

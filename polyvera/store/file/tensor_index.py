@@ -92,7 +92,8 @@ def _least_bytes(common: CommonHeader, spec: AdapterSpec) -> int:
     if sum(counts) > MAX_SITES:
         raise FormatError(f"its header names more than {MAX_SITES} layers")
     rank = spec.rank or spec.row.rank
-    own = [letter for letter in spec.row.trained if letter not in spec.row.tied]
+    made = spec.row.tied if spec.hash_size is None else spec.row.tied + spec.row.hashed
+    own = [letter for letter in spec.row.trained if letter not in made]
     sizes = [
         sum(prod(factor_shape(letter, rank, p.in_features, p.out_features)) for letter in own) for p in common.sites
     ]

@@ -11,7 +11,6 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -114,6 +113,7 @@ class Fleet:
         started = time.monotonic()
         self.base.model.train()
         losses = self._surviving(lambda member: member.next_rows(), torch.Tensor.backward, self.traffic)
+        self.bank.tie_gradients()
         found = torch.stack([losses, self.optimizer.norms()]).tolist()  # the only time that a round waits for a GPU
         self._step(*found)
         self.traffic.rounds += 1
@@ -140,7 +140,7 @@ class Fleet:
         for member in (member for member in self.members if member.is_due):
             loss = losses[member.index]
             member.eval_losses.append((member.step, loss))
-            member.best.take(loss, partial(self.bank.take, member.slot))
+            member.best.take(loss, lambda slot=member.slot: self.bank.extract(slot).flat)  # type: ignore[misc]
 
     def settle(self) -> None:
         """Those who are done leave with their adapters."""
