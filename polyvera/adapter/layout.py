@@ -133,7 +133,8 @@ class Layout:
         """Method, rank and number of layers, for people."""
         ranks = sorted({site.rank for site in self.sites})
         rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
-        return f"{self.method.name}, {rank}, {len(self.sites)} layers"
+        hashed = "" if self.hash_size is None else f", a hash of {self.hash_size:,}"
+        return f"{self.method.name}, {rank}, {len(self.sites)} layers{hashed}"
 
     @cached_property
     def entries(self) -> dict[str, Entry]:

@@ -316,7 +316,7 @@ class RecipeCheck:
         yield from self._of_start(row)
         for name in ("weight_decay", "budget") if recipe.hash_size is not None else ():
             if getattr(recipe, name):
-                yield f"{self._said(name)} does not go with {self.word('hash_size')}, which keeps letters alike: leave it out"
+                yield f"{self._said(name)} would break what {self.word('hash_size')} ties together: leave one out"
         if recipe.budget is not None:
             yield from self._of_budget(recipe.budget, row)
 
