@@ -52,7 +52,7 @@ class Bank:
         self.table, self.dtype, self.trainable = table, dtype, trainable
         self.product_dtype, self.position = product_dtype, len(table.banks)
         self.dropout = 0.0 if spec is None else spec.dropout
-        self.flat = zeros((num_slots, layout.num_params), device=device, dtype=dtype)
+        self.flat = zeros((num_slots, self.layout.num_params), device=device, dtype=dtype)
         self.spec, self._specs = spec, dict[int, AdapterSpec]()
         self.version = 0
         self._written: dict[int, int] = {}
