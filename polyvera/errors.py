@@ -172,6 +172,11 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def one_line(error: BaseException, limit: int) -> str:
+    """The message of an error of another library: its words in one line, `limit` characters at most."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
 def message_of(error: BaseException) -> str:
     """An error in one line: our own as it is, another with the name of its type."""
     return str(error) if isinstance(error, PolyveraError) else f"{type(error).__name__}: {error}"

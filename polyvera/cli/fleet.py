@@ -50,7 +50,7 @@ def run(recipe: Recipe, *, resume: bool, dry_run: bool, out: Console) -> None:
     result = _trained(recipe, everyone, resume)
     _report(result, recipe.store, out)
     if result.scores:
-        show(result.scores, None if recipe.output is None else Path(recipe.output).expanduser(), out)
+        show(result.scores, recipe.folder, out)
     if any(outcome.status != FINISHED for outcome in result.outcomes):
         raise typer.Exit(INCOMPLETE)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.inject import banks_of
 from polyvera.adapter.targets import linear_layers
-from polyvera.errors import LayoutError, ServeError
+from polyvera.errors import LayoutError, ServeError, one_line
 from polyvera.store.reference import AdapterRef
 
 if TYPE_CHECKING:
@@ -46,10 +46,9 @@ def trying(model: PreTrainedModel, undo: Callable[[], None], how: str) -> Iterat
         undo()
         if isinstance(error, ServeError) or not isinstance(error, Exception):
             raise
-        said = " ".join(str(error).split())[:160]
         raise ServeError(
             f"{type(model).__name__} reads more of a forward than its tokens and their positions, so it cannot be "
-            f"called with {how} rows and no engine serves it ({said})"
+            f"called with {how} rows and no engine serves it ({one_line(error, 160)})"
         ) from error
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from polyvera.adapter.targets import linear_layers
-from polyvera.errors import RecipeError
+from polyvera.errors import RecipeError, one_line
 from polyvera.model.config import CAUSAL_LM, kind_of, vocabulary_size
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def probe_layers(model: PreTrainedModel, names: Collection[str]) -> LayerProbe:
             for length in LENGTHS:
                 _loss(model, length).backward()  # type: ignore[no-untyped-call]
         except Exception as error:  # a model's forward raises what it likes
-            said = " ".join(str(error).split())[:200]
-            raise RecipeError(f"{type(model).__name__} cannot be trained on rows of tokens: {said}") from error
+            why = one_line(error, 200)
+            raise RecipeError(f"{type(model).__name__} cannot be trained on rows of tokens: {why}") from error
     dead = {name for name in names if not any(_has_gradient(added) for added, _ in probes[name])}
     alive = {_kind(name) for name in names if name not in dead and _is_one_of_many(name)}
     return LayerProbe(

@@ -22,7 +22,7 @@ from polyvera.adapter.inject import head_tensors
 from polyvera.adapter.layout import Shape
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import find_sites
-from polyvera.errors import SpecError, did_you_mean
+from polyvera.errors import SpecError, did_you_mean, one_line
 from polyvera.model.config import (
     CAUSAL_LM,
     CLASSIFICATION,
@@ -129,7 +129,7 @@ def meta_model(source: ConfigSource, *, kind: str | None = None, num_labels: int
         with torch.device("meta"):
             model: PreTrainedModel = make(config, attn_implementation="eager")
     except Exception as error:  # a configuration comes from outside and can break a model class in any way
-        raise SpecError(f"no {kind} model can be built from {type(config).__name__}: {_said(error)}") from error
+        raise SpecError(f"no {kind} model can be built from {type(config).__name__}: {one_line(error, 300)}") from error
     from polyvera.model.pooled_classifier import pooled  # imports transformers' models, which takes seconds
 
     return pooled(model, config.name_or_path)
@@ -170,7 +170,8 @@ def read_config(source: ConfigSource) -> PreTrainedConfig:
         config = transformers.AutoConfig.from_pretrained(local or source, trust_remote_code=False)
     except Exception as error:  # as above: bytes from outside
         whence = "" if local else f" here, and none came from the hub{_near(path)}"
-        raise SpecError(f"no configuration of a known model in {str(source)!r}{whence}: {_said(error)}") from error
+        why = one_line(error, 300)
+        raise SpecError(f"no configuration of a known model in {str(source)!r}{whence}: {why}") from error
     assert isinstance(config, transformers.PreTrainedConfig)
     if local is not None:
         config.name_or_path = str(local.parent)
@@ -187,7 +188,7 @@ def _local_config(path: Path) -> Path:
     try:
         model_type = json.loads(file.read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError) as error:
-        raise SpecError(f"{str(file)!r} is not a model configuration: {_said(error)}") from error
+        raise SpecError(f"{str(file)!r} is not a model configuration: {one_line(error, 300)}") from error
     if not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING:
         near = did_you_mean(str(model_type), transformers.CONFIG_MAPPING.keys())
         raise SpecError(f"{str(file)!r} has model_type={model_type!r}, which transformers does not know{near}")
@@ -215,7 +216,3 @@ def _names(folder: Path) -> list[str]:
 def _dtype(config: PreTrainedConfig) -> str | None:
     dtype = getattr(config, "dtype", None)
     return None if dtype is None else str(dtype).removeprefix("torch.")
-
-
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -16,7 +16,7 @@ from polyvera.engine.embedding.request import Classes, EncodeRequest
 from polyvera.engine.generation.request import Request, SamplingParams, Token
 from polyvera.engine.limits import Limits
 from polyvera.engine.stats import RunningRequest
-from polyvera.errors import BusyError, EngineError, FormatError, PolyveraError, SamplingError
+from polyvera.errors import EngineError, FormatError, PolyveraError, SamplingError
 from polyvera.model.pooling import Pooling
 from polyvera.store.reference import AdapterRef
 
@@ -100,19 +100,20 @@ class GetStats:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """An error: the name of its class, its message, and after how many seconds a retry makes sense."""
+    """An error: the name of its class, its message, what else it says: seconds to a retry, the field that is wrong."""
 
     name: str
     message: str
     retry_s: float | None = None
+    param: str | None = None
 
     def error(self) -> PolyveraError:
         """The error itself; an EngineError if its class is not one of polyvera's."""
         known = getattr(errors, self.name, None)
-        if known is BusyError:
-            return BusyError(self.message, self.retry_s or 1.0)
-        is_own = isinstance(known, type) and issubclass(known, PolyveraError)
-        return known(self.message) if is_own else EngineError(f"{self.name}: {self.message}")  # type: ignore[misc]
+        if not (isinstance(known, type) and issubclass(known, PolyveraError)):
+            return EngineError(f"{self.name}: {self.message}")
+        more = {"retry_s": self.retry_s, "param": self.param}
+        return known(self.message, **{name: value for name, value in more.items() if value is not None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +236,7 @@ def encoded(number: int, found: Tensor | Classes) -> EncodeDone:
 
 def fault_of(error: BaseException) -> Fault:
     """An error as a message carries it."""
-    return Fault(type(error).__name__, str(error), getattr(error, "retry_s", None))
+    return Fault(type(error).__name__, str(error), getattr(error, "retry_s", None), getattr(error, "param", None))
 
 
 def written(message: Message) -> bytes:

@@ -194,7 +194,7 @@ class Registry:
         self._stored.exact(check_name(name), check_version(version))
         with self.files.lock(name):
             ref = self._stored.exact(name, version)
-            self.files.replace(alias_path(name, alias), f"{version}\n".encode())
+            self._write_alias(name, alias, version)
         return ref
 
     def unalias(self, name: str, alias: str) -> None:
@@ -249,10 +249,13 @@ class Registry:
             raise StoreError(f"{which!r} names no version; say which one to remove, such as '{reference.name}@3'")
         return AdapterRef(reference.name, reference.version, "", 0)
 
+    def _write_alias(self, name: str, alias: str, version: int) -> None:
+        self.files.replace(alias_path(name, alias), f"{version}\n".encode())
+
     def _point(self, name: str, alias: str, version: int) -> None:
         """Points an alias at a version that was published a moment ago, or takes that back."""
         try:
-            self.files.replace(alias_path(name, alias), f"{version}\n".encode())
+            self._write_alias(name, alias, version)
         except BaseException:
             path = adapter_path(name, version)
             try:

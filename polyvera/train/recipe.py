@@ -213,6 +213,11 @@ class Recipe(SettingsModel):
         return AdapterSpec.from_dict({**choices, "head": head if self.head is None else self.head})
 
     @property
+    def folder(self) -> Path | None:
+        """The folder of the run."""
+        return None if self.output is None else Path(self.output).expanduser()
+
+    @property
     def learning_rate(self) -> float:
         """The learning rate of the vectors or matrices (of everything in full fine-tuning)."""
         return self.lr or (FULL_LR if self.full else METHODS[self.method].lr)

@@ -179,12 +179,11 @@ def _num_trained(trainer: AdapterTrainer) -> int:
 
 def _check_destination(recipe: Recipe, resume: bool) -> None:
     """Raises RecipeError or StoreError where the results could not be kept."""
-    if recipe.output is None and resume:
+    if recipe.folder is None and resume:
         raise RecipeError("resume needs output: the folder of the run to go on with")
-    if recipe.output is not None:
-        folder = Path(recipe.output).expanduser()
-        check_folder(folder)
-        checkpoint.check_new(folder, resume=resume)
+    if recipe.folder is not None:
+        check_folder(recipe.folder)
+        checkpoint.check_new(recipe.folder, resume=resume)
     if recipe.name is not None:
         check_store(registry_of(recipe))
 
@@ -192,9 +191,8 @@ def _check_destination(recipe: Recipe, resume: bool) -> None:
 def _published(recipe: Recipe, adapter: Adapter | None, main: bool) -> AdapterRef | None:
     if adapter is None or recipe.name is None or not main:
         return None
-    folder = None if recipe.output is None else Path(recipe.output).expanduser()
     registry = registry_of(recipe)
-    return put_or_keep(registry, recipe.name, adapter, alias=recipe.alias, dtype=recipe.stored, folder=folder)
+    return put_or_keep(registry, recipe.name, adapter, alias=recipe.alias, dtype=recipe.stored, folder=recipe.folder)
 
 
 def _round(trainer: AdapterTrainer, held_out: Encoded | None) -> dict[str, float]:
@@ -214,8 +212,8 @@ def _round(trainer: AdapterTrainer, held_out: Encoded | None) -> dict[str, float
 
 @contextmanager
 def _folder(recipe: Recipe) -> Iterator[Path]:
-    if recipe.output is not None:
-        yield Path(recipe.output).expanduser()
+    if recipe.folder is not None:
+        yield recipe.folder
     else:
         with tempfile.TemporaryDirectory(prefix="polyvera-") as folder:
             yield Path(folder)
@@ -288,9 +286,9 @@ def _adapter(
 
 def _written(recipe: Recipe, base: Base, history: History, main: bool) -> dict[str, Path]:
     """The run's files beside its checkpoints."""
-    if recipe.output is None or not main:
+    folder = recipe.folder
+    if folder is None or not main:
         return {}
-    folder = Path(recipe.output).expanduser()
     what = "full fine-tuning" if recipe.full else recipe.method
     paths = {
         "curve": draw(history, folder / "curve.png", f"{what} of {recipe.model}"),

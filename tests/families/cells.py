@@ -32,6 +32,7 @@ from polyvera.engine.generation.generator import Generator
 from polyvera.engine.generation.request import SamplingParams
 from polyvera.engine.limits import Limits
 from polyvera.errors import PolyveraError
+from polyvera.model.config import end_tokens
 from polyvera.model.load import Base, load_base
 from polyvera.model.shapes import model_shapes
 from polyvera.store.peft import export_peft, import_peft
@@ -43,7 +44,6 @@ METHODS = ("vera", "lora", "dvora")
 TARGETS = ("default", "all-linear")
 EQUAL = "equal"
 TOLERANCE = 1e-3
-ENDS = [1]  # the tokenizer's, which the engine counts beside the model's
 
 
 class DifferentError(Exception):
@@ -265,7 +265,7 @@ def serves(family: Family, method: str, targets: str) -> None:
     expected = [(row, who) for row in rows for who in (adapter, None)]
     if isinstance(engine, Generator):
         for (row, who), ids in zip(expected, found, strict=True):
-            alone = _generated(base.model, row, who)
+            alone = _generated(base, row, who)
             if ids != alone:
                 raise DifferentError(f"{len(row)} tokens: {ids}, and {alone} alone")
     else:
@@ -273,12 +273,15 @@ def serves(family: Family, method: str, targets: str) -> None:
             close(vector, _vector(base.model, row, who))
 
 
-def _generated(model: Any, row: list[int], adapter: Adapter | None) -> list[int]:
+def _generated(base: Base, row: list[int], adapter: Adapter | None) -> list[int]:
+    model: Any = base.model
     if adapter is not None:
         load(model, adapter)
     try:
-        ids = torch.tensor([row])
-        given = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "eos_token_id": ENDS}
+        ids, ends = torch.tensor([row]), sorted(end_tokens(model, base.tokenizer))
+        given = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "eos_token_id": ends}
+        # Without a cache, since Moshi's in transformers forgets what its attention would see.
+        given["use_cache"] = False
         with torch.inference_mode():
             return model.generate(ids, attention_mask=torch.ones_like(ids), **given)[0, len(row) :].tolist()
     finally:

@@ -95,5 +95,10 @@ def test_an_error_keeps_its_class_and_words(kind: type[PolyveraError]) -> None:
 def test_an_error_of_another_kind_is_the_engines() -> None:
     for name in ("OSError", "annotations", "get_close_matches", "__doc__", "Iterable"):
         assert type(Fault(name, "x").error()) is EngineError
+
+
+def test_an_error_keeps_what_else_it_says() -> None:
     again = fault_of(BusyError("later", 7.0)).error()
     assert isinstance(again, BusyError) and again.retry_s == 7.0
+    field = fault_of(SamplingError("no", "top_p")).error()
+    assert isinstance(field, SamplingError) and field.param == "top_p"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,6 +38,7 @@ class Forward:
         self._model: Any = model
         self._adapters, self._kv_cache, self._num_tokens = adapters, kv_cache, num_tokens
         self._route = NO_ROUTE
+        self._can_keep = "logits_to_keep" in signature(self._model.forward).parameters
         has_cuda = len({p.device for p in model.parameters()}) == 1 and model.device.type == "cuda"
         self._graphs: DecodeGraphs[Bank] | None = None
         self._single_pairs = SINGLE_PAIRS if has_cuda or limits.decode_graphs else 0
@@ -79,7 +81,8 @@ class Forward:
     def _packed(self, batch: Batch) -> Tensor:
         """(rows, vocabulary)"""
         keep = batch.last if len(batch.last) else batch.last.new_zeros(1)
-        is_whole = self._adapters.adapts_output  # that layer too then has its adapter for every token
+        # An adapted output layer too has its adapter for every token.
+        is_whole = self._adapters.adapts_output or not self._can_keep
         given = batch.ids, batch.positions, batch.slot_mapping, batch.attention, self._routed(batch)
         logits = self._logits(*given, 0)[keep] if is_whole else self._logits(*given, keep)
         return logits[: len(batch.rows)]
@@ -93,15 +96,16 @@ class Forward:
         chosen: Route,
         keep: Tensor | int,
     ) -> Tensor:
-        """(tokens that are kept, vocabulary)"""
+        """(tokens that are kept, vocabulary); keep: 0 for all."""
         self._kv_cache.slot_mapping = slot_mapping
+        kept = {"logits_to_keep": keep} if self._can_keep else {}
         with route(chosen), attending(attention):
             out = self._model(
                 input_ids=ids,
                 position_ids=positions,
                 past_key_values=self._kv_cache,
                 use_cache=True,
-                logits_to_keep=keep,
+                **kept,
             )
         return out.logits[0][:, : self._num_tokens]  # type: ignore[no-any-return]
 

@@ -70,7 +70,8 @@ def _values(bits: int) -> Numbers:
 def _table(bits: int, num: int) -> NDArray[np.void]:
     """The `num` steps in each number of num·bits bits, as one item of memory, so that a look-up copies them all."""
     codes = np.arange(2 ** (bits * num))[:, None] >> (bits * np.arange(num)) & (2**bits - 1)
-    return _values(bits)[codes].view(f"V{4 * num}")[:, 0]
+    items: NDArray[np.void] = _values(bits)[codes].view(f"V{4 * num}")[:, 0]
+    return items
 
 
 def _unpack_4(packed: Bytes, out: Numbers) -> None:

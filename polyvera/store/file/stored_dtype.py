@@ -84,8 +84,10 @@ def _steps(rows: Tensor, scale: Tensor, most: int) -> Tensor:
 
 def _from_bits(bits: int, rows: Tensor, scale: Tensor | None, out: Tensor) -> None:
     assert scale is not None
-    unpack_steps(rows.numpy(), bits, out.numpy())
-    np.multiply(out.numpy(), scale.float().numpy()[:, None], out=out.numpy())  # torch would wake its threads for this
+    steps = out.numpy()  # torch would wake its threads for a product of this size
+    unpack_steps(rows.numpy(), bits, steps)
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for what is not finite
+        np.multiply(steps, scale.float().numpy()[:, None], out=steps)
 
 
 def _packed(bits: int) -> StoredDtype:

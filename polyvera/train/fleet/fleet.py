@@ -158,7 +158,7 @@ class Fleet:
         def losses(rows_of: Callable[[Member], Sequence[dict[str, Any]]]) -> list[float]:
             rows = [row for member, _ in adapters for row in _weighted(member, rows_of(member))]
             with evaluating(self.base.model), torch.no_grad():
-                return self._losses(rows, lambda loss: None, Traffic()).tolist()  # type: ignore[no-any-return]
+                return self._losses(rows, lambda loss: None, Traffic()).tolist()
 
         for member, adapter in adapters:
             self.bank.put(member.slot, adapter)

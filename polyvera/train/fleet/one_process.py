@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.errors import message_of
@@ -61,7 +60,7 @@ def train_here(
     """
     started = time.monotonic()
     seed_everything(recipe.run_seed)
-    journal = Journal(_folder(recipe), registry, "" if recipe.name is None else f"{recipe.name}/", recipe.stored)
+    journal = Journal(recipe.folder, registry, "" if recipe.name is None else f"{recipe.name}/", recipe.stored)
     journal.open(recipe, resume=resume)
     begun = journal.start(start)
     line = [tenant for tenant in everyone if tenant.name not in journal.outcomes]
@@ -77,10 +76,6 @@ def train_here(
             fleet = Fleet(recipe, base, bank, journal, deque(line), first.kind, begun, traffic=traffic)
             fleet.run(watch)
     return FleetResult(tuple(journal.outcomes.values()), traffic, time.monotonic() - started, base)
-
-
-def _folder(recipe: Recipe) -> Path | None:
-    return None if recipe.output is None else Path(recipe.output).expanduser()
 
 
 def _skip_all(line: Iterable[Tenant], recipe: Recipe, journal: Journal) -> None:

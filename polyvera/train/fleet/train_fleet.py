@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.errors import RecipeError, message_of
@@ -86,8 +85,8 @@ def _check(recipe: Recipe, base: Base | None, registry: Registry | None, start: 
         )
     check_base(recipe, base)
     check_start(recipe, start)
-    if recipe.output is not None:
-        check_folder(Path(recipe.output).expanduser())
+    if recipe.folder is not None:
+        check_folder(recipe.folder)
     if registry is not None:
         check_store(registry)
 
