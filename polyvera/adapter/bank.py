@@ -251,7 +251,7 @@ class Bank:
         return grads
 
     def tie_gradients(self) -> None:
-        """Keeps gradients on the map of a hash; once a step, before its norm is taken."""
+        """Projects gradients onto what a hash can follow; before the norm of a step is taken."""
         if self.hashing is not None:
             parts = [(entry, p.grad) for entry, p in self._parameters() if p.grad is not None]
             self.hashing.tie_parts(parts, torch.zeros_like(self.flat))

@@ -62,15 +62,15 @@ class Hashing:
         return flat
 
     def tie(self, grads: Tensor) -> None:
-        """Makes gradients (slots, expanded numbers) those that keep letters on the map; in place.
+        """Projects gradients (slots, expanded numbers) onto what the map can follow, in place; once or more is the same.
 
-        Each number gets its θ's gradient, ± for its sign and divided by the square root of how many share it. So the
-        norm is that of θ's gradient, and Adam, which scales no step with its gradient, moves all that share it alike.
+        Each number gets ± the mean of what its θ's numbers get. The norm is that of the gradient of √n θ, by which the
+        map is an isometry, and Adam, whose step does not depend on a gradient's size, moves all of a θ's numbers alike.
         """
-        columns, index, sign, root = self._on(grads.device)
+        columns, index, sign, count = self._on(grads.device)
         summed = grads.new_zeros(len(grads), len(self.first))
         summed.index_add_(1, index, grads[:, columns] * sign)
-        grads[:, columns] = (summed / root)[:, index] * sign
+        grads[:, columns] = (summed / count)[:, index] * sign
 
     def tie_parts(self, parts: Sequence[tuple[Entry, Tensor]], grads: Tensor) -> None:
         """tie() of gradients (slots, *shape) of some entries, in place. grads: zeros (slots, expanded numbers)."""
@@ -82,8 +82,8 @@ class Hashing:
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if device not in self._copies:
-            root = torch.bincount(self.index, minlength=len(self.first)).float().sqrt()
-            here = (t.to(device) for t in (self.columns, self.index, self.sign, root))
+            count = torch.bincount(self.index, minlength=len(self.first))
+            here = (t.to(device) for t in (self.columns, self.index, self.sign, count))
             self._copies[device] = next(here), next(here), next(here), next(here)
         return self._copies[device]
 

@@ -113,7 +113,6 @@ class Fleet:
         started = time.monotonic()
         self.base.model.train()
         losses = self._surviving(lambda member: member.next_rows(), torch.Tensor.backward, self.traffic)
-        self.bank.tie_gradients()
         found = torch.stack([losses, self.optimizer.norms()]).tolist()  # the only time that a round waits for a GPU
         self._step(*found)
         self.traffic.rounds += 1
