@@ -62,7 +62,7 @@ class Hashing:
         return flat
 
     def tie(self, grads: Tensor) -> None:
-        """Projects gradients (slots, expanded numbers) onto what the map can follow, in place; once or more is the same.
+        """Projects gradients (slots, expanded numbers) onto what the map can follow, in place; twice is as once.
 
         Each number gets ± the mean of what its θ's numbers get. The norm is that of the gradient of √n θ, by which the
         map is an isometry, and Adam, whose step does not depend on a gradient's size, moves all of a θ's numbers alike.
