@@ -82,6 +82,9 @@ class AdapterSpec:
 
     def _problems(self) -> Iterable[str]:
         row = self.row
+        unscaled = (
+            f"is not used by {self.method} ({'it trains b instead' if 'b' in row.trained else 'it has no scaling'})"
+        )
         if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
             yield f"rank={self.rank!r} is not a whole number of at least 1"
         if self.hash_size is not None and (not isinstance(self.hash_size, int) or self.hash_size < 1):
@@ -93,12 +96,12 @@ class AdapterSpec:
         if not self.targets:
             yield "targets is empty: name at least one layer, or 'all-linear'"
         if self.alpha is not None and not row.takes_alpha:
-            yield f"alpha={self.alpha} is not used by {self.method} (it trains b instead): remove it"
+            yield f"alpha={self.alpha} {unscaled}: remove it"
         if self.scaling is not None and (self.scaling not in SCALINGS or not row.takes_alpha):
             rules = ", ".join(SCALINGS) if row.takes_alpha else "none"
             yield f"scaling={self.scaling!r}: {self.method} takes one of: {rules}"
         if self.alpha_pattern and not row.takes_alpha:
-            yield f"alpha_pattern is not used by {self.method} (it trains b instead): remove it"
+            yield f"alpha_pattern {unscaled}: remove it"
         if self.rank_pattern and row.shares_basis:
             yield f"rank_pattern is not used by {self.method} (all layers share one basis of one rank): remove it"
         if self.init not in (*BASIS_INITS, GIVEN):
