@@ -19,9 +19,11 @@ PolyveraError
 │   ├── SamplingError  a sampling choice that cannot be, or a prompt that doesn't fit (also a ValueError)
 │   │   └── ContextLengthError  a prompt longer than the context
 │   ├── BusyError      too many requests at the moment
+│   │   └── QuotaError  a budget of tokens that is used up
 │   ├── SizeError      more bytes than are taken
 │   ├── SlowError      bytes that come too slowly
 │   ├── ClosedError    the engine is stopping, or has stopped
+│   │   └── DisconnectedError  the client has gone
 │   ├── KeyFileError   a file of keys that cannot be read, or is none
 │   └── AccessError    a key that is missing or unknown
 │       └── ForbiddenError  a known key that is not allowed to do this
@@ -122,6 +124,10 @@ class BusyError(ServeError):
         self.retry_s = retry_s
 
 
+class QuotaError(BusyError):
+    """A budget of tokens that is used up until another day."""
+
+
 class SizeError(ServeError):
     """More bytes than are taken."""
 
@@ -132,6 +138,10 @@ class SlowError(ServeError):
 
 class ClosedError(ServeError):
     """The engine is stopping, or has stopped."""
+
+
+class DisconnectedError(ClosedError):
+    """The client has gone before its answer."""
 
 
 class KeyFileError(ServeError):

@@ -16,6 +16,7 @@ MODULES = [
     if path.name != "__init__.py" and "vllm" not in path.parts and path.name not in ("ray_serve.py", "replica_main.py")
 ]
 PACKAGES = ["polyvera.train", "polyvera.evaluate"]
+FIRST = ["import {0}", "import {0}.{1}", "from polyvera import {2}", "import polyvera"]
 
 
 def run(code: str) -> None:
@@ -46,15 +47,23 @@ def test_a_name_is_one_thing_after_every_module_was_imported() -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-@pytest.mark.parametrize("first", ["import {0}", "import {0}.{1}", "from polyvera import {2}", "import polyvera"])
-def test_a_package_is_its_function_in_every_order(package: str, first: str) -> None:
+def test_a_package_is_its_function_in_every_order(package: str) -> None:
     name = package.rpartition(".")[2]
     home = sys.modules[package].home  # type: ignore[attr-defined]
-    run(
-        f"{first.format(package, home, name)}\nimport polyvera\nfrom polyvera import {name}\n"
-        f"import {package}.{home}\n"
+    said = (
+        f"import polyvera\nfrom polyvera import {name}\nimport {package}.{home}\n"
         f"assert callable({name}) and {name} is polyvera.{name} is {package}\n"
         f"assert {name}.function is {package}.{home}.{name}"
+    )
+    orders = [first.format(package, home, name) + "\n" + said for first in FIRST]
+    run(
+        "import os, peft, transformers, transformers.trainer\n"  # what is slow to import, once for all children
+        f"for order in {orders!r}:\n"
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        exec(order, {})\n"
+        "        os._exit(0)\n"
+        "    assert os.waitpid(child, 0)[1] == 0, order"
     )
 
 

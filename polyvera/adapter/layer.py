@@ -5,7 +5,8 @@ One class and one forward serve solo training (a bank of one slot), fleets and s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,8 +27,10 @@ def _used(banks: Iterable[nn.Module], table: SlotTable) -> list[tuple[Any, Pick]
     return [(share, pick) for share, pick in picks if pick is not None]
 
 
-# A compiler takes the answer and does not look inside.
-_used_by_head = torch.compiler.disable(_used)  # type: ignore[no-untyped-call]
+@cache
+def _opaque() -> Callable[[Iterable[nn.Module], SlotTable], list[tuple[Any, Pick]]]:
+    """_used, of which a compiler takes the answer and does not look inside; it imports the compiler, which takes long."""
+    return torch.compiler.disable(_used)  # type: ignore[no-untyped-call,no-any-return]
 
 
 # What a compiler can't follow, the route and the norms that were counted, is one opaque operation each: it asks at run
@@ -112,12 +115,13 @@ class AdaptedHead(nn.Module):
         self.base = base
         self.banks = nn.ModuleList()
         self.table = table
+        self._used = _opaque()
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x (rows, ...) -> the head's output, each row by its slot's head. Raises SlotError for a device route."""
         if current_route(self.table).is_on_device:
             raise SlotError("a task head is kept whole for each slot, and Route.on_device() cannot route it")
-        used = _used_by_head(self.banks, self.table)
+        used = self._used(self.banks, self.table)
         if len(used) == 1 and used[0][1].slot is not None:
             return used[0][0].of_slot(used[0][1].slot, self.base, x)  # type: ignore[no-any-return]
         y: Tensor = self.base(x, *args, **kwargs)

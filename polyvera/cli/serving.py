@@ -11,7 +11,7 @@ import typer
 from polyvera.cli import tables
 from polyvera.cli.flags import Taken, Whole
 from polyvera.cli.verbs import verb
-from polyvera.errors import RecipeError
+from polyvera.errors import RecipeError, ServeError
 from polyvera.plan import bytes_text
 from polyvera.server.config import ServerConfig, Serving
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from polyvera.engine.limits import Limits
     from polyvera.engine.protocol import EmbeddingEngine, ServedEngine
     from polyvera.replicas.replica_pool import ReplicaPool
+    from polyvera.store.reference import AdapterRef
     from polyvera.store.registry import Registry
 
 
@@ -50,24 +51,43 @@ def _run(
     from polyvera.server.app import make_app
     from polyvera.server.metrics import Metrics
     from polyvera.server.middleware import ServerState
-    from polyvera.server.server import Server, check_address
+    from polyvera.server.server import Server, bound, check_address, reload_at_hangup
+    from polyvera.server.usage import open_usage
 
     if address is not None:
         check_address(address[0], config)
-    metrics, state = Metrics(), ServerState()
+    own = None if address is None else bound(*address)
+    refs = _checked(registry, config, pinned)
+    usage, metrics, state = open_usage(config.usage, registry.url), Metrics(), ServerState()
+    reload_at_hangup(state)
     with _engine(model, registry, limits, metrics.observe, num_replicas) as engine:
-        for one in pinned:
-            engine.pin(registry.resolve(one))
-        app = make_app(engine, config, metrics, state)
+        for ref in refs:
+            engine.pin(ref)
+        app = make_app(engine, config, metrics, state, usage)
         typer.echo(_costs(engine) if engine.embedding is None else _vectors(engine.embedding))
         if address is None:
             return
-        server = Server(app, engine, config, state, *address)
+        server = Server(app, engine, config, state, *address, own)
         typer.echo(
             f"{server.url} (OpenAI's API under /v1); SIGTERM or Ctrl-C stops it when the running answers are done"
         )
         server.run()
     typer.echo("stopped")
+
+
+def _checked(registry: Registry, config: ServerConfig, pinned: Sequence[str]) -> list[AdapterRef]:
+    """What is pinned. Raises PolyveraError for what is wrong without the model: keys, folders, the store, its pins."""
+    from polyvera.server.api_keys import read_keys
+
+    if config.keys is not None:
+        read_keys(config.keys)
+    if config.lora_root is not None and not config.lora_root.is_dir():
+        raise ServeError(f"--lora-root {config.lora_root} is not a folder")
+    refs = [registry.resolve(one) for one in pinned]
+    names = {ref.name for ref in registry.list()}
+    none = f"no adapters in {registry.url} yet: the first publish makes the store"
+    typer.echo(f"{len(names):,} adapters in {registry.url}" if names else none, err=True)
+    return refs
 
 
 def _vectors(encoder: EmbeddingEngine) -> str:
@@ -115,23 +135,31 @@ def keys_(
     base: Annotated[bool, typer.Option("--base", help="It may call the bare base model.")] = False,
     admin: Annotated[bool, typer.Option("--admin", help="It may publish and remove adapters in its scope.")] = False,
     days: Annotated[float | None, typer.Option(help="It expires after so many days.")] = None,
+    weight: Annotated[float | None, typer.Option(help="The share of its tenant beside others, 1 by default.")] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(help="Requests that it may make a minute.")] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(help="Tokens of prompts and answers a minute.")] = None,
+    tokens_per_day: Annotated[int | None, typer.Option(help="Tokens of prompts and answers a day (UTC).")] = None,
     remove: Annotated[str | None, typer.Option("--remove", metavar="ID", help="Remove the key of that id.")] = None,
 ) -> None:
     """List, make and remove the API keys of a server; the file holds only their sha256."""
-    from polyvera.server.api_keys import KeyFile, read_keys
+    from polyvera.server.api_keys import KeyFile, KeyRates, rates_text, read_keys
 
-    kept = KeyFile(file)
-    if add is None and (adapters or base or admin or days is not None):
-        raise RecipeError("--adapters, --base, --admin and --days are of a new key: give --add TENANT, too")
+    kept, rates = KeyFile(file), KeyRates(requests_per_minute, tokens_per_minute, tokens_per_day)
+    if add is None and (adapters or base or admin or rates != KeyRates() or {days, weight} != {None}):
+        raise RecipeError(
+            "--adapters, --base, --admin, --days, --weight and the rates are of a new key: give --add TENANT, too"
+        )
     if remove is not None:
         typer.echo(f"removed {kept.remove(remove).id} from {file}")
     if add is not None:
-        secret, key = kept.add(add, adapters or [f"{add}/*"], base=base, admin=admin, days=days)
+        scope = adapters or [f"{add}/*"]
+        secret, key = kept.add(add, scope, base=base, admin=admin, days=days, weight=weight, rates=rates)
         typer.echo(f"{key.id} for {add}: {', '.join(key.adapters)}; this is the only time that it is shown:", err=True)
         typer.echo(secret)
     if add is None and remove is None:
         rows = [
             {"id": k.id, "tenant": k.tenant, "adapters": ", ".join(k.adapters), "base": k.base, "admin": k.admin}
+            | {"rates": rates_text(k)}
             | {"created": f"{k.created:%Y-%m-%d}", "expires": f"{k.expires:%Y-%m-%d}" if k.expires else "never"}
             for k in read_keys(file)
         ]

@@ -85,11 +85,11 @@ class EmbeddingEngine(ServedEngine, Protocol):
         """How a text's hidden states become its vector."""
 
     def embed(
-        self, rows: Sequence[Sequence[int]], adapter: AdapterRef | None = None, *, tenant: str = ""
+        self, rows: Sequence[Sequence[int]], adapter: AdapterRef | None = None, *, tenant: str = "", weight: float = 1.0
     ) -> Future[Tensor]:
         """Token rows to vectors, (texts, width) in fp32. Raises SamplingError, ServeError, BusyError, ClosedError."""
 
     def classify(
-        self, rows: Sequence[Sequence[int]], adapter: AdapterRef | None = None, *, tenant: str = ""
+        self, rows: Sequence[Sequence[int]], adapter: AdapterRef | None = None, *, tenant: str = "", weight: float = 1.0
     ) -> Future[Classes]:
         """Token rows to the adapter's classes. Raises as embed(), and ServeError where there is no head."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import insort
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from time import monotonic
@@ -23,6 +23,10 @@ class WaitingRequest(Protocol):
         """Whose it is."""
 
     @property
+    def weight(self) -> float:
+        """The share of the rows that its tenant has, beside the others'."""
+
+    @property
     def number(self) -> int:
         """Which it is."""
 
@@ -39,6 +43,8 @@ class ScheduledRow(Protocol):
         """Whose row it is."""
 
 
+RECENT_S = 60.0  # how long a tenant that has nothing here counts as one that may come back
+SPARE = 16  # at most one row in so many is kept free for such tenants
 Q = TypeVar("Q", bound=WaitingRequest)
 R = TypeVar("R", bound=ScheduledRow)
 
@@ -46,8 +52,9 @@ R = TypeVar("R", bound=ScheduledRow)
 class Scheduler(Generic[Q, R]):
     """Waiting requests in one queue a tenant, running ones in rows of the cache.
 
-    The tenant with the fewest running rows is next; among equals, the one that has waited longest. A request whose
-    adapter is not there yet lets others pass.
+    The tenant with the fewest running rows for its weight is next; among equals, the one that has waited longest. A
+    request whose adapter is not there yet lets others pass. A row, one in SPARE at most, is kept free for each tenant
+    that was here in the last RECENT_S and runs nothing: a long answer of another is not what it waits for.
     """
 
     def __init__(self, max_rows: int) -> None:
@@ -55,6 +62,7 @@ class Scheduler(Generic[Q, R]):
         self.running: list[R] = []  # by index
         self._waiting: dict[str, deque[Q]] = {}
         self._free = list(range(max_rows))
+        self._latest: dict[str, float] = {}  # when each tenant came last, those gone for long first
 
     @property
     def has_room(self) -> bool:
@@ -77,9 +85,14 @@ class Scheduler(Generic[Q, R]):
                 else:
                     yield request
 
+    def snapshot(self) -> list[Q]:
+        """The requests that wait, in no order. Any thread: each queue is copied in one step."""
+        return [request for queue in list(self._waiting.values()) for request in list(queue)]
+
     def add(self, request: Q) -> None:
         """Puts a request at the end of its tenant's queue."""
         self._waiting.setdefault(request.tenant, deque()).append(request)
+        self._see(request.tenant)
 
     def drop(self, request: Q) -> None:
         """Takes a waiting request out, if it is there."""
@@ -117,17 +130,26 @@ class Scheduler(Generic[Q, R]):
     def finish(self, row: R) -> None:
         """Takes a row out of the running."""
         self.running.remove(row)
+        self._see(row.request.tenant)
         heapq.heappush(self._free, row.index)
 
     def _next(self, stuck: set[int]) -> Q | None:
         """The first request in turn that is not stuck."""
-        counts = dict.fromkeys(self._waiting, 0)
-        for row in self.running:
-            if row.request.tenant in counts:
-                counts[row.request.tenant] += 1
-        firsts = [_first(queue, stuck) for queue in self._waiting.values()]
-        open_ = [request for request in firsts if request is not None]
-        return min(open_, key=lambda request: (counts[request.tenant], request.number), default=None)
+        counts = Counter(row.request.tenant for row in self.running)
+        is_open = len(self._free) > self._num_kept(counts)
+        queues = (queue for tenant, queue in self._waiting.items() if is_open or not counts[tenant])
+        firsts = [request for queue in queues if (request := _first(queue, stuck)) is not None]
+        return min(firsts, key=lambda one: (counts[one.tenant] / one.weight, one.number), default=None)
+
+    def _num_kept(self, counts: Counter[str]) -> int:
+        """Rows that are for those alone who run nothing."""
+        while self._latest and monotonic() - next(iter(self._latest.values())) > RECENT_S:
+            del self._latest[next(iter(self._latest))]
+        return min(self.max_rows // SPARE, len(self._latest.keys() - counts.keys()))
+
+    def _see(self, tenant: str) -> None:
+        self._latest.pop(tenant, None)
+        self._latest[tenant] = monotonic()
 
 
 def _first(queue: Iterable[Q], stuck: set[int]) -> Q | None:

@@ -21,8 +21,9 @@ class RunningRequest:
 class EngineStats:
     """What an engine holds.
 
-    running: the requests that run. waiting: how many wait. resident: adapters in slots, the latest used first.
-    num_slots: for resident adapters. totals: counts since the start by name, such as 'steps' and 'prompt_tokens'.
+    running: the requests that run. waiting: how many wait. waiting_adapters: 'name@version' of those. resident:
+    adapters in slots, the latest used first. num_slots: for resident adapters. totals: counts since the start by name,
+    such as 'steps' and 'prompt_tokens'.
     """
 
     running: tuple[RunningRequest, ...] = ()
@@ -30,3 +31,4 @@ class EngineStats:
     resident: tuple[ResidentAdapter, ...] = ()
     num_slots: int = 0
     totals: Mapping[str, int] = field(default_factory=dict)
+    waiting_adapters: tuple[str, ...] = ()

@@ -107,7 +107,9 @@ class EngineCore:
             for row in list(self._scheduler.running)
         )
         totals = {**self.workload.totals, **self._adapters.totals}
-        return EngineStats(running, self._queue.num_waiting, self._adapters.snapshot(), self._limits.num_slots, totals)
+        waiting = tuple({str(part.adapter) for part in self._scheduler.snapshot() if part.adapter is not None})
+        resident = self._adapters.snapshot()
+        return EngineStats(running, self._queue.num_waiting, resident, self._limits.num_slots, totals, waiting)
 
     # --- the parts of a step ---
 

@@ -26,4 +26,5 @@ def merged_stats(several: Sequence[Stats], totals: Mapping[str, int]) -> EngineS
         resident=tuple(resident.values()),
         num_slots=sum(stats.num_slots for stats in several),
         totals=dict(totals),
+        waiting_adapters=tuple(dict.fromkeys(name for stats in several for name in stats.waiting_adapters)),
     )

@@ -50,6 +50,7 @@ class Submit:
     adapter: AdapterRef | None
     params: SamplingParams
     tenant: str
+    weight: float = 1.0
     kind: Literal["submit"] = "submit"
 
 
@@ -65,6 +66,7 @@ class Encode:
     adapter: AdapterRef | None
     tenant: str
     is_classes: bool
+    weight: float = 1.0
     kind: Literal["encode"] = "encode"
 
 
@@ -197,6 +199,7 @@ class Stats:
     resident: tuple[ResidentAdapter, ...]
     num_slots: int
     totals: dict[str, int]
+    waiting_adapters: tuple[str, ...] = ()
     kind: Literal["stats"] = "stats"
 
 
@@ -224,8 +227,9 @@ def asked(request: Request | EncodeRequest) -> Submit | Encode:
     """The message that asks a replica for a request."""
     if isinstance(request, EncodeRequest):
         rows = tuple(map(tuple, request.rows))
-        return Encode(request.number, rows, request.adapter, request.tenant, request.is_classes)
-    return Submit(request.number, tuple(request.prompt), request.adapter, request.params, request.tenant)
+        return Encode(request.number, rows, request.adapter, request.tenant, request.is_classes, request.weight)
+    prompt = tuple(request.prompt)
+    return Submit(request.number, prompt, request.adapter, request.params, request.tenant, request.weight)
 
 
 def encoded(number: int, found: Tensor | Classes) -> EncodeDone:

@@ -95,7 +95,9 @@ class Replica:
             accepted.wait()
             self._on_output(message.number, request, output)
 
-        request = Request(message.prompt, message.adapter, message.params, on_output, message.tenant)
+        request = Request(
+            message.prompt, message.adapter, message.params, on_output, message.tenant, weight=message.weight
+        )
         self._open[message.number] = partial(engine.cancel, request)
         engine.submit(request)
         return accepted.set
@@ -103,7 +105,7 @@ class Replica:
     def _encode(self, message: messages.Encode) -> Callable[[], object]:
         engine = _reading(self._engine)
         ask: Callable[..., Future[Any]] = engine.classify if message.is_classes else engine.embed
-        done = ask(message.rows, message.adapter, tenant=message.tenant)
+        done = ask(message.rows, message.adapter, tenant=message.tenant, weight=message.weight)
         self._open[message.number] = done.cancel
         return lambda: done.add_done_callback(partial(self._on_encoded, message.number))
 
@@ -144,7 +146,13 @@ class Replica:
         stats = self._engine.stats()
         self._connection.send(
             messages.Stats(
-                message.number, stats.running, stats.waiting, stats.resident, stats.num_slots, dict(stats.totals)
+                message.number,
+                stats.running,
+                stats.waiting,
+                stats.resident,
+                stats.num_slots,
+                dict(stats.totals),
+                stats.waiting_adapters,
             )
         )
 

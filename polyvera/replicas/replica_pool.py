@@ -122,16 +122,16 @@ class ReplicaPool:
         return request
 
     def embed(
-        self, rows: Sequence[Sequence[int]], adapter: AdapterRef | None = None, *, tenant: str = ""
+        self, rows: Sequence[Sequence[int]], adapter: AdapterRef | None = None, *, tenant: str = "", weight: float = 1.0
     ) -> Future[Tensor]:
         """As Embedder.embed; blocks until a replica accepts the request."""
-        return self._encode(EncodeRequest(rows, adapter, tenant, is_classes=False))
+        return self._encode(EncodeRequest(rows, adapter, tenant, is_classes=False, weight=weight))
 
     def classify(
-        self, rows: Sequence[Sequence[int]], adapter: AdapterRef | None = None, *, tenant: str = ""
+        self, rows: Sequence[Sequence[int]], adapter: AdapterRef | None = None, *, tenant: str = "", weight: float = 1.0
     ) -> Future[Classes]:
         """As Embedder.classify; blocks until a replica accepts the request."""
-        return self._encode(EncodeRequest(rows, adapter, tenant, is_classes=True))
+        return self._encode(EncodeRequest(rows, adapter, tenant, is_classes=True, weight=weight))
 
     def cancel(self, request: AnyRequest) -> None:
         """Cancels a request at the next step, if it has not ended; on_output gets its end."""

@@ -12,8 +12,10 @@ from starlette.requests import Request as HttpRequest
 
 from polyvera.engine.generation.request import CANCELLED, Answer, Request, RequestOutput, SamplingParams
 from polyvera.engine.protocol import GenerationEngine
-from polyvera.errors import ClosedError
+from polyvera.errors import ClosedError, DisconnectedError
+from polyvera.server.api_keys import Caller
 from polyvera.server.context import ServerContext
+from polyvera.server.rate_limits import Reservation
 from polyvera.store.reference import AdapterRef
 
 Part = tuple[int, RequestOutput]
@@ -25,28 +27,42 @@ T = TypeVar("T")
 class AnswerStream:
     """Several answers being made. A context: what has not ended when it is left is cancelled."""
 
-    def __init__(self, context: ServerContext, engine: GenerationEngine, tenant: str) -> None:
-        self._context, self._engine, self._tenant = context, engine, tenant
+    def __init__(self, context: ServerContext, engine: GenerationEngine, caller: Caller) -> None:
+        self._context, self._engine, self._caller = context, engine, caller
+        self._adapter: AdapterRef | None = None
+        self._reservation = Reservation()
         self._loop, self._parts = asyncio.get_running_loop(), asyncio.Queue[Part]()
         self._quota, self._num_left = ExitStack(), 0
         self._last: dict[int, float] = {}
+        self._has_ended: set[int] = set()
+        self._has_begun: set[int] = set()
         self._is_closed = False
         self._said = monotonic()
         self._pinging: asyncio.TimerHandle | None = None
         self.requests: list[Request] = []
 
-    def reserve(self, num: int) -> None:
-        """Counts so many answers in the tenant's quota until the end. Raises BusyError."""
-        self._quota.enter_context(self._context.quotas.reserve(self._tenant, num))
+    async def reserve(self, num: int) -> None:
+        """Waits for the tenant's turn, and counts so many answers as under way until the end. Raises BusyError."""
+        admission = self._context.admission
+        await admission.admit(self._caller, num)
+        self._quota.callback(admission.leave, self._caller, num)
 
     async def start(
         self, prompts: Sequence[Sequence[int]], adapter: AdapterRef | None, all_params: Sequence[SamplingParams]
     ) -> None:
-        """Asks the engine: every prompt with every choice. Raises BusyError, SamplingError, ClosedError."""
+        """Asks the engine: every prompt with every choice. Raises BusyError, SamplingError, ClosedError.
+
+        The tokens that it may need are kept of what the key has left, and those that it spent are counted at the end.
+        """
+        most, self._adapter = self._engine.max_context, adapter
+        asks = [most if params.max_tokens is None else params.max_tokens for params in all_params]
+        num_tokens = sum(min(most, len(row) + num) for row in prompts for num in asks)
+        self._reservation = self._quota.enter_context(self._context.rates.reserve(self._caller, num_tokens))
         asked = [(prompt, params) for prompt in prompts for params in all_params]
         self._num_left, started = len(asked), monotonic()
         self._last = dict.fromkeys(range(len(asked)), started)
-        await self._context.pool.run(self._tenant, self._submit, asked, adapter)
+        self._context.history.wait(self._group, len(asked))
+        await self._context.pool.run(self._caller.tenant, self._submit, asked, adapter)
 
     def ping(self) -> None:
         """From now on parts() has one of SILENCE where nothing else comes for PING_S."""
@@ -95,13 +111,16 @@ class AnswerStream:
         self._is_closed = True
         if self._pinging is not None:
             self._pinging.cancel()
-        for request in self.requests:
+        for i in self._last:
+            self._begin(i)
+        for i, request in enumerate(self.requests):
             if not request.finished:
                 self._engine.cancel(request)
+            if i not in self._has_ended:
+                self._end(i, CANCELLED)
         if self.requests:
-            tokens = self._context.metrics.tokens
-            tokens.labels(self._tenant, "prompt").inc(self.num_prompt_tokens)
-            tokens.labels(self._tenant, "answer").inc(self.num_answer_tokens)
+            self._reservation.num_spent = self.num_prompt_tokens + self.num_answer_tokens
+            self._context.count(self._caller, self._adapter, self.num_prompt_tokens, self.num_answer_tokens)
         self._quota.close()
 
     def __enter__(self) -> AnswerStream:
@@ -119,8 +138,9 @@ class AnswerStream:
     def _submit(self, asked: Sequence[tuple[Sequence[int], SamplingParams]], adapter: AdapterRef | None) -> None:
         for i, (prompt, params) in enumerate(asked):
             on_output = lambda output, i=i: self._hop(i, output)  # noqa: E731
-            request = self._engine.submit(Request(prompt, adapter, params, on_output, self._tenant))
-            self.requests.append(request)
+            caller = self._caller
+            request = Request(prompt, adapter, params, on_output, caller.tenant, weight=caller.weight)
+            self.requests.append(self._engine.submit(request))
             if self._is_closed:  # its client has gone meanwhile
                 self._engine.cancel(request)
                 return
@@ -142,11 +162,29 @@ class AnswerStream:
     def _count(self, i: int, output: RequestOutput) -> None:
         metrics, now = self._context.metrics, monotonic()
         if output.tokens:
-            is_first = self.requests[i].first_token == 0 or len(self.requests[i].answer) <= len(output.tokens)
-            (metrics.first if is_first else metrics.between).observe(now - self._last[i])
+            is_first, wait_s = i not in self._has_begun, now - self._last[i]
+            first = metrics.first.labels(metrics.adapters.label(self._adapter))
+            (first if is_first else metrics.between).observe(wait_s)
+            self._context.history.add(self._group, len(output.tokens), wait_s if is_first else None)
             self._last[i] = now
+            self._begin(i)
         if output.finish_reason is not None:
-            metrics.answers.labels(self._tenant, output.finish_reason).inc()
+            self._end(i, output.finish_reason)
+
+    @property
+    def _group(self) -> tuple[str, str]:
+        return self._caller.tenant, self._context.catalog.base if self._adapter is None else self._adapter.name
+
+    def _begin(self, i: int) -> None:
+        """Its first token has come, or never will."""
+        if i not in self._has_begun:
+            self._has_begun.add(i)
+            self._context.history.wait(self._group, -1)
+
+    def _end(self, i: int, finish_reason: str) -> None:
+        self._has_ended.add(i)
+        metrics = self._context.metrics
+        metrics.answers.labels(self._caller.tenant, metrics.adapters.label(self._adapter), finish_reason).inc()
 
 
 async def while_there(request: HttpRequest, asked: Awaitable[T]) -> T:
@@ -156,7 +194,7 @@ async def while_there(request: HttpRequest, asked: Awaitable[T]) -> T:
     try:
         await asyncio.wait((asking, gone), return_when=asyncio.FIRST_COMPLETED)
         if not asking.done():
-            raise ClosedError("the client has gone")
+            raise DisconnectedError("the client has gone")
         return asking.result()
     finally:
         for task in (asking, gone):

@@ -6,14 +6,15 @@ import fcntl
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from hmac import compare_digest
 from pathlib import Path
 from threading import Lock
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -22,17 +23,42 @@ from polyvera.store.reference import SEGMENT, is_name
 from polyvera.store.regular_file import read_regular
 
 ID_CHARS = 12
+Rate = Annotated[int, Field(ge=1, le=10**15)]
 MAX_FILE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
+class KeyRates:
+    """How much a key may use; None is without a bound. Tokens are those of prompts and answers."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    tokens_per_day: int | None = None
+
+
+NO_RATES = KeyRates()
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. adapters: names, or beginnings of names that end in '*'. base: may call the bare base model."""
+    """Who asks.
+
+    adapters: names, or beginnings of names that end in '*'. base: may call the bare base model. key: the id of its key,
+    '' for none. weight: its share beside other tenants.
+    """
 
     tenant: str
     adapters: tuple[str, ...]
     base: bool
     admin: bool
+    key: str = ""
+    weight: float = 1.0
+    rates: KeyRates = NO_RATES
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether it is an operator's key."""
+        return "*" in self.adapters
 
     def sees(self, name: str) -> bool:
         """Whether an adapter's name is in scope."""
@@ -48,7 +74,11 @@ EVERYONE = Caller("", ("*",), base=True, admin=True)
 
 
 class ApiKey(BaseModel):
-    """A key as it is kept. sha256: of the secret, hex. created, expires: ISO 8601, expires '' for never."""
+    """A key as it is kept.
+
+    sha256: of the secret, hex. created, expires: ISO 8601, none for never. weight: the tenant's share beside others,
+    1 where there is none. The rest is as in KeyRates.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
@@ -58,6 +88,10 @@ class ApiKey(BaseModel):
     admin: bool = False
     created: datetime
     expires: datetime | None = None
+    weight: float | None = Field(None, gt=0, le=1000)
+    requests_per_minute: Rate | None = None
+    tokens_per_minute: Rate | None = None
+    tokens_per_day: Rate | None = None
 
     @field_validator("tenant")
     @classmethod
@@ -82,7 +116,8 @@ class ApiKey(BaseModel):
     @property
     def caller(self) -> Caller:
         """Who calls with it."""
-        return Caller(self.tenant, self.adapters, self.base, self.admin)
+        rates = KeyRates(self.requests_per_minute, self.tokens_per_minute, self.tokens_per_day)
+        return Caller(self.tenant, self.adapters, self.base, self.admin, self.id, self.weight or 1.0, rates)
 
 
 class ApiKeyList(BaseModel):
@@ -93,10 +128,15 @@ class ApiKeyList(BaseModel):
 
 
 class KeyFile:
-    """The API keys in a file, read anew when it changes. Any number of threads and processes."""
+    """The API keys in a file, reloaded when it changes. Any number of threads and processes.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    on_change: called with the ids of added and of removed keys, when a change is seen.
+    """
+
+    def __init__(
+        self, path: Path, on_change: Callable[[set[str], set[str]], None] = lambda added, removed: None
+    ) -> None:
+        self.path, self._on_change = path, on_change
         self._lock = Lock()
         self._seen: tuple[int, ...] = ()
         self._keys: tuple[ApiKey, ...] = ()
@@ -126,9 +166,18 @@ class KeyFile:
             except OSError as error:
                 raise KeyFileError(f"the file of keys {self.path} cannot be read: {error.strerror}") from error
             if seen != self._seen:
-                self._keys = read_keys(self.path)
+                before, self._keys = self._keys, read_keys(self.path)
+                if self._seen and before != self._keys:
+                    old, new = ({key.id for key in keys} for keys in (before, self._keys))
+                    self._on_change(new - old, old - new)
                 self._seen = seen
             return self._keys
+
+    def reload(self) -> None:
+        """Reads the file whether it has changed or not. Raises KeyFileError."""
+        with self._lock:
+            self._seen = self._seen and (0,)
+        self.keys()
 
     def add(
         self,
@@ -138,14 +187,23 @@ class KeyFile:
         base: bool = False,
         admin: bool = False,
         days: float | None = None,
+        weight: float | None = None,
+        rates: KeyRates = NO_RATES,
     ) -> tuple[str, ApiKey]:
         """Makes a key; returns its secret, which is kept nowhere, and what is kept. Raises ServeError."""
         secret = f"pv-{secrets.token_urlsafe(32)}"
         now = datetime.now(UTC).replace(microsecond=0)
         expires = None if days is None else now + timedelta(days=days)
-        given = {"tenant": tenant, "adapters": adapters, "base": base, "admin": admin}
+        given = {
+            "tenant": tenant,
+            "adapters": adapters,
+            "base": base,
+            "admin": admin,
+            "weight": weight,
+            **asdict(rates),
+        }
         try:
-            key = ApiKey(sha256=sha256(secret.encode()).hexdigest(), created=now, expires=expires, **given)  # type: ignore[arg-type]
+            key = ApiKey(sha256=sha256(secret.encode()).hexdigest(), created=now, expires=expires, **given)
         except ValidationError as error:
             raise ServeError(_first(error)) from None
         with self._changing() as keys:
@@ -189,6 +247,18 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
         raise KeyFileError(f"{path} is no file of keys: {_first(error)}; `polyvera keys` writes one") from None
     except FormatError as error:
         raise KeyFileError(f"{path} is no file of keys: {error}") from None
+
+
+def rates_text(key: ApiKey) -> str:
+    """A key's rates in a line, such as '60 requests/min, 1,000,000 tokens/day, weight 2'; 'none' for none."""
+    rates = key.caller.rates
+    bounds = {
+        "requests/min": rates.requests_per_minute,
+        "tokens/min": rates.tokens_per_minute,
+        "tokens/day": rates.tokens_per_day,
+    }
+    said = [f"{size:,} {unit}" for unit, size in bounds.items() if size is not None]
+    return ", ".join(said + ([] if key.weight is None else [f"weight {key.weight:g}"])) or "none"
 
 
 def _mark(path: Path) -> tuple[int, ...]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import PurePath
 from typing import Any
@@ -16,13 +19,20 @@ from starlette.responses import Response
 
 from polyvera.engine.protocol import ServedEngine
 from polyvera.errors import PolyveraError
+from polyvera.server.admission import Admission
 from polyvera.server.api_keys import KeyFile, read_keys
+from polyvera.server.audit_log import AuditLog
 from polyvera.server.catalog import Catalog
 from polyvera.server.config import ServerConfig
-from polyvera.server.context import ServerContext, TenantQuotas
+from polyvera.server.context import ServerContext
+from polyvera.server.json_lines import JsonLines, QueuedLines
 from polyvera.server.metrics import Metrics
 from polyvera.server.middleware import AuthMiddleware, ServerState
-from polyvera.server.routes import adapters, completions, embeddings, models, operations
+from polyvera.server.rate_limits import RateLimits
+from polyvera.server.routes import adapters, aliases, completions, embeddings, history, models, operations, versions
+from polyvera.server.routes import usage as usage_routes
+from polyvera.server.tracing import RequestTracer, tracer_to
+from polyvera.server.usage import UsageStore, open_usage
 
 PAGE = files("polyvera.server").joinpath("page")
 PAGE_KINDS = {
@@ -40,29 +50,62 @@ PAGE_HEADERS = {
 
 
 def make_app(
-    engine: ServedEngine, config: ServerConfig, metrics: Metrics | None = None, state: ServerState | None = None
+    engine: ServedEngine,
+    config: ServerConfig,
+    metrics: Metrics | None = None,
+    state: ServerState | None = None,
+    usage: UsageStore | None = None,
 ) -> FastAPI:
     """The app of a started engine: a Generator, an Embedder, or a ReplicaPool.
 
     metrics: whose observe() the engine was given, for the times that it measures. state: to say that the server stops.
-    Raises ServeError for a file of keys that cannot be read.
+    usage: by default in config.usage, or beside the store's folder. Raises ServeError for a file of keys or of usage
+    that cannot be read.
     """
-    state, metrics = state or ServerState(), metrics or Metrics()
-    keys = None
-    if config.keys is not None:
-        read_keys(config.keys)
-        keys = KeyFile(config.keys)
-    metrics.watch(engine.stats)
+    state, metrics, audit = state or ServerState(), metrics or Metrics(), AuditLog(config.audit_log)
+    usage = usage or open_usage(config.usage, None if engine.registry is None else engine.registry.url)
+    keys = None if config.keys is None else KeyFile(config.keys, audit.keys_changed)
+    metrics.watch(engine.stats, engine.limits.max_rows)
     catalog = Catalog(engine.registry, config.base, engine.fingerprint)
-    context = ServerContext(engine, config, catalog, metrics, state, TenantQuotas(config.max_per_tenant), keys)
-    auth = Middleware(AuthMiddleware, config=config, keys=keys, state=state, metrics=metrics)
-    app = FastAPI(title="polyvera", docs_url=None, redoc_url=None, openapi_url=None, middleware=[auth])
-    for router in (completions, models, operations, embeddings):
+    state.reloads.append(catalog.forget)
+    if keys is not None:
+        read_keys(keys.path)
+        state.reloads.append(keys.reload)
+    limits, rates = engine.limits, RateLimits(usage.tokens_today)
+    admission = Admission(config.max_per_tenant, limits.max_waiting, max(limits.max_waiting, limits.max_rows))
+    context = ServerContext(engine, config, catalog, metrics, state, admission, keys, usage, rates, audit)
+    lines, tracer = QueuedLines(JsonLines()) if config.access_log else None, tracer_to(config.otlp_traces_endpoint)
+    passed: dict[str, Any] = {"config": config, "keys": keys, "state": state, "metrics": metrics, "rates": rates}
+    app = FastAPI(
+        title="polyvera",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        middleware=[Middleware(AuthMiddleware, **passed, lines=lines, tracer=tracer)],
+        lifespan=_closing(context, lines, tracer),
+    )
+    for router in (completions, models, operations, embeddings, usage_routes, history, versions, aliases):
         app.include_router(router.routes(context))
     app.include_router(adapters.routes(context, engine.fingerprint))
     _add_page(app)
     _add_errors(app, metrics)
     return app
+
+
+def _closing(context: ServerContext, lines: QueuedLines | None, tracer: RequestTracer | None) -> Any:
+    """What ends with the app."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        context.pool.close()
+        await asyncio.to_thread(context.usage.close)
+        if lines is not None:
+            await asyncio.to_thread(lines.flush)
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close)
+
+    return lifespan
 
 
 def _add_page(app: FastAPI) -> None:

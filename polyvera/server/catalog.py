@@ -110,6 +110,11 @@ class Catalog:
                 if caller.sees(ref.name) and ref.name not in self._closed:
                     yield ref
 
+    def versions(self, name: str) -> list[AdapterRef]:
+        """Every version of a name that is there, the oldest first."""
+        assert self.registry is not None
+        return [ref for ref in self.registry.list(name) if ref.name == name]
+
     def facts(self, ref: AdapterRef) -> AdapterFacts | None:
         """What is known of an adapter; None where its file is damaged or was removed a moment ago."""
         key = ref.name, ref.version
@@ -141,15 +146,22 @@ class Catalog:
             known |= {name: getattr(facts, name) for name in ("method", "rank", "num_params", "created", "scores")}
             known |= {"labels": list(facts.labels)} if facts.labels else {}
         known |= {"servable": self.is_servable(ref)} | ({"damaged": True} if facts is None else {})
-        return known | {"aliases": self._aliases(ref.name)}
+        return known | {"aliases": self.aliases(ref.name)}
 
-    def _aliases(self, name: str) -> dict[str, int]:
+    def aliases(self, name: str) -> dict[str, int]:
+        """The aliases of a name; none where they cannot be read or nobody published it."""
         assert self.registry is not None
         try:
             return dict(self.registry.aliases(name))
-        except FormatError as error:  # one bad entry takes no list
+        except (FormatError, NotFoundError) as error:  # one bad entry takes no list
             log.error("the aliases of %s cannot be read: %s", name, error)
             return {}
+
+    def forget(self) -> None:
+        """Reads every file again when it is asked about."""
+        with self._lock:
+            self._facts.clear()
+            self._damaged.clear()
 
     def close(self, name: str) -> None:
         """Takes a name out of service until open() or the next publish."""

@@ -30,6 +30,17 @@ class ServerConfig:
     keys: Annotated[
         Path | None, Described("The file of API keys, which `polyvera keys` writes.", ACCESS, env="POLYVERA_KEYS")
     ] = None
+    usage: Annotated[
+        Path | None,
+        Described("The SQLite file of usage; by default beside the store's folder, named STORE.usage.sqlite.", ACCESS),
+    ] = None
+    audit_log: Annotated[
+        Path | None, Described("A file that gets a line of JSON for each publish, removal, alias and key.", ACCESS)
+    ] = None
+    otlp_traces_endpoint: Annotated[
+        str | None, Described("Where spans of OpenTelemetry go, such as http://localhost:4318/v1/traces.", HTTP)
+    ] = None
+    access_log: Annotated[bool, Described("Write a line of JSON for each request to standard output.", HTTP)] = False
     lora_root: Annotated[Path | None, Described("The folder that load_lora_adapter may read from.", ACCESS)] = None
     max_body_bytes: Annotated[
         Count, Described("Most bytes of a request, in MiB.", HTTP, name="max_body_mib", scale=MIB)
@@ -38,7 +49,9 @@ class ServerConfig:
         Count, Described("Most bytes of an uploaded adapter, in MiB.", HTTP, name="max_upload_mib", scale=MIB)
     ] = 64 << 20
     max_choices: Annotated[Count, Described("Answers of one request.", HTTP)] = 64
-    max_per_tenant: Annotated[Count, Described("Answers of one tenant at a time.", HTTP)] = 256
+    max_per_tenant: Annotated[
+        Count, Described("Answers of one tenant at a time; more wait, up to max_waiting of each tenant.", HTTP)
+    ] = 256
     max_queued: Annotated[Count, Described("Parts of an answer that a client has not taken yet.", HTTP)] = 1024
     max_connections: Annotated[Count, Described("Open connections.", HTTP)] = 2048
     read_s: Annotated[Seconds, Described("Seconds that a client may take to send a request.", HTTP)] = 20.0

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import time
 from typing import Any, TypeVar
@@ -14,42 +12,25 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 
 from polyvera.engine.protocol import EmbeddingEngine, GenerationEngine, ServedEngine
-from polyvera.errors import BusyError, ServeError
+from polyvera.errors import ServeError
+from polyvera.server.access_log import CURRENT
+from polyvera.server.admission import Admission
 from polyvera.server.api_keys import Caller, KeyFile
+from polyvera.server.audit_log import AuditLog
 from polyvera.server.catalog import Catalog
 from polyvera.server.config import ServerConfig
+from polyvera.server.history import ActivityHistory
 from polyvera.server.json_body import read_body
 from polyvera.server.metrics import Metrics
 from polyvera.server.middleware import ServerState
+from polyvera.server.rate_limits import RateLimits
 from polyvera.server.tenant_pool import TenantPool
+from polyvera.server.usage import UsageStore
+from polyvera.store.reference import AdapterRef
 
 AT_ONCE_BYTES = 16_384
 T = TypeVar("T", bound=BaseModel)
 R = TypeVar("R")
-
-
-@dataclass
-class TenantQuotas:
-    """How many answers each tenant has under way. Of the event loop's thread."""
-
-    max_per_tenant: int
-    _taken: Counter[str] = field(default_factory=Counter)
-
-    @contextmanager
-    def reserve(self, tenant: str, num: int) -> Iterator[None]:
-        """Counts so many for the time of the context. Raises BusyError where the tenant would have too many."""
-        if self._taken[tenant] + num > self.max_per_tenant:
-            raise BusyError(
-                f"{self._taken[tenant]} answers are under way for this tenant, and {num} more would be over its "
-                f"{self.max_per_tenant}: try again later"
-            )
-        self._taken[tenant] += num
-        try:
-            yield
-        finally:
-            self._taken[tenant] -= num
-            if not self._taken[tenant]:
-                del self._taken[tenant]
 
 
 @dataclass(frozen=True)
@@ -61,8 +42,12 @@ class ServerContext:
     catalog: Catalog
     metrics: Metrics
     state: ServerState
-    quotas: TenantQuotas
+    admission: Admission
     keys: KeyFile | None = None
+    usage: UsageStore = field(default_factory=UsageStore)
+    rates: RateLimits = field(default_factory=RateLimits)
+    audit: AuditLog = field(default_factory=AuditLog)
+    history: ActivityHistory = field(default_factory=ActivityHistory)
     pool: TenantPool = field(default_factory=TenantPool)
     started: int = field(default_factory=lambda: int(time()))
 
@@ -85,6 +70,17 @@ class ServerContext:
                 "embeddings and classes come from an encoder"
             )
         return self.engine.embedding
+
+    def count(self, caller: Caller, adapter: AdapterRef | None, prompt_tokens: int, answer_tokens: int) -> None:
+        """Counts what a request has used."""
+        label = self.metrics.adapters.label(adapter)
+        for kind, num in (("prompt", prompt_tokens), ("answer", answer_tokens)):
+            self.metrics.tokens.labels(caller.tenant, label, kind).inc(num)
+        record = CURRENT.get()
+        if record is not None:
+            record.use(adapter, prompt_tokens, answer_tokens)
+        name = "" if adapter is None else adapter.name
+        self.usage.add(caller.tenant, caller.key, name, prompt_tokens, answer_tokens)
 
     async def run(self, request: HttpRequest, work: Callable[..., R], *args: Any, **kwargs: Any) -> R:
         """What `work` returns, done by one of the caller's threads: the event loop waits for no file and no library."""

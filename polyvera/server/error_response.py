@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from polyvera import errors
-from polyvera.errors import PolyveraError
+from polyvera.errors import BusyError, PolyveraError
 from polyvera.server.invalid_body import invalid_body
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,10 @@ def _later(error: Any) -> dict[str, str]:
     return {"Retry-After": str(RETRY_S)}
 
 
+def _then(error: BusyError) -> dict[str, str]:
+    return {"Retry-After": str(max(1, ceil(error.retry_s)))}
+
+
 def _unavailable(code: str, what: str) -> ErrorRow:
     words = f"{what} at the moment: try again later"
     return ErrorRow(503, SERVER, code, is_hidden=True, words=words, headers=_later)
@@ -99,15 +103,12 @@ TABLE: dict[type[PolyveraError], ErrorRow] = {
     errors.ServeError: ErrorRow(400),
     errors.SamplingError: ErrorRow(400),
     errors.ContextLengthError: ErrorRow(400, code="context_length_exceeded"),
-    errors.BusyError: ErrorRow(
-        429,
-        "rate_limit_error",
-        "rate_limit_exceeded",
-        headers=lambda error: {"Retry-After": str(max(1, ceil(error.retry_s)))},
-    ),
+    errors.BusyError: ErrorRow(429, "rate_limit_error", "rate_limit_exceeded", headers=_then),
+    errors.QuotaError: ErrorRow(429, "insufficient_quota", "insufficient_quota", headers=_then),
     errors.SizeError: ErrorRow(413, code="request_too_large"),
     errors.SlowError: ErrorRow(408, code="request_timeout"),
     errors.ClosedError: ErrorRow(503, SERVER, "unavailable", headers=_later),
+    errors.DisconnectedError: ErrorRow(499, code="disconnected"),  # nginx' number; nobody reads it
     errors.KeyFileError: _unavailable("unavailable", "API keys cannot be checked"),
     errors.AccessError: ErrorRow(
         401, "authentication_error", "invalid_api_key", headers=lambda error: {"WWW-Authenticate": "Bearer"}

@@ -9,10 +9,14 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from polyvera.engine.stats import EngineStats
-from polyvera.errors import DamagedFileError, StoreError
+from polyvera.errors import DamagedFileError, DisconnectedError, StoreError
 from polyvera.server.error_response import ErrorResponse, error_response
+from polyvera.server.lora_metrics import lora_metrics
+from polyvera.store.reference import AdapterRef
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+FIRST_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)  # fewer: there are as many for each adapter
+MAX_ADAPTERS, OTHER, BASE_LABEL = 256, "other", "base"
 COUNTED = {
     "steps": "Steps of the engine.",
     "prompt_tokens": "Tokens of prompts computed.",
@@ -30,6 +34,23 @@ OBSERVED = {
 }
 
 
+class AdapterLabels:
+    """The label of an adapter: its name, for the first MAX_ADAPTERS that are met, "other" beyond."""
+
+    def __init__(self, most: int = MAX_ADAPTERS) -> None:
+        self._most, self._names = most, set[str]()
+
+    def label(self, adapter: AdapterRef | None) -> str:
+        """Of one adapter, without its version; "base" for none."""
+        if adapter is None:
+            return BASE_LABEL
+        if adapter.name not in self._names:
+            if len(self._names) >= self._most:
+                return OTHER
+            self._names.add(adapter.name)
+        return adapter.name
+
+
 class Metrics:
     """The counts of one server, in a registry of their own. observe() is for the engine."""
 
@@ -40,12 +61,15 @@ class Metrics:
             name: Histogram(name.replace("_s", "_seconds"), text, buckets=SECONDS, **at)
             for name, text in OBSERVED.items()
         }
+        self.adapters = AdapterLabels()
         self.first = Histogram(
-            "time_to_first_token_seconds", "From the request to its first token.", buckets=SECONDS, **at
+            "time_to_first_token_seconds", "From the request to its first token.", ["adapter"], buckets=FIRST_S, **at
         )
         self.between = Histogram("inter_token_seconds", "Between two tokens of an answer.", buckets=SECONDS, **at)
-        self.tokens = Counter("tokens", "Tokens by tenant.", ["tenant", "kind"], **at)
-        self.answers = Counter("answers", "Answers by how they ended.", ["tenant", "finish"], **at)
+        self.tokens = Counter("tokens", "Tokens by tenant and adapter.", ["tenant", "adapter", "kind"], **at)
+        labels = ["tenant", "adapter", "finish"]
+        self.answers = Counter("answers", "Answers by how they ended.", labels, **at)
+        self.requests = Counter("requests", "Requests by route and status.", ["route", "status"], **at)
         self.store_faults = Counter("store_faults", "Errors of the store and its files, by their code.", ["code"], **at)
         self.refused = Counter("refused", "Requests that ended in an error, by status.", ["status"], **at)
 
@@ -57,14 +81,15 @@ class Metrics:
     def failed(self, error: BaseException, request_id: str) -> ErrorResponse:
         """Counts an error by its status; how it is reported."""
         response = error_response(error, request_id)
-        self.refused.labels(str(response.status)).inc()
+        if not isinstance(error, DisconnectedError):
+            self.refused.labels(str(response.status)).inc()
         if response.status >= 500 and isinstance(error, StoreError | DamagedFileError):
             self.store_faults.labels(str(response.code)).inc()
         return response
 
-    def watch(self, stats: Callable[[], EngineStats]) -> None:
-        """Shows what the engine holds from now on."""
-        self._registry.register(EngineCollector(stats))
+    def watch(self, stats: Callable[[], EngineStats], max_rows: int) -> None:
+        """Shows what the engine holds from now on. max_rows: of its batch."""
+        self._registry.register(EngineCollector(stats, max_rows))
 
     def text(self) -> bytes:
         """In Prometheus' text format."""
@@ -74,8 +99,8 @@ class Metrics:
 class EngineCollector:
     """Reads an engine's statistics each time that the metrics are read."""
 
-    def __init__(self, stats: Callable[[], EngineStats]) -> None:
-        self._stats = stats
+    def __init__(self, stats: Callable[[], EngineStats], max_rows: int) -> None:
+        self._stats, self._max_rows = stats, max_rows
 
     def collect(self) -> Iterator[Metric]:
         """The gauges and counters at this moment."""
@@ -88,3 +113,4 @@ class EngineCollector:
         yield GaugeMetricFamily("polyvera_running_adapters", "Adapters mixed in the running batch.", distinct)
         for name, value in stats.totals.items():
             yield CounterMetricFamily(f"polyvera_engine_{name}", COUNTED.get(name, name), value)
+        yield from lora_metrics(stats, self._max_rows)

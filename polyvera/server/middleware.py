@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import ip_address
 from time import monotonic
 from urllib.parse import urlsplit
@@ -14,44 +17,78 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from polyvera.errors import AccessError, ClosedError, ForbiddenError, PolyveraError, ServeError, SizeError, SlowError
+from polyvera.server.access_log import CURRENT, AccessRecord
 from polyvera.server.api_keys import EVERYONE, Caller, KeyFile
 from polyvera.server.config import ServerConfig
-from polyvera.server.metrics import Metrics
+from polyvera.server.json_lines import QueuedLines
+from polyvera.server.metrics import OTHER, Metrics
+from polyvera.server.rate_limits import RateLimits
+from polyvera.server.tracing import RequestTracer
 
+log = logging.getLogger(__name__)
 ALWAYS_OPEN = ("/health", "/ready", "/version")
 PAGE = ("/", "/page/", "/favicon.ico")
 UPLOADS = "/v1/adapters/"
 MIN_BYTES_PER_S = 16_384
 REQUEST_ID = "x-request-id"
 LENGTH = re.compile("[0-9]{1,18}")
+TRACE = re.compile("[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C's traceparent
 OWN_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # a client's, which is kept
 
 
 @dataclass
 class ServerState:
-    """Whether new requests are still taken."""
+    """Whether new requests are still taken, and what is read again at SIGHUP."""
 
     is_draining: bool = False
+    reloads: list[Callable[[], None]] = field(default_factory=list)
+
+    def reload(self) -> None:
+        """Reads everything again; what fails is logged and stays as it was."""
+        for one in self.reloads:
+            try:
+                one()
+            except PolyveraError as error:
+                log.error("reload: %s", error)
+        log.warning("reloaded the keys and the store's facts")
 
 
 class AuthMiddleware:
     """An ASGI middleware. Answers what is refused itself, in the shape of all errors."""
 
     def __init__(
-        self, app: ASGIApp, config: ServerConfig, keys: KeyFile | None, state: ServerState, metrics: Metrics
+        self,
+        app: ASGIApp,
+        config: ServerConfig,
+        keys: KeyFile | None,
+        state: ServerState,
+        metrics: Metrics,
+        rates: RateLimits | None = None,
+        lines: QueuedLines | None = None,
+        tracer: RequestTracer | None = None,
     ) -> None:
         self._app, self._config, self._keys, self._state, self._metrics = app, config, keys, state, metrics
+        self._rates, self._lines, self._tracer = rates or RateLimits(), lines, tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(REQUEST_ID, "")
-        request_id = given if OWN_ID.fullmatch(given) else uuid4().hex
-        bounded = BoundedSend(send, request_id, self._config.write_s)
+        record = _record(scope, Headers(scope=scope))
+        current = CURRENT.set(record)
         try:
-            caller = self._admitted(scope["path"], Headers(scope=scope))
+            await self._pass(scope, receive, BoundedSend(send, record, self._config.write_s), record)
+        finally:
+            CURRENT.reset(current)
+            self._tell(scope, record)
+
+    async def _pass(self, scope: Scope, receive: Receive, bounded: BoundedSend, record: AccessRecord) -> None:
+        request_id = record.id
+        try:
+            caller = record.caller = self._admitted(scope["path"], Headers(scope=scope))
+            bounded.extra = partial(self._rates.headers, caller)
+            self._rates.count_request(caller, record.method)
         except PolyveraError as error:
             response = self._metrics.failed(error, request_id).response()
             response.headers["connection"] = "close"  # its body is not read
@@ -59,6 +96,15 @@ class AuthMiddleware:
             return
         scope.setdefault("state", {}).update(caller=caller, request_id=request_id)
         await self._app(scope, BoundedReceive(receive, self._limit(scope["path"]), self._config.read_s), bounded)
+
+    def _tell(self, scope: Scope, record: AccessRecord) -> None:
+        """Counts a request that has ended, by the pattern of its path."""
+        route = getattr(scope.get("route"), "path", OTHER)
+        self._metrics.requests.labels(route, str(record.status)).inc()
+        if self._lines is not None:
+            self._lines.put(record.row())
+        if self._tracer is not None:
+            self._tracer.add(record, route)
 
     def _admitted(self, path: str, headers: Headers) -> Caller:
         """Raises AccessError, ClosedError, SizeError."""
@@ -123,19 +169,40 @@ class BoundedReceive:
 
 
 class BoundedSend:
-    """send(), with the request's id, and no longer than write_s at a time for a client that does not read."""
+    """send(), with the request's id, and no longer than write_s at a time for a client that does not read.
 
-    def __init__(self, send: Send, request_id: str, write_s: float) -> None:
-        self._send, self._id, self._write_s = send, request_id, write_s
+    record: is told the status and when it began and ended.
+    """
+
+    def __init__(self, send: Send, record: AccessRecord, write_s: float) -> None:
+        self._send, self._record, self._write_s = send, record, write_s
+        self.extra: Callable[[], Mapping[str, str]] = dict  # headers that are known when it begins
 
     async def __call__(self, message: Message) -> None:
         """Sends a message. Raises ConnectionError for a client that does not read."""
         if message["type"] == "http.response.start":
-            MutableHeaders(scope=message)[REQUEST_ID] = self._id
+            MutableHeaders(scope=message).update({REQUEST_ID: self._record.id, **self.extra()})
+            self._record.status = message["status"]
+        elif not self._record.first_byte:
+            self._record.first_byte = monotonic()
         try:
             await asyncio.wait_for(self._send(message), self._write_s)
         except TimeoutError:
-            raise ConnectionError(f"the client of request {self._id} did not read for {self._write_s:g} s") from None
+            raise ConnectionError(
+                f"the client of request {self._record.id} did not read for {self._write_s:g} s"
+            ) from None
+        self._record.is_whole = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+
+def _record(scope: Scope, headers: Headers) -> AccessRecord:
+    given, trace = headers.get(REQUEST_ID, ""), headers.get("traceparent", "")
+    return AccessRecord(
+        given if OWN_ID.fullmatch(given) else uuid4().hex,
+        scope.get("method", ""),
+        scope["path"],
+        (scope.get("client") or ("",))[0],
+        trace if TRACE.fullmatch(trace) else "",
+    )
 
 
 def is_loopback(host: str) -> bool:

@@ -19,6 +19,7 @@ from polyvera.replicas.replica_main import engine_of
 from polyvera.server.app import make_app
 from polyvera.server.config import ACCESS, ServedModel
 from polyvera.server.metrics import Metrics
+from polyvera.server.usage import UsageStore
 from polyvera.settings.field import STORE, Count, Described, Positive
 
 RAY = "Ray"
@@ -76,7 +77,8 @@ class Deployed:
 
     def __serve_build_asgi_app__(self) -> Any:
         """The app, which Ray asks for after the constructor."""
-        return make_app(self._engine, self._config, self._metrics)
+        usage = UsageStore(self._config.usage)  # the default would be one file of many machines
+        return make_app(self._engine, self._config, self._metrics, usage=usage)
 
     def check_health(self) -> None:
         """Raises EngineError where the engine has failed; Ray then replaces the replica."""

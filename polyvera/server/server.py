@@ -23,6 +23,7 @@ from polyvera.server.middleware import ServerState, is_loopback
 log = logging.getLogger(__name__)
 KEEP_ALIVE_S = 75
 GRACE_S = 5.0
+BACKLOG = 2048
 MAX_HEAD_BYTES, MAX_HEADERS = 32_768, 100
 WORDS = b'{"error":{"message":"the head of this request is larger than is taken here: at most 32 KiB in 100 headers",'
 BODY = WORDS + b'"type":"invalid_request_error","param":null,"code":"request_too_large"}}'
@@ -119,15 +120,27 @@ class BoundedProtocol(HttpToolsProtocol):
 class Server:
     """One app on one port, bound at once. run() returns after SIGTERM or SIGINT, when the running answers are done.
 
-    Raises ServeError for an address that is taken, or that other machines reach without a file of keys.
+    own: a socket that bound() gave for this address. Raises ServeError for an address that is taken, or that other
+    machines reach without a file of keys.
     """
 
     def __init__(
-        self, app: FastAPI, engine: ServedEngine, config: ServerConfig, state: ServerState, host: str, port: int
+        self,
+        app: FastAPI,
+        engine: ServedEngine,
+        config: ServerConfig,
+        state: ServerState,
+        host: str,
+        port: int,
+        own: socket.socket | None = None,
     ) -> None:
         check_address(host, config)
         self._engine, self._config, self._state = engine, config, state
-        self._socket = _bound(host, port)
+        self._socket = own or bound(host, port)
+        try:
+            self._socket.listen(BACKLOG)
+        except OSError as error:  # taken while the model was loaded
+            raise _taken(host, port, error) from None
         options = uvicorn.Config(
             app,
             http=partial(  # type: ignore[arg-type]
@@ -144,6 +157,7 @@ class Server:
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=int(GRACE_S),
         )
+        self._is_ending = False
         self._server = uvicorn.Server(options)
         self._server.handle_exit = self._on_signal  # type: ignore[method-assign, assignment]
 
@@ -151,8 +165,7 @@ class Server:
         """Serves until it is told to stop."""
         gc.collect()
         gc.freeze()  # the model's objects and the libraries': a collection beside the requests need not look at them
-        if hasattr(signal, "SIGHUP") and current_thread() is main_thread():
-            signal.signal(signal.SIGHUP, _on_hangup)
+        reload_at_hangup(self._state)
         self._server.run(sockets=[self._socket])
 
     def stop(self) -> None:
@@ -168,28 +181,51 @@ class Server:
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        if self._state.is_draining and number == signal.SIGINT:  # asked twice
-            self._server.force_exit = True
-            self._server.should_exit = True
+        if self._state.is_draining and number == signal.SIGINT:  # asked twice; at the third time nobody is waited for
+            self._server.force_exit = self._is_ending
+            Thread(target=self._end, name="polyvera-end", daemon=True).start()
         self.stop()
 
     def _drain(self) -> None:
         if not self._engine.drain(self._config.drain_s):
-            log.warning("some answers were not done after %g s", self._config.drain_s)
+            log.warning("some answers were not done after %g s: their clients get 503", self._config.drain_s)
+        self._end()
+
+    def _end(self) -> None:
+        """Ends the answers that are left, of which each client gets an error, and then run()."""
+        self._is_ending = True
+        self._engine.stop()
         self._server.should_exit = True
 
 
-def _on_hangup(number: int, frame: Any) -> None:
-    """There is nothing to reload: the keys and the store are read as they change."""
-    log.info("SIGHUP: the keys and the store are read as they change")
+def reload_at_hangup(state: ServerState) -> None:
+    """Makes SIGHUP read everything again, whose default is to end the process. Nothing but in the main thread."""
+
+    def on_hangup(number: int, frame: Any) -> None:
+        Thread(target=state.reload, name="polyvera-reload", daemon=True).start()
+
+    if hasattr(signal, "SIGHUP") and current_thread() is main_thread():
+        signal.signal(signal.SIGHUP, on_hangup)
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that has this address and does not listen yet. Raises ServeError for one that is taken."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family, backlog=2048)
+        found = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind(address[:2])
+        except OSError:
+            found.close()
+            raise
+        return found
     except OSError as error:
-        raise ServeError(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port") from None
+        raise _taken(host, port, error) from None
+
+
+def _taken(host: str, port: int, error: OSError) -> ServeError:
+    return ServeError(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port")
 
 
 def check_address(host: str, config: ServerConfig) -> None:

@@ -101,6 +101,10 @@ class Registry:
         """
         return self._stored.read(self._ref(which))
 
+    def read_file(self, which: Which) -> bytes:
+        """The bytes of a version's file, after a check of each. Raises as get()."""
+        return self._stored.read_file(self._ref(which))
+
     def header(self, which: Which) -> Header:
         """What the file of an adapter says of it, the dtype of its numbers and the error that this made among it.
 

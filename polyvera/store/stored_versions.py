@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.errors import DamagedFileError, FormatError, NotFoundError
-from polyvera.store.file.codec import Buffer, Header, check_promise, decode, read_header
+from polyvera.store.file.codec import Buffer, Header, check_digest, check_promise, decode, read_header
 from polyvera.store.files import Files
 from polyvera.store.paths import ADAPTERS, ALIASES, adapter_path, alias_path, parse_adapter
 from polyvera.store.reference import VERSION, AdapterRef, check_alias, check_name, parse_reference
@@ -92,6 +92,15 @@ class StoredVersions:
     def header(self, ref: AdapterRef) -> Header:
         """The header of an adapter's file, every byte of which is checked. Raises NotFoundError, DamagedFileError."""
         return self._checked(ref, read_header)
+
+    def read_file(self, ref: AdapterRef) -> bytes:
+        """The bytes of an adapter's file, every one checked. Raises NotFoundError, DamagedFileError."""
+
+        def whole(data: Buffer, digest: str) -> bytes:
+            check_digest(data)
+            return bytes(data)
+
+        return self._checked(ref, whole)
 
     def _checked(self, ref: AdapterRef, reader: Callable[[Buffer, str], Found]) -> Found:
         path = adapter_path(ref.name, ref.version)

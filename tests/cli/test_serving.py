@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -66,13 +67,51 @@ def test_a_taken_port_and_a_public_address_are_refused(tmp_path: Path) -> None:
     assert threading.active_count() < 50
 
 
+def test_what_is_wrong_without_the_model_is_told_before_it_is_loaded(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "base")
+    for file in (tmp_path / "base").glob("*.safetensors"):
+        file.unlink()  # loading it must fail
+    base = ["serve", str(tmp_path / "base"), "--store", str(tmp_path / "store"), "--port", "0"]
+    (tmp_path / "keys.json").write_text("{")
+    (tmp_path / "usage").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        wrong = {
+            "cannot listen on": [*base[:-1], str(taken.getsockname()[1])],
+            "no file of keys": [*base, "--keys", str(tmp_path / "keys.json")],
+            "is not a folder": [*base, "--lora-root", str(tmp_path / "keys.json")],
+            "no adapter 'acme/none'": [*base, "--pin", "acme/none"],
+            "the file of usage": [*base, "--usage", str(tmp_path / "usage")],
+        }
+        for word, command in wrong.items():
+            result = CliRunner().invoke(app, command)
+            assert result.exit_code == 1 and word in " ".join(result.output.split()), result.output
+
+
+def test_a_hangup_reloads_and_each_request_is_a_line(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "base")
+    with serving(tmp_path, "--access-log") as (process, url):
+        process.send_signal(signal.SIGHUP)
+        asked = {"model": "base", "prompt": "w1 w2", "max_tokens": 3, "ignore_eos": True}
+        answer = httpx.post(f"{url}/v1/completions", json=asked, headers={"x-request-id": "mine"}, timeout=MINUTES)
+        assert answer.status_code == 200 and process.poll() is None
+        assert process.stdout is not None
+        row = json.loads(next(line for line in process.stdout if '"mine"' in line))
+        assert (row["status"], row["path"], row["completion_tokens"]) == (200, "/v1/completions", 3)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(MINUTES) == 0
+
+
 def test_keys_are_made_listed_used_and_removed(tmp_path: Path) -> None:
     file = str(tmp_path / "keys.json")
-    made = CliRunner().invoke(app, ["keys", file, "--add", "acme", "--base"])
+    made = CliRunner().invoke(app, ["keys", file, "--add", "acme", "--base", "--requests-per-minute", "60"])
     secret = made.stdout.strip()
     assert made.exit_code == 0 and secret.startswith("pv-")
     listed = CliRunner().invoke(app, ["keys", file])
-    assert "acme/*" in listed.output and secret not in listed.output
+    assert (
+        "acme/*" in listed.output
+        and "60 requests/min" in " ".join(listed.output.split())
+        and secret not in listed.output
+    )
     save_tiny(tmp_path / "base")
     with serving(tmp_path, "--keys", file) as (_, url):
         bearer = {"Authorization": f"Bearer {secret}"}
@@ -99,7 +138,9 @@ def test_an_encoder_is_served_as_one_and_says_what_has_no_effect(tmp_path: Path)
         assert process.wait(MINUTES) == 0
 
 
-@pytest.mark.parametrize("flags", [["--admin"], ["--base"], ["--adapters", "x/*"], ["--days", "3"]])
+@pytest.mark.parametrize(
+    "flags", [["--admin"], ["--base"], ["--adapters", "x/*"], ["--days", "3"], ["--tokens-per-day", "3"]]
+)
 def test_rights_without_a_new_key_are_refused(tmp_path: Path, flags: list[str]) -> None:
     result = CliRunner().invoke(app, ["keys", str(tmp_path / "keys.json"), *flags])
     assert result.exit_code == 1 and "--add TENANT" in result.output

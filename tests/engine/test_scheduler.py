@@ -1,12 +1,13 @@
 """Who runs next."""
 
+import pytest
 from tiny_serve import make_tokenizer
 
 from polyvera.engine.generation.detokenizer import Detokenizer
 from polyvera.engine.generation.request import GREEDY, Request
 from polyvera.engine.generation.rows import Row
 from polyvera.engine.generation.sampler import RequestSampler
-from polyvera.engine.scheduler import Scheduler
+from polyvera.engine.scheduler import RECENT_S, SPARE, Scheduler
 from polyvera.errors import NotFoundError, PolyveraError
 from polyvera.store.reference import AdapterRef
 
@@ -63,6 +64,34 @@ def test_a_tenant_with_many_requests_does_not_keep_others_waiting() -> None:
     assert late in filled(scheduler)
 
 
+def test_rows_are_shared_by_weight() -> None:
+    scheduler = Scheduler(8)
+    heavy, light = [request(tenant="heavy") for _ in range(9)], [request(tenant="light") for _ in range(9)]
+    for one in heavy:
+        one.weight = 3.0
+    assert set(filled(scheduler, *light, *heavy)) == {*heavy[:6], *light[:2]}
+
+
+def test_a_row_is_kept_for_a_tenant_that_may_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("polyvera.engine.scheduler.monotonic", lambda: now[0])
+    scheduler = Scheduler(SPARE)
+    (asked,) = filled(scheduler, request(tenant="few"))
+    scheduler.finish(next(row for row in scheduler.running if row.request is asked))
+    assert len(filled(scheduler, *(request(tenant="many") for _ in range(2 * SPARE)))) == SPARE - 1
+    again = request(tenant="few")
+    assert again in filled(scheduler, again) and len(scheduler.running) == SPARE
+    scheduler.finish(next(row for row in scheduler.running if row.request is again))
+    assert len(filled(scheduler)) == SPARE - 1
+    now[0] += RECENT_S + 1
+    assert len(filled(scheduler)) == SPARE, "it has been gone for long"
+
+
+def test_one_tenant_alone_has_every_row() -> None:
+    scheduler = Scheduler(SPARE)
+    assert len(filled(scheduler, *(request() for _ in range(2 * SPARE)))) == SPARE
+
+
 def test_a_request_whose_adapter_is_being_loaded_lets_others_pass() -> None:
     scheduler = Scheduler(2)
     stuck, other = request(adapter=LOADING), [request(), request()]
@@ -85,7 +114,7 @@ def test_waiting_requests_are_told_by_turns_and_can_be_dropped() -> None:
     a, b = [request(tenant="a") for _ in range(3)], [request(tenant="b")]
     for one in (*a, *b):
         scheduler.add(one)
-    assert list(scheduler.waiting()) == [a[0], b[0], a[1], a[2]]
+    assert list(scheduler.waiting()) == [a[0], b[0], a[1], a[2]] and set(scheduler.snapshot()) == {*a, *b}
     scheduler.drop(a[1])
     scheduler.drop(b[0])
     assert list(scheduler.waiting()) == [a[0], a[2]] and scheduler.num_waiting == 2

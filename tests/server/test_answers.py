@@ -13,13 +13,16 @@ from polyvera.engine.generation.generator import Generator
 from polyvera.engine.generation.request import RequestOutput, SamplingParams
 from polyvera.errors import BusyError, ClosedError, SamplingError
 from polyvera.server import answers
+from polyvera.server.admission import Admission
 from polyvera.server.answers import AnswerStream, while_there
+from polyvera.server.api_keys import Caller
 from polyvera.server.catalog import Catalog
 from polyvera.server.config import ServerConfig
-from polyvera.server.context import ServerContext, TenantQuotas
+from polyvera.server.context import ServerContext
 from polyvera.server.metrics import Metrics
 from polyvera.server.middleware import ServerState
 
+ACME = Caller("acme", ("acme/*",), base=True, admin=False)
 SHORT, LONG = SamplingParams(max_tokens=6), SamplingParams(max_tokens=100, ignore_eos=True)
 PROMPTS = [[5, 6, 7], [8, 9]]
 
@@ -34,13 +37,13 @@ def engine() -> Iterator[Generator]:
 @pytest.fixture
 def context(engine: Generator) -> ServerContext:
     config = ServerConfig("tiny", max_queued=4)
-    return ServerContext(engine, config, Catalog(None, "tiny"), Metrics(), ServerState(), TenantQuotas(4))
+    return ServerContext(engine, config, Catalog(None, "tiny"), Metrics(), ServerState(), Admission(4, max_waiting=1))
 
 
 @asynccontextmanager
 async def started(context: ServerContext, *params: SamplingParams) -> AsyncIterator[AnswerStream]:
-    with AnswerStream(context, context.generation, "acme") as stream:
-        stream.reserve(len(PROMPTS) * len(params))
+    with AnswerStream(context, context.generation, ACME) as stream:
+        await stream.reserve(len(PROMPTS) * len(params))
         await stream.start(PROMPTS, None, params)
         yield stream
 
@@ -75,8 +78,8 @@ def test_a_whole_is_the_parts_joined_and_those_of_the_model(context: ServerConte
         assert (stream.num_prompt_tokens, stream.num_answer_tokens) == (5, sum(len(one.ids) for one in whole))
 
     run(go)
-    assert b'polyvera_tokens_total{kind="prompt",tenant="acme"} 10.0' in context.metrics.text()
-    assert not context.quotas._taken
+    assert b'polyvera_tokens_total{adapter="base",kind="prompt",tenant="acme"} 10.0' in context.metrics.text()
+    assert not context.admission._tenants
 
 
 def test_what_is_left_is_cancelled_and_its_quota_given_back(engine: Generator, context: ServerContext) -> None:
@@ -86,10 +89,11 @@ def test_what_is_left_is_cancelled_and_its_quota_given_back(engine: Generator, c
                 async with started(context, SHORT):
                     pass
             await anext(aiter(stream.parts()))
-        assert not context.quotas._taken
+        assert not context.admission._tenants
 
     run(go)
     until(lambda: not engine.stats().running)
+    assert b'polyvera_answers_total{adapter="base",finish="cancelled",tenant="acme"} 4.0' in context.metrics.text()
 
 
 def test_a_client_that_goes_ends_it(engine: Generator, context: ServerContext) -> None:
@@ -124,7 +128,7 @@ def test_a_refusal_is_raised_and_leaves_nothing(context: ServerContext) -> None:
                 pass
 
     run(go)
-    assert not context.quotas._taken
+    assert not context.admission._tenants
 
 
 def test_while_there_gives_what_came_and_raises_what_failed() -> None:
@@ -143,7 +147,7 @@ def test_silence_is_told_while_nothing_else_comes(context: ServerContext, monkey
     monkeypatch.setattr(answers, "PING_S", 0.05)
 
     async def go() -> None:
-        with AnswerStream(context, context.generation, "acme") as stream:
+        with AnswerStream(context, context.generation, ACME) as stream:
             stream._num_left = 1
             stream.ping()
             assert [await anext(aiter(stream.parts())) for _ in range(2)] == [(answers.SILENCE, RequestOutput())] * 2

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from polyvera.errors import AccessError, KeyFileError, ServeError
-from polyvera.server.api_keys import EVERYONE, KeyFile, read_keys
+from polyvera.server.api_keys import EVERYONE, KeyFile, KeyRates, rates_text, read_keys
 
 
 def test_a_key_is_known_and_its_secret_is_nowhere(tmp_path: Path) -> None:
@@ -22,6 +22,19 @@ def test_a_key_is_known_and_its_secret_is_nowhere(tmp_path: Path) -> None:
     assert secret not in file.path.read_text() and len(secret) > 40
     assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
     assert EVERYONE.sees("anything") and key.id in file.path.read_text()
+
+
+def test_a_key_has_its_rates_and_one_without_is_written_as_before(tmp_path: Path) -> None:
+    file = KeyFile(tmp_path / "keys.json")
+    _, plain = file.add("acme", ["acme/*"])
+    assert "weight" not in file.path.read_text() and "per_minute" not in file.path.read_text()
+    secret, key = file.add("acme", ["acme/*"], weight=2.5, rates=KeyRates(60, None, 1_000_000))
+    caller = file.caller(secret)
+    assert (caller.key, caller.weight, caller.rates) == (key.id, 2.5, KeyRates(60, None, 1_000_000))
+    assert rates_text(key) == "60 requests/min, 1,000,000 tokens/day, weight 2.5" and rates_text(plain) == "none"
+    for wrong in ({"weight": 0.0}, {"rates": KeyRates(0)}, {"rates": KeyRates(tokens_per_day=-1)}):
+        with pytest.raises(ServeError, match="weight|per_minute|per_day"):
+            file.add("acme", ["acme/*"], **wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("secret", ["", "pv-", "x" * 10_000, "\udcff"])

@@ -1,4 +1,4 @@
-"""What routes work with: an engine of one kind, tenants' quotas, bodies that say what they are."""
+"""What routes work with: an engine of one kind, counts of what is used, bodies that say what they are."""
 
 from typing import Any
 
@@ -9,17 +9,20 @@ from tiny_serve import make_llama, make_tokenizer
 
 from polyvera.engine.embedding.embedder import Embedder
 from polyvera.engine.generation.generator import Generator
-from polyvera.errors import BusyError, ServeError
+from polyvera.errors import ServeError
+from polyvera.server.admission import Admission
+from polyvera.server.api_keys import EVERYONE
 from polyvera.server.app import make_app
 from polyvera.server.catalog import Catalog
 from polyvera.server.config import ServerConfig
-from polyvera.server.context import ServerContext, TenantQuotas
+from polyvera.server.context import ServerContext
 from polyvera.server.metrics import Metrics
 from polyvera.server.middleware import ServerState
+from polyvera.server.usage import UsageQuery
 
 
 def context(engine: Any) -> ServerContext:
-    return ServerContext(engine, ServerConfig("tiny"), Catalog(None, "tiny"), Metrics(), ServerState(), TenantQuotas(2))
+    return ServerContext(engine, ServerConfig("tiny"), Catalog(None, "tiny"), Metrics(), ServerState(), Admission(2))
 
 
 def test_an_engine_serves_what_it_can_and_says_what_it_cannot() -> None:
@@ -31,19 +34,12 @@ def test_an_engine_serves_what_it_can_and_says_what_it_cannot() -> None:
         _ = context(writes).embedding
 
 
-def test_a_quota_is_each_tenants_own_and_is_given_back() -> None:
-    quotas = TenantQuotas(3)
-    with quotas.reserve("a", 2), quotas.reserve("b", 3):
-        with (
-            pytest.raises(BusyError, match="2 answers are under way"),
-            quotas.reserve("a", 2),
-        ):
-            pass
-        with quotas.reserve("a", 1):
-            pass
-    with quotas.reserve("a", 3):
-        pass
-    assert not quotas._taken
+def test_what_is_used_is_in_the_metrics_and_in_the_usage() -> None:
+    counted = context(Generator(make_llama(), make_tokenizer()))
+    counted.count(EVERYONE, None, 5, 3)
+    assert b'polyvera_tokens_total{adapter="base",kind="answer",tenant=""} 3.0' in counted.metrics.text()
+    (row,) = counted.usage.rows(UsageQuery(None, groups=("tenant",)))
+    assert row == {"tenant": "", "requests": 1, "prompt_tokens": 5, "completion_tokens": 3}
 
 
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])

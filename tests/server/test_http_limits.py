@@ -1,5 +1,6 @@
 """Too much, too slow, too many, and clients that go."""
 
+import json
 import socket
 import threading
 import time
@@ -72,9 +73,15 @@ def test_a_head_that_never_ends_is_cut_off(at: Served) -> None:
         assert everything(silent) == b""
 
 
+def test_what_is_beyond_the_tenants_own_bound_waits(at: Served) -> None:
+    with ThreadPoolExecutor(11) as pool:
+        asked = [pool.submit(lambda: at.http().post("/v1/completions", json=LONG)) for _ in range(11)]
+    assert {one.result().status_code for one in asked} == {200}, "five under way and six that wait"
+
+
 def test_too_many_get_429(at: Served) -> None:
-    with ThreadPoolExecutor(12) as pool:
-        asked = [pool.submit(lambda: at.http().post("/v1/completions", json=LONG)) for _ in range(12)]
+    with ThreadPoolExecutor(16) as pool:
+        asked = [pool.submit(lambda: at.http().post("/v1/completions", json=LONG)) for _ in range(16)]
         answers = [one.result() for one in asked]
     refused = [answer for answer in answers if answer.status_code == 429]
     assert refused and {answer.status_code for answer in answers} == {200, 429}
@@ -127,3 +134,26 @@ def test_a_draining_server_ends_what_runs_and_takes_nothing_new(tmp_path_factory
         assert http.get("/ready").status_code == 503
         asking.join()
         assert found[0].status_code == 200 and found[0].json()["usage"]["completion_tokens"] == 150
+
+
+def test_at_the_deadline_of_a_drain_every_client_is_told(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with served(tmp_path_factory.mktemp("deadline"), Limits(max_rows=1), drain_s=0.2) as at:
+        ends: dict[str, str] = {}
+
+        def ask(name: str, path: str, is_stream: bool) -> None:
+            body = {**LONG, "n": 8, "stream": is_stream}
+            ends[name] = at.http().post(path, json=body).text
+
+        threads = [
+            threading.Thread(target=ask, args=(str(stream), "/v1/completions", stream)) for stream in (True, False)
+        ]
+        for thread in threads:
+            thread.start()
+        until(lambda: len(at.engine.stats().running) == 1 and at.engine.stats().waiting == 15)
+        at.server.stop()
+        for thread in threads:
+            thread.join(LONGEST_WAIT)
+    error, done = [line for line in ends["True"].splitlines() if line][-2:]
+    assert done == "data: [DONE]"
+    for told in (json.loads(error.removeprefix("data: ")), json.loads(ends["False"])):
+        assert told["error"]["type"] == "server_error" and told["error"]["code"] == "unavailable"

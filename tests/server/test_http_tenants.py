@@ -128,7 +128,8 @@ def test_publishing_needs_the_admin_scope(at: Served, keys: Keys) -> None:
         assert http.put("/v1/adapters/acme/mine", content=data).status_code == 201
         assert http.delete("/v1/adapters/acme/mine@1").status_code == 200
     with at.http(keys.operator) as http:
-        assert 'polyvera_tokens_total{kind="answer",tenant="globex"}' in http.get("/metrics").text
+        assert http.post("/v1/completions", json={"model": "acme/one", "prompt": "x", **GREEDY}).status_code == 200
+        assert 'polyvera_tokens_total{adapter="acme/one",kind="answer",tenant="operator"}' in http.get("/metrics").text
 
 
 def test_a_removed_key_ends_at_once(at: Served) -> None:

@@ -8,14 +8,18 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 
-from polyvera.errors import SizeError, SlowError
+from polyvera.errors import KeyFileError, SizeError, SlowError
+from polyvera.server.access_log import AccessRecord
 from polyvera.server.api_keys import KeyFile
 from polyvera.server.config import ServerConfig
+from polyvera.server.json_lines import QueuedLines
 from polyvera.server.metrics import Metrics
 from polyvera.server.middleware import AuthMiddleware, BoundedReceive, BoundedSend, ServerState, is_loopback
 
 
-def client(config: ServerConfig, keys: KeyFile | None = None, state: ServerState | None = None) -> TestClient:
+def client(
+    config: ServerConfig, keys: KeyFile | None = None, state: ServerState | None = None, **more: Any
+) -> TestClient:
     app = FastAPI()
 
     async def who(request: Request) -> dict[str, Any]:
@@ -23,7 +27,8 @@ def client(config: ServerConfig, keys: KeyFile | None = None, state: ServerState
 
     for path in ("/v1/who", "/health", "/metrics", "/v1/adapters/x"):
         app.add_api_route(path, who, methods=["GET", "POST"])
-    app.add_middleware(AuthMiddleware, config=config, keys=keys, state=state or ServerState(), metrics=Metrics())
+    given = {"metrics": Metrics(), **more}
+    app.add_middleware(AuthMiddleware, config=config, keys=keys, state=state or ServerState(), **given)
     return TestClient(app, base_url="http://localhost")
 
 
@@ -82,6 +87,7 @@ def test_receiving_is_bounded_in_bytes_and_in_time() -> None:
 
 def test_sending_is_bounded_in_time_and_names_the_request() -> None:
     sent: list[Any] = []
+    record = AccessRecord("id-1", "GET", "/", "")
 
     async def send(message: Any) -> None:
         sent.append(message)
@@ -90,12 +96,56 @@ def test_sending_is_bounded_in_time_and_names_the_request() -> None:
         await asyncio.sleep(60)
 
     async def run() -> None:
-        await BoundedSend(send, "id-1", 5.0)({"type": "http.response.start", "status": 200, "headers": []})
+        await BoundedSend(send, record, 5.0)({"type": "http.response.start", "status": 200, "headers": []})
         with pytest.raises(ConnectionError, match="id-1 did not read"):
-            await BoundedSend(stuck, "id-1", 0.01)({"type": "http.response.body"})
+            await BoundedSend(stuck, record, 0.01)({"type": "http.response.body"})
 
     asyncio.run(run())
     assert sent[0]["headers"] == [(b"x-request-id", b"id-1")]
+    assert record.status == 200 and not record.is_whole
+
+
+class Lines(QueuedLines):
+    """Keeps them."""
+
+    def __init__(self) -> None:
+        self.rows: list[Any] = []
+
+    def put(self, row: Any) -> None:
+        self.rows.append(row)
+
+
+def test_every_request_is_counted_and_told_once_whoever_ends_it(tmp_path: Path) -> None:
+    keys, lines, metrics = KeyFile(tmp_path / "keys.json"), Lines(), Metrics()
+    secret, key = keys.add("acme", ["acme/*"])
+    http = client(ServerConfig("tiny", keys=keys.path), keys, metrics=metrics, lines=lines)
+    trace = f"00-{'a' * 32}-{'b' * 16}-01"
+    headers = {"Authorization": f"Bearer {secret}", "traceparent": trace, "x-request-id": "mine"}
+    assert http.get("/v1/who?secret=1", headers=headers).status_code == 200
+    assert http.get("/v1/nothing", headers={**headers, "traceparent": "x"}).status_code == 404
+    assert http.get("/v1/who").status_code == 401
+    assert [(row["path"], row["status"], row["tenant"]) for row in lines.rows] == [
+        ("/v1/who", 200, "acme"),
+        ("/v1/nothing", 404, "acme"),
+        ("/v1/who", 401, ""),
+    ]
+    assert all(row["is_whole"] for row in lines.rows)
+    assert (lines.rows[0]["id"], lines.rows[0]["key"], lines.rows[0]["traceparent"]) == ("mine", key.id, trace)
+    assert "traceparent" not in lines.rows[1]
+    text = metrics.text().decode()
+    assert 'polyvera_requests_total{route="/v1/who",status="200"} 1.0' in text
+    assert 'polyvera_requests_total{route="other",status="401"} 1.0' in text
+    assert 'polyvera_refused_total{status="401"} 1.0' in text
+
+
+def test_a_reload_does_all_of_it_whatever_fails(caplog: pytest.LogCaptureFixture) -> None:
+    done: list[int] = []
+
+    def fail() -> None:
+        raise KeyFileError("the keys are broken")
+
+    ServerState(reloads=[lambda: done.append(1), fail, lambda: done.append(2)]).reload()
+    assert done == [1, 2] and "the keys are broken" in caplog.text
 
 
 @pytest.mark.parametrize(("host", "is_own"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("8.8.8.8", 0)])

@@ -1,7 +1,9 @@
 """One port, bound at once; addresses that other machines reach need keys."""
 
+import signal
 import socket
 from pathlib import Path
+from threading import Event
 
 import pytest
 from fastapi import FastAPI
@@ -11,7 +13,7 @@ from polyvera.engine.generation.generator import Generator
 from polyvera.errors import ServeError
 from polyvera.server.config import ServerConfig
 from polyvera.server.middleware import ServerState
-from polyvera.server.server import Server, check_address
+from polyvera.server.server import Server, bound, check_address, reload_at_hangup
 
 
 def made(port: int, host: str = "127.0.0.1") -> Server:
@@ -45,3 +47,25 @@ def test_a_stopping_server_says_so_and_drains_once() -> None:
     for _ in range(2):
         server.stop()
     assert server._state.is_draining
+
+
+def test_a_socket_that_was_bound_before_is_used() -> None:
+    own = bound("127.0.0.1", 0)
+    port = own.getsockname()[1]
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=10)
+    engine = Generator(make_llama(), make_tokenizer())
+    server = Server(FastAPI(), engine, ServerConfig("tiny"), ServerState(), "127.0.0.1", port, own)
+    assert server.url == f"http://127.0.0.1:{port}"
+    with pytest.raises(ServeError, match="cannot listen"):
+        bound("127.0.0.1", port)
+
+
+def test_a_hangup_reloads() -> None:
+    done, before = Event(), signal.getsignal(signal.SIGHUP)
+    reload_at_hangup(ServerState(reloads=[done.set]))
+    try:
+        signal.raise_signal(signal.SIGHUP)
+        assert done.wait(60)
+    finally:
+        signal.signal(signal.SIGHUP, before)

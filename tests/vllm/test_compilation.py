@@ -6,9 +6,8 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import torch
 from strong_adapters import PROMPTS, answers, draw
-from vllm_server import environment, serving, text
+from vllm_server import environment, first_layers, serving, text
 
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.store.registry import Registry
@@ -27,13 +26,10 @@ SPECS = [
 def test_a_compiled_engine_says_what_transformers_says(tmp_path):
     """Rows of every kind of vectors and of none in the same batches."""
     pytest.importorskip("vllm.lora.request", reason="vLLM has an environment of its own: scripts/test-vllm")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    from polyvera.model.load import locate
-
-    tokenizer = AutoTokenizer.from_pretrained(locate("smollm2"))
-    base = AutoModelForCausalLM.from_pretrained(locate("smollm2"), dtype=torch.float32).eval()
-    base.generation_config.eos_token_id = None
+    base = first_layers(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     store, log = Registry(tmp_path / "store"), tmp_path / "server.log"
     names = {f"a{i}": draw(base, spec, 600 + i) for i, spec in enumerate(SPECS)} | {"base": None}
     for name, adapter in names.items():
@@ -41,7 +37,7 @@ def test_a_compiled_engine_says_what_transformers_says(tmp_path):
             store.put(name, adapter)
     asked = [(list(names)[i % len(names)], prompt) for i, prompt in enumerate(PROMPTS)]
     env = environment(POLYVERA_STORE=store.url, POLYVERA_RANK="64", POLYVERA_METHODS="vera,dvora")
-    with serving(log, env) as client, ThreadPoolExecutor(8) as pool:
+    with serving(tmp_path / "model", log, env) as client, ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda one: text(client, *one), asked))
     alone = [answers(base, names[name], [tokenizer(prompt).input_ids])[0] for name, prompt in asked]
     assert found == [tokenizer.decode(ids, skip_special_tokens=True) for ids in alone]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-import torch
 from strong_adapters import PROMPTS, answers, draw
-from vllm_server import START_S, ask, command, environment, free_port, serving, text
+from vllm_server import START_S, ask, command, environment, first_layers, free_port, serving, text
 
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.store.peft import export_peft
@@ -19,14 +18,13 @@ SPEC = AdapterSpec("vera", rank=64, targets=("q_proj", "v_proj"))
 
 
 @pytest.fixture(scope="module")
-def base():
-    from transformers import AutoModelForCausalLM
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("model")
 
-    from polyvera.model.load import locate
 
-    model = AutoModelForCausalLM.from_pretrained(locate("smollm2"), dtype=torch.float32).eval()
-    model.generation_config.eos_token_id = None
-    return model
+@pytest.fixture(scope="module")
+def base(folder):
+    return first_layers(folder)
 
 
 @pytest.fixture(scope="module")
@@ -40,20 +38,18 @@ def store(base, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def client(store, tmp_path_factory):
+def client(folder, store, tmp_path_factory):
     env = environment(POLYVERA_STORE=store.url, POLYVERA_RANK="64")
-    with serving(tmp_path_factory.mktemp("log") / "server.log", env, "--enforce-eager") as client:
+    with serving(folder, tmp_path_factory.mktemp("log") / "server.log", env, "--enforce-eager") as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def said(base):
+def said(base, folder):
     """What transformers says with an adapter."""
     from transformers import AutoTokenizer
 
-    from polyvera.model.load import locate
-
-    tokenizer = AutoTokenizer.from_pretrained(locate("smollm2"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     prompt = tokenizer(PROMPTS[0]).input_ids
     return lambda adapter: tokenizer.decode(answers(base, adapter, [prompt])[0])
 
@@ -127,9 +123,9 @@ def test_an_adapter_of_another_pair_is_refused_and_the_server_goes_on(client, ba
         ({}, ["--fully-sharded-loras"], "fully_sharded_loras is not served"),
     ],
 )
-def test_what_cannot_be_stops_the_start(env, more, why):
+def test_what_cannot_be_stops_the_start(base, folder, env, more, why):
     started = subprocess.run(
-        command(free_port(), "--enforce-eager", *more),
+        command(folder, free_port(), "--enforce-eager", *more),
         env=environment(**env),
         capture_output=True,
         text=True,

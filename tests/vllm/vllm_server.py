@@ -1,4 +1,4 @@
-"""`vllm serve` of SmolLM2 with the plugin, in processes of its own, and what clients ask of it."""
+"""`vllm serve` of SmolLM2's first layers with the plugin, in processes of its own, and what clients ask of it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,32 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import torch
 from strong_adapters import NUM_TOKENS, PROMPTS
 
 START_S = 600
+NUM_LAYERS = 4  # of SmolLM2's thirty, so that a server starts and compiles sooner
 
 
-def command(port: int, *more: str) -> list[str]:
+def first_layers(folder: Path):
+    """SmolLM2 without its later layers, saved to a folder with its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     from polyvera.model.load import locate
 
+    source = locate("smollm2")
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, num_hidden_layers=NUM_LAYERS).eval()
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    model.generation_config.eos_token_id = None  # answers of one length
+    return model
+
+
+def command(model: Path, port: int, *more: str) -> list[str]:
     vllm = f"{os.path.dirname(sys.executable)}/vllm"  # noqa: PTH120 - pathlib would follow the link out of the venv
     lora = ["--enable-lora", "--max-loras", "4", "--max-lora-rank", "8", "--max-cpu-loras", "16"]
     sizes = ["--max-model-len", "128", "--max-num-seqs", "8", "--dtype", "float32"]
-    return [vllm, "serve", locate("smollm2"), "--served-model-name", "base", "--port", str(port), *lora, *sizes, *more]
+    return [vllm, "serve", str(model), "--served-model-name", "base", "--port", str(port), *lora, *sizes, *more]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -38,11 +52,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(log: Path, env: dict[str, str], *more: str) -> Iterator[httpx.Client]:
+def serving(model: Path, log: Path, env: dict[str, str], *more: str) -> Iterator[httpx.Client]:
     """A client of a server, which ends with the context."""
     port = free_port()
     with log.open("w") as out:
-        server = subprocess.Popen(command(port, *more), env=env, stdout=out, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(command(model, port, *more), env=env, stdout=out, stderr=subprocess.STDOUT)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
             wait_for(client, server, log)

@@ -62,23 +62,23 @@ class Embedder(AdapterEngine[EncodeRequest]):
         return self
 
     def embed(
-        self, rows: Sequence[Sequence[int]], adapter: AdapterRef | None = None, *, tenant: str = ""
+        self, rows: Sequence[Sequence[int]], adapter: AdapterRef | None = None, *, tenant: str = "", weight: float = 1.0
     ) -> Future[Tensor]:
         """Texts to vectors: a future of (texts, width) in fp32 on the CPU. Cancelling it frees what waits.
 
         rows: the tokens of each text, 1 to 2,048 texts.
         adapter: None is the base.
-        tenant: whose turn it is; tenants take turns.
+        tenant: whose turn it is; tenants take turns. weight: its share of them.
 
         Raises SamplingError for a text that does not fit, ServeError for a model without embeddings, BusyError for a
         full queue, ClosedError after stop(). The future raises what the load of the adapter raises.
         """
         if self.pooling.refusal:
             raise ServeError(f"this model gives no embeddings here: {self.pooling.refusal}")
-        return self._asked(EncodeRequest(rows, adapter, tenant, is_classes=False))
+        return self._asked(EncodeRequest(rows, adapter, tenant, is_classes=False, weight=weight))
 
     def classify(
-        self, rows: Sequence[Sequence[int]], adapter: AdapterRef | None = None, *, tenant: str = ""
+        self, rows: Sequence[Sequence[int]], adapter: AdapterRef | None = None, *, tenant: str = "", weight: float = 1.0
     ) -> Future[Classes]:
         """Texts to the probabilities of the adapter's classes. As embed(); ServeError without a trained head."""
         if adapter is None and not trained_labels(self.model):
@@ -86,7 +86,7 @@ class Embedder(AdapterEngine[EncodeRequest]):
                 "the base model has no trained head for classes: name an adapter that was trained on labels, or ask "
                 "for embeddings"
             )
-        return self._asked(EncodeRequest(rows, adapter, tenant, is_classes=True))
+        return self._asked(EncodeRequest(rows, adapter, tenant, is_classes=True, weight=weight))
 
     def _take(self) -> EngineParts:
         runner = EncoderRunner(self.model, self.tokenizer)

@@ -46,6 +46,7 @@ class EncodeRequest:
     labels: tuple[str, ...] = ()
     done: Future[Any] = field(default_factory=Future)
     found: dict[int, Tensor] = field(default_factory=dict)
+    weight: float = 1.0
 
     def texts(self) -> list[Text]:
         """Each text on its own."""
@@ -94,6 +95,11 @@ class Text:
     def tenant(self) -> str:
         """Who asks."""
         return self.whole.tenant
+
+    @property
+    def weight(self) -> float:
+        """The share of its tenant."""
+        return self.whole.weight
 
     @property
     def number(self) -> int:

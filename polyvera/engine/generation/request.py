@@ -150,8 +150,8 @@ class Request:
     """One answer in the making.
 
     prompt: tokens. adapter: None is the base. on_output: called with every RequestOutput in the engine's thread; must
-    not block. tenant: whose turn it is; tenants take turns. submitted, admitted, first_token, finished: seconds of
-    time.monotonic(), 0 until then.
+    not block. tenant: whose turn it is; tenants take turns. weight: its share of them. submitted, admitted,
+    first_token, finished: seconds of time.monotonic(), 0 until then.
     """
 
     prompt: Sequence[int]
@@ -167,6 +167,7 @@ class Request:
     admitted: float = 0.0
     first_token: float = 0.0
     finished: float = 0.0
+    weight: float = 1.0
 
     def report(self, output: RequestOutput) -> bool:
         """Gives the caller the next part; whether it took it."""

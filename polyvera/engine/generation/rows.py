@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,15 +57,31 @@ class Chunk:
 
 
 def next_chunks(running: Sequence[Row], num_tokens: int) -> tuple[list[Chunk], list[Chunk]]:
-    """What the next step computes: rows that decode, by index, then pieces of prompts, the oldest first.
+    """What the next step computes: rows that decode, by index, then pieces of prompts, each tenant's oldest first.
 
     num_tokens: of prompts that one step computes at most.
     """
     decoding = [Chunk(row, row.num_computed, row.num_computed + 1) for row in running if row.num_left == 1]
-    reading, left = [], num_tokens
-    for row in sorted(running, key=lambda row: row.request.number):
-        size = min(row.num_left, left)
-        if row.num_left > 1 and size:
-            reading.append(Chunk(row, row.num_computed, row.num_computed + size))
-            left -= size
-    return decoding, reading
+    reading = sorted((row for row in running if row.num_left > 1), key=lambda row: row.request.number)
+    left, chunks = _shares(reading, num_tokens), []
+    for row in reading:
+        size = min(row.num_left, left[row.request.tenant])
+        if size:
+            chunks.append(Chunk(row, row.num_computed, row.num_computed + size))
+            left[row.request.tenant] -= size
+    return decoding, chunks
+
+
+def _shares(reading: Sequence[Row], num_tokens: int) -> dict[str, int]:
+    """How many tokens of each tenant's prompts a step computes: by weight; what one does not need is the others'."""
+    needs: Counter[str] = Counter()
+    for row in reading:
+        needs[row.request.tenant] += row.num_left
+    weights = {row.request.tenant: row.request.weight for row in reading}
+    shares: dict[str, int] = {}
+    left, weight = num_tokens, sum(weights.values())
+    for tenant in sorted(needs, key=lambda tenant: needs[tenant] / weights[tenant]):
+        fair = left if len(shares) == len(needs) - 1 else int(left * weights[tenant] / weight)
+        shares[tenant] = min(needs[tenant], max(fair, min(left, 1)))
+        left, weight = left - shares[tenant], weight - weights[tenant]
+    return shares

@@ -16,6 +16,7 @@ from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.fingerprint import agrees
 from polyvera.engine.openmp import guest
 from polyvera.errors import ForbiddenError, LayoutError, NotFoundError, PolyveraError, ReferenceNameError
+from polyvera.server.adapter_query import AdapterQuery
 from polyvera.server.api_keys import Caller
 from polyvera.server.context import ServerContext, caller_of
 from polyvera.server.requests import AliasBody, LoadBody, UnloadBody
@@ -38,10 +39,19 @@ def routes(context: ServerContext, base: str) -> APIRouter:
 
 def _add_reading(router: APIRouter, context: ServerContext) -> None:
     @router.get("/v1/adapters")
-    async def listed(request: HttpRequest, prefix: str = "", limit: int = 100, after: str = "") -> dict[str, Any]:
+    async def listed(
+        request: HttpRequest,
+        prefix: str = "",
+        limit: int = 100,
+        after: str = "",
+        search: str = "",
+        sort: str = "name",
+        offset: int = 0,
+    ) -> dict[str, Any]:
         if not 1 <= limit <= MAX_PAGE:
             raise HTTPException(400, f"limit={limit}: it is from 1 to {MAX_PAGE:,}")
-        return await context.run(request, _page, context, caller_of(request), prefix, limit, after)
+        query = AdapterQuery(prefix, search, sort, after, max(0, offset), limit)
+        return await context.run(request, _page, context, caller_of(request), query)
 
     @router.get("/v1/adapters/{name:path}")
     async def shown(request: HttpRequest, name: str) -> dict[str, Any]:
@@ -56,12 +66,17 @@ def _add_publishing(router: APIRouter, context: ServerContext, base: str) -> Non
         caller = caller_of(request)
         registry = _publisher(context, caller, name)
         data = await request.body()
-        ref = await context.run(request, _published, context, registry, name, data, alias, base)
+        ref = await context.run(request, _published, context, caller, registry, name, data, alias, base)
         return await context.run(request, context.catalog.told, ref)
 
     @router.delete("/v1/adapters/{name:path}")
-    async def remove(request: HttpRequest, name: str, with_aliases: bool = False) -> dict[str, Any]:
+    async def remove(
+        request: HttpRequest, name: str, with_aliases: bool = False, all_versions: bool = False
+    ) -> dict[str, Any]:
         caller = caller_of(request)
+        if all_versions:
+            versions = await context.run(request, _removed_whole, context, caller, name)
+            return {"id": name, "object": "adapter.deleted", "deleted": True, "versions": versions}
         ref = await context.run(request, _removed, context, caller, name, with_aliases)
         return {"id": str(ref), "object": "adapter.deleted", "deleted": True}
 
@@ -85,15 +100,15 @@ def _add_vllm(router: APIRouter, context: ServerContext, base: str) -> None:
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
 
-def _page(context: ServerContext, caller: Caller, prefix: str, limit: int, after: str) -> dict[str, Any]:
-    refs = [ref for ref in context.catalog.names(caller, prefix) if ref.name > after]
+def _page(context: ServerContext, caller: Caller, query: AdapterQuery) -> dict[str, Any]:
+    refs = query.chosen(context.catalog.names(caller, query.prefix))
     told = []
-    for ref in refs[:limit]:
+    for ref in query.page(refs):
         try:
             told.append(context.catalog.told(ref))
         except NotFoundError:  # removed a moment ago
             continue
-    return {"object": "list", "data": told, "has_more": len(refs) > limit}
+    return {"object": "list", "data": told, "has_more": query.has_more(refs), "total": len(refs)}
 
 
 def _publisher(context: ServerContext, caller: Caller, name: str) -> Registry:
@@ -110,18 +125,25 @@ def _publisher(context: ServerContext, caller: Caller, name: str) -> Registry:
 
 @guest()
 def _published(
-    context: ServerContext, registry: Registry, name: str, data: bytes, alias: str | None, base: str
+    context: ServerContext, caller: Caller, registry: Registry, name: str, data: bytes, alias: str | None, base: str
 ) -> AdapterRef:
-    return _put(context, registry, name, decode(data), alias, base)
+    return _put(context, caller, registry, name, decode(data), alias, base)
 
 
 def _put(
-    context: ServerContext, registry: Registry, name: str, adapter: Adapter, alias: str | None, base: str
+    context: ServerContext,
+    caller: Caller,
+    registry: Registry,
+    name: str,
+    adapter: Adapter,
+    alias: str | None,
+    base: str,
 ) -> AdapterRef:
     if not agrees(adapter.base, base):
         raise LayoutError("this is an adapter of another base model: this server cannot serve it, and does not take it")
     ref = registry.put(name, adapter, alias=alias)
     context.catalog.open(name)
+    context.audit.write(caller, "publish", adapter=str(ref), bytes=ref.num_bytes, alias=alias)
     return ref
 
 
@@ -129,11 +151,30 @@ def _removed(context: ServerContext, caller: Caller, reference: str, with_aliase
     caller.check_admin()
     ref = context.catalog.find(caller, reference)
     if parse_reference(reference).version is None:
-        raise ReferenceNameError(f"{reference}: one version is removed at a time; name it, such as {ref}")
+        raise ReferenceNameError(
+            f"{reference}: name the version, such as {ref}, or remove them all with all_versions=true"
+        )
+    _remove(context, caller, ref, with_aliases)
+    return ref
+
+
+def _removed_whole(context: ServerContext, caller: Caller, name: str) -> list[int]:
+    """Every version of a name and its aliases. The oldest goes first, so that a name means its latest to the end."""
+    caller.check_admin()
+    ref = context.catalog.find(caller, name)
+    if str(parse_reference(name).name) != name:
+        raise ReferenceNameError(f"{name}: with all_versions=true a name has no version, such as {ref.name}")
+    refs = context.catalog.versions(name)
+    for one in refs:
+        _remove(context, caller, one, with_aliases=True)
+    return [one.version for one in refs]
+
+
+def _remove(context: ServerContext, caller: Caller, ref: AdapterRef, with_aliases: bool) -> None:
     assert context.catalog.registry is not None
     context.catalog.registry.remove(str(ref), with_aliases=with_aliases)
     context.engine.evict(ref)
-    return ref
+    context.audit.write(caller, "remove", adapter=str(ref))
 
 
 def _aliased(context: ServerContext, caller: Caller, body: AliasBody) -> dict[str, Any]:
@@ -142,6 +183,7 @@ def _aliased(context: ServerContext, caller: Caller, body: AliasBody) -> dict[st
     ref = context.catalog.find(caller, asked)
     assert context.catalog.registry is not None
     context.catalog.registry.alias(ref.name, body.alias, ref.version)
+    context.audit.write(caller, "alias", alias=f"{ref.name}@{body.alias}", version=ref.version)
     return {"id": f"{ref.name}@{body.alias}", "root": str(ref)}
 
 
@@ -158,7 +200,7 @@ def _loaded(context: ServerContext, caller: Caller, body: LoadBody, base: str) -
             "set 'load_inplace' to True.",
         )
     adapter = _read(context, _inside(context.config.lora_root, body.lora_path))
-    context.engine.preload(_put(context, registry, body.lora_name, adapter, None, base))
+    context.engine.preload(_put(context, caller, registry, body.lora_name, adapter, None, base))
 
 
 def _is_known(context: ServerContext, caller: Caller, name: str) -> bool:
@@ -217,6 +259,7 @@ def _unloaded(context: ServerContext, caller: Caller, name: str) -> None:
     except PolyveraError:
         raise NotFoundError(f"The lora adapter '{name[:200]}' cannot be found.") from None
     context.catalog.close(ref.name)
+    context.audit.write(caller, "unload", adapter=ref.name)
     for one in context.engine.stats().resident:
         if one.adapter.partition("@")[0] == ref.name:
             context.engine.evict(replace(ref, version=int(one.adapter.rpartition("@")[2])))

@@ -90,8 +90,8 @@ async def _answered(
     engine, caller = context.generation, caller_of(request)
     num = _num_answers(context, body)
     with ExitStack() as stack:
-        stream = stack.enter_context(AnswerStream(context, engine, caller.tenant))
-        stream.reserve(num)
+        stream = stack.enter_context(AnswerStream(context, engine, caller))
+        await while_there(request, stream.reserve(num))
         adapter = await context.run(request, context.catalog.resolve, caller, body.model)
         prompts, echo = await while_there(request, context.run(request, _prompts, context, body, all_params[0]))
         model = context.catalog.name_of(adapter)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ def routes(context: ServerContext) -> APIRouter:
     async def embeddings(request: HttpRequest) -> dict[str, Any]:
         engine, body = context.embedding, await context.body(request, EmbeddingBody)
         adapter, rows = await _asked(context, request, body)
-        found = await _done(context, request, rows, lambda t: engine.embed(rows, adapter, tenant=t))
+        found = await _done(context, request, rows, adapter, engine.embed)
         worded: Any = _as_base64 if body.encoding_format == "base64" else np.ndarray.tolist
         data = [{"object": "embedding", "index": i, "embedding": worded(v)} for i, v in enumerate(found.numpy())]
         return {"object": "list", "data": data, "model": context.catalog.name_of(adapter), "usage": _usage(rows)}
@@ -38,7 +39,7 @@ def routes(context: ServerContext) -> APIRouter:
     async def classify(request: HttpRequest) -> dict[str, Any]:
         engine, body = context.embedding, await context.body(request, ClassifyBody)
         adapter, rows = await _asked(context, request, body)
-        found = await _done(context, request, rows, lambda t: engine.classify(rows, adapter, tenant=t))
+        found = await _done(context, request, rows, adapter, engine.classify)
         data = [
             {"index": i, "label": found.labels[int(p.argmax())], "probs": p.tolist(), "num_classes": len(p)}
             for i, p in enumerate(found.probs.numpy())
@@ -48,6 +49,7 @@ def routes(context: ServerContext) -> APIRouter:
             "object": "list",
             "created": context.started,
             "model": context.catalog.name_of(adapter),
+            "labels": list(found.labels),
             "data": data,
             "usage": _usage(rows),
         }
@@ -72,12 +74,32 @@ def _rows(tokenizer: Any, prompts: Sequence[str | list[int]], max_context: int) 
     return rows
 
 
-async def _done(context: ServerContext, request: HttpRequest, rows: list[list[int]], ask: Any) -> Any:
-    tenant = caller_of(request).tenant
-    with context.quotas.reserve(tenant, 1):
-        future: Future[Any] = await context.run(request, ask, tenant)
-        found = await while_there(request, asyncio.wrap_future(future))
-    context.metrics.tokens.labels(tenant, "prompt").inc(sum(map(len, rows)))
+async def _done(
+    context: ServerContext,
+    request: HttpRequest,
+    rows: list[list[int]],
+    adapter: AdapterRef | None,
+    ask: Callable[..., Future[Any]],
+) -> Any:
+    return await while_there(request, _read(context, request, rows, adapter, ask))
+
+
+async def _read(
+    context: ServerContext,
+    request: HttpRequest,
+    rows: list[list[int]],
+    adapter: AdapterRef | None,
+    ask: Callable[..., Future[Any]],
+) -> Any:
+    """What the engine finds, when it is the tenant's turn."""
+    caller, num = caller_of(request), sum(map(len, rows))
+    async with context.admission.place(caller, 1):
+        with context.rates.reserve(caller, num) as reservation:
+            asked = partial(ask, rows, adapter, tenant=caller.tenant, weight=caller.weight)
+            future = await context.run(request, asked)
+            found = await asyncio.wrap_future(future)
+            reservation.num_spent = num
+            context.count(caller, adapter, num, 0)
     return found
 
 

@@ -144,12 +144,21 @@ class Fleet:
     def settle(self) -> None:
         """Those who are done leave with their adapters."""
         done = [(member, self._adapter(member)) for member in self.members if member.is_done]
+        done = [(member, adapter) for member, adapter in done if self._is_finite(member, adapter)]
         rounding = self._round(done) if done and self.journal.rounds else {}
         for member, exact in done:
             adapter = replace(exact, scores={**exact.scores, **rounding.get(member.index, {})})
             losses = {name: adapter.scores.get(name) for name in ("train_loss", "eval_loss", "rounding_loss")}
             rows, step = len(member.rows), member.step
             self._leave(member, Outcome(member.name, FINISHED, "", "", rows, step, **losses, adapter=adapter))
+
+    def _is_finite(self, member: Member, adapter: Adapter) -> bool:
+        """Whether a tenant's numbers can be kept; it leaves where not, since its last step may have broken them."""
+        if bool(torch.isfinite(adapter.flat).all()):
+            return True
+        problem = f"its numbers are not finite after step {member.step}"
+        self._leave(member, Outcome(member.name, QUARANTINED, problem, "", len(member.rows), member.step))
+        return False
 
     def _round(self, adapters: Sequence[tuple[Member, Adapter]]) -> dict[int, dict[str, float]]:
         """The losses with the numbers as they will be stored, which take the exact ones' place; by the bank's index."""

@@ -32,6 +32,16 @@ def test_the_oldest_prompts_are_read_first_wherever_they_are() -> None:
     assert [(c.row, c.stop) for c in reading] == [(first, 5), (second, 2)]
 
 
+def test_a_tenants_long_prompts_leave_others_their_share() -> None:
+    long, longer, short = rows = running(900, 900, 20)
+    short.request.tenant = "other"
+    _, reading = next_chunks(rows, 100)
+    assert [(c.row, c.stop) for c in reading] == [(long, 80), (short, 20)]
+    long.request.weight = longer.request.weight = 9.0
+    _, reading = next_chunks(rows, 100)
+    assert [(c.row, c.stop) for c in reading] == [(long, 90), (short, 10)]
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 def test_every_token_is_computed_once_and_in_order(chunk: int) -> None:
     rows = running(1, 8, 5)

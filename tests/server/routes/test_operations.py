@@ -23,4 +23,4 @@ def test_health_version_live_and_metrics(at: Served) -> None:
     text = http.get("/metrics").text
     for name in ("running", "waiting", "resident_adapters", "time_to_first_token_seconds_count", "engine_hits_total"):
         assert f"polyvera_{name}" in text
-    assert 'polyvera_tokens_total{kind="answer",tenant=""}' in text
+    assert 'polyvera_tokens_total{adapter="acme/one",kind="answer",tenant=""}' in text

@@ -1,0 +1,33 @@
+"""History: /v1/history, the last hour by tenant or adapter, and /v1/me, whose key asks."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from starlette.requests import Request as HttpRequest
+
+from polyvera.server.context import ServerContext, caller_of
+
+
+def routes(context: ServerContext) -> APIRouter:
+    """The two endpoints."""
+    router = APIRouter()
+
+    @router.get("/v1/me")
+    async def me(request: HttpRequest) -> dict[str, Any]:
+        caller = caller_of(request)
+        given = asdict(caller) | {"adapters": list(caller.adapters), "can_publish": _can_publish(context, caller.admin)}
+        return {"object": "key", **given}
+
+    @router.get("/v1/history")
+    async def history(request: HttpRequest, group_by: Literal["adapter", "tenant"] = "adapter") -> dict[str, object]:
+        caller = caller_of(request)
+        return context.history.series(group_by, None if caller.sees_all else caller.tenant)
+
+    return router
+
+
+def _can_publish(context: ServerContext, is_admin: bool) -> bool:
+    return is_admin and context.catalog.registry is not None
