@@ -94,9 +94,7 @@ class Recipe(SettingsModel):
         AdapterSpec().method
     )
     rank: Annotated[Count | None, Described("The rank; by default the method's own.", ADAPTER)] = None
-    hash_size: Annotated[
-        Count | None, Described("Train this many numbers, of which a fixed hash makes all letters.", ADAPTER)
-    ] = None
+    hash_size: Annotated[Count | None, Described("Numbers of which a fixed hash makes all letters.", ADAPTER)] = None
     targets: Annotated[
         str | tuple[str, ...],
         Described(
@@ -262,8 +260,7 @@ class RecipeCheck:
         if recipe.epochs is not None and recipe.max_steps is not None:
             yield f"{self._said('epochs')} and {self._said('max_steps')} both say how long to train: give one of them"
         for name in ("lr", "head_lr"):
-            rate = getattr(recipe, name)
-            if rate is not None and rate < SMALLEST:
+            if (rate := getattr(recipe, name)) is not None and rate < SMALLEST:
                 yield f"{self._said(name)} changes no 32-bit number to another, so training would have no effect"
         yield from self._needing(("early_stopping", "eval_every"), "validation", "a file, or a fraction of data")
         yield from self._needing(("save_every",), "output", "the folder to save to")
@@ -308,8 +305,7 @@ class RecipeCheck:
     def _of_adapter(self) -> Iterator[str]:
         recipe = self.recipe
         if recipe.full:
-            given = sorted(recipe.model_fields_set & {*CHOICES, "budget"} - {"seed"})
-            if given:
+            if given := sorted(recipe.model_fields_set & {*CHOICES, "budget"} - {"seed"}):
                 words = ", ".join(map(self.word, given))
                 yield f"{self._said('full')} trains every parameter, so {words} would have no effect: leave it out"
             return
