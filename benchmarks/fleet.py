@@ -164,6 +164,7 @@ def measure(base: Base, asked: argparse.Namespace, examples: int) -> list[str]:
         fleet=True,
         slots=num,
         batch_size=examples,
+        lr=METHODS[method].lr,
         max_steps=rounds,
         batch_tokens=asked.batch_tokens,
         **({} if METHODS[method].shares_basis else {"targets": ("q_proj", "v_proj"), "rank": 8}),

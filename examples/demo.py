@@ -34,6 +34,7 @@ NAME = "cafe/tickets"
 STORE = "store"
 TRAINING, HELD_OUT = "orders.jsonl", "held-out.jsonl"
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+LR = 0.06  # given, so that what is timed is the run alone, without the sweep that would choose it
 NUM_SHOTS = 3
 EXAMPLE = r"Order: Two large lattes with oat milk and a, no, two scones to go\nTicket:"
 NUM_SHOWN = 6
@@ -69,6 +70,7 @@ def main() -> None:
         model=chosen.model,
         data=str(write(folder / TRAINING, training)),
         targets=TARGETS,
+        lr=LR,
         batch_size=chosen.batch_size,
         group_by_length=True,
         max_steps=chosen.steps,

@@ -32,6 +32,7 @@ PolyveraError
 ├── DataError          training or evaluation data that cannot be used
 │   └── PromptError    a text or conversation that cannot be turned into tokens
 └── RecipeError        a recipe with an unknown key or an impossible value
+    └── DivergedError  training whose loss is no longer a finite number
 """
 
 from __future__ import annotations
@@ -174,6 +175,10 @@ class PromptError(DataError):
 
 class RecipeError(PolyveraError, ValueError):
     """A recipe with an unknown key or an impossible value."""
+
+
+class DivergedError(RecipeError):
+    """Training whose loss is no longer a finite number."""
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from polyvera.engine.generation.request import GREEDY, Answer, SamplingParams
 from polyvera.engine.limits import Limits
 from polyvera.errors import SamplingError
 from polyvera.model.load import Base, load_base, place
-from polyvera.model.prompt import Message, Prompt, prompt_ids
+from polyvera.model.prompt import TEMPLATE, Message, Prompt, prompt_ids
 from polyvera.store.opened import opened
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
@@ -49,6 +49,7 @@ class LLM:
         device: str | None = None,
     ) -> None:
         self.registry = opened(store)
+        self._prompt_forms: dict[AdapterRef, str] = {}
         self.name = model if isinstance(model, str) else str(model.model.config.name_or_path)
         self.base = place(load_base(model, dtype=dtype) if isinstance(model, str) else model, device)
         self.engine = Generator(self.base.model, self.base.tokenizer, self.registry, limits).start()
@@ -62,7 +63,8 @@ class LLM:
         """The text of every answer, in the order of the prompts.
 
         prompts: N texts, or conversations of messages {'role': ..., 'content': ...}, which go through the model's chat
-            template; one prompt alone counts as a list of it.
+            template; one prompt alone counts as a list of it. A text for an adapter that was trained on chats is the
+            user's turn of one.
         adapter: one for all, or N of them: 'name' for the latest version, 'name@3', 'name@alias', an AdapterRef, or
             None for the bare base model.
         params: how tokens are chosen, one for all or N of them; by default the likeliest, until the model ends its
@@ -73,7 +75,7 @@ class LLM:
         """
         several = _list(prompts)
         refs = [self._ref(one) for one in _each(adapter, len(several), "adapter")]
-        ids = [prompt_ids(self.base.tokenizer, _prompt(one)) for one in several]
+        ids = [prompt_ids(self.base.tokenizer, self._asked(one, ref)) for one, ref in zip(several, refs, strict=True)]
         asked = zip(ids, refs, _each(params, len(several), "params"), strict=True)
         return [answer.text for answer in self._answers(asked)]
 
@@ -93,6 +95,15 @@ class LLM:
     def _ref(self, which: Which) -> AdapterRef | None:
         return self.registry.resolve(which) if isinstance(which, str) else which
 
+    def _asked(self, given: AnyPrompt, ref: AdapterRef | None) -> Prompt:
+        """The prompt in the form that the adapter was trained on; the base takes it as it is."""
+        if not isinstance(given, str):
+            return tuple(one if isinstance(one, Message) else Message(one["role"], one["content"]) for one in given)
+        if ref is not None and ref not in self._prompt_forms:
+            self._prompt_forms[ref] = self.registry.get(ref).prompt_form
+        is_chat = ref is not None and self._prompt_forms[ref] == TEMPLATE
+        return (Message("user", given),) if is_chat else given
+
     def _answers(self, asked: Iterable[tuple[list[int], AdapterRef | None, SamplingParams]]) -> Iterator[Answer]:
         """The answers in their order; no more are under way than the engine lets wait."""
         running: deque[Future[Answer]] = deque()
@@ -107,12 +118,6 @@ def _list(prompts: Any) -> list[AnyPrompt]:
     """The prompts; a text or a conversation alone is one of them."""
     is_one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Message | Mapping))
     return [prompts] if is_one else list(prompts)
-
-
-def _prompt(given: Any) -> Prompt:
-    if isinstance(given, str):
-        return given
-    return tuple(one if isinstance(one, Message) else Message(one["role"], one["content"]) for one in given)
 
 
 def _each(given: Any, num: int, what: str) -> list[Any]:

@@ -1,6 +1,7 @@
 """LLM answers as each adapter alone does, by names of a store."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,14 @@ def test_a_folder_a_store_of_the_environment_and_an_end(tmp_path: Path, monkeypa
     llm.close()
     with pytest.raises(ClosedError):
         llm.generate("true", params=PARAMS)
+
+
+def test_a_text_is_asked_in_the_form_that_the_adapter_was_trained_on(
+    llm: LLM, store: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llm.base.tokenizer, "chat_template", "in {{ messages[0]['content'] }}")
+    store.put("cafe/chats", replace(store.get("cafe/tickets"), prompt_form="chat"))
+    text, asked = "there true", "in there true"
+    assert llm.generate(text, "cafe/chats", PARAMS) == [alone(store, asked, "cafe/chats")]
+    assert llm.generate(text, "cafe/tickets", PARAMS) == [alone(store, text, "cafe/tickets")]
+    assert llm.generate(text, params=PARAMS) == [alone(store, text, None)]

@@ -43,6 +43,7 @@ def row(model: LlamaForCausalLM, shape: str, num: int, steps: int, repeats: int)
         fleet=True,
         slots=num,
         batch_size=EXAMPLES,
+        lr=0.06,
         max_steps=steps,
     )
     ours, theirs = cpu.Rate(), cpu.Rate()

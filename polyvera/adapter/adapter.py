@@ -34,6 +34,8 @@ class Adapter:
     created: ISO 8601 in UTC, or ''.
     model: the name of the base model, '' if unknown.
     labels: the names of a classification head's outputs.
+    lr: the learning rate that it was trained with, None if unknown.
+    prompt_form: of the prompts in training, 'plain' or 'chat' (through the chat template); '' if unknown or without.
 
     Raises LayoutError if spec, layout, basis and numbers do not belong together.
     """
@@ -48,6 +50,8 @@ class Adapter:
     created: str = ""
     model: str = ""
     labels: tuple[str, ...] = ()
+    lr: float | None = None
+    prompt_form: str = ""
 
     def __post_init__(self) -> None:
         if self.flat.shape != (self.layout.num_params,):

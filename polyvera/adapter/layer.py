@@ -29,7 +29,7 @@ def _used(banks: Iterable[nn.Module], table: SlotTable) -> list[tuple[Any, Pick]
 
 @cache
 def _opaque() -> Callable[[Iterable[nn.Module], SlotTable], list[tuple[Any, Pick]]]:
-    """_used, of which a compiler takes the answer and does not look inside; it imports the compiler, which takes long."""
+    """_used, of which a compiler takes the answer without looking inside; it imports the compiler, which takes long."""
     return torch.compiler.disable(_used)  # type: ignore[no-untyped-call,no-any-return]
 
 

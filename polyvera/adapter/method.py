@@ -34,7 +34,8 @@ class Factor:
 class Method:
     """One row of the table. `factors` has no entry for a letter that the method lacks.
 
-    scaling: the rule in SCALINGS that multiplies the delta when b is not a vector. rank, lr: sensible defaults.
+    scaling: the rule in SCALINGS that multiplies the delta when b is not a vector. rank: a sensible default. lr: one at
+    that rank, which first_step.default_lr() scales for another spec.
     peft_type, peft_keys: the name and the tensor suffixes of the same row in Hugging Face PEFT.
     """
 

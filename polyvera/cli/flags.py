@@ -145,7 +145,9 @@ def _option(setting: Setting, word: str, *, hidden: bool = False) -> inspect.Par
 def _metavar(setting: Setting) -> str:
     if dict in setting.kinds:
         return "KEY=VALUE"
-    return " | ".join(setting.choices) or " | ".join(TYPES[kind] for kind in TYPES if kind in setting.kinds) or "TEXT"
+    words = setting.choices
+    kinds = setting.kinds - {str} if words else setting.kinds
+    return " | ".join((*words, *(TYPES[kind] for kind in TYPES if kind in kinds))) or "TEXT"
 
 
 def _help(setting: Setting) -> str:

@@ -19,6 +19,7 @@ from polyvera.cli import tables
 from polyvera.cli.session import Rows, base_name, task_of
 from polyvera.cli.training import print_cost
 from polyvera.errors import RecipeError, message_of
+from polyvera.model.prompt import TEMPLATE
 from polyvera.plan import bytes_text
 from polyvera.train.memory import peak_bytes
 from polyvera.train.recipe import Recipe
@@ -107,14 +108,16 @@ def score(
     if len(names) > 1:
         raise RecipeError(f"--fleet takes one prefix, and {', '.join(names)} were given")
     prefix = f"{names[0]}/" if names else ""
-    asked = Recipe(model=model or "", data=rows.source, columns=dict(rows.columns), chat=rows.chat)
+    asked = Recipe(model=model or "", data=rows.source, columns=dict(rows.columns))
     registry = Registry(store)
     found: dict[str, Table] = {}
     adapters: dict[str, Adapter] = {}
     scored = FleetScores()
     for name, one in sources(rows.source, adapter_column).items():
         try:
-            found[name], adapters[name] = rows.cut(one.read(asked)), registry.get(prefix + name)
+            adapter = registry.get(prefix + name)
+            chat = adapter.prompt_form == TEMPLATE if rows.chat is None else rows.chat
+            found[name], adapters[name] = rows.cut(one.read(asked.replaced(chat=chat))), adapter
         except Exception as error:  # one tenant's rows or adapter end no other's scoring
             scored.skip(name, error)
     if adapters:

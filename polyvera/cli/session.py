@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyvera.errors import FingerprintError, RecipeError
+from polyvera.model.prompt import TEMPLATE
 from polyvera.plan import bytes_text
 
 if TYPE_CHECKING:
@@ -22,11 +23,11 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows that `eval` asks for. source: None where nobody named any."""
+    """The rows that `eval` asks for. source: None where nobody named any. chat: None to ask as was trained."""
 
     source: str | None
     columns: Mapping[str, str]
-    chat: bool
+    chat: bool | None
     limit: int | None
     batch_size: int
 
@@ -37,11 +38,12 @@ class Rows:
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded base and its adapters: names[i] is in slots[i]."""
+    """A loaded base and its adapters: names[i] is in slots[i], and was trained on prompts of prompt_forms[i]."""
 
     base: Base
     names: tuple[str, ...]
     slots: tuple[int, ...]
+    prompt_forms: tuple[str, ...] = ()
 
     @classmethod
     def open(
@@ -60,7 +62,7 @@ class Session:
             slots = load(base.model, adapters, check_base=not any_base) if adapters else []
         except FingerprintError as error:  # in the words of the command line
             raise FingerprintError(str(error).replace("pass check_base=False", "give --any-base")) from error
-        return cls(base, tuple(names), tuple(slots))
+        return cls(base, tuple(names), tuple(slots), tuple(adapter.prompt_form for adapter in adapters))
 
     def evaluate(self, rows: Rows) -> dict[str, dict[str, float]]:
         """The scores of the base and of each adapter, rows of all in the same batches."""
@@ -69,7 +71,7 @@ class Session:
 
         if rows.source is None:
             raise RecipeError("there are no rows to answer: give --data FILE")
-        table = rows.cut(read(rows.source, rows.columns, chat=rows.chat))
+        table = rows.cut(read(rows.source, rows.columns, chat=self._asks_by_template(rows.chat)))
         model, tokenizer = self.base.model, self.base.tokenizer
         # A head that was never trained has nothing to say, so a classifier's base is left out.
         everyone = [*zip(self.names, self.slots, strict=True)] + ([] if table.labels and self.names else [(BASE, 0)])
@@ -79,9 +81,12 @@ class Session:
         return {name: found.of_slot(slot) for name, slot in everyone}
 
     def generate(
-        self, prompts: Sequence[str], *, base: bool, chat: bool, seed: int, **settings: Any
+        self, prompts: Sequence[str], *, base: bool, chat: bool | None, seed: int, **settings: Any
     ) -> list[dict[str, str]]:
-        """One row a prompt: its text, the base's answer and each adapter's, all generated in the same batches."""
+        """One row a prompt: its text, the base's answer and each adapter's, all generated in the same batches.
+
+        chat: whether prompts go through the chat template; None for the form that the adapters were trained on.
+        """
         from transformers import set_seed
 
         from polyvera.evaluate.generate import generate
@@ -91,7 +96,8 @@ class Session:
         everyone = ([(BASE, 0)] if base else []) + [*zip(self.names, self.slots, strict=True)]
         if not everyone:
             raise RecipeError("nobody would answer: name an adapter, or leave --no-base out")
-        asked = [(Message("user", p),) if chat else p for p in prompts]
+        is_chat = self._asks_by_template(chat)
+        asked = [(Message("user", p),) if is_chat else p for p in prompts]
         answers = generate(
             self.base.model,
             self.base.tokenizer,
@@ -105,6 +111,18 @@ class Session:
             {"prompt": prompt, **dict(zip(names, answers[i * size : (i + 1) * size], strict=True))}
             for i, prompt in enumerate(prompts)
         ]
+
+    def _asks_by_template(self, chat: bool | None) -> bool:
+        """Whether prompts go through the chat template. Raises RecipeError for adapters that were trained otherwise."""
+        known = {prompt_form for prompt_form in self.prompt_forms if prompt_form}
+        if chat is not None or not known:
+            return bool(chat)
+        if len(known) > 1:
+            said = ", ".join(f"{name} on {form}" for name, form in zip(self.names, self.prompt_forms, strict=True))
+            raise RecipeError(
+                f"these adapters were trained on other forms of prompts ({said}): say --chat or --no-chat"
+            )
+        return known == {TEMPLATE}
 
     def merge_into(self, folder: Path) -> None:
         """Writes the plain merged checkpoint and the tokenizer."""
@@ -168,6 +186,8 @@ def facts(registry: Registry, name: str) -> dict[str, object]:
         "basis sha256": adapter.basis_sha256,
         "trained": f"{adapter.num_params:,} numbers, {bytes_text(4 * adapter.num_params)} in fp32",
         "of it head": adapter.layout.num_head_params or "",
+        "learning rate": "" if adapter.lr is None else f"{adapter.lr:g}",
+        "prompts": adapter.prompt_form,
         "layers": f"{len(adapter.layout.sites)}: {', '.join(adapter.layout.patterns)}",
         "labels": ", ".join(adapter.labels),
         **adapter.spec.to_dict(),

@@ -38,7 +38,7 @@ ForceBase = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Columns = Annotated[dict[str, str], Taken("columns")]
-Chat = Annotated[bool, Taken("chat")]
+Chat = Annotated[bool | None, Taken("chat")]
 Published = Annotated[str | None, Taken("name", is_shown=False)]
 Stored = Annotated[str, Taken("stored")]
 

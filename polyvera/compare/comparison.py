@@ -1,8 +1,9 @@
 """compare: methods x seeds x tasks under one budget, each method with a learning rate of its own, from a sweep.
 
 A sweep trains one seed at several multiples of the method's usual rate and takes the one of the lowest validation
-loss; the test rows are looked at only afterwards, once for each seed. Every run is a line of runs.csv as soon as it
-ends, so a comparison that was cut short goes on where it was.
+loss. Where that is the lowest or the highest of them, it goes on beyond it until the loss turns. The test rows are
+looked at only afterwards, once for each seed. Every run is a line of runs.csv as soon as it ends, so a comparison that
+was cut short goes on where it was.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from math import inf, isfinite
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from polyvera.adapter.method import METHODS
-from polyvera.errors import RecipeError, did_you_mean
+from polyvera.compare.baseline import BASELINES
+from polyvera.errors import DivergedError, RecipeError, did_you_mean
 from polyvera.settings.source import Source, read_toml
 from polyvera.train.memory import forget_peak, peak_bytes
-from polyvera.train.recipe import FULL_LR, Recipe
+from polyvera.train.recipe import Recipe
 
-FULL = "full"
 RUNS = "runs.csv"
 SWEEP, FINAL = "sweep", "final"
 FP32 = 4
@@ -32,7 +35,8 @@ Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 class Comparison(BaseModel):
     """What is compared, on what. Raises RecipeError.
 
-    methods: rows of the table, or 'full'. factors: multiples of each method's own learning rate that the sweep tries.
+    methods: rows of the table, 'full', or 'head' (a linear probe). factors: multiples of each method's own learning
+    rate that the sweep tries. extensions: how many more it tries beyond the lowest or the highest of them.
     settings: keys of a Recipe for all runs; method: more of them for one method; task: more of them for each task, and
     `score`, the name of the result to compare by, and `also`, names of further results to tell.
     """
@@ -42,6 +46,7 @@ class Comparison(BaseModel):
     methods: Annotated[tuple[str, ...], Field(min_length=1)]
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
     factors: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1.0,)
+    extensions: Annotated[int, Field(ge=0)] = 3
     title: str = "Methods side by side"
     settings: dict[str, Any] = {}
     method: dict[str, dict[str, Any]] = {}
@@ -54,10 +59,9 @@ class Comparison(BaseModel):
             lines = (f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors(include_url=False))
             raise RecipeError("\n".join(lines)) from None
         for name in (*self.methods, *self.method):
-            if name not in (FULL, *METHODS):
-                raise RecipeError(
-                    f"methods: {name!r} must be one of: {', '.join((FULL, *METHODS))}{did_you_mean(name, METHODS)}"
-                )
+            known = (*BASELINES, *METHODS)
+            if name not in known:
+                raise RecipeError(f"methods: {name!r} must be one of: {', '.join(known)}{did_you_mean(name, known)}")
         for planned in self.plans(self.factors[0], self.seeds[0]):
             planned.recipe()
 
@@ -84,7 +88,7 @@ class Comparison(BaseModel):
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run to be made."""
+    """One run to be made. is_edge: whether its rate is the lowest or the highest that was tried."""
 
     task: str
     method: str
@@ -93,19 +97,23 @@ class PlannedRun:
     score: str
     choices: Mapping[str, Any]
     also: tuple[str, ...] = ()
+    is_edge: bool = False
 
     def recipe(self) -> Recipe:
         """The recipe of the run. Raises RecipeError."""
-        lr = self.factor * (FULL_LR if self.method == FULL else METHODS[self.method].lr)
-        what: dict[str, Any] = {"full": True} if self.method == FULL else {"method": self.method, "seed": self.seed}
-        return Recipe.read(Source({**self.choices, **what, "lr": lr, "run_seed": self.seed})).replaced(**UNPUBLISHED)
+        baseline = BASELINES.get(self.method)
+        what = {"method": self.method, "seed": self.seed} if baseline is None else dict(baseline.choices)
+        whole = Recipe.read(Source({**self.choices, **what, "run_seed": self.seed})).replaced(**UNPUBLISHED)
+        rate, lr = ("lr", whole.learning_rate) if baseline is None else (baseline.rate, baseline.lr)
+        return whole.replaced(**{rate: self.factor * lr})
 
 
 @dataclass(frozen=True)
 class Run:
     """What came of a run. also: further results, 'name=value' with spaces between.
 
-    bytes are of fp32 numbers; peak_bytes the most memory that the process held.
+    bytes are of fp32 numbers; peak_bytes the most memory that the process held. is_edge: 1 where the rate is the lowest
+    or the highest that was tried, so that a better one may lie beyond.
     """
 
     task: str
@@ -123,6 +131,7 @@ class Run:
     seconds: float
     peak_bytes: int
     also: str = ""
+    is_edge: int = 0
 
     @property
     def others(self) -> dict[str, float]:
@@ -156,13 +165,47 @@ def compare(comparison: Comparison, folder: Path, watch: Watch = lambda run: Non
             watch(done[key])
         return done[key]
 
+    def loss_at(planned: PlannedRun, factor: float) -> float:
+        return made(_at(planned, factor, planned.seed), SWEEP).eval_loss
+
     finals = []
     for planned in comparison.plans(comparison.factors[0], comparison.seeds[0]):
-        several = len(comparison.factors) > 1
-        trials = [made(_at(planned, f, planned.seed), SWEEP) for f in comparison.factors] if several else []
-        best = min(trials, key=lambda run: run.eval_loss).factor if trials else planned.factor
-        finals += [made(_at(planned, best, seed), FINAL) for seed in comparison.seeds]
+        losses = swept(comparison, partial(loss_at, planned))
+        best = min(losses, key=lambda factor: losses[factor])
+        is_edge = len(losses) > 1 and best in (min(losses), max(losses))
+        chosen = replace(planned, is_edge=is_edge)
+        finals += [made(_at(chosen, best, seed), FINAL) for seed in comparison.seeds]
     return finals
+
+
+def swept(comparison: Comparison, loss_of: Callable[[float], float]) -> dict[float, float]:
+    """The validation loss at each factor that is tried: those of the comparison, then on beyond an edge that is best.
+
+    loss_of: trains with a factor; it is not called where there is only one. A loss that is no number is infinite.
+    """
+    factors = sorted(comparison.factors)
+    if len(factors) == 1:
+        return {factors[0]: 0.0}
+
+    def loss(factor: float) -> float:
+        found = loss_of(factor)
+        return found if isfinite(found) else inf
+
+    losses = {factor: loss(factor) for factor in factors}
+    for _ in range(comparison.extensions):
+        further = beyond(losses)
+        if further is None:
+            break
+        losses[further] = loss(further)
+    return losses
+
+
+def beyond(losses: Mapping[float, float]) -> float | None:
+    """The next factor where the best is the lowest or the highest, as far from it as its neighbour; else None."""
+    low, *_, high = factors = sorted(losses)
+    best = min(factors, key=lambda factor: losses[factor])
+    ratios = {low: low / factors[1], high: high / factors[-2]}
+    return best * ratios[best] if best in ratios and isfinite(losses[best]) else None
 
 
 def trained(planned: PlannedRun, phase: str) -> Run:
@@ -172,8 +215,14 @@ def trained(planned: PlannedRun, phase: str) -> Run:
     recipe = planned.recipe()
     recipe = recipe if phase == FINAL else recipe.replaced(test=None)
     forget_peak()
-    result = train(recipe, progress=False)
+    try:
+        result = train(recipe, progress=False)
+    except DivergedError:
+        if phase == FINAL:
+            raise
+        return _diverged(planned, recipe)
     head = 0 if result.adapter is None else result.adapter.layout.num_head_params
+    has_adapter = planned.method not in BASELINES or BASELINES[planned.method].has_adapter
     if phase == FINAL:
         _check_scores(planned, result.scores)
     value, loss = (float(result.scores.get(name, float("nan"))) for name in (planned.score, "eval_loss"))
@@ -184,17 +233,30 @@ def trained(planned: PlannedRun, phase: str) -> Run:
         phase,
         planned.factor,
         planned.seed,
-        recipe.learning_rate,
+        _rate(planned, recipe),
         planned.score,
         value,
         loss,
-        result.num_trained,
+        result.num_trained if has_adapter else head,
         head,
         result.num_steps,
         round(result.seconds, 1),
         peak_bytes(),
         also,
+        int(planned.is_edge),
     )
+
+
+def _rate(planned: PlannedRun, recipe: Recipe) -> float:
+    """The rate that is swept."""
+    is_of_head = planned.method in BASELINES and BASELINES[planned.method].rate == "head_lr"
+    return recipe.head_learning_rate if is_of_head else recipe.learning_rate
+
+
+def _diverged(planned: PlannedRun, recipe: Recipe) -> Run:
+    """A run of a sweep whose loss was no number."""
+    own = (planned.task, planned.method, SWEEP, planned.factor, planned.seed, _rate(planned, recipe), planned.score)
+    return Run(*own, float("nan"), inf, 0, 0, 0, 0.0, peak_bytes())
 
 
 def _check_scores(planned: PlannedRun, found: Mapping[str, float]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from polyvera.compare.comparison import Comparison, Run, groups
+from polyvera.compare.interval import interval
 from polyvera.plan import bytes_text
 
 PAGE, PICTURE = "report.md", "pareto.png"
@@ -102,20 +103,27 @@ def _table(every: Sequence[Line]) -> list[str]:
 def _task_table(own: Sequence[Line]) -> list[str]:
     also = list(own[0].runs[0].others)
     rows = [
-        "| method | " + " | ".join((own[0].score, *also)) + " | seeds | lr | trained | stored | without head | s a run "
-        "| peak memory |",
-        "|---|" + "---:|" * (8 + len(also)),
+        "| method | " + " | ".join((own[0].score, *also)) + " | seeds | against the first | lr | trained | stored "
+        "| without head | s a run | peak memory |",
+        "|---|" + "---:|" * (9 + len(also)),
     ]
     for line in own:
         run = line.runs[0]
         scores = [line.values, *([r.others[name] for r in line.runs] for name in also)]
         told = " | ".join("{:.4f} ± {:.4f}".format(*_spread(values)) for values in scores)
         rows.append(
-            f"| {line.method} | {told} | {len(line.runs)} | {run.lr:.3g} | "
+            f"| {line.method} | {told} | {len(line.runs)} | {_against(line, own[0])} | "
+            f"{run.lr:.3g}{' (edge)' if run.is_edge else ''} | "
             f"{run.num_params:,} | {bytes_text(run.stored_bytes)} | {bytes_text(run.adapter_bytes)} | "
             f"{fmean(r.seconds for r in line.runs):.0f} | {bytes_text(max(r.peak_bytes for r in line.runs))} |"
         )
     return rows
+
+
+def _against(line: Line, first: Line) -> str:
+    """The paired difference of the scores from another line's, with its interval; '' from itself or with one seed."""
+    found = None if line is first or len(line.values) != len(first.values) else interval(line.values, first.values)
+    return "" if found is None else "{:+.4f} ± {:.4f}".format(*found)
 
 
 def _how(comparison: Comparison) -> list[str]:
@@ -123,8 +131,11 @@ def _how(comparison: Comparison) -> list[str]:
     seeds = ", ".join(map(str, comparison.seeds))
     return [
         f"Seeds {seeds}: order of rows, validation split, new head and frozen basis. Each method's learning rate is "
-        f"the best of {factors} times its usual one, by validation loss at the first seed; ± is the standard deviation "
-        "over the seeds. Bytes are of fp32 numbers. Peak memory is the whole process's.",
+        f"the best of {factors} times its usual one, by validation loss at the first seed; where the best was the "
+        f"lowest or the highest, up to {comparison.extensions} more were tried beyond it, and 'edge' marks a rate that "
+        "still is. ± is the standard deviation over the seeds; 'against the first' is the mean difference from the "
+        "first line, seed by seed, with its 95 % interval. Bytes are of fp32 numbers. Peak memory is the whole "
+        "process's.",
         "",
         "Every run: [runs.csv](runs.csv). The choices: [comparison.toml](comparison.toml).",
     ]

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from polyvera.data.row_files import blaming
 from polyvera.data.tables import SHOWN, Example, Table
-from polyvera.errors import DataError
+from polyvera.errors import DataError, PromptError
 from polyvera.model.config import LABEL
-from polyvera.model.prompt import Message, bare_ids, chat_text, check_ids, passage, prompt_ids
+from polyvera.model.prompt import Message, bare_ids, chat_text, check_ids, passage, prompt_ids, template_ids
+from polyvera.model.special_tokens import special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -128,9 +129,9 @@ def _conversation(tokenizer: Tokenizer, messages: Sequence[Message], turns: str)
             if not (before.startswith(done) and after.startswith(before)):
                 advice = ": use turns='last'" if turns == "all" else ", so an answer does not follow its prompt"
                 raise DataError(f"the chat template changes earlier turns when later ones follow{advice}")
-            found.append(Segment(bare_ids(tokenizer, before[len(done) :]), is_target=False))
+            found.append(Segment(template_ids(tokenizer, before[len(done) :]), is_target=False))
             _check_prompt(tokenizer, found, messages[:i])
-            answer, rest = _until_end(tokenizer, bare_ids(tokenizer, after[len(before) :]))
+            answer, rest = _until_end(tokenizer, template_ids(tokenizer, after[len(before) :]))
             found.append(Segment(answer if i < last else _closed(tokenizer, answer), is_target=True))
             found += [Segment(rest, is_target=False)] if i < last else []
             done = after
@@ -138,20 +139,12 @@ def _conversation(tokenizer: Tokenizer, messages: Sequence[Message], turns: str)
 
 
 def _check_texts(tokenizer: Tokenizer, messages: Sequence[Message]) -> None:
-    """Raises DataError for a text with the spelling of a special token, which would end or open a turn."""
-    special = sorted({*tokenizer.all_special_tokens, *_special(tokenizer)} - {""})
+    """Raises DataError for a text with a special token's spelling that the tokenizer cannot write as text."""
     for number, message in enumerate(messages, 1):
-        spelled = next((token for token in special if token in message.content), None)
-        if spelled is not None:
-            raise DataError(
-                f"turn {number} contains {spelled!r}, which the tokenizer reads as a special token: write it "
-                "otherwise, or remove it"
-            )
-
-
-def _special(tokenizer: Tokenizer) -> Iterable[str]:
-    added: Any = getattr(tokenizer, "added_tokens_decoder", {})
-    return (str(token.content) for token in added.values() if token.special)
+        try:
+            special_tokens(tokenizer).cut(message.content, is_answer=message.role == "assistant")
+        except PromptError as error:
+            raise DataError(str(error).replace("a text", f"turn {number}", 1)) from None
 
 
 def _not_behind(before: str, after: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from polyvera.data.row_files import NumberedRow, Row, check_unicode, read_rows
 from polyvera.errors import DataError, did_you_mean, message_of
 from polyvera.model.config import LABEL, LM
-from polyvera.model.prompt import Message, Prompt
+from polyvera.model.prompt import PLAIN, TEMPLATE, Message, Prompt
 
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 SHOWN = 5
@@ -61,14 +61,23 @@ class Table:
         """The task of a base model that answers these rows, as load_base() takes it."""
         return LABEL if self.kind == LABEL else LM
 
+    @property
+    def prompt_form(self) -> str:
+        """How a model is asked: 'plain', 'chat' (through the chat template), or '' for classes."""
+        return FORMS[self.kind].prompt_form
+
 
 @dataclass(frozen=True, slots=True)
 class RowForm:
-    """One form of data: the columns it needs, those it may have, and how a row becomes an example."""
+    """One form of data: the columns it needs, those it may have, and how a row becomes an example.
+
+    prompt_form: how a model is asked, '' where nobody asks.
+    """
 
     columns: tuple[str, ...]
     optional: tuple[str, ...]
     example: Callable[[int, Row], Example]
+    prompt_form: str = PLAIN
 
 
 def read(source: str | Path, columns: Mapping[str, str] = NO_COLUMNS, *, chat: bool = False) -> Table:
@@ -276,8 +285,8 @@ def _plain(number: int, row: Row) -> Example:
 FORMS: Mapping[str, RowForm] = MappingProxyType(
     {
         "completion": RowForm(("prompt", "completion"), ("refs",), _completion),
-        "chat": RowForm(("messages",), (), _chat),
-        LABEL: RowForm(("text", "label"), ("text_pair",), _labelled),
+        "chat": RowForm(("messages",), (), _chat, TEMPLATE),
+        LABEL: RowForm(("text", "label"), ("text_pair",), _labelled, ""),
         "text": RowForm(("text",), (), _plain),
     }
 )

@@ -1,17 +1,19 @@
 """Texts and conversations as tokens, for training, evaluation, generation and the server alike.
 
 A prompt is answered, so no end token stands behind it, even where the tokenizer closes every text with one. A passage
-is read whole, with all that the tokenizer puts around it. No template is put around a plain text; a conversation goes
-through the tokenizer's chat template, which writes the beginning token itself.
+is read whole, with all that the tokenizer puts around it. No template is put around a plain text, in which special
+tokens may be spelled out, as a template would; a conversation goes through the tokenizer's chat template, which writes
+the beginning token itself, and all other special tokens too: what stands in a message is text, whatever it spells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from polyvera.errors import PromptError
+from polyvera.model.special_tokens import SEAM, SpecialTokens, special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -19,13 +21,42 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation. fields: more of it that chat templates read, such as tool_calls, by their names."""
 
     role: str
     content: str
+    fields: tuple[tuple[str, Any], ...] = ()
+
+
+Tools = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """What a chat template is given beside the messages.
+
+    answer_next: whether the assistant's turn is opened. tools: functions that the model may call, as OpenAI describes
+    them. is_open: whether the last message is left open, to be gone on with. more: values that the template knows by
+    their names, such as enable_thinking.
+    """
+
+    answer_next: bool = True
+    tools: Tools = ()
+    is_open: bool = False
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 Prompt = str | tuple[Message, ...]
+PLAIN, TEMPLATE = "plain", "chat"  # the forms of a prompt: a text as it is, or a turn of the chat template
+
+
+def prompt_form_text(tokenizer: Tokenizer, prompt_form: str) -> str:
+    """How prompts are put to the model, in one line, with a word where the other form is the likelier one."""
+    if prompt_form == TEMPLATE:
+        return "prompts go through the chat template"
+    if not tokenizer.chat_template:
+        return "prompts are plain text"
+    return "prompts are plain text, though the model has a chat template: chat=true is likelier to suit it"
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
@@ -37,27 +68,67 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
     return whole[: max(1, len(whole) - added)]
 
 
-def chat_ids(tokenizer: Tokenizer, messages: Sequence[Message], *, answer_next: bool = True) -> list[int]:
+def chat_ids(
+    tokenizer: Tokenizer, messages: Sequence[Message], *, answer_next: bool = True, given: Template | None = None
+) -> list[int]:
     """The tokens of a conversation. answer_next: whether the assistant's turn is opened. Raises as chat_text()."""
-    return bare_ids(tokenizer, chat_text(tokenizer, messages, answer_next=answer_next))
+    return template_ids(tokenizer, templated(tokenizer, messages, given or Template(answer_next)))
+
+
+def template_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The tokens of what chat_text() gave, or of a part of it."""
+    return special_tokens(tokenizer).ids(text) if SEAM in text else bare_ids(tokenizer, text)
 
 
 def chat_text(tokenizer: Tokenizer, messages: Sequence[Message], *, answer_next: bool) -> str:
-    """A conversation as one text by the chat template.
+    """A conversation as one text by the chat template. answer_next: whether it opens the assistant's turn.
 
-    answer_next: whether the template opens the assistant's turn. Raises PromptError where the tokenizer has no
-    template, or the template refuses the messages.
+    Raises as templated().
+    """
+    return templated(tokenizer, messages, Template(answer_next))
+
+
+def templated(tokenizer: Tokenizer, messages: Sequence[Message], given: Template) -> str:
+    """A conversation as one text by the chat template, with a seam in what its messages spell of special tokens.
+
+    Raises PromptError where the tokenizer has no template, the template refuses the messages, or a message spells a
+    token that the tokenizer cannot write as text.
     """
     if not tokenizer.chat_template:
         raise PromptError(
             f"the tokenizer {tokenizer.name_or_path!r} has no chat template, so messages cannot be turned into text: "
             "give a plain prompt, or use a model that is tuned for chat"
         )
-    turns = [{"role": message.role, "content": message.content} for message in messages]
+    special = special_tokens(tokenizer)
+    turns = [_turn(special, message) for message in messages]
+    more: dict[str, Any] = _cut(special, given.more, is_answer=False)
+    if given.tools:
+        more["tools"] = _cut(special, given.tools, is_answer=False)
+    if given.is_open:
+        more["continue_final_message"] = True
     try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer_next))
+        return str(
+            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=given.answer_next, **more)
+        )
     except Exception as error:  # templates raise what they like
         raise PromptError(f"the chat template refuses the messages: {error}") from error
+
+
+def _turn(special: SpecialTokens, message: Message) -> dict[str, Any]:
+    whole = {"role": message.role, "content": message.content, **dict(message.fields)}
+    found: dict[str, Any] = _cut(special, whole, is_answer=message.role == "assistant")
+    return found
+
+
+def _cut(special: SpecialTokens, value: Any, *, is_answer: bool) -> Any:
+    """A value of JSON's with every text in it cut where it spells a special token."""
+    if isinstance(value, str):
+        return special.cut(value, is_answer=is_answer)
+    if isinstance(value, Mapping):
+        return {_cut(special, k, is_answer=is_answer): _cut(special, v, is_answer=is_answer) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_cut(special, one, is_answer=is_answer) for one in value]
+    return value
 
 
 def bare_ids(tokenizer: Tokenizer, text: str) -> list[int]:

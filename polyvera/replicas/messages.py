@@ -149,7 +149,10 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """The next RequestOutput of an answer. num_reused: tokens of the prompt whose keys and values were cached."""
+    """The next RequestOutput of an answer.
+
+    num_reused: tokens of the prompt whose keys and values were cached. prompt: its tokens, where they were asked for.
+    """
 
     number: int
     tokens: tuple[Token, ...]
@@ -157,6 +160,7 @@ class Delta:
     finish_reason: str | None
     fault: Fault | None
     num_reused: int
+    prompt: tuple[Token, ...] = ()
     kind: Literal["delta"] = "delta"
 
 

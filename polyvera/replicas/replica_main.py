@@ -125,7 +125,9 @@ class Replica:
             del self._open[number]
         fault = None if output.error is None else messages.fault_of(output.error)
         self._connection.send(
-            messages.Delta(number, output.tokens, output.text, output.finish_reason, fault, request.num_reused)
+            messages.Delta(
+                number, output.tokens, output.text, output.finish_reason, fault, request.num_reused, output.prompt
+            )
         )
 
     def _command(self, message: messages.Command) -> None:

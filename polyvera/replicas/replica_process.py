@@ -216,7 +216,7 @@ class ReplicaProcess:
         request.answer += [token.id for token in message.tokens]
         request.num_reused = message.num_reused
         error = None if message.fault is None else message.fault.error()
-        self._report(request, RequestOutput(message.tokens, message.text, message.finish_reason, error))
+        self._report(request, RequestOutput(message.tokens, message.text, message.finish_reason, error, message.prompt))
 
     def _on_encoded(self, message: EncodeDone) -> None:
         request = self._open.pop(message.number, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import PurePath
 from typing import Any
@@ -14,6 +15,8 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
@@ -25,15 +28,31 @@ from polyvera.server.audit_log import AuditLog
 from polyvera.server.catalog import Catalog
 from polyvera.server.config import ServerConfig
 from polyvera.server.context import ServerContext
+from polyvera.server.http_customs import HttpCustoms
 from polyvera.server.json_lines import JsonLines, QueuedLines
 from polyvera.server.metrics import Metrics
 from polyvera.server.middleware import AuthMiddleware, ServerState
+from polyvera.server.openapi import describe
 from polyvera.server.rate_limits import RateLimits
-from polyvera.server.routes import adapters, aliases, completions, embeddings, history, models, operations, versions
+from polyvera.server.routes import (
+    adapters,
+    aliases,
+    completions,
+    embeddings,
+    history,
+    messages,
+    models,
+    operations,
+    responses,
+    scores,
+    versions,
+)
 from polyvera.server.routes import usage as usage_routes
 from polyvera.server.tracing import RequestTracer, tracer_to
 from polyvera.server.usage import UsageStore, open_usage
 
+MIN_GZIP_BYTES, GZIP_LEVEL = 1024, 5
+EXPOSED = ["x-request-id", "retry-after"]
 PAGE = files("polyvera.server").joinpath("page")
 PAGE_KINDS = {
     ".html": "text/html; charset=utf-8",
@@ -81,15 +100,38 @@ def make_app(
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        middleware=[Middleware(AuthMiddleware, **passed, lines=lines, tracer=tracer)],
+        middleware=[*_customs(config), Middleware(AuthMiddleware, **passed, lines=lines, tracer=tracer)],
         lifespan=_closing(context, lines, tracer),
     )
-    for router in (completions, models, operations, embeddings, usage_routes, history, versions, aliases):
+    texts = (completions, responses, messages, embeddings, scores)
+    for router in (*texts, models, operations, usage_routes, history, versions, aliases):
         app.include_router(router.routes(context))
     app.include_router(adapters.routes(context, engine.fingerprint))
+    _add_description(app)
     _add_page(app)
     _add_errors(app, metrics)
     return app
+
+
+def _customs(config: ServerConfig) -> list[Middleware]:
+    """What stands before the keys: a browser's question whether it may call has none."""
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=config.allow_origin,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=EXPOSED,
+    )
+    zipped = Middleware(GZipMiddleware, minimum_size=MIN_GZIP_BYTES, compresslevel=GZIP_LEVEL)
+    return [*([cors] if config.allow_origin else []), zipped, Middleware(HttpCustoms, root_path=config.root_path)]
+
+
+def _add_description(app: FastAPI) -> None:
+    document = describe(app, version("polyvera"))
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> dict[str, Any]:
+        return document
 
 
 def _closing(context: ServerContext, lines: QueuedLines | None, tracer: RequestTracer | None) -> Any:
@@ -113,7 +155,7 @@ def _add_page(app: FastAPI) -> None:
         path = "/" if file.name == "index.html" else f"/page/{file.name}"
         kind = PAGE_KINDS.get(PurePath(file.name).suffix)
         if kind is not None:
-            app.add_api_route(path, _sender(file.read_bytes(), kind), methods=["GET"])
+            app.add_api_route(path, _sender(file.read_bytes(), kind), methods=["GET"], include_in_schema=False)
 
 
 def _sender(data: bytes, kind: str) -> Any:

@@ -26,7 +26,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class AdapterFacts:
-    """What the file of an adapter says of it. created: ISO 8601. base: the fingerprint of its base, where known."""
+    """What the file of an adapter says of it.
+
+    created: ISO 8601. base: the fingerprint of its base, where known. prompt_form: as an adapter has it.
+    """
 
     method: str
     rank: int
@@ -35,6 +38,7 @@ class AdapterFacts:
     scores: dict[str, float]
     labels: tuple[str, ...]
     base: str
+    prompt_form: str = ""
 
     @property
     def created_s(self) -> int:
@@ -145,6 +149,7 @@ class Catalog:
         if facts is not None:
             known |= {name: getattr(facts, name) for name in ("method", "rank", "num_params", "created", "scores")}
             known |= {"labels": list(facts.labels)} if facts.labels else {}
+            known |= {"prompt_form": facts.prompt_form} if facts.prompt_form else {}
         known |= {"servable": self.is_servable(ref)} | ({"damaged": True} if facts is None else {})
         return known | {"aliases": self.aliases(ref.name)}
 
@@ -195,7 +200,8 @@ def facts_of(adapter: Adapter) -> AdapterFacts:
     """What is shown of an adapter: what holds for it, whether it was chosen or left to its default."""
     spec, scores = adapter.spec, dict(adapter.scores)
     rank, labels = spec.rank or spec.row.rank, tuple(adapter.labels)
-    return AdapterFacts(spec.method, rank, adapter.num_params, adapter.created, scores, labels, adapter.base)
+    size, created = adapter.num_params, adapter.created
+    return AdapterFacts(spec.method, rank, size, created, scores, labels, adapter.base, adapter.prompt_form)
 
 
 def _missing(given: str) -> NotFoundError:

@@ -63,6 +63,12 @@ class ServerConfig:
         Described("Another name of this machine that a server without keys answers to.", ACCESS, name="allow_host"),
     ] = ()
 
+    allow_origin: Annotated[
+        tuple[str, ...],
+        Described("An origin whose pages may call, such as http://localhost:3000; '*' for any.", ACCESS),
+    ] = ()
+    root_path: Annotated[str, Described("What a proxy puts before every path.", HTTP)] = ""
+
     def __post_init__(self) -> None:
         check(self, ServeError)
 

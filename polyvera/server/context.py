@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from time import time
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from starlette.requests import Request as HttpRequest
 
 from polyvera.engine.protocol import EmbeddingEngine, GenerationEngine, ServedEngine
 from polyvera.errors import ServeError
+from polyvera.model.token_bytes import TokenBytes
 from polyvera.server.access_log import CURRENT
 from polyvera.server.admission import Admission
 from polyvera.server.api_keys import Caller, KeyFile
@@ -50,6 +52,11 @@ class ServerContext:
     history: ActivityHistory = field(default_factory=ActivityHistory)
     pool: TenantPool = field(default_factory=TenantPool)
     started: int = field(default_factory=lambda: int(time()))
+
+    @cached_property
+    def token_bytes(self) -> TokenBytes:
+        """What each token is on its own."""
+        return TokenBytes(self.engine.tokenizer)
 
     @property
     def generation(self) -> GenerationEngine:

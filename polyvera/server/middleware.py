@@ -20,6 +20,7 @@ from polyvera.errors import AccessError, ClosedError, ForbiddenError, PolyveraEr
 from polyvera.server.access_log import CURRENT, AccessRecord
 from polyvera.server.api_keys import EVERYONE, Caller, KeyFile
 from polyvera.server.config import ServerConfig
+from polyvera.server.http_customs import unzipped
 from polyvera.server.json_lines import QueuedLines
 from polyvera.server.metrics import OTHER, Metrics
 from polyvera.server.rate_limits import RateLimits
@@ -89,13 +90,19 @@ class AuthMiddleware:
             caller = record.caller = self._admitted(scope["path"], Headers(scope=scope))
             bounded.extra = partial(self._rates.headers, caller)
             self._rates.count_request(caller, record.method)
+            body = self._body(scope, receive)
         except PolyveraError as error:
             response = self._metrics.failed(error, request_id).response()
             response.headers["connection"] = "close"  # its body is not read
             await response(scope, receive, bounded)
             return
         scope.setdefault("state", {}).update(caller=caller, request_id=request_id)
-        await self._app(scope, BoundedReceive(receive, self._limit(scope["path"]), self._config.read_s), bounded)
+        await self._app(scope, body, bounded)
+
+    def _body(self, scope: Scope, receive: Receive) -> Receive:
+        """Raises ServeError for an encoding that is not taken."""
+        limit = self._limit(scope["path"])
+        return unzipped(Headers(scope=scope), BoundedReceive(receive, limit, self._config.read_s), limit)
 
     def _tell(self, scope: Scope, record: AccessRecord) -> None:
         """Counts a request that has ended, by the pattern of its path."""
@@ -126,7 +133,8 @@ class AuthMiddleware:
             return EVERYONE
         if path == PAGE[0] or path.startswith(PAGE[1:]):
             return Caller("", (), base=False, admin=False)
-        scheme, _, secret = headers.get("authorization", "").partition(" ")
+        anthropic = headers.get("x-api-key", "")
+        scheme, _, secret = headers.get("authorization", f"Bearer {anthropic}").partition(" ")
         if scheme.lower() != "bearer" or not secret.strip():
             raise AccessError("this server needs an API key: send the header `Authorization: Bearer KEY`")
         return self._keys.caller(secret.strip())
@@ -137,7 +145,8 @@ class AuthMiddleware:
         if not (is_loopback(host) or host in self._config.hosts):
             raise ForbiddenError(f"an open server answers to this machine's own names only, not to {host!r}")
         origin = headers.get("origin")
-        if origin is not None and _host(origin) != host:
+        allowed = self._config.allow_origin
+        if origin is not None and _host(origin) != host and origin not in allowed and "*" not in allowed:
             raise ForbiddenError(f"an open server takes no requests of pages from {origin!r}")
 
     def _limit(self, path: str) -> int:

@@ -19,23 +19,17 @@ COMPLETION: Neutral = {
     "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),  # without tools
     "prediction": (),
     "reasoning_effort": ("none",),
     "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "verbosity": ("medium",),
     "web_search_options": (),
     # vLLM's
-    "add_generation_prompt": (True,),
     "add_special_tokens": (True, False),
     "allowed_token_ids": ([],),
     "bad_words": ([],),
     "cache_salt": ("",),
     "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "continue_final_message": (False,),
     "documents": ([],),
     "include_reasoning": (True, False),
     "include_stop_str_in_output": (False,),
@@ -49,20 +43,72 @@ COMPLETION: Neutral = {
     "return_tokens_as_token_ids": (False,),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
-    "structured_outputs": ({},),
     "thinking_token_budget": (),
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
 }
+TEXT_COMPLETION: Neutral = {
+    **COMPLETION,
+    "add_generation_prompt": (True,),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "parallel_tool_calls": (True, False),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+}
+STREAM: Neutral = {"continuous_usage_stats": (False,), "include_obfuscation": (False,)}
+STRUCTURES: Neutral = {
+    "disable_additional_properties": (True, False),
+    "disable_any_whitespace": (True, False),
+    "disable_fallback": (True, False),
+    "json_object": (False,),
+    "whitespace_pattern": (),
+}
+CALL: Neutral = {"index": None}
+RESPONSE: Neutral = {
+    **{name: values for name, values in ACCOUNT.items() if name != "metadata"},
+    "background": (False,),
+    "context_management": ([],),
+    "conversation": (),
+    "include": ([], ["reasoning.encrypted_content"]),
+    "max_tool_calls": None,
+    "previous_response_id": (),
+    "prompt": (),
+    "reasoning": ({}, {"effort": "none"}),
+    "stream_options": ({}, {"include_obfuscation": False}),
+    "top_logprobs": (0,),
+    "truncation": ("disabled",),
+}
+RESPONSE_TEXT: Neutral = {"verbosity": ("medium",)}
+ITEM: Neutral = {"annotations": None, "id": None, "logprobs": None, "phase": None, "status": None}
+ANTHROPIC: Neutral = {
+    "container": (),
+    "context_management": (),
+    "inference_geo": None,
+    "mcp_servers": ([],),
+    "metadata": None,
+    "service_tier": None,
+    "thinking": ({"type": "disabled"},),
+}
+BLOCK: Neutral = {"cache_control": None, "citations": None, "caller": None}
+ANTHROPIC_TOOL: Neutral = {
+    "allowed_callers": None,
+    "cache_control": None,
+    "defer_loading": (False,),
+    "eager_input_streaming": (True, False),
+    "input_examples": None,
+    "strict": (True, False),
+}
 VECTOR: Neutral = {
     **ACCOUNT,
     "add_special_tokens": (True,),
-    "dimensions": (),
     "normalize": (True,),
     "priority": (0,),
     "request_id": None,
-    "truncate_prompt_tokens": (),
 }
+CLASSIFY: Neutral = {**VECTOR, "dimensions": ()}
+SCORE: Neutral = {**VECTOR, "encoding_format": ("float",)}
+DOCUMENT: Neutral = {"id": None, "type": ("text",)}
 MESSAGE: Neutral = {
     "annotations": ([],),
     "audio": (),
@@ -70,7 +116,6 @@ MESSAGE: Neutral = {
     "name": None,
     "reasoning_content": ("",),
     "refusal": ("",),
-    "tool_calls": ([],),
 }
 
 

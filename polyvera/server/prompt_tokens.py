@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from polyvera.errors import ContextLengthError, SamplingError
-from polyvera.model.prompt import Message, chat_ids, prompt_ids
+from polyvera.model.prompt import Message, Template, chat_ids, prompt_ids
 
 # No tokenizer's ordinary token stands for more; a prompt of white space alone might be refused too early.
 MAX_CHARS_PER_TOKEN = 128
@@ -51,16 +51,23 @@ def prompt_tokens(
     return rows
 
 
-def chat_tokens(tokenizer: Any, messages: Sequence[Message], max_context: int, num_asked: int) -> list[int]:
+def chat_tokens(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    max_context: int,
+    num_asked: int,
+    given: Template | None = None,
+    param: str = "messages",
+) -> list[int]:
     """Of a conversation. Raises ContextLengthError, PromptError."""
-    check_messages(messages, max_context)
-    ids = chat_ids(tokenizer, messages)
-    check_tokens(len(ids), num_asked, max_context, "messages")
+    check_messages(messages, max_context, param)
+    ids = chat_ids(tokenizer, messages, given=given)
+    check_tokens(len(ids), num_asked, max_context, param)
     return ids
 
 
-def check_messages(messages: Sequence[Message], max_context: int) -> None:
+def check_messages(messages: Sequence[Message], max_context: int, param: str = "messages") -> None:
     """Raises ContextLengthError for a conversation that no context could hold."""
     if len(messages) > max_context:
-        check_tokens(len(messages), 0, max_context, "messages")
-    check_chars(["".join(message.content for message in messages)], max_context, "messages")
+        check_tokens(len(messages), 0, max_context, param)
+    check_chars(["".join(message.content for message in messages)], max_context, param)

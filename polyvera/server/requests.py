@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
 from polyvera.engine.generation.request import MAX_LOGPROBS, MAX_SCHEMA_CHARS, SamplingParams
 from polyvera.errors import SamplingError
-from polyvera.model.prompt import Message
+from polyvera.model.prompt import Message, Template, Tools
 from polyvera.server.fields import (
     MAX_CHOICES,
     MAX_MESSAGES,
-    MAX_PARTS,
     AdapterName,
     Count,
     LogitBias,
@@ -28,37 +28,40 @@ from polyvera.server.fields import (
     several,
 )
 from polyvera.server.json_schema import closed
-from polyvera.server.neutral_fields import COMPLETION, MESSAGE, VECTOR, Neutral, without_neutral
+from polyvera.server.neutral_fields import CLASSIFY, COMPLETION, MESSAGE, STREAM, TEXT_COMPLETION, VECTOR
+from polyvera.server.request_body import RequestBody
+from polyvera.server.structured_outputs import StructuredOutputs
+from polyvera.server.text_parts import Content
+from polyvera.server.tool_bodies import MAX_TOOLS, CalledTool, CallId, ToolBody, ToolChoice, check_tools
 from polyvera.store.reference import MAX_VERSION
 
 COMPLETION_TOKENS = 16
-
-
-class RequestBody(BaseModel):
-    """A JSON body. null is as good as left out. neutral: known fields, and where they change nothing."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), strict=True)
-    neutral: ClassVar[Neutral] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _given(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        given = without_neutral({name: value for name, value in values.items() if value is not None}, cls.neutral)
-        known = {field.alias or name for name, field in cls.model_fields.items()}
-        for name in given.keys() - known:  # the first alone: pydantic tells them all
-            raise SamplingError(
-                f"{name[:200]}: this server does not know it, and does not pretend to have followed it; leave it out",
-                name[:200],
-            )
-        return given
+# What transformers' apply_chat_template() takes itself.
+TEMPLATE_OWN = (
+    "add_generation_prompt",
+    "chat_template",
+    "continue_final_message",
+    "conversation",
+    "documents",
+    "max_length",
+    "messages",
+    "padding",
+    "return_assistant_tokens_mask",
+    "return_dict",
+    "return_tensors",
+    "self",
+    "tokenize",
+    "tokenizer_kwargs",
+    "tools",
+    "truncation",
+)
+CountOrNone = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 class StreamOptions(RequestBody):
     """What a stream tells besides the text."""
 
-    neutral = {"continuous_usage_stats": (False,), "include_obfuscation": (False,)}
+    neutral = STREAM
 
     include_usage: bool = False
 
@@ -109,33 +112,41 @@ class GenerationBody(RequestBody):
     top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] = 0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     seed: Annotated[int, Field(ge=-(2**63), le=2**64 - MAX_CHOICES)] | None = None
-    stop: StopTexts = []
-    stop_token_ids: StopTokenIds = []
+    stop: StopTexts = Field(default_factory=list)
+    stop_token_ids: StopTokenIds = Field(default_factory=list)
     min_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     ignore_eos: bool = False
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    logit_bias: LogitBias = {}
+    logit_bias: LogitBias = Field(default_factory=dict)
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @property
     def num_prompts(self) -> int:
         """How many are answered, n times each."""
         return 1
 
-    def all_params(self, max_tokens: int | None, logprobs: int | None) -> list[SamplingParams]:
-        """One for each of the n choices, seeds counted up. Raises SamplingError."""
-        return [self._params(max_tokens, logprobs, i) for i in range(self.n)]
+    def all_params(self, max_tokens: int | None, logprobs: int | None, **more: Any) -> list[SamplingParams]:
+        """One for each of the n choices, seeds counted up. more: fields of SamplingParams. Raises SamplingError."""
+        first = self._params(max_tokens, logprobs, more)
+        return [first if self.seed is None else replace(first, seed=self.seed + i) for i in range(self.n)]
 
-    def _params(self, max_tokens: int | None, logprobs: int | None, i: int) -> SamplingParams:
+    def _params(self, max_tokens: int | None, logprobs: int | None, more: dict[str, Any]) -> SamplingParams:
+        form, structure = self.response_format, self.structured_outputs
+        if form is not None and structure is not None:
+            raise SamplingError("response_format and structured_outputs: give one of the two", "structured_outputs")
+        given: dict[str, Any] = {"schema": form.schema_text if form else None}
+        if structure is not None:
+            given = {"schema": structure.schema_text, "grammar": structure.grammar_text}
         return SamplingParams(
             max_tokens=max_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=0 if self.top_k == -1 else self.top_k,  # vLLM's -1 is all
             min_p=self.min_p,
-            seed=None if self.seed is None else self.seed + i,
+            seed=self.seed,
             stop=tuple(self.stop),
             stop_ids=tuple(self.stop_token_ids),
             min_tokens=self.min_tokens,
@@ -145,26 +156,26 @@ class GenerationBody(RequestBody):
             frequency_penalty=self.frequency_penalty,
             bias=tuple(self.logit_bias.items()),
             logprobs=logprobs,
-            schema=None if self.response_format is None else self.response_format.schema_text,
+            **given | more,
         )
 
 
 class CompletionBody(GenerationBody):
     """/v1/completions."""
 
+    neutral = TEXT_COMPLETION
     prompt_field = "prompt"
 
     prompt: Prompt
+    max_tokens: CountOrNone | None = None
     echo: bool = False
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
 
     @model_validator(mode="after")
     def _possible(self) -> CompletionBody:
-        if self.echo and self.logprobs is not None:
-            raise SamplingError(
-                "echo and logprobs: the prompt's own log-probabilities are not computed here; leave one out", "echo"
-            )
+        if self.max_tokens == 0 and not self.echo:
+            raise SamplingError("max_tokens: it must be at least 1 without echo=true", "max_tokens")
         if self.best_of not in (None, self.n):
             raise SamplingError("best_of: it is not done here; ask for n answers and choose", "best_of")
         return self
@@ -180,45 +191,36 @@ class CompletionBody(GenerationBody):
         return len(self.prompts)
 
 
-class TextPart(RequestBody):
-    """A part of a message. Parts of other types are not understood here."""
-
-    type: Literal["text"]
-    text: Text
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_text(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("type") != "text":
-            raise ValueError(f"parts of type {str(values.get('type'))[:40]} are not read here; text is")
-        return values
-
-
-def _content_arm(value: Any) -> str | None:
-    return "~text" if isinstance(value, str) else "~parts" if isinstance(value, list) else None
-
-
-Content = Annotated[
-    Annotated[Text, Tag("~text")] | Annotated[list[TextPart], Field(max_length=MAX_PARTS), Tag("~parts")],
-    Discriminator(
-        _content_arm, custom_error_type="content_type", custom_error_message="must be a string or a list of text parts"
-    ),
-]
-
-
 class ChatMessage(RequestBody):
     """A message of a chat."""
 
     neutral = MESSAGE
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content = ""
+    tool_calls: Annotated[list[CalledTool], Field(max_length=MAX_TOOLS)] = Field(default_factory=list)
+    tool_call_id: CallId | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> ChatMessage:
+        if "content" not in self.model_fields_set and not self.tool_calls:
+            raise ValueError("content is required")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("tool_calls are of role assistant alone")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise ValueError("tool_call_id goes with role tool, and with it alone")
+        return self
 
     @property
     def plain(self) -> Message:
         """As chat templates take it."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return Message("system" if self.role == "developer" else self.role, text)
+        fields: list[tuple[str, Any]] = []
+        if self.tool_calls:
+            fields.append(("tool_calls", [call.plain for call in self.tool_calls]))
+        if self.tool_call_id is not None:
+            fields.append(("tool_call_id", self.tool_call_id))
+        return Message("system" if self.role == "developer" else self.role, text, tuple(fields))
 
 
 Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
@@ -238,22 +240,42 @@ class ChatBody(GenerationBody):
     max_completion_tokens: Count | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    tools: Annotated[list[ToolBody], Field(max_length=MAX_TOOLS)] = Field(default_factory=list)
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool = True
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=64)] = Field(default_factory=dict)
+
+    def template(self, tools: Tools) -> Template:
+        """What the chat template is given beside the messages."""
+        return Template(self.add_generation_prompt, tools, self.continue_final_message, self.chat_template_kwargs)
 
     @model_validator(mode="after")
     def _possible(self) -> ChatBody:
+        check_tools(self.tools, self.tool_choice)
+        if self.continue_final_message and (self.add_generation_prompt or self.messages[-1].role != "assistant"):
+            raise SamplingError(
+                "continue_final_message: the last message is the assistant's, and add_generation_prompt is false",
+                "continue_final_message",
+            )
+        taken = next((name for name in self.chat_template_kwargs if name in TEMPLATE_OWN), None)
+        if taken is not None:
+            raise SamplingError(f"chat_template_kwargs: {taken} is no setting of a template", "chat_template_kwargs")
         if self.top_logprobs is not None and not self.logprobs:
             raise SamplingError("top_logprobs: it needs logprobs=true", "top_logprobs")
         return self
 
 
-class EmbeddingBody(RequestBody):
-    """/v1/embeddings."""
+class VectorBody(RequestBody):
+    """What embeddings and classes have in common. truncate_prompt_tokens: of each text; -1 for the context."""
 
     neutral = VECTOR
 
     model: ModelName
     input: Prompt
     encoding_format: Literal["float", "base64"] = "float"
+    truncate_prompt_tokens: Count | Literal[-1] | None = None
 
     @property
     def prompts(self) -> Prompts:
@@ -261,8 +283,16 @@ class EmbeddingBody(RequestBody):
         return several(self.input)
 
 
-class ClassifyBody(EmbeddingBody):
+class EmbeddingBody(VectorBody):
+    """/v1/embeddings."""
+
+    dimensions: Count | None = None
+
+
+class ClassifyBody(VectorBody):
     """/v1/classify."""
+
+    neutral = CLASSIFY
 
 
 class TokenizeBody(RequestBody):

@@ -58,7 +58,7 @@ class Setting:
     @property
     def kinds(self) -> set[Any]:
         """The plain types that its annotation allows."""
-        return {*_kinds(self.info.annotation)}
+        return {*_kinds(self.info.annotation)} - {NoneType}
 
     @property
     def choices(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from polyvera.adapter.adapter import Adapter, adapter_from
 from polyvera.adapter.bank import Bank
 from polyvera.errors import RecipeError
-from polyvera.train.recipe import Budget
+from polyvera.train.rank_budget import Budget
 
 ORTHOGONAL = 0.1
 AXIS = {"A": 1, "B": 0}  # the axis of a matrix over which a triplet's share of it is averaged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zipfile
@@ -22,6 +23,7 @@ from polyvera.train.recipe import Recipe
 RECIPE = "recipe.json"
 PREFIX = "checkpoint-"
 STATE = "trainer_state.json"  # the file that transformers writes last
+FILES = "files.json"  # and ours behind it: the sha256 of every file
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -58,9 +60,34 @@ def last(folder: Path) -> Path | None:
     return next((path for path in _ended(folder) if damaged_file(path) is None), None)
 
 
+def seal(checkpoint: Path) -> None:
+    """Writes which files a checkpoint has, once all of them are on the disk."""
+    files = sorted(file for file in checkpoint.iterdir() if file.is_file() and file.name != FILES)
+    for file in files:
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    replace_file(checkpoint / FILES, json.dumps({file.name: _sha256(file) for file in files}, indent=1).encode())
+
+
 def damaged_file(checkpoint: Path) -> Path | None:
-    """The first file of a checkpoint that can't be read, or None."""
-    return next((file for file in sorted(checkpoint.iterdir()) if not _is_readable(file)), None)
+    """The first file of a checkpoint that can't be read, is not what was written, or is missing; or None."""
+    unreadable = next((file for file in sorted(checkpoint.iterdir()) if not _is_readable(file)), None)
+    if unreadable is not None or not (checkpoint / FILES).exists():
+        return unreadable
+    written: dict[str, str] = json.loads((checkpoint / FILES).read_text())
+    if STATE not in written:
+        return checkpoint / FILES
+    found = (checkpoint / name for name, digest in written.items() if not _is(checkpoint / name, digest))
+    return next(found, None)
+
+
+def _is(file: Path, digest: str) -> bool:
+    return file.is_file() and _sha256(file) == digest
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def check_new(folder: Path, *, resume: bool) -> None:
@@ -99,7 +126,7 @@ READABLE: Mapping[str, Callable[[Path], bool]] = MappingProxyType(
         ".safetensors": _is_safetensors,
         ".pt": zipfile.is_zipfile,
         ".pth": zipfile.is_zipfile,
-        ".json": lambda file: json.loads(file.read_text()) is not None,
+        ".json": lambda file: isinstance(json.loads(file.read_text()), dict),
     }
 )
 
@@ -107,10 +134,10 @@ READABLE: Mapping[str, Callable[[Path], bool]] = MappingProxyType(
 def state_of(checkpoint: Path) -> dict[str, Any]:
     """transformers' own record of the run at a checkpoint, or an empty one where it is not whole."""
     try:
-        state: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
+        state = json.loads((checkpoint / STATE).read_text())
     except (OSError, ValueError):
         return {}
-    return state
+    return state if isinstance(state, dict) else {}
 
 
 def begin(folder: Path, recipe: Recipe, rows: Encoded, *, resume: bool) -> Path | None:

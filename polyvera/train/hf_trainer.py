@@ -20,7 +20,7 @@ from polyvera.adapter.bank import Bank
 from polyvera.data.batching import Collator, EpochOrder
 from polyvera.data.encoding import Encoded
 from polyvera.data.target_tokens import TargetTokens
-from polyvera.errors import RecipeError
+from polyvera.errors import DivergedError
 from polyvera.train import checkpoint
 from polyvera.train.budget import orthogonal_weight, orthogonality
 from polyvera.train.callbacks import Stateful
@@ -99,7 +99,7 @@ class AdapterTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One forward and backward. Raises RecipeError where the loss is NaN or infinite."""
+        """One forward and backward. Raises DivergedError where the loss is NaN or infinite."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._check(float(loss), "the loss")
         if self.bank is not None and self.accelerator.sync_gradients:  # all gradients of the step are summed
@@ -148,7 +148,7 @@ class AdapterTrainer(Trainer):
 
     def _check(self, loss: float, what: str) -> float:
         if not isfinite(loss):
-            raise RecipeError(
+            raise DivergedError(
                 f"{what} is {loss} at step {self.state.global_step + 1} with lr={self._get_learning_rate():.3g}: lower "
                 f"lr (at its highest it is {self.recipe.learning_rate:g}), raise warmup, or train in float32"
             )
@@ -166,6 +166,11 @@ class AdapterTrainer(Trainer):
         checkpoint.write(folder / TRAINED, here if state_dict is None else {k: state_dict[k] for k in here})
         states = {f"{i}.{k}": t for i, part in enumerate(self.beside) for k, t in part.state().items()}
         checkpoint.write(folder / BESIDE, states)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            checkpoint.seal(Path(str(self.args.output_dir)) / f"{checkpoint.PREFIX}{self.state.global_step}")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         checkpoint.read_into(Path(resume_from_checkpoint) / TRAINED, model or self.whole)

@@ -35,10 +35,12 @@ from polyvera.model.config import (
 from polyvera.model.inference import evaluating
 from polyvera.model.layer_gradients import probe_layers
 from polyvera.model.load import AUTO_DTYPE, Base, load_base
+from polyvera.model.prompt import prompt_form_text
 from polyvera.model.rms_norm import fused_norms
 from polyvera.store.opened import opened
 from polyvera.store.registry import Registry
 from polyvera.train.recipe import Recipe
+from polyvera.train.tell import Tell
 from polyvera.train.tenants import Tables, only_tenant
 
 MAX_LENGTH = 512
@@ -86,6 +88,12 @@ def encode_tables(recipe: Recipe, tables: Tables, base: Base) -> tuple[Encoded, 
     if tables.test is not None:
         measured(base.model, base.tokenizer, tables.test)
     return encoded(tables.training), None if tables.validation is None else encoded(tables.validation)
+
+
+def tell_form(table: Table, tokenizer: Any, tell: Tell) -> None:
+    """Says how a model is asked, where it is."""
+    if table.prompt_form:
+        tell(prompt_form_text(tokenizer, table.prompt_form))
 
 
 def row_length(recipe: Recipe, limit: int | None) -> int:

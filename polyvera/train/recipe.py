@@ -12,43 +12,27 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from annotated_types import Ge, Gt, Lt
 from pydantic import BeforeValidator, Field
 
+from polyvera.adapter.first_step import default_lr
 from polyvera.adapter.method import D_INIT, METHODS, ZEROS, Method
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import PolyveraError, RecipeError, ReferenceNameError, SpecError
 from polyvera.settings.field import DEFAULT_STORE, MODEL, STORE, Count, Described, Fraction, Positive
-from polyvera.settings.model import SettingsModel, SettingsTable, Word
+from polyvera.settings.model import SettingsModel, Word
 from polyvera.settings.source import Source, from_toml
 from polyvera.store.reference import check_alias, check_name
+from polyvera.train.rank_budget import ADAPTER, Budget
 
 FULL_LR = 5e-5
 HEAD_LR = 1e-2
 EPOCHS = 3.0
 SMALLEST = 2.0**-126  # a normal number in fp32
 CHOICES = tuple(f.name for f in fields(AdapterSpec))
-DATA, ADAPTER, TRAINING, FLEET = "Data", "Adapter", "Training", "Fleet"
+DATA, TRAINING, FLEET = "Data", "Training", "Fleet"
 # Where results go, which a run that is resumed may change.
 UNDER = "what the adapter is published under"
 WHERE = ("output", "name", "store", "alias", "stored")
 
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
-
-
-class Budget(SettingsTable):
-    """A shrinking rank budget for a method that trains d (AdaLoRA, Zhang 2023, section 3.3).
-
-    None takes 10 %, 30 % and 1 % of the run for warmup, final and interval, and 0.1 for orthogonal where A and B are
-    trained.
-    """
-
-    rank: Annotated[Positive, Described("Average rank over the layers that a shrinking budget ends at.", ADAPTER)]
-    warmup: Annotated[Annotated[int, Ge(0)] | None, Described("Steps at the full budget.", ADAPTER)] = None
-    final: Annotated[Count | None, Described("Steps at the final budget.", ADAPTER)] = None
-    interval: Annotated[Count | None, Described("Steps from one pruning to the next.", ADAPTER)] = None
-    beta1: Annotated[float, Gt(0.0), Lt(1.0), Described("Smoothing of the sensitivity.", ADAPTER)] = 0.85
-    beta2: Annotated[float, Gt(0.0), Lt(1.0), Described("Smoothing of its uncertainty.", ADAPTER)] = 0.85
-    orthogonal: Annotated[Annotated[float, Ge(0.0)] | None, Described("Weight of ‖PᵀP - I‖ + ‖QQᵀ - I‖.", ADAPTER)] = (
-        None
-    )
 
 
 class Recipe(SettingsModel):
@@ -78,7 +62,12 @@ class Recipe(SettingsModel):
     columns: Annotated[dict[str, str], Described("Our column = the file's column, such as prompt=input.", DATA)] = (
         Field(default_factory=dict)
     )
-    chat: Annotated[bool, Described("Put prompts and completions through the model's chat template.", DATA)] = False
+    chat: Annotated[
+        bool | None,
+        Described(
+            "Put prompts and completions through the chat template; an adapter is asked as it was trained.", DATA
+        ),
+    ] = None
     turns: Annotated[
         Literal["all", "last"], Described("Which assistant turns of a conversation are trained on.", DATA)
     ] = "all"
@@ -133,7 +122,12 @@ class Recipe(SettingsModel):
     full: Annotated[bool, Described("Train every parameter instead: the baseline.", ADAPTER)] = False
     budget: Annotated[Budget | None, Described("A shrinking rank budget (AdaLoRA).", ADAPTER)] = None
 
-    lr: Annotated[Positive | None, Described("Learning rate; by default the method's own.", TRAINING)] = None
+    lr: Annotated[
+        Positive | Literal["auto"] | None,
+        Described(
+            "Learning rate; by default 'auto': a sweep where there are enough rows, else the method's.", TRAINING
+        ),
+    ] = None
     head_lr: Annotated[Positive | None, Described("Learning rate of the head; by default 0.01.", TRAINING)] = None
     epochs: Annotated[
         Positive | None, Described("Passes over the data; 3 where max_steps is not given either.", TRAINING)
@@ -217,8 +211,15 @@ class Recipe(SettingsModel):
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of the vectors or matrices (of everything in full fine-tuning)."""
-        return self.lr or (FULL_LR if self.full else METHODS[self.method].lr)
+        """The learning rate of the vectors or matrices (of everything in full fine-tuning), before any sweep."""
+        if isinstance(self.lr, float):
+            return self.lr
+        return FULL_LR if self.full else default_lr(self.spec())
+
+    @property
+    def leaves_lr_open(self) -> bool:
+        """Whether a sweep is to choose the learning rate."""
+        return not isinstance(self.lr, float)
 
     @property
     def head_learning_rate(self) -> float:
@@ -260,7 +261,7 @@ class RecipeCheck:
         if recipe.epochs is not None and recipe.max_steps is not None:
             yield f"{self._said('epochs')} and {self._said('max_steps')} both say how long to train: give one of them"
         for name in ("lr", "head_lr"):
-            if (rate := getattr(recipe, name)) is not None and rate < SMALLEST:
+            if isinstance(rate := getattr(recipe, name), float) and rate < SMALLEST:
                 yield f"{self._said(name)} changes no 32-bit number to another, so training would have no effect"
         yield from self._needing(("early_stopping", "eval_every"), "validation", "a file, or a fraction of data")
         yield from self._needing(("save_every",), "output", "the folder to save to")
@@ -280,7 +281,6 @@ class RecipeCheck:
                 yield str(error)
 
     def _unpublished(self) -> Iterator[str]:
-        """What says where an adapter goes that goes nowhere."""
         recipe = self.recipe
         if recipe.name is not None or recipe.fleet:
             return

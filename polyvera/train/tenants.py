@@ -26,8 +26,8 @@ class TenantRows:
     def read(self, recipe: Recipe) -> Table:
         """The examples. Raises DataError."""
         if self.rows is None:
-            return read(self.name, recipe.columns, chat=recipe.chat)
-        return table(self.name, self.rows, recipe.columns, chat=recipe.chat)
+            return read(self.name, recipe.columns, chat=bool(recipe.chat))
+        return table(self.name, self.rows, recipe.columns, chat=bool(recipe.chat))
 
 
 @dataclass(frozen=True)

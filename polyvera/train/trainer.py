@@ -18,6 +18,7 @@ from polyvera.adapter.inject import extract
 from polyvera.adapter.route import route
 from polyvera.adapter.slot_table import BASE_SLOT
 from polyvera.data.encoding import Encoded
+from polyvera.data.tables import Table
 from polyvera.errors import RecipeError
 from polyvera.evaluate.evaluate import evaluate
 from polyvera.model.config import pad_token
@@ -26,6 +27,7 @@ from polyvera.store.reference import AdapterRef
 from polyvera.train import checkpoint
 from polyvera.train.budget import Allocator, compacted, schedule
 from polyvera.train.destination import check_folder, check_store, put_or_keep
+from polyvera.train.fleet.learning_rate import LearningRate, kept_rate, solo_rate
 from polyvera.train.loss_curve import History, draw
 from polyvera.train.preparation import (
     adapted,
@@ -37,13 +39,17 @@ from polyvera.train.preparation import (
     encode_tables,
     read_tables,
     registry_of,
+    tell_form,
 )
 from polyvera.train.recipe import Recipe
 from polyvera.train.rounding import NUM_ROUNDING_ROWS, rounded, rounds, without_pruned
 from polyvera.train.schedule import seed_everything
+from polyvera.train.tell import to_nobody, to_stderr
+from polyvera.train.tenants import Tables
 from polyvera.train.warm_start import warm_start
 
 if TYPE_CHECKING:
+    import torch
     from transformers import TrainerCallback
 
     from polyvera.train.callbacks import KeepBest
@@ -59,7 +65,7 @@ class TrainResult:
     adapter: as it is stored, which is what was scored; None after full fine-tuning, whose result is base.model itself.
     base: the model, bare again, and its tokenizer. ref: what the adapter was published as, None without a recipe.name.
     labels: names of the classes, in the order of the outputs. rows, held_out: the training and validation rows, with
-    those that were shortened or skipped.
+    those that were shortened or skipped. rate: the learning rate, and how it was chosen.
     paths: files of the run by name ('curve', 'history', 'model').
     """
 
@@ -74,6 +80,7 @@ class TrainResult:
     num_params: int
     num_steps: int
     seconds: float
+    rate: LearningRate
     ref: AdapterRef | None = None
     ranks: Mapping[str, int] = field(default_factory=dict)
     paths: Mapping[str, Path] = field(default_factory=dict)
@@ -122,34 +129,32 @@ def _trained(
     from polyvera.train.hf_trainer import AdapterTrainer, arguments, columns_of  # seconds, that importing train() saves
 
     started = time.monotonic()
-    tables = read_tables(recipe)
-    base = base or load_base(recipe.model, task=tables.training.task, dtype=recipe.dtype, labels=tables.training.labels)
-    tables = tables.labelled(class_names(base, tables.training))
+    tables, base = _loaded(recipe, base)
+    tell = to_stderr if progress and _is_first_process() else to_nobody
+    tell_form(tables.training, base.tokenizer, tell)
     rows, held_out = encode_tables(recipe, tables, base)
+    rate = _rate(recipe, base, rows, held_out, start, resume)
+    tell(rate.text)
+    asked, recipe = recipe, recipe.replaced(lr=rate.lr)
     num_params = base.model.num_parameters()
     with ExitStack() as stack:
         folder = stack.enter_context(_folder(recipe))
         args = arguments(recipe, folder, len(rows))
-        model: Any = base.model
-        if not getattr(model, "is_quantized", False):  # a quantized model stays where it was loaded
-            model.to(args.device)
+        model = _moved(base, args.device)
         bank = stack.enter_context(adapted(recipe, base))
         if start is not None and bank is not None:
             bank.put(bank.first, start)
         heads = _head_names(recipe, base, bank)
         trainer = AdapterTrainer(recipe, model, bank, rows, held_out, args, pad_token(model, base.tokenizer), heads)
         best, allocator = _watched(trainer, folder, progress, callbacks)
-        at = _begin(folder, recipe, rows, resume)
+        at = _begin(folder, asked, rows, resume)
         slot = BASE_SLOT if bank is None else bank.first
         with route(slot):
             _run(trainer, at, best)
         history = History(*(columns_of(trainer.state.log_history, name) for name in ("loss", "eval_loss")))
         scores = {"train_loss": history.recent()} | ({} if best is None else {"eval_loss": best.loss})
-        exact = _adapter(recipe, trainer, allocator, tables.training.labels)
-        with route(slot):
-            scores |= _round(trainer, held_out)
-        if tables.test is not None:
-            scores |= evaluate(base.model, base.tokenizer, tables.test, slot).scores
+        exact = _adapter(recipe, trainer, allocator, tables.training)
+        scores |= _scores(base, trainer, held_out, tables.test, slot)
         exact = None if exact is None else replace(exact, scores=scores)
         adapter = None if exact is None else rounded(exact, recipe.stored)
         if adapter is not None and base.untrained:
@@ -166,6 +171,7 @@ def _trained(
             num_params=num_params,
             num_steps=trainer.state.global_step,
             seconds=time.monotonic() - started,
+            rate=rate,
             ref=_published(recipe, exact, trainer.is_world_process_zero()),
             ranks={} if allocator is None else allocator.ranks,
             paths=_written(recipe, base, history, trainer.is_world_process_zero()),
@@ -177,6 +183,33 @@ def _num_trained(trainer: AdapterTrainer) -> int:
     return whole if trainer.bank is None else trainer.bank.num_trained
 
 
+def _scores(
+    base: Base, trainer: AdapterTrainer, held_out: Encoded | None, test: Table | None, slot: int
+) -> Mapping[str, float]:
+    """What becomes of the losses when the numbers are stored, and the scores on the test rows."""
+    with route(slot):
+        scores = _round(trainer, held_out)
+    return scores if test is None else {**scores, **evaluate(base.model, base.tokenizer, test, slot).scores}
+
+
+def _loaded(recipe: Recipe, base: Base | None) -> tuple[Tables, Base]:
+    """The rows, with their classes in the order of the model's outputs, and the model."""
+    tables = read_tables(recipe)
+    table = tables.training
+    base = base or load_base(recipe.model, task=table.task, dtype=recipe.dtype, labels=table.labels)
+    return tables.labelled(class_names(base, table)), base
+
+
+def _moved(base: Base, device: torch.device) -> Any:
+    """The model on that device; a quantized one stays where it was loaded."""
+    model: Any = base.model
+    return model if getattr(model, "is_quantized", False) else model.to(device)
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _check_destination(recipe: Recipe, resume: bool) -> None:
     """Raises RecipeError or StoreError where the results could not be kept."""
     if recipe.folder is None and resume:
@@ -186,6 +219,14 @@ def _check_destination(recipe: Recipe, resume: bool) -> None:
         checkpoint.check_new(recipe.folder, resume=resume)
     if recipe.name is not None:
         check_store(registry_of(recipe))
+
+
+def _rate(
+    recipe: Recipe, base: Base, rows: Encoded, held_out: Encoded | None, start: Adapter | None, resume: bool
+) -> LearningRate:
+    """The learning rate: given, of the run that is resumed, or chosen now."""
+    resumed = resume and recipe.folder is not None and checkpoint.last(recipe.folder) is not None
+    return kept_rate(recipe.folder, lambda: solo_rate(recipe, base, rows, held_out, start), resume=resumed)
 
 
 def _published(recipe: Recipe, adapter: Adapter | None, main: bool) -> AdapterRef | None:
@@ -222,7 +263,7 @@ def _folder(recipe: Recipe) -> Iterator[Path]:
 def _begin(folder: Path, recipe: Recipe, rows: Encoded, resume: bool) -> Path | None:
     if recipe.output is None:
         return None
-    if os.environ.get("RANK", "0") != "0":  # the first process opens the folder for all
+    if not _is_first_process():  # which opens the folder for all
         return checkpoint.last(folder) if resume else None
     return checkpoint.begin(folder, recipe, rows, resume=resume)
 
@@ -275,13 +316,15 @@ def _adapter(
     recipe: Recipe,
     trainer: AdapterTrainer,
     allocator: Allocator | None,
-    labels: tuple[str, ...],
+    table: Table,
 ) -> Adapter | None:
     if trainer.bank is None:
         return None
     adapter = extract(trainer.bank, trainer.bank.first, trainer.whole)
     adapter = adapter if allocator is None else compacted(adapter)
-    return replace(adapter, model=recipe.model, labels=labels)
+    return replace(
+        adapter, model=recipe.model, labels=table.labels, lr=recipe.learning_rate, prompt_form=table.prompt_form
+    )
 
 
 def _written(recipe: Recipe, base: Base, history: History, main: bool) -> dict[str, Path]:

@@ -68,3 +68,21 @@ def test_facts_are_all_that_the_store_knows(adapters):
     known = facts(registry, "ann@prod")
     assert known["name"] == "ann@1" and known["aliases"] == "prod" and known["model"] == "base"
     assert f"{adapters[0].num_params:,} numbers" in known["trained"] and "labels" not in known
+
+
+def test_prompts_are_put_as_in_training(adapters):
+    registry = Registry("adapters")
+    for name in ("ann", "bob"):
+        registry.put(f"{name}-chats", replace(registry.get(name), prompt_form="chat"))
+    settings = {"base": True, "seed": 0, "max_new_tokens": 4}
+    plain, chats = (Session.open(name, "adapters", None, any_base=False) for name in ("ann", "ann-chats"))
+    assert facts(registry, "ann")["prompts"] == "plain" and facts(registry, "ann")["learning rate"] == "0.5"
+    for session, chat in ((plain, False), (chats, True)):
+        own = session.generate(["w1 w2"], chat=None, **settings)
+        assert own == session.generate(["w1 w2"], chat=chat, **settings)
+        assert session.evaluate(replace(ROWS, chat=None)) == session.evaluate(replace(ROWS, chat=chat))
+    assert plain.evaluate(ROWS)["ann"]["loss"] != chats.evaluate(replace(ROWS, chat=True))["ann-chats"]["loss"]
+    mixed = Session.open(["ann", "bob-chats"], "adapters", None, any_base=False)
+    with pytest.raises(RecipeError, match="say --chat or --no-chat"):
+        mixed.evaluate(replace(ROWS, chat=None))
+    assert mixed.evaluate(ROWS).keys() == {"ann", "bob-chats", BASE}

@@ -7,7 +7,7 @@ from tiny_folder import save_tiny
 from tiny_models import counting_rows
 
 from polyvera.adapter.method import METHODS
-from polyvera.compare.comparison import FULL
+from polyvera.compare.baseline import FULL
 
 FIRST, *_ = METHODS
 
@@ -22,6 +22,7 @@ def choices(tmp_path: Path) -> dict[str, Any]:
         "methods": [FULL, FIRST],
         "seeds": [0, 1],
         "factors": [1.0, 3.0],
+        "extensions": 0,
         "settings": {"model": str(model), "max_steps": 2, "batch_size": 4, "validation": 0.25},
         "method": {FIRST: {"rank": 2}},
         "task": {

@@ -1,11 +1,15 @@
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_folder import save_tiny_encoder
 
 from polyvera.adapter.method import METHODS
-from polyvera.compare.comparison import FINAL, FULL, RUNS, SWEEP, Comparison, Run, compare, read
+from polyvera.compare.baseline import FULL, HEAD
+from polyvera.compare.comparison import FINAL, RUNS, SWEEP, Comparison, Run, beyond, compare, read, swept
 from polyvera.errors import RecipeError
+from polyvera.train.recipe import HEAD_LR
 
 FIRST, *_ = METHODS
 
@@ -72,3 +76,40 @@ def test_a_score_that_no_run_has_is_refused(choices: dict[str, Any], tmp_path: P
     choices["task"]["count"] |= change
     with pytest.raises(RecipeError, match="did you mean 'token_accuracy'"):
         compare(Comparison(**{**choices, "factors": [1.0]}), tmp_path / "out")
+
+
+def test_a_sweep_goes_on_beyond_an_edge_until_the_loss_turns(choices: dict[str, Any]) -> None:
+    comparison = Comparison(**{**choices, "factors": [1.0, 3.0], "extensions": 5})
+    assert list(swept(comparison, lambda factor: abs(factor - 27))) == [1, 3, 9, 27, 81]
+    assert list(swept(comparison, lambda factor: factor)) == pytest.approx([1, 3, *(3.0**-k for k in range(1, 6))])
+    assert list(swept(comparison, lambda factor: abs(factor - 9))) == [1, 3, 9, 27]
+    assert beyond({1: 5.0, 2: 1.0, 4: float("inf")}) is None
+    assert beyond({1: float("inf"), 2: float("inf")}) is None
+
+
+def test_one_factor_is_not_tried(choices: dict[str, Any]) -> None:
+    def never(factor: float) -> float:
+        raise AssertionError(factor)
+
+    assert list(swept(Comparison(**{**choices, "factors": [2.0]}), never)) == [2.0]
+
+
+def test_an_edge_is_marked_and_a_rate_that_diverges_is_no_choice(choices: dict[str, Any], tmp_path: Path) -> None:
+    high = Comparison(**{**choices, "methods": [FULL], "factors": [1.0, 1e30], "seeds": [0]})
+    [run] = compare(high, tmp_path / "high")
+    assert (run.factor, run.is_edge) == (1.0, 1)
+    assert [r.eval_loss for r in read(tmp_path / "high" / RUNS) if r.factor == 1e30] == [float("inf")]
+
+
+def test_a_linear_probe_moves_its_head_alone(choices: dict[str, Any], tmp_path: Path) -> None:
+    model = save_tiny_encoder(tmp_path / "encoder")
+    rows = [{"text": f"w{i % 7}", "label": ("even", "odd")[i % 2]} for i in range(20)]
+    data = tmp_path / "labels.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"probe": {"data": str(data), "test": str(data), "score": "accuracy"}}
+    settings = {**choices["settings"], "model": str(model)}
+    probe = Comparison(methods=[HEAD], seeds=[0], factors=[1.0], settings=settings, task=task)
+    [run] = compare(probe, tmp_path / "probe")
+    assert run.num_params == run.num_head_params > 0
+    assert run.adapter_bytes == 0
+    assert run.lr == HEAD_LR

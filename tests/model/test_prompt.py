@@ -10,7 +10,20 @@ from transformers import PreTrainedTokenizerFast
 from polyvera.data.encoding import IGNORED, encode
 from polyvera.data.tables import table
 from polyvera.errors import DataError, PromptError
-from polyvera.model.prompt import Message, bare_ids, chat_ids, chat_text, ids_text, passage, prompt_ids
+from polyvera.model.prompt import (
+    PLAIN,
+    TEMPLATE,
+    Message,
+    Template,
+    bare_ids,
+    chat_ids,
+    chat_text,
+    ids_text,
+    passage,
+    prompt_form_text,
+    prompt_ids,
+    templated,
+)
 
 BEGIN, END = 0, 1
 SPECIAL = [("<s>", BEGIN), ("</s>", END)]
@@ -119,6 +132,15 @@ def test_a_tokenizer_that_joins_turns_is_refused_for_all_of_them() -> None:
     assert len(encode(chats, tokenizer, 64, turns="last")) == 1
 
 
+def test_a_template_is_given_what_it_knows_and_a_message_may_stay_open() -> None:
+    tokenizer = make("nothing")
+    tokenizer.chat_template = "{{ mood }} " + tokenizer.chat_template
+    assert templated(tokenizer, CHAT, Template(more={"mood": "w9"})).startswith("w9 ")
+    begun = (*CHAT, Message("assistant", "w6"))
+    assert templated(tokenizer, begun, Template(answer_next=False, is_open=True)).endswith("w6")
+    assert chat_ids(tokenizer, CHAT, given=Template(False)) == chat_ids(tokenizer, CHAT, answer_next=False)
+
+
 def test_refusals() -> None:
     with pytest.raises(PromptError, match="has no chat template.*give a plain prompt"):
         prompt_ids(make_tokenizer(template=None), CHAT)
@@ -129,3 +151,10 @@ def test_refusals() -> None:
     for beyond in (len(WORDS), -1):
         with pytest.raises(PromptError, match=f"tokens: {beyond} is not a token; they are from 0 to {len(WORDS) - 1}"):
             ids_text(make_tokenizer(), [7, beyond], len(WORDS))
+
+
+def test_the_form_of_prompts_is_said_with_a_word_for_the_likelier_one() -> None:
+    chats, plain = make_tokenizer(), make_tokenizer(template=None)
+    assert prompt_form_text(chats, TEMPLATE) == "prompts go through the chat template"
+    assert prompt_form_text(plain, PLAIN) == "prompts are plain text"
+    assert "chat=true is likelier" in prompt_form_text(chats, PLAIN)

@@ -14,6 +14,9 @@ from tiny_server import Served
 
 from polyvera.server import json_body, requests
 from polyvera.server.fields import LogitBias, Prompt, several
+from polyvera.server.message_body import MessageBody
+from polyvera.server.response_body import ResponseBody
+from polyvera.server.score_bodies import RerankBody, ScoreBody
 
 ROUTES: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
     "/v1/completions": (requests.CompletionBody, {"model": "tiny", "prompt": "the", "max_tokens": 1}),
@@ -21,6 +24,13 @@ ROUTES: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
         requests.ChatBody,
         {"model": "tiny", "messages": [{"role": "user", "content": "the"}], "max_tokens": 1},
     ),
+    "/v1/responses": (ResponseBody, {"model": "tiny", "input": "the", "max_output_tokens": 1}),
+    "/v1/messages": (
+        MessageBody,
+        {"model": "tiny", "messages": [{"role": "user", "content": "the"}], "max_tokens": 1},
+    ),
+    "/v1/score": (ScoreBody, {"model": "tiny", "text_1": "the", "text_2": "the"}),
+    "/v1/rerank": (RerankBody, {"model": "tiny", "query": "the", "documents": ["the"]}),
     "/tokenize": (requests.TokenizeBody, {"prompt": "the"}),
     "/detokenize": (requests.DetokenizeBody, {"tokens": [5]}),
     "/v1/embeddings": (requests.EmbeddingBody, {"model": "tiny", "input": "the"}),
@@ -29,7 +39,7 @@ ROUTES: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
     "/v1/unload_lora_adapter": (requests.UnloadBody, {"lora_name": "acme/new"}),
     "/v1/aliases": (requests.AliasBody, {"name": "acme/one", "alias": "live"}),
 }
-VECTORS = ("/v1/embeddings", "/v1/classify")  # an encoder's, which this server is not
+VECTORS = ("/v1/embeddings", "/v1/classify", "/v1/score", "/v1/rerank")  # an encoder's, which this server is not
 HEALTH_S = 0.1  # above its idle time
 IDLE_S, PAUSE_S = 0.5, 0.005
 TRIES = 5  # a machine that does other work stalls now and then; a value that stalls the server does so every time
@@ -79,7 +89,10 @@ def every_end() -> Iterator[tuple[str, str, Any, bool]]:
 def test_every_field_of_every_body_has_a_bound() -> None:
     fields = {(route, field) for route, field, _, _ in every_end()}
     chats = ("/v1/completions", "/v1/chat/completions")
-    nested = {(route, field) for route in chats for field in ("stream_options", "response_format")}
+    nested = {
+        (route, field) for route in chats for field in ("stream_options", "response_format", "structured_outputs")
+    }
+    nested |= {("/v1/responses", "text"), ("/v1/messages", "tool_choice")}
     every = {(route, field) for route, (kind, _) in ROUTES.items() for field in kind.model_fields}
     assert every - fields == nested
     for kind in (requests.JsonSchema, requests.ResponseFormat, requests.StreamOptions, requests.ChatMessage):

@@ -14,7 +14,7 @@ from polyvera.adapter.method import METHODS
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import RecipeError
 from polyvera.train.budget import Allocator, Schedule, compacted, orthogonality, schedule
-from polyvera.train.recipe import Budget
+from polyvera.train.rank_budget import Budget
 
 SHRINKING = [name for name, row in METHODS.items() if "d" in row.trained]
 OWN_PAIR = [name for name in SHRINKING if {"A", "B"} <= set(METHODS[name].trained)]

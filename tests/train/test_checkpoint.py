@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,20 @@ def test_a_damaged_checkpoint_does_not_count(tmp_path: Path, name: str, left: fl
         checkpoint.check_new(tmp_path, resume=True)
     with pytest.raises(RecipeError, match="holds a run already"):
         checkpoint.check_new(tmp_path, resume=False)
+
+
+@pytest.mark.parametrize("name", [*WHOLE, checkpoint.STATE, checkpoint.FILES])
+@pytest.mark.parametrize(
+    "damage", [Path.unlink, lambda file: file.write_bytes(b"[]"), lambda file: file.write_text("{}")]
+)
+def test_a_sealed_checkpoint_has_what_was_written(tmp_path: Path, name: str, damage: Callable[[Path], object]) -> None:
+    first, second = ended(tmp_path, 4), ended(tmp_path, 8)
+    for one in (first, second):
+        checkpoint.seal(one)
+    assert checkpoint.last(tmp_path) == second
+    damage(second / name)
+    is_unsealed = not (second / checkpoint.FILES).exists()  # as those of earlier versions are
+    assert checkpoint.last(tmp_path) == (second if is_unsealed else first)
 
 
 @pytest.mark.parametrize("text", ["{", "3", "", "\udcff"])

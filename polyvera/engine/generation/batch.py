@@ -20,7 +20,7 @@ class Batch:
 
     ids, positions: (1, T). slot_mapping: (T,), row * context + position in the cache. slots: the adapter of every
     token. last: (rows,), the tokens whose logits are needed. rows: whose next token they choose. attention: the spans.
-    is_decoding: whether no prompt is read.
+    is_decoding: whether no prompt is read. scored: chunks that need the logits of all their tokens, at scored_at.
     """
 
     ids: Tensor
@@ -31,6 +31,8 @@ class Batch:
     rows: tuple[Row, ...]
     attention: AttentionMetadata
     is_decoding: bool
+    scored: tuple[Chunk, ...]
+    scored_at: tuple[int, ...]
 
 
 def make_batch(
@@ -52,6 +54,7 @@ def make_batch(
     spans = spans_of([c.row.index for c in decoding], [c.stop for c in decoding], sum(sizes))
     spans += joined_spans([(c.row.index, c.start, c.stop) for c in reading], sum(sizes) + len(decoding))
     rows = [row for c, size in zip(single, sizes, strict=True) for row in (c.row.index,) * size]
+    scored = [(chunk, end) for chunk, end in zip(chunks, ends, strict=True) if chunk.is_scored]
     return Batch(
         to_device([token for c in chunks for token in c.row.tokens(c.start, c.stop)], device)[None],
         positions[None],
@@ -61,4 +64,6 @@ def make_batch(
         tuple(chunk.row for chunk in chunks if chunk.is_last),
         AttentionMetadata(spans, positions, to_device(rows, device) if rows else None),
         all(chunk.stop - chunk.start == 1 for chunk in chunks),
+        tuple(chunk for chunk, _ in scored),
+        tuple(at for chunk, end in scored for at in range(end - (chunk.stop - chunk.start), end)),
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from polyvera.adapter.bank import Bank
+from polyvera.adapter.pinned_memory import to_device
 from polyvera.adapter.route import Route, route
 from polyvera.adapter.slot_table import BASE_SLOT
 from polyvera.engine.adapter_cache import AdapterCache
@@ -17,6 +18,7 @@ from polyvera.engine.generation.attention import AttentionMetadata, attending
 from polyvera.engine.generation.batch import Batch, make_batch
 from polyvera.engine.generation.decode_graph import DecodeGraphs, DecodeInputs, DecodeToken
 from polyvera.engine.generation.kv_cache import KVCache
+from polyvera.engine.generation.prompt_logprobs import score_prompts
 from polyvera.engine.generation.rows import Chunk, Row
 from polyvera.engine.generation.sampler import Scores
 from polyvera.engine.limits import Limits
@@ -80,11 +82,15 @@ class Forward:
 
     def _packed(self, batch: Batch) -> Tensor:
         """(rows, vocabulary)"""
-        keep = batch.last if len(batch.last) else batch.last.new_zeros(1)
+        keep = batch.last if len(batch.last) or batch.scored else batch.last.new_zeros(1)
+        if batch.scored:
+            keep = torch.cat((keep, to_device(batch.scored_at, keep.device)))
         # An adapted output layer too has its adapter for every token.
         is_whole = self._adapters.adapts_output or not self._can_keep
         given = batch.ids, batch.positions, batch.slot_mapping, batch.attention, self._routed(batch)
         logits = self._logits(*given, 0)[keep] if is_whole else self._logits(*given, keep)
+        if batch.scored:
+            score_prompts(batch.scored, logits[len(batch.rows) :])
         return logits[: len(batch.rows)]
 
     def _logits(

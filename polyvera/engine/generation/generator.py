@@ -10,7 +10,7 @@ from functools import cached_property, partial
 import torch
 
 from polyvera.adapter.packed_linear import PackedModel, Packs, packed
-from polyvera.engine.generation.grammar import Grammars
+from polyvera.engine.generation.grammar import Grammar, Grammars
 from polyvera.engine.generation.model_runner import ModelRunner
 from polyvera.engine.generation.request import CANCELLED, GREEDY, Answer, Request, RequestOutput, SamplingParams
 from polyvera.engine.generation.sampler import RequestSampler
@@ -67,7 +67,7 @@ class Generator(AdapterEngine[Request]):
         """
         params = request.params
         self._check(request.prompt, params)
-        grammar = None if params.schema is None else self._grammars.of(params.schema)
+        grammar = self._grammar(params)
         request.sampler = RequestSampler(params, request.prompt, self.ends, grammar)
         self._queue.add(request)
         if self._queue.num_waiting <= LOOK_AHEAD:  # not at the next step: it may be under way for long
@@ -100,6 +100,11 @@ class Generator(AdapterEngine[Request]):
         """Cancels a request at the next step, if it has not ended; on_output gets its end."""
         self._queue.cancel(request)
 
+    def _grammar(self, params: SamplingParams) -> Grammar | None:
+        if params.schema is not None:
+            return self._grammars.of(params.schema)
+        return None if params.grammar is None else self._grammars.of_grammar(params.grammar)
+
     def _take(self) -> EngineParts:
         runner, packs = ModelRunner(self.model, self.max_context), Packs()
         packed_model = PackedModel(self.model, packs)
@@ -122,7 +127,7 @@ class Generator(AdapterEngine[Request]):
         last = self.num_tokens - 1
         if not 0 <= min(prompt) <= max(prompt) <= last:
             raise SamplingError(f"the prompt has a token that is not from 0 to {last}")
-        asked = params.max_tokens or 1
+        asked = 1 if params.max_tokens is None else params.max_tokens
         if len(prompt) + asked > self.max_context:
             raise ContextLengthError(
                 f"the prompt has {len(prompt)} tokens, and with max_tokens={asked} that is more than the "

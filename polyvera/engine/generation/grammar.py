@@ -1,4 +1,4 @@
-"""Grammar: an answer that follows a JSON schema, token by token, by llguidance."""
+"""Grammar: an answer that follows a JSON schema or a grammar, token by token, by llguidance."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from polyvera.engine.generation.grammar_process import GrammarProcesses
-from polyvera.engine.generation.grammar_worker import Vocabulary, grammar_of, limits
+from polyvera.engine.generation.grammar_worker import LARK, Vocabulary, grammar_of, limits
 from polyvera.errors import SamplingError, ServeError
 
 if TYPE_CHECKING:
@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 
 NUM_KEPT = 16  # compiled schemas
 MAX_WHY_CHARS = 500
+SCHEMA = "JSON schema"
 ANY_OBJECT = '{"type": "object"}'
 
 
 class Grammar:
     """Where one answer stands in its grammar. ends: the tokens that it allows at its end; to it all others are text."""
 
-    def __init__(self, matcher: Any, num_tokens: int, ends: frozenset[int]) -> None:
-        self._matcher, self._num_tokens, self.ends = matcher, num_tokens, ends
+    def __init__(self, matcher: Any, num_tokens: int, ends: frozenset[int], what: str) -> None:
+        self._matcher, self._num_tokens, self.ends, self._what = matcher, num_tokens, ends, what
         self._mask = np.zeros((num_tokens + 31) // 32, np.uint32)
 
     def restrict(self, logits: Tensor) -> None:
@@ -51,7 +52,7 @@ class Grammar:
     def _check(self) -> None:
         if self._matcher.is_error():
             why = self._matcher.get_error().partition("<state>")[0].strip()
-            raise ServeError(f"the answer cannot continue as its JSON schema says: {why}")
+            raise ServeError(f"the answer cannot continue as its {self._what} says: {why}")
 
 
 class Grammars:
@@ -74,37 +75,44 @@ class Grammars:
             parsed = json.loads(schema)
             text = ANY_OBJECT if parsed == {} else json.dumps(parsed)
         except (ValueError, RecursionError) as error:
-            raise _refused(error) from error
+            raise _refused(SCHEMA, error) from error
+        return self._begun(text, SCHEMA)
+
+    def of_grammar(self, grammar: str) -> Grammar:
+        """The same for a grammar in llguidance's form of Lark."""
+        return self._begun(LARK + grammar.removeprefix(LARK), "grammar")
+
+    def _begun(self, text: str, what: str) -> Grammar:
         with self._lock:
             known = self._tried.get(text)
         if known is None:
-            known = self._compiled(text)
+            known = self._compiled(text, what)
             with self._lock:
                 self._tried[text] = known
                 while len(self._tried) > NUM_KEPT:
                     self._tried.popitem(last=False)
-        return Grammar(known.deep_copy(), self._num_tokens, self._ends)
+        return Grammar(known.deep_copy(), self._num_tokens, self._ends, what)
 
     def close(self) -> None:
         """Ends the processes."""
         if "_processes" in self.__dict__:
             self._processes.close()
 
-    def _compiled(self, text: str) -> Any:
+    def _compiled(self, text: str, what: str) -> Any:
         from llguidance import LLMatcher
 
         problem = self._processes.try_schema(text)
         if problem:
-            raise _refused(problem)
+            raise _refused(what, problem)
         with self._lock:
             known = self._known
         matcher = LLMatcher(known, grammar_of(text), limits=limits())
         if matcher.is_error():
-            raise _refused(matcher.get_error())
+            raise _refused(what, matcher.get_error())
         try:
-            Grammar(matcher.deep_copy(), self._num_tokens, self._ends).restrict(torch.zeros(self._num_tokens))
+            Grammar(matcher.deep_copy(), self._num_tokens, self._ends, what).restrict(torch.zeros(self._num_tokens))
         except ServeError as error:  # it allows no first token
-            raise _refused(error) from error
+            raise _refused(what, error) from error
         return matcher
 
     @cached_property
@@ -123,6 +131,7 @@ class Grammars:
         )
 
 
-def _refused(why: object) -> SamplingError:
+def _refused(what: str, why: object) -> SamplingError:
     first_line = str(why).partition("\n")[0][:MAX_WHY_CHARS]
-    return SamplingError(f"the JSON schema cannot be followed: {first_line}", "response_format")
+    param = "response_format" if what == SCHEMA else "structured_outputs"
+    return SamplingError(f"the {what} cannot be followed: {first_line}", param)

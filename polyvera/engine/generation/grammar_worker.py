@@ -1,8 +1,8 @@
-"""A process that compiles JSON schemas for another, one a line, and may be killed at any moment.
+"""A process that compiles JSON schemas and grammars for another, one a line, and may be killed at any moment.
 
 Started as `python -m polyvera.engine.generation.grammar_worker`. The first line is a Vocabulary, each further one a
-schema; each is answered by a line with what is wrong with it, "" for nothing. It takes MAX_MEMORY_BYTES more than at
-its start and LIMIT_S for a schema, or ends.
+schema or a grammar; each is answered by a line with what is wrong with it, "" for nothing. It takes MAX_MEMORY_BYTES
+more than at its start and LIMIT_S for a schema, or ends.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ COMPACT: Any = {
     "coerce_one_of": True,  # as anyOf where its branches cannot be distinguished
 }
 NICE = 5
+LARK = "%llguidance {}\n"  # no JSON begins so
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,11 @@ class Vocabulary:
 
 
 def grammar_of(schema: str) -> str:
-    """llguidance's grammar of a JSON schema. Raises ValueError."""
+    """llguidance's grammar of a JSON schema, or a grammar of Lark that begins with LARK. Raises ValueError."""
     from llguidance import LLMatcher
 
+    if schema.startswith(LARK):
+        return schema
     return LLMatcher.grammar_from_json_schema(schema, defaults=COMPACT)
 
 

@@ -39,6 +39,8 @@ class SamplingParams:
     bias: (token, number added to its logit, -100 to 100).
     logprobs: how many alternatives to return with each token, 0 to 20; None returns no log probabilities.
     schema: a JSON schema that the answer follows; '{}' is any JSON object.
+    prompt_logprobs: the same for each token of the prompt, but for the first; max_tokens may then be 0.
+    grammar: a grammar that it follows, in llguidance's form of Lark; not together with a schema.
 
     Raises SamplingError for a value outside its range.
     """
@@ -59,12 +61,16 @@ class SamplingParams:
     bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
     schema: str | None = None
+    grammar: str | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:  # no NaN is
                 raise SamplingError(f"{name}={value!r} must be from {low:g} to {high:g}")
+        if self.max_tokens == 0 and self.prompt_logprobs is None:
+            raise SamplingError("max_tokens=0 must be at least 1, unless the prompt's log-probabilities are asked for")
         if self.repetition_penalty == 0.0 or self.top_p == 0.0:
             name = "top_p" if self.top_p == 0.0 else "repetition_penalty"
             raise SamplingError(f"{name}=0 must be more than 0")
@@ -75,9 +81,15 @@ class SamplingParams:
                 raise SamplingError(f"{name} has {len(given)} entries; at most {most} are taken", name)
         if not all(-100.0 <= value <= 100.0 for _, value in self.bias):
             raise SamplingError("logit_bias: each value is from -100 to 100", "logit_bias")
-        if self.schema is not None and len(self.schema) > MAX_SCHEMA_CHARS:
+        self._check_form()
+
+    def _check_form(self) -> None:
+        if self.schema is not None and self.grammar is not None:
+            raise SamplingError("an answer follows a schema or a grammar: give one of the two", "response_format")
+        form = self.schema or self.grammar or ""
+        if len(form) > MAX_SCHEMA_CHARS:
             raise SamplingError(
-                f"the schema has {len(self.schema)} characters; at most {MAX_SCHEMA_CHARS} are read", "response_format"
+                f"the schema has {len(form)} characters; at most {MAX_SCHEMA_CHARS} are read", "response_format"
             )
 
     @property
@@ -87,7 +99,7 @@ class SamplingParams:
 
 
 RANGES: dict[str, tuple[float, float]] = {
-    "max_tokens": (1, 2**31),
+    "max_tokens": (0, 2**31),
     "temperature": (0.0, 100.0),
     "top_p": (0.0, 1.0),
     "top_k": (0, 2**31),
@@ -98,6 +110,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "presence_penalty": (-2.0, 2.0),
     "frequency_penalty": (-2.0, 2.0),
     "logprobs": (0, MAX_LOGPROBS),
+    "prompt_logprobs": (0, MAX_LOGPROBS),
 }
 GREEDY = SamplingParams()
 
@@ -116,13 +129,15 @@ class RequestOutput:
     """What one step adds to an answer: new tokens, new text, and at the end why it ended.
 
     text may lag behind the tokens, where it could be the beginning of a stop text or of a character. finish_reason:
-    None while it runs, else 'stop', 'length', 'cancelled' or 'error', with the error.
+    None while it runs, else 'stop', 'length', 'cancelled' or 'error', with the error. prompt: its tokens but the
+    first, in the first output, where they were asked for.
     """
 
     tokens: tuple[Token, ...] = ()
     text: str = ""
     finish_reason: str | None = None
     error: PolyveraError | None = None
+    prompt: tuple[Token, ...] = ()
 
 
 @dataclass(slots=True)
@@ -132,6 +147,7 @@ class Answer:
     tokens: list[Token] = field(default_factory=list)
     text: str = ""
     finish_reason: str | None = None
+    prompt: tuple[Token, ...] = ()
 
     @property
     def ids(self) -> list[int]:
@@ -143,6 +159,7 @@ class Answer:
         self.tokens += output.tokens
         self.text += output.text
         self.finish_reason = output.finish_reason
+        self.prompt = output.prompt or self.prompt
 
 
 @dataclass(eq=False, slots=True)
@@ -184,6 +201,11 @@ class Request:
     def whole(self) -> Request:
         """Itself: a prompt is scheduled as one."""
         return self
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the log-probabilities of its prompt are asked for."""
+        return self.params.prompt_logprobs is not None
 
     @property
     def num_tokens(self) -> int:

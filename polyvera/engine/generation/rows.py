@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from polyvera.engine.generation.detokenizer import Detokenizer
-from polyvera.engine.generation.request import Request
+from polyvera.engine.generation.request import Request, Token
 from polyvera.engine.generation.sampler import RequestSampler
+
+MAX_SCORED = 256  # tokens of a prompt whose logits are all in memory
 
 
 @dataclass(eq=False, slots=True)
 class Row:
     """A request that runs: its row of the cache, its adapter's slot, and how far it is.
 
-    num_computed: tokens whose keys and values are in the cache.
+    num_computed: tokens whose keys and values are in the cache. prompt_tokens: with their log-probabilities, so far.
     """
 
     request: Request
@@ -24,6 +26,7 @@ class Row:
     sampler: RequestSampler
     detokenizer: Detokenizer
     num_computed: int = 0
+    prompt_tokens: list[Token] = field(default_factory=list)
 
     @property
     def num_left(self) -> int:
@@ -51,6 +54,11 @@ class Chunk:
         return self.stop == self.row.request.num_tokens
 
     @property
+    def is_scored(self) -> bool:
+        """Whether it is of a prompt whose log-probabilities are asked for."""
+        return self.row.request.is_scored and self.start < len(self.row.request.prompt)
+
+    @property
     def num_pairs(self) -> int:
         """Pairs of a token and a key that it may see, at most."""
         return (self.stop - self.start) * self.stop
@@ -65,7 +73,7 @@ def next_chunks(running: Sequence[Row], num_tokens: int) -> tuple[list[Chunk], l
     reading = sorted((row for row in running if row.num_left > 1), key=lambda row: row.request.number)
     left, chunks = _shares(reading, num_tokens), []
     for row in reading:
-        size = min(row.num_left, left[row.request.tenant])
+        size = min(row.num_left, left[row.request.tenant], MAX_SCORED if row.request.is_scored else num_tokens)
         if size:
             chunks.append(Chunk(row, row.num_computed, row.num_computed + size))
             left[row.request.tenant] -= size

@@ -65,7 +65,8 @@ class GenerationWorkload:
         self._queue.left()
         self._observe("queue_s", request.admitted - request.submitted)
         row = Row(request, index, slot, request.sampler, Detokenizer(self._tokenizer, request.params.stop))
-        found, length = self._prefix_cache.longest(_owner(request), request.prompt)
+        prompt = () if request.is_scored else request.prompt  # a prefix that is cached has no scores
+        found, length = self._prefix_cache.longest(_owner(request), prompt)
         if found is not None:
             self._kv_cache.write(index, found.pairs, length)
             row.num_computed = request.num_reused = length
@@ -125,9 +126,14 @@ class GenerationWorkload:
 
     def _append(self, row: Row, token: Token) -> None:
         request = row.request
+        if self._room(request) == 0:
+            self._end(row, RequestOutput(finish_reason=LENGTH, prompt=tuple(row.prompt_tokens)))
+            return
         if not request.answer:
             request.first_token = monotonic()
             self._keep_prefix(row, request.prompt)
+            if request.is_scored:
+                self._report(request, RequestOutput(prompt=tuple(row.prompt_tokens)))
         self.totals["answer_tokens"] += 1
         request.answer.append(token.id)
         self._advance(row, token)
@@ -148,7 +154,8 @@ class GenerationWorkload:
 
     def _room(self, request: Request) -> int:
         room = self._context - len(request.prompt)
-        return min(room, request.params.max_tokens or room)
+        most = request.params.max_tokens
+        return room if most is None else min(room, most)
 
     def _end(self, row: Row, output: RequestOutput) -> None:
         """Takes a row out, and reports why."""

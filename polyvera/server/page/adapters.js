@@ -1,87 +1,86 @@
-// The table of adapters, a page at a time, by the beginning of their names.
+// The table of adapters, a page at a time, by words in their names.
 
 import { byId, make, say } from "./element.js";
 import { get } from "./server.js";
-import { bytes, counted, moment, score } from "./words.js";
+import { bytes, count, counted, moment, score } from "./words.js";
 
-const PAGE = 50;
+const PAGE = 20;
 const TYPING_MS = 200;
 const SUGGESTIONS = 20;
 let listing = new AbortController();
-let shown = [];
+let offset = 0;
 let choose = () => {};
+let open = () => {};
 
-// chosen(side, name): called where the reader picks an adapter for side "A" or "B".
-export function start(chosen) {
+// chosen(side, name): called where the reader picks an adapter for side "A" or "B". opened(name): where the reader
+// wants to see all of it.
+export function start(chosen, opened) {
   choose = chosen;
+  open = opened;
   let timer;
   byId("filter").addEventListener("input", () => {
     clearTimeout(timer);
     timer = setTimeout(list, TYPING_MS);
   });
+  byId("sort").addEventListener("change", list);
   byId("refresh").addEventListener("click", list);
-  byId("more").addEventListener("click", more);
+  byId("more").addEventListener("click", () => turn(PAGE));
+  byId("before").addEventListener("click", () => turn(-PAGE));
 }
 
 // The table from its beginning; the names that it shows, or null where there are none to show.
 export async function list() {
+  offset = 0;
+  return show();
+}
+
+// The same page again.
+export async function show() {
   listing.abort();
   listing = new AbortController();
-  return add(listing.signal, true);
-}
-
-// The first names that begin with a text. Throws Problem.
-export async function named(text) {
-  const found = await get(address(text, SUGGESTIONS, ""));
-  return found.data.map((one) => one.name);
-}
-
-async function more() {
-  const before = shown.length;
-  if (await add(listing.signal, false)) byId("rows").children[before]?.querySelector("button").focus();
-}
-
-// isNew: in place of what is shown, which stays until the answer comes.
-async function add(signal, isNew) {
-  const prefix = byId("filter").value.trim();
+  const { signal } = listing;
   try {
-    const found = await get(address(prefix, PAGE, isNew ? "" : shown.at(-1).name), signal);
+    const found = await get(address(byId("filter").value.trim(), PAGE, offset, byId("sort").value), signal);
     if (signal.aborted) return null;
-    if (isNew) empty();
-    shown.push(...found.data);
-    byId("rows").append(...found.data.map(row));
-    show(found.has_more, prefix);
-    return shown.map((one) => one.name);
+    fill(found);
+    return found.data.map((one) => one.name);
   } catch (error) {
     if (error.name === "AbortError") return null;
-    empty();
-    show(false, prefix);
+    fill({ data: [], total: 0, has_more: false });
     say(byId("adapters-status"), error.message);
     return null;
   }
 }
 
-function empty() {
-  shown = [];
-  byId("rows").replaceChildren();
+// The first names with these words in them. Throws Problem.
+export async function named(text) {
+  const found = await get(address(text, SUGGESTIONS, 0, "name"));
+  return found.data.map((one) => one.name);
 }
 
-function address(prefix, limit, after) {
-  return `v1/adapters?${new URLSearchParams({ prefix, limit, after })}`;
+async function turn(step) {
+  offset = Math.max(0, offset + step);
+  await show();
+  byId("adapters-title").scrollIntoView();
 }
 
-function show(hasMore, prefix) {
-  byId("table").hidden = !shown.length;
+function address(search, limit, from, sort) {
+  return `v1/adapters?${new URLSearchParams({ search, limit, offset: from, sort })}`;
+}
+
+function fill({ data, total, has_more: hasMore }) {
+  byId("rows").replaceChildren(...data.map(row));
+  byId("table").hidden = !data.length;
   byId("more").hidden = !hasMore;
-  say(byId("adapters-status"), summary(hasMore, prefix));
+  byId("before").hidden = !offset;
+  const isPart = hasMore || offset > 0;
+  say(byId("place"), isPart ? `${count(offset + 1)}–${count(offset + data.length)} of ${count(total)}` : "");
+  say(byId("adapters-status"), summary(total, byId("filter").value.trim()));
 }
 
-function summary(hasMore, prefix) {
-  const beginning = prefix ? ` that begin with “${prefix}”` : "";
-  if (shown.length) {
-    return hasMore ? `The first ${shown.length}${beginning}; there are more.` : counted(shown.length, "adapter") + beginning;
-  }
-  if (prefix) return `No adapter that you may see begins with “${prefix}”.`;
+function summary(total, words) {
+  if (total) return counted(total, "adapter") + (words ? ` with “${words}” in the name` : "");
+  if (words) return `No adapter that you may see has “${words}” in its name.`;
   return "There are no adapters that you may see. One that is published appears here at once: PUT /v1/adapters/NAME.";
 }
 
@@ -99,7 +98,9 @@ function row(one) {
 }
 
 function name(one) {
-  const head = make("th", { scope: "row", textContent: one.id });
+  const button = make("button", { type: "button", className: "link", textContent: one.id });
+  button.addEventListener("click", () => open(one.name));
+  const head = make("th", { scope: "row" }, button);
   if (one.labels) head.append(make("span", { className: "muted labels", textContent: one.labels.join(", ") }));
   return head;
 }
@@ -111,7 +112,7 @@ function cell(title, items, className = "") {
   return made;
 }
 
-function pairs(values, word) {
+export function pairs(values, word) {
   return Object.entries(values).map(([key, value]) => `${key} ${word(value)}`);
 }
 

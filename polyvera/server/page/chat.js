@@ -2,11 +2,13 @@
 
 import { named } from "./adapters.js";
 import { Column } from "./column.js";
+import * as draft from "./draft.js";
 import { byId, make, say } from "./element.js";
 
 const TYPING_MS = 200;
 const columns = {};
 let asking = null; // the AbortController of the answers that are coming
+let keyNumber = 0; // of the key that is used
 
 export function start() {
   columns.base = new Column("Base", null);
@@ -20,12 +22,17 @@ export function start() {
   byId("stop").addEventListener("click", stop);
   byId("clear").addEventListener("click", clear);
   byId("plain").addEventListener("change", showHint);
+  for (const column of Object.values(columns)) {
+    column.onCopy = (kind) => column.copy(kind, byId("prompt").value, given(), byId("plain").checked);
+  }
+  draft.start();
 }
 
 // An adapter for side "A" or "B".
 export function choose(side, name) {
   input(side).value = name;
-  say(byId("chat-status"), `Adapter ${side} is now ${name}.`);
+  draft.keep();
+  for (const id of ["chat-status", "adapters-status"]) say(byId(id), `Adapter ${side} is now ${name}.`);
 }
 
 // Fills what the reader has left empty.
@@ -38,22 +45,25 @@ export function suggest(names) {
 // Another key may be allowed other things, and must not find what was said before with this one.
 export function forget() {
   stop();
+  keyNumber += 1;
   for (const column of Object.values(columns)) {
     column.refused = "";
     column.clear();
   }
   for (const side of ["A", "B"]) input(side).value = "";
+  draft.forget();
   byId("names").replaceChildren();
   say(byId("chat-status"), "");
 }
 
-// The base's name, and whether it is one to chat with.
+// The base's name; whether it is one to chat with.
 export function showBase({ id, answers }) {
   const chats = answers.includes("/v1/chat/completions");
   say(byId("base-name"), id);
   byId("chat-open").hidden = !chats;
   byId("chat-closed").hidden = chats;
   say(byId("chat-closed"), chats ? "" : `There is nothing to chat with: ${id} is an encoder, which answers ${answers.join(" and ")}.`);
+  return chats;
 }
 
 function picker(side) {
@@ -93,18 +103,27 @@ async function send() {
   if (asking) return say(byId("chat-status"), "Answers are still coming: stop them first.");
   if (!prompt.trim()) return say(byId("chat-status"), "Write a prompt first.");
   byId("prompt").value = "";
+  draft.remember(prompt);
+  const own = keyNumber;
   asking = new AbortController();
   showBusy(true);
   say(byId("chat-status"), "Answers are coming.");
   const ended = await Promise.allSettled(Object.values(columns).map((column) => asked(column, prompt)));
   asking = null;
   showBusy(false);
-  tell(ended.map((one) => one.reason).filter(Boolean));
+  if (own !== keyNumber) return;
+  const problems = ended.map((one) => one.reason).filter(Boolean);
+  if (problems.length === ended.length && !byId("prompt").value) byId("prompt").value = prompt;
+  draft.keep();
+  tell(problems);
 }
 
 function asked(column, prompt) {
-  const given = { temperature: byId("temperature").valueAsNumber, max_tokens: byId("max-tokens").valueAsNumber };
-  return column.ask(prompt, given, () => byId("plain").checked, usePlain, asking.signal);
+  return column.ask(prompt, given(), () => byId("plain").checked, usePlain, asking.signal);
+}
+
+function given() {
+  return { temperature: byId("temperature").valueAsNumber, max_tokens: byId("max-tokens").valueAsNumber };
 }
 
 function usePlain() {

@@ -1,7 +1,9 @@
 // A column of the chat: one model, and its conversation.
 
 import { byId, make, say } from "./element.js";
+import { showCode } from "./request_code.js";
 import { stream } from "./server.js";
+import { Timing } from "./timing.js";
 import { tag } from "./tag.js";
 import { counted } from "./words.js";
 
@@ -20,6 +22,11 @@ export class Column {
     say(this.element.querySelector(".column-title"), title);
     this.element.querySelector(".picker").append(picker ?? make("p", { className: "muted", id: "base-name" }));
     this.log.ariaLabel = `Answers of ${title}`;
+    this.onCopy = () => {};
+    for (const button of this.element.querySelectorAll("[data-copy]")) {
+      button.ariaLabel = `The request to ${title} in ${button.dataset.copy}`;
+      button.addEventListener("click", () => this.onCopy(button.dataset.copy));
+    }
     this.clear();
   }
 
@@ -51,6 +58,13 @@ export class Column {
     }
   }
 
+  // The request with this prompt, or the last one where there is none, as code.
+  copy(kind, prompt, given, isPlain) {
+    const last = this.turns.at(-1);
+    const turn = prompt.trim() || !last ? { prompt, isPlain, model: this.model } : last;
+    showCode(kind, ...this.request(turn, given));
+  }
+
   async answered(turn, shown, given, noTemplate, signal) {
     try {
       await this.streamed(turn, shown, given, signal);
@@ -64,6 +78,7 @@ export class Column {
 
   async streamed(turn, shown, given, signal) {
     const [path, body] = this.request(turn, given);
+    turn.timing = new Timing();
     let finish = "";
     let usage = null;
     for await (const part of stream(path, body, signal)) {
@@ -71,10 +86,14 @@ export class Column {
       usage = part.usage ?? usage;
       finish = choice?.finish_reason ?? finish;
       turn.answered = part.model;
-      this.append(turn, shown, (turn.isPlain ? choice?.text : choice?.delta?.content) ?? "");
+      const text = (turn.isPlain ? choice?.text : choice?.delta?.content) ?? "";
+      if (text) turn.timing.part();
+      this.append(turn, shown, text);
     }
     turn.isKept = true;
-    this.note(shown, turn, [usage ? counted(usage.completion_tokens, "token") : "", CUT[finish] ?? ""]);
+    const tokens = usage?.completion_tokens;
+    const facts = [usage ? counted(tokens, "token") : "", ...turn.timing.words(tokens), CUT[finish] ?? ""];
+    this.note(shown, turn, facts);
   }
 
   request(turn, given) {
@@ -85,7 +104,8 @@ export class Column {
 
   // What was said in this column before, to the same template, and the prompt.
   messages(turn) {
-    const earlier = this.turns.filter((one) => one !== turn && one.isKept && !one.isPlain);
+    const until = this.turns.includes(turn) ? this.turns.indexOf(turn) : this.turns.length;
+    const earlier = this.turns.slice(0, until).filter((one) => one.isKept && !one.isPlain);
     const said = earlier.flatMap((one) => [user(one.prompt), { role: "assistant", content: one.answer }]);
     return [...said, user(turn.prompt)];
   }
@@ -110,7 +130,7 @@ export class Column {
   failed(error, turn, shown) {
     if (error.name === "AbortError") {
       turn.isKept = turn.answer !== "";
-      this.note(shown, turn, ["stopped"]);
+      this.note(shown, turn, ["stopped", ...(turn.timing?.words() ?? [])]);
       return;
     }
     if (error.status === 403) this.refused = error.message;

@@ -7,7 +7,8 @@ import { bytes, count, counted } from "./words.js";
 
 const EVERY_MS = 1_000;
 const MOST_FREE_CELLS = 256;
-const MOST_RESIDENT = 24;
+const MOST_RUNNING = 8;
+const MOST_RESIDENT = 8;
 const HIDDEN = "adapters that this key may not see";
 let isPaused = false;
 let timer;
@@ -58,7 +59,8 @@ function show(seen) {
   say(byId("live-status"), summary(live, new Set(running)));
   showCells(live, running);
   const groups = grouped(live.running);
-  renew(byId("legend"), inOrder(groups.keys()).map((name) => runningLine(name, groups.get(name))));
+  const names = inOrder(groups.keys());
+  renew(byId("legend"), shortened(names, MOST_RUNNING, (name) => runningLine(name, groups.get(name))));
   showResident(live);
   byId("totals-box").hidden = !live.totals;
   if (live.totals) showTotals(live.totals);
@@ -99,15 +101,19 @@ function showResident(live) {
   const hidden = live.hidden_resident ? `, ${counted(live.hidden_resident, "of them", "of them")} out of this key's sight` : "";
   const held = live.resident.length ? `, ${bytes(size)}` : "";
   say(byId("slots"), `${count(all)} of ${counted(live.num_slots, "slot")} taken${hidden}${held}.`);
-  const lines = live.resident.slice(0, MOST_RESIDENT).map(residentLine);
-  const more = live.resident.length - lines.length;
-  if (more > 0) lines.push(make("li", { className: "muted", textContent: `and ${count(more)} more` }));
-  renew(byId("resident"), lines);
+  renew(byId("resident"), shortened(live.resident, MOST_RESIDENT, residentLine));
 }
 
 function residentLine(one) {
   const users = one.users ? `, ${counted(one.users, "request")}` : "";
   return line(tag(one.adapter), one.adapter, `${bytes(one.bytes)}${users}${one.is_pinned ? ", pinned" : ""}`);
+}
+
+// The first of them as lines, and how many more there are.
+function shortened(all, most, line) {
+  const lines = all.slice(0, most).map(line);
+  if (all.length > most) lines.push(make("li", { className: "muted", textContent: `and ${count(all.length - most)} more` }));
+  return lines;
 }
 
 function line(mark, name, facts) {

@@ -2,15 +2,27 @@
 
 import * as adapters from "./adapters.js";
 import * as chat from "./chat.js";
+import * as curves from "./curves.js";
+import * as details from "./details.js";
+import * as duel from "./duel.js";
 import { byId, say } from "./element.js";
 import * as live from "./live.js";
+import * as code from "./request_code.js";
 import { get, key, KEY_WANTED, setKey } from "./server.js";
+import * as texts from "./texts.js";
+import * as upload from "./upload.js";
+import * as usage from "./usage.js";
+import * as views from "./views.js";
 import { count } from "./words.js";
 
+const WRITERS = ["chat", "duel", "adapters", "activity", "usage"];
+const READERS = ["texts", "adapters", "activity", "usage"];
+
 function start() {
-  adapters.start(chat.choose);
-  chat.start();
-  live.start();
+  adapters.start(chat.choose, details.open);
+  details.start(adapters.show);
+  upload.start(adapters.list);
+  for (const part of [chat, code, curves, duel, live, texts, usage, views]) part.start();
   document.addEventListener(KEY_WANTED, (event) => wantKey(event.detail));
   byId("key-form").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -21,18 +33,32 @@ function start() {
 }
 
 async function load() {
-  live.restart();
-  const [names] = await Promise.all([adapters.list(), showModel()]);
+  for (const part of [live, curves, usage]) part.restart();
+  const [names] = await Promise.all([adapters.list(), showModel(), showRights()]);
   if (names) {
     byId("notice").hidden = true;
     chat.suggest(names);
+    duel.suggest(names);
   }
+}
+
+// What the key may do beside asking.
+async function showRights() {
+  let mayPublish = false;
+  try {
+    mayPublish = (await get("v1/me")).can_publish;
+  } catch {
+    // the notice tells why
+  }
+  details.allow(mayPublish);
+  upload.allow(mayPublish);
 }
 
 async function showModel() {
   try {
     const base = await get("v1/models/base");
-    chat.showBase(base);
+    const isWriter = chat.showBase(base);
+    views.offer(isWriter ? WRITERS : READERS);
     say(byId("served"), `${base.id}, ${count(base.max_model_len)} tokens of context`);
   } catch (error) {
     say(byId("served"), error.status === 401 ? "" : error.message);
@@ -59,8 +85,7 @@ function useKey(text) {
   byId("key-input").value = "";
   byId("notice").hidden = true;
   if (text) byId("key").open = false;
-  chat.forget();
-  live.forget();
+  for (const part of [chat, duel, live, texts]) part.forget();
   load();
 }
 

@@ -30,6 +30,28 @@ export async function get(path, signal) {
   return response.json();
 }
 
+// The JSON that a request with a body is answered. body: an object, or a file as it is. Throws Problem, or AbortError.
+export async function send(method, path, body, signal) {
+  const isFile = body instanceof Blob;
+  const headers = body === undefined || isFile ? {} : { "Content-Type": "application/json" };
+  const response = await asked(path, { method, headers, body: isFile ? body : JSON.stringify(body), signal });
+  return response.json();
+}
+
+// A file that only a key opens, saved under a name. Throws Problem.
+export async function save(path, name) {
+  const response = await asked(path, {});
+  offerFile(await response.blob(), name);
+}
+
+// Lets the browser save a Blob.
+export function offerFile(blob, name) {
+  const url = URL.createObjectURL(blob);
+  const link = Object.assign(document.createElement("a"), { href: url, download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000);
+}
+
 // The data of a streamed answer, part by part. Throws Problem, or AbortError.
 export async function* stream(path, body, signal) {
   const headers = { "Content-Type": "application/json" };

@@ -2,62 +2,55 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
-from time import time
-from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import JSONResponse, Response
 
-from polyvera.engine.generation.request import SamplingParams, Token
-from polyvera.errors import SamplingError
-from polyvera.server.answers import SILENCE, AnswerStream, while_there
-from polyvera.server.context import ServerContext, caller_of
+from polyvera.engine.generation.request import Answer, RequestOutput, SamplingParams, Token
+from polyvera.server.answers import SILENCE
+from polyvera.server.completion_task import PING, AnswerParser, CompletionTask, EventStream, begin, finish_of
+from polyvera.server.context import ServerContext
 from polyvera.server.prompt_tokens import chat_tokens, prompt_tokens
-from polyvera.server.requests import COMPLETION_TOKENS, ChatBody, CompletionBody, GenerationBody, messages_of
-from polyvera.server.responses import CHAT, TEXT, Json, ResponseShape
+from polyvera.server.requests import COMPLETION_TOKENS, ChatBody, CompletionBody, messages_of
+from polyvera.server.responses import CHAT, TEXT, EntryWriter, Json, Part, ResponseShape, TokenEntry
+from polyvera.server.sse import event
+from polyvera.server.tool_set import ToolSet
 
 DONE = b"data: [DONE]\n\n"
-PING = b": ping\n\n"  # a comment, which clients skip
-EVENTS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 @dataclass(frozen=True)
-class CompletionTask:
-    """A request understood. echo: what stands before each answer."""
+class CompletionReply:
+    """A task in the words of its route. echo: what stands before each prompt's answers."""
 
-    context: ServerContext
+    task: CompletionTask
     shape: ResponseShape
-    body: GenerationBody
-    model: str
-    request_id: str
-    prompts: Sequence[list[int]]
-    all_params: Sequence[SamplingParams]
     echo: Sequence[str] = ()
-    created: int = field(default_factory=lambda: int(time()))
 
     def head(self, kind: str) -> Json:
         """What the whole and every part begin with."""
-        number = f"{self.shape.prefix}{self.request_id}"
-        return {"id": number, "object": kind, "created": self.created, "model": self.model}
+        number = f"{self.shape.prefix}{self.task.request_id}"
+        return {"id": number, "object": kind, "created": self.task.created, "model": self.task.model}
 
     def echoed(self, i: int) -> str:
         """The prompt's text before answer i, where it was asked for."""
-        return self.echo[i // len(self.all_params)] if self.echo else ""
+        return self.echo[i // len(self.task.all_params)] if self.echo else ""
 
-    def logprobs(self, tokens: Sequence[Token], at: int = 0) -> Json | None:
+    def prompt_entries(self, i: int, scored: Sequence[Token]) -> list[TokenEntry]:
+        """The entries of answer i's prompt, whose first token has no log-probability."""
+        first, *_ = self.task.prompts[i // len(self.task.all_params)]
+        return EntryWriter(self.task.context.token_bytes).whole((Token(first), *scored))
+
+    def writer(self, i: int) -> EntryWriter:
+        """What makes the entries of answer i's own tokens."""
+        return EntryWriter(self.task.context.token_bytes, len(self.echoed(i)))
+
+    def logprobs(self, entries: Sequence[TokenEntry]) -> Json | None:
         """Of some tokens, where they were asked for."""
-        if self.all_params[0].logprobs is None:
-            return None
-        return self.shape.logprobs(tokens, self._text, at)
-
-    def _text(self, token: int) -> str:
-        return str(self.context.engine.tokenizer.decode([token]))
+        return self.shape.logprobs(entries) if self.task.all_params[0].logprobs is not None else None
 
 
 def routes(context: ServerContext) -> APIRouter:
@@ -67,131 +60,123 @@ def routes(context: ServerContext) -> APIRouter:
     @router.post("/v1/completions")
     async def completions(request: HttpRequest) -> Response:
         body = await context.body(request, CompletionBody)
-        default = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-        return await _answered(context, request, TEXT, body, body.all_params(default, body.logprobs))
+        echo: list[str] = []
+        task = await begin(context, request, body, _text_params(body), lambda: _prompts(context, body, echo))
+        return await _answered(CompletionReply(task, TEXT, echo), request)
 
     @router.post("/v1/chat/completions")
     async def chat_completions(request: HttpRequest) -> Response:
         body = await context.body(request, ChatBody)
-        logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        most = body.max_completion_tokens or body.max_tokens
-        return await _answered(context, request, CHAT, body, body.all_params(most, logprobs))
+        return await _answered(CompletionReply(await begin_chat(context, request, body), CHAT), request)
 
     return router
 
 
-async def _answered(
-    context: ServerContext,
-    request: HttpRequest,
-    shape: ResponseShape,
-    body: GenerationBody,
-    all_params: Sequence[SamplingParams],
-) -> Response:
-    engine, caller = context.generation, caller_of(request)
-    num = _num_answers(context, body)
-    with ExitStack() as stack:
-        stream = stack.enter_context(AnswerStream(context, engine, caller))
-        await while_there(request, stream.reserve(num))
-        adapter = await context.run(request, context.catalog.resolve, caller, body.model)
-        prompts, echo = await while_there(request, context.run(request, _prompts, context, body, all_params[0]))
-        model = context.catalog.name_of(adapter)
-        asked = CompletionTask(context, shape, body, model, request.state.request_id, prompts, all_params, echo)
-        await while_there(request, stream.start(prompts, adapter, all_params))
-        if not body.stream:
-            return await _whole(asked, stream, request)
-        stack.pop_all()  # it is the stream's now
-        return EventStream(asked, stream)
+async def begin_chat(context: ServerContext, request: HttpRequest, body: ChatBody) -> CompletionTask:
+    """Asks the engine for the answers to a conversation."""
+    tokenizer = context.generation.tokenizer
+    tools = ToolSet.of(body, tokenizer)
+    grammar = await context.run(request, tools.grammar, tokenizer) if tools.called else None
+    form = {} if grammar is None else {"grammar": grammar, "schema": None}
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    most = body.max_completion_tokens or body.max_tokens
+    all_params = body.all_params(most, logprobs, **form)
+
+    def prompts() -> list[list[int]]:
+        messages, described = tools.told(messages_of(body.messages), context.engine.max_context)
+        given = body.template(described)
+        return [chat_tokens(tokenizer, messages, context.engine.max_context, most or 1, given, body.prompt_field)]
+
+    return await begin(context, request, body, all_params, prompts, tools)
 
 
-def _num_answers(context: ServerContext, body: GenerationBody) -> int:
-    """Of all prompts. Raises SamplingError for more than a request may ask for."""
-    num, most = body.n * body.num_prompts, context.config.max_choices
-    if num > most:
-        param = "n" if body.n > most else body.prompt_field
-        raise SamplingError(
-            f"n={body.n} answers for each of {body.num_prompts} prompts are {num}; at most {most} a request", param
-        )
-    return num
+def _text_params(body: CompletionBody) -> list[SamplingParams]:
+    most = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+    is_scored = body.echo and (body.logprobs is not None or most == 0)
+    return body.all_params(most, body.logprobs, prompt_logprobs=(body.logprobs or 0) if is_scored else None)
 
 
-def _prompts(
-    context: ServerContext, body: GenerationBody, params: SamplingParams
-) -> tuple[list[list[int]], Sequence[str]]:
-    tokenizer, most, num_asked = context.engine.tokenizer, context.engine.max_context, params.max_tokens or 1
-    if isinstance(body, ChatBody):
-        return [chat_tokens(tokenizer, messages_of(body.messages), most, num_asked)], ()
-    assert isinstance(body, CompletionBody)
-    ids = prompt_tokens(tokenizer, body.prompts, most, num_asked, body.prompt_field)
-    if not body.echo:
-        return ids, ()
-    return ids, [p if isinstance(p, str) else tokenizer.decode(p, skip_special_tokens=True) for p in body.prompts]
+def _prompts(context: ServerContext, body: CompletionBody, echo: list[str]) -> list[list[int]]:
+    """The tokens; echo gets the texts, where they are to be repeated."""
+    tokenizer, most = context.engine.tokenizer, COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+    ids = prompt_tokens(tokenizer, body.prompts, context.engine.max_context, most, body.prompt_field)
+    if body.echo:
+        echo += [p if isinstance(p, str) else tokenizer.decode(p, skip_special_tokens=True) for p in body.prompts]
+    return ids
 
 
-async def _whole(asked: CompletionTask, stream: AnswerStream, request: HttpRequest) -> Response:
-    answers = await stream.whole(request)
-    choices = []
-    for i, one in enumerate(answers):
-        fields = asked.shape.choice(asked.echoed(i) + one.text, asked.logprobs(one.tokens))
-        choices.append({"index": i, **fields, "finish_reason": one.finish_reason})
-    return JSONResponse({**asked.head(asked.shape.kind), "choices": choices, "usage": _usage(stream)})
+async def _answered(reply: CompletionReply, request: HttpRequest) -> Response:
+    if reply.task.body.stream:
+        return EventStream(reply.task.stream, _events(reply))
+    answers = await reply.task.answers(request)
+    choices = [_choice(reply, i, one) for i, one in enumerate(answers)]
+    return JSONResponse({**reply.head(reply.shape.kind), "choices": choices, "usage": reply.task.usage})
 
 
-class EventStream(StreamingResponse):
-    """A streamed answer: an ASGI response that ends its answers however it ends itself."""
-
-    def __init__(self, asked: CompletionTask, stream: AnswerStream) -> None:
-        self._asked, self._stream = asked, stream
-        self._is_first = dict.fromkeys(range(len(stream.requests)), True)
-        self._at = {i: len(asked.echoed(i)) for i in self._is_first}
-        super().__init__(self._events(), media_type="text/event-stream", headers=EVENTS)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends it."""
-        with self._stream:
-            await super().__call__(scope, receive, send)
-
-    async def _events(self) -> AsyncIterator[bytes]:
-        asked = self._asked
-        with_usage = asked.body.stream_options.include_usage
-        self._stream.ping()
-        try:
-            yield self._opening(with_usage)
-            async for i, output in self._stream.parts():
-                if i == SILENCE:
-                    yield PING
-                elif output.tokens or output.text or output.finish_reason:
-                    yield _event(self._part(i, output.tokens, output.text, output.finish_reason, with_usage))
-            if with_usage:
-                yield _event({**asked.head(asked.shape.part_kind), "choices": [], "usage": _usage(self._stream)})
-        except Exception as error:  # the status is sent: it is reported as an event, and counted
-            yield _event(asked.context.metrics.failed(error, asked.request_id).body)
-        yield DONE
-
-    def _opening(self, with_usage: bool) -> bytes:
-        """What says at once that the request was taken on: the roles of a chat, a comment where there is none."""
-        if self._asked.shape is TEXT:
-            return PING
-        return b"".join(_event(self._part(i, (), "", None, with_usage)) for i in self._is_first)
-
-    def _part(self, i: int, tokens: Sequence[Token], text: str, finish_reason: str | None, with_usage: bool) -> Json:
-        asked, is_first = self._asked, self._is_first[i]
-        self._is_first[i] = False
-        logprobs = asked.logprobs(tokens, self._at[i]) if tokens else None
-        self._at[i] += len(text)
-        fields = asked.shape.part((asked.echoed(i) if is_first else "") + text, logprobs, is_first)
-        choice = {"index": i, **fields, "finish_reason": finish_reason}
-        return {**asked.head(asked.shape.part_kind), "choices": [choice], **({"usage": None} if with_usage else {})}
+def _choice(reply: CompletionReply, i: int, answer: Answer) -> Json:
+    text, calls, finish_reason = reply.task.parsed(answer)
+    entries = reply.writer(i).add(answer.tokens, answer.text, is_last=True)
+    before = reply.prompt_entries(i, answer.prompt) if reply.task.all_params[0].prompt_logprobs is not None else []
+    whole = Part(reply.echoed(i) + text, calls, reply.logprobs([*before, *entries]))
+    return {"index": i, **reply.shape.choice(whole), "finish_reason": finish_reason}
 
 
-def _usage(stream: AnswerStream) -> Json:
-    prompt, answer = stream.num_prompt_tokens, stream.num_answer_tokens
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": answer,
-        "total_tokens": prompt + answer,
-        "prompt_tokens_details": {"cached_tokens": stream.num_reused},
-    }
+async def _events(reply: CompletionReply) -> AsyncIterator[bytes]:
+    task, shape = reply.task, reply.shape
+    with_usage = task.body.stream_options.include_usage
+    choices = [StreamedChoice(reply, i) for i in range(len(task.stream.requests))]
+    usage: Json = {"usage": None} if with_usage else {}
+    task.stream.ping()
+
+    def told(part: Json) -> bytes:
+        return event({**reply.head(shape.part_kind), "choices": [part], **usage})
+
+    try:
+        yield PING if shape is TEXT else b"".join(told(choice.opening()) for choice in choices)
+        async for i, output in task.stream.parts():
+            if i == SILENCE:
+                yield PING
+                continue
+            part = choices[i].next(output)
+            if part is not None:
+                yield told(part)
+        if with_usage:
+            yield event({**reply.head(shape.part_kind), "choices": [], "usage": task.usage})
+    except Exception as error:  # the status is sent: it is reported as an event, and counted
+        yield event(task.context.metrics.failed(error, task.request_id).body)
+    yield DONE
 
 
-def _event(data: Any) -> bytes:
-    return b"data: " + json.dumps(data, ensure_ascii=False).encode() + b"\n\n"
+@dataclass
+class StreamedChoice:
+    """One answer of a stream, part by part."""
+
+    reply: CompletionReply
+    index: int
+    writer: EntryWriter = field(init=False)
+    parser: AnswerParser = field(init=False)
+    is_first: bool = True
+
+    def __post_init__(self) -> None:
+        self.writer, self.parser = self.reply.writer(self.index), self.reply.task.parser()
+
+    def opening(self) -> Json:
+        """The role of a chat."""
+        self.is_first = False
+        return {"index": self.index, **self.reply.shape.delta(Part(""), True), "finish_reason": None}
+
+    def next(self, output: RequestOutput) -> Json | None:
+        """The next part, None where there is nothing to say yet."""
+        is_scored = self.is_first and self.reply.task.all_params[0].prompt_logprobs is not None
+        entries = self.reply.prompt_entries(self.index, output.prompt) if is_scored else []
+        entries += self.writer.add(output.tokens, output.text, is_last=output.finish_reason is not None)
+        num_calls, reason = self.parser.num_calls, output.finish_reason
+        found = self.parser.add(output.text, reason)
+        text = (self.reply.echoed(self.index) if self.is_first else "") + found.text
+        has_logprobs = bool(entries) and self.reply.logprobs(()) is not None
+        if not (text or found.calls or reason or has_logprobs):
+            return None
+        self.is_first = False
+        part = Part(text, found.calls, self.reply.logprobs(entries) if has_logprobs else None, num_calls)
+        finish = finish_of(reason, self.parser.num_calls)
+        return {"index": self.index, **self.reply.shape.delta(part, False), "finish_reason": finish}

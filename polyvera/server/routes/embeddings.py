@@ -6,19 +6,22 @@ import asyncio
 import base64
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
+from torch import Tensor
+from torch.nn import functional as F
 
 from polyvera.errors import SamplingError
 from polyvera.model.prompt import passage
 from polyvera.server.answers import while_there
 from polyvera.server.context import ServerContext, caller_of
 from polyvera.server.prompt_tokens import check_chars, check_tokens
-from polyvera.server.requests import ClassifyBody, EmbeddingBody
+from polyvera.server.requests import ClassifyBody, EmbeddingBody, VectorBody
 from polyvera.store.reference import AdapterRef
 
 
@@ -28,12 +31,12 @@ def routes(context: ServerContext) -> APIRouter:
 
     @router.post("/v1/embeddings")
     async def embeddings(request: HttpRequest) -> dict[str, Any]:
-        engine, body = context.embedding, await context.body(request, EmbeddingBody)
-        adapter, rows = await _asked(context, request, body)
-        found = await _done(context, request, rows, adapter, engine.embed)
+        found = await embedded(context, request, body := await context.body(request, EmbeddingBody))
         worded: Any = _as_base64 if body.encoding_format == "base64" else np.ndarray.tolist
-        data = [{"object": "embedding", "index": i, "embedding": worded(v)} for i, v in enumerate(found.numpy())]
-        return {"object": "list", "data": data, "model": context.catalog.name_of(adapter), "usage": _usage(rows)}
+        data = [
+            {"object": "embedding", "index": i, "embedding": worded(v)} for i, v in enumerate(found.vectors.numpy())
+        ]
+        return {"object": "list", "data": data, "model": context.catalog.name_of(found.adapter), "usage": found.usage}
 
     @router.post("/v1/classify")
     async def classify(request: HttpRequest) -> dict[str, Any]:
@@ -57,19 +60,58 @@ def routes(context: ServerContext) -> APIRouter:
     return router
 
 
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Texts as vectors, (texts, width) in fp32."""
+
+    adapter: AdapterRef | None
+    rows: list[list[int]]
+    vectors: Tensor
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """Tokens."""
+        return _usage(self.rows)
+
+
+async def embedded(context: ServerContext, request: HttpRequest, body: EmbeddingBody) -> Embedded:
+    """The vectors of a body's texts, of the dimensions that it asks for."""
+    engine = context.embedding
+    adapter, rows = await _asked(context, request, body)
+    found: Tensor = await _done(context, request, rows, adapter, engine.embed)
+    return Embedded(adapter, rows, _cut(context, found, body.dimensions))
+
+
+def _cut(context: ServerContext, vectors: Tensor, dimensions: int | None) -> Tensor:
+    """The first of them, normalised again, where the model is made for it. Raises SamplingError where it is not."""
+    width = vectors.shape[-1]
+    if dimensions in (None, width):
+        return vectors
+    config = context.engine.model.config
+    allowed = getattr(config, "matryoshka_dimensions", None) or ()
+    is_any = bool(getattr(config, "is_matryoshka", False)) and not allowed
+    if dimensions not in allowed and not (is_any and dimensions < width):
+        known = ", ".join(map(str, (*allowed, width)))
+        raise SamplingError(f"dimensions: this model's vectors have {known} dimensions, not {dimensions}", "dimensions")
+    return F.normalize(vectors[:, :dimensions], dim=-1)
+
+
 async def _asked(
-    context: ServerContext, request: HttpRequest, body: EmbeddingBody
+    context: ServerContext, request: HttpRequest, body: VectorBody
 ) -> tuple[AdapterRef | None, list[list[int]]]:
     prompts = body.prompts
     if not prompts:
         raise SamplingError("input: the list is empty", "input")
     adapter = await context.run(request, context.catalog.resolve, caller_of(request), body.model)
-    return adapter, await context.run(request, _rows, context.engine.tokenizer, prompts, context.engine.max_context)
+    most, cut = context.engine.max_context, body.truncate_prompt_tokens
+    cut = most if cut == -1 else cut
+    return adapter, await context.run(request, _rows, context.engine.tokenizer, prompts, most, cut)
 
 
-def _rows(tokenizer: Any, prompts: Sequence[str | list[int]], max_context: int) -> list[list[int]]:
+def _rows(tokenizer: Any, prompts: Sequence[str | list[int]], max_context: int, cut: int | None) -> list[list[int]]:
+    """cut: the tokens that are kept of each, where it was asked for."""
     check_chars((p for p in prompts if isinstance(p, str)), max_context, "input")
-    rows = [p if isinstance(p, list) else passage(tokenizer, p)["input_ids"] for p in prompts]
+    rows = [p[:cut] if isinstance(p, list) else passage(tokenizer, p, None, cut)["input_ids"] for p in prompts]
     check_tokens(max(map(len, rows)), 0, max_context, "input")
     return rows
 

@@ -59,9 +59,13 @@ def _base(context: ServerContext) -> dict[str, Any]:
 def _adapter(context: ServerContext, ref: AdapterRef, name: str) -> dict[str, Any]:
     facts = context.catalog.facts(ref)
     told = {"id": name, "object": "model", "created": 0 if facts is None else facts.created_s, "owned_by": "polyvera"}
-    return told | {
-        "root": str(ref),
-        "parent": context.catalog.base,
-        "bytes": ref.num_bytes,
-        "scores": {} if facts is None else facts.scores,
-    }
+    return (
+        told
+        | {
+            "root": str(ref),
+            "parent": context.catalog.base,
+            "bytes": ref.num_bytes,
+            "scores": {} if facts is None else facts.scores,
+        }
+        | ({"prompt_form": facts.prompt_form} if facts is not None and facts.prompt_form else {})
+    )

@@ -18,6 +18,7 @@ from polyvera.server.catalog import BASE
 from polyvera.server.context import ServerContext, caller_of
 from polyvera.server.prompt_tokens import check_chars, check_messages, check_tokens
 from polyvera.server.requests import DetokenizeBody, TokenizeBody, messages_of
+from polyvera.server.tool_formats import format_of, told
 
 READY = "\0ready"  # the line of its checks, no tenant's
 log = logging.getLogger(__name__)
@@ -50,8 +51,9 @@ def _add_tokens(router: APIRouter, context: ServerContext) -> None:
         body = await context.body(request, TokenizeBody)
         await _check_model(context, request, body.model)
         if body.messages is not None:
-            messages = messages_of(body.messages)
-            check_messages(messages, context.engine.max_context)
+            most = context.engine.max_context
+            messages, _ = told(format_of(tokenizer.chat_template), messages_of(body.messages), (), most)
+            check_messages(messages, most)
             ids = await context.run(request, chat_ids, tokenizer, messages, answer_next=body.add_generation_prompt)
         else:
             assert body.prompt is not None

@@ -21,9 +21,7 @@ def routes(context: ServerContext) -> APIRouter:
     """Two words behind a name; an adapter whose own name ends so goes before."""
     router = APIRouter()
     for word, work in (("file", _file), ("versions", _versions)):
-        router.add_api_route(
-            f"/v1/adapters/{{name:path}}/{word}", _handler(context, word, work), methods=["GET", "HEAD"]
-        )
+        router.add_api_route(f"/v1/adapters/{{name:path}}/{word}", _handler(context, word, work), methods=["GET"])
     return router
 
 

@@ -92,7 +92,7 @@ def decode(data: Buffer, digest: str = "") -> Adapter:
     flat = _flat(index, section)
     _check_finite(index.layout, flat, AGAIN)
     given = _basis(index, section)
-    known = (own.base, own.scores, own.created, own.model, tuple(own.labels))
+    known = (own.base, own.scores, own.created, own.model, tuple(own.labels), own.lr, own.prompt_form)
     try:
         return Adapter(index.spec, index.layout, flat, index.basis_sha256, given, *known)
     except PolyveraError as error:  # parts that are each right, and do not belong together

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -114,6 +114,8 @@ class OwnHeader(BaseModel):
     scores: dict[str, FiniteFloat] = Field(default_factory=dict)
     model: str = ""
     labels: list[str] = Field(default_factory=list)
+    lr: FiniteFloat | None = None
+    prompt_form: Literal["", "plain", "chat"] = ""
     error: StoredError | None = None
     digest: Sha256
     checksum: Xxh128
@@ -148,6 +150,7 @@ def second_line(adapter: Adapter, error: Mapping[str, float] | None) -> str:
     scores = {str(k): float(v) for k, v in adapter.scores.items()}
     own = _without({"base": adapter.base, "created": adapter.created, "scores": scores, "error": error})
     own |= _without({"model": adapter.model, "labels": list(adapter.labels)})
+    own |= _without({"lr": adapter.lr, "prompt_form": adapter.prompt_form})
     line = _dumped(own | {"digest": NO_DIGEST, "checksum": NO_CHECKSUM})
     read_own(line)
     return line

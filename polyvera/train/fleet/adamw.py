@@ -6,7 +6,7 @@ This is the step by torch's own fused kernel, on any device. adamw_kernel.py mak
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,16 +17,21 @@ BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # torch.optim.AdamW's own
 
 @dataclass(frozen=True, slots=True)
 class ParamGroup:
-    """A run of columns of every slot, from begin to end, that share a learning rate."""
+    """A run of columns of every slot, from begin to end, that share a learning rate. is_head: whether of the head."""
 
     begin: int
     end: int
     lr: float
+    is_head: bool = False
 
     @property
     def columns(self) -> slice:
         """Where in a slot's row they are."""
         return slice(self.begin, self.end)
+
+    def scaled(self, scale: float) -> ParamGroup:
+        """The same with another learning rate, which a head never takes."""
+        return self if self.is_head else replace(self, lr=scale * self.lr)
 
 
 @dataclass(frozen=True, slots=True)

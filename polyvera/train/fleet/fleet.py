@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from polyvera.adapter.pinned_memory import to_device
 from polyvera.adapter.route import route
 from polyvera.data.batching import Collator, packed
 from polyvera.data.packed_rows import PackedRows
+from polyvera.data.tables import FORMS
 from polyvera.data.target_tokens import TargetTokens
 from polyvera.errors import DataError, message_of
 from polyvera.model.config import LABEL, labels_of, pad_token
@@ -84,8 +86,7 @@ class Fleet:
     def run(self, watch: Watch) -> None:
         """Rounds until every tenant has left."""
         self.admit()
-        with warnings.catch_warnings():  # gradients are views, as they are meant to be
-            warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+        with views_for_gradients():
             while self.members:
                 self.round()
                 self.look()
@@ -126,7 +127,8 @@ class Fleet:
                 self._leave(member, Outcome(member.name, QUARANTINED, problem, "", len(member.rows), member.step))
         indices = [member.index for member in self.members]
         factors = [member.factor(member.step) for member in self.members]
-        self.optimizer.step(indices, factors, [norms[i] for i in indices])
+        scales = [member.scale for member in self.members]
+        self.optimizer.step(indices, factors, [norms[i] for i in indices], scales)
         for member in self.members:
             member.advance(losses[member.index])
 
@@ -134,12 +136,17 @@ class Fleet:
         """The validation loss of every member that is due, in mixed batches."""
         if not any(member.is_due for member in self.members):
             return
-        with evaluating(self.base.model):
-            losses = self._surviving(_watched_rows, lambda loss: None, Traffic()).tolist()
+        losses = self.losses_on(_watched_rows)
         for member in (member for member in self.members if member.is_due):
             loss = losses[member.index]
             member.eval_losses.append((member.step, loss))
             member.best.take(loss, lambda slot=member.slot: self.bank.extract(slot).flat)  # type: ignore[misc]
+
+    def losses_on(self, rows_of: Callable[[Member], Sequence[dict[str, Any]]]) -> list[float]:
+        """The mean loss of each member's rows in mixed batches, in nats, by the bank's own index; nobody moves."""
+        with evaluating(self.base.model):
+            found: list[float] = self._surviving(rows_of, lambda loss: None, Traffic()).tolist()
+        return found
 
     def settle(self) -> None:
         """Those who are done leave with their adapters."""
@@ -235,9 +242,25 @@ class Fleet:
 
     def _admitted(self, tenant: Tenant, slot: int) -> Member:
         self.journal.name_of(tenant.name)
-        tables = self._labelled(tenant.tables(self.recipe))
+        tables = labelled(tenant.tables(self.recipe), self.kind, self.base)
         encoded, watched = encode_tables(self.recipe, tables, self.base)
         rows, held_out = PackedRows.of(encoded), None if watched is None else PackedRows.of(watched)
+        member = self.seated(tenant.name, slot, self.recipe, rows, held_out, tables.training.labels)
+        state = self.states.pop(tenant.name, None)
+        if state is not None:
+            member.restore(state)
+        return member
+
+    def seated(
+        self,
+        name: str,
+        slot: int,
+        recipe: Recipe,
+        rows: PackedRows,
+        held_out: PackedRows | None,
+        labels: tuple[str, ...] = (),
+    ) -> Member:
+        """A member at its beginning, in a slot that is its own from now on."""
         self.bank.clear(slot)
         if self.start is None:
             self.bank.start(slot, self.head)
@@ -245,26 +268,7 @@ class Fleet:
             self.bank.put(slot, self.start)
         index = self.bank.slots.index(slot)
         self.optimizer.reset(index)
-        member = Member(tenant.name, slot, self.recipe, rows, held_out, tables.training.labels, index, self.optimizer)
-        state = self.states.pop(tenant.name, None)
-        if state is not None:
-            member.restore(state)
-        return member
-
-    def _labelled(self, tables: Tables) -> Tables:
-        """The tables with their classes in the order of the model's outputs. Raises DataError for another kind."""
-        training = tables.training
-        if training.kind != self.kind:
-            raise DataError(f"{training.source} holds {training.kind} rows, and the fleet's first tenant {self.kind}")
-        if self.kind != LABEL:
-            return tables
-        known = labels_of(self.base.model.config)
-        if len(known) != len(training.labels):
-            raise DataError(
-                f"{training.source} has {len(training.labels)} classes, and the model has {len(known)} outputs: train "
-                "tenants with another number of classes in a fleet of their own"
-            )
-        return tables if set(known) != set(training.labels) else tables.labelled(known)
+        return Member(name, slot, recipe, rows, held_out, labels, index, self.optimizer)
 
     def _adapter(self, member: Member) -> Adapter:
         scores = {"train_loss": float(np.mean(member.losses[-RECENT:]))}
@@ -272,11 +276,43 @@ class Fleet:
             scores["eval_loss"] = member.best.loss
         adapter = extract(self.bank, member.slot, None, scores)
         flat = adapter.flat if member.best.numbers is None else member.best.numbers
-        return replace(adapter, base=self.fingerprint, model=self.recipe.model, labels=member.labels, flat=flat)
+        return replace(
+            adapter,
+            base=self.fingerprint,
+            model=self.recipe.model,
+            labels=member.labels,
+            flat=flat,
+            lr=self.recipe.learning_rate,
+            prompt_form=FORMS[self.kind].prompt_form,
+        )
 
     def _leave(self, member: Member, outcome: Outcome) -> None:
         self.journal.record(outcome)
         self.members.remove(member)
+
+
+def labelled(tables: Tables, kind: str, base: Base) -> Tables:
+    """The tables with their classes in the order of the model's outputs. Raises DataError for rows of another kind."""
+    training = tables.training
+    if training.kind != kind:
+        raise DataError(f"{training.source} holds {training.kind} rows, and the fleet's first tenant {kind}")
+    if kind != LABEL:
+        return tables
+    known = labels_of(base.model.config)
+    if len(known) != len(training.labels):
+        raise DataError(
+            f"{training.source} has {len(training.labels)} classes, and the model has {len(known)} outputs: train "
+            "tenants with another number of classes in a fleet of their own"
+        )
+    return tables if set(known) != set(training.labels) else tables.labelled(known)
+
+
+@contextmanager
+def views_for_gradients() -> Iterator[None]:
+    """Rounds without torch's warning of gradients that are views, as they are meant to be."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+        yield
 
 
 def _first_rows(member: Member) -> list[dict[str, Any]]:

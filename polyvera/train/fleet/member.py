@@ -64,6 +64,11 @@ class Member:
         self.epoch_steps, self.total = num_steps(self.recipe, len(self.rows), 1)
         self.factor = lr_factor(self.recipe, self.total)
 
+    @property
+    def scale(self) -> float:
+        """Its own learning rate in that of the optimizer's recipe."""
+        return self.recipe.learning_rate / self.optimizer.recipe.learning_rate
+
     @cached_property
     def eval_every(self) -> int:
         """Steps from one evaluation to the next."""

@@ -14,10 +14,12 @@ from polyvera.model.load import Base, load_base, place
 from polyvera.store.registry import Registry
 from polyvera.train.fleet.fleet import SLOTS, Fleet, Watch
 from polyvera.train.fleet.journal import SKIPPED, Journal, Outcome
+from polyvera.train.fleet.learning_rate import LearningRate, fleet_rate, kept_rate
 from polyvera.train.fleet.traffic import Traffic
-from polyvera.train.preparation import adapted
+from polyvera.train.preparation import adapted, tell_form
 from polyvera.train.recipe import Recipe
 from polyvera.train.schedule import seed_everything
+from polyvera.train.tell import Tell, to_stderr
 from polyvera.train.tenants import Tenant, first_table
 
 
@@ -30,6 +32,7 @@ class FleetResult:
     seconds: of the whole run.
     base: the model, bare again; None where other processes trained.
     scores: of the finished tenants' adapters on their test rows, where the recipe has such rows.
+    rate: the learning rate and how it was chosen; None where no tenant was trained.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -37,6 +40,7 @@ class FleetResult:
     seconds: float
     base: Base | None = None
     scores: tuple[TenantScores, ...] = ()
+    rate: LearningRate | None = None
 
     def of(self, status: str) -> list[Outcome]:
         """The tenants with that status: 'finished', 'skipped' or 'quarantined'."""
@@ -52,6 +56,7 @@ def train_here(
     start: Callable[[], Adapter | None] = lambda: None,
     resume: bool = False,
     watch: Watch = lambda fleet: None,
+    tell: Tell = to_stderr,
 ) -> FleetResult:
     """Trains every tenant; arguments as train_fleet() has them.
 
@@ -65,17 +70,22 @@ def train_here(
     begun = journal.start(start)
     line = [tenant for tenant in everyone if tenant.name not in journal.outcomes]
     first = first_table(line, recipe)
-    traffic = Traffic()
+    traffic, rate = Traffic(), None
     if first is None:
         _skip_all(line, recipe, journal)
     else:
         base = base or load_base(recipe.model, task=first.task, dtype=recipe.dtype, labels=first.labels)
         place(base)
+        tell_form(first, base.tokenizer, tell)
+        loaded, kind = base, first.kind
+        rate = kept_rate(recipe.folder, lambda: fleet_rate(recipe, loaded, line, kind, begun), resume=resume)
+        tell(rate.text)
+        recipe = recipe.replaced(lr=rate.lr)
         with adapted(recipe, base, min(recipe.slots or SLOTS, len(line))) as bank:
             assert bank is not None
             fleet = Fleet(recipe, base, bank, journal, deque(line), first.kind, begun, traffic=traffic)
             fleet.run(watch)
-    return FleetResult(tuple(journal.outcomes.values()), traffic, time.monotonic() - started, base)
+    return FleetResult(tuple(journal.outcomes.values()), traffic, time.monotonic() - started, base, rate=rate)
 
 
 def _skip_all(line: Iterable[Tenant], recipe: Recipe, journal: Journal) -> None:

@@ -44,27 +44,53 @@ class SlotAdamW:
         found: Tensor = torch.linalg.vector_norm(self.grads, dim=1, dtype=torch.float32)
         return found
 
-    def step(self, indices: Sequence[int], factors: Sequence[float], norms: Sequence[float]) -> None:
+    def step(
+        self,
+        indices: Sequence[int],
+        factors: Sequence[float],
+        norms: Sequence[float],
+        scales: Sequence[float] | None = None,
+    ) -> None:
         """A step for these slots, whose gradients are then zero; no other slot moves.
 
         indices: each once. factors: what each slot's schedule multiplies the learning rates by. norms: of the
-        gradients, read back from norms().
+        gradients, read back from norms(). scales: what multiplies each slot's rate of all but the head, 1 by default.
         """
         if not indices:
             return
-        for index in indices:
-            self.steps[index] += 1
-        clips = [min(1.0, self.recipe.clip / (norm + CLIP_EPS)) for norm in norms]
-        steps = [SlotStep(i, self.steps[i], f, c) for i, f, c in zip(indices, factors, clips, strict=True)]
-        tensors = SlotTensors(self.bank.flat, self.grads, self.exp_avg, self.exp_avg_sq)
-        self._step(tensors, self.groups, steps, self.recipe.weight_decay)
+        own = list(zip(indices, factors, norms, scales or [1.0] * len(indices), strict=True))
+        for scale in dict.fromkeys(scale for *_, scale in own):
+            alike = [(index, factor, norm) for index, factor, norm, other in own if other == scale]
+            self._step_alike([group.scaled(scale) for group in self.groups], alike)
         self.bank.version += 1  # what was computed from these slots holds no longer
+
+    def _step_alike(self, groups: Sequence[ParamGroup], slots: Sequence[tuple[int, float, float]]) -> None:
+        """A step of slots that share their groups' rates, each an index, a factor and a norm."""
+        for index, _, _ in slots:
+            self.steps[index] += 1
+        steps = [SlotStep(i, self.steps[i], f, min(1.0, self.recipe.clip / (norm + CLIP_EPS))) for i, f, norm in slots]
+        tensors = SlotTensors(self.bank.flat, self.grads, self.exp_avg, self.exp_avg_sq)
+        self._step(tensors, groups, steps, self.recipe.weight_decay)
 
     def reset(self, index: int) -> None:
         """Makes a slot ready for another tenant: no gradient, no moments, no steps."""
         for tensor in (self.grads, self.exp_avg, self.exp_avg_sq):
             tensor[index].zero_()
         self.steps[index] = 0
+
+    def copy_first_step(self, source: int, target: int, scale: float) -> None:
+        """Gives a slot that has made no step the first step of another, which began at the same numbers.
+
+        AdamW's first step is linear in the learning rate: w - η (m̂ / (√v̂ + ε) + λ w). scale: what the target's rate of
+        all but the head is, in the source's.
+        """
+        moved = self.bank.flat[source] - self.bank.flat[target]
+        for group in self.groups:
+            moved[group.columns] *= group.scaled(scale).lr / group.lr
+        self.bank.flat[target] += moved
+        self.exp_avg[target], self.exp_avg_sq[target] = self.exp_avg[source], self.exp_avg_sq[source]
+        self.steps[target] = self.steps[source]
+        self.bank.version += 1
 
     def state(self, index: int) -> dict[str, Tensor]:
         """A slot's numbers and moments by group, `0.weight` and `0.exp_avg`, as views; no moments before a step."""
@@ -86,7 +112,8 @@ def param_groups(layout: Layout, recipe: Recipe) -> tuple[ParamGroup, ...]:
     found: dict[bool, list[ParamGroup]] = {False: [], True: []}
     for is_head, run in groupby(layout.stacks, key=lambda stack: not stack.entries[0].letter):
         stacks = list(run)
-        found[is_head].append(ParamGroup(stacks[0].offset, stacks[-1].offset + stacks[-1].size, rates[is_head]))
+        begin, end = stacks[0].offset, stacks[-1].offset + stacks[-1].size
+        found[is_head].append(ParamGroup(begin, end, rates[is_head], is_head))
     return (*found[False], *found[True])
 
 

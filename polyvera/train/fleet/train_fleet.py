@@ -14,10 +14,12 @@ from polyvera.store.registry import Registry
 from polyvera.train.destination import check_folder, check_store
 from polyvera.train.fleet.fleet import Watch
 from polyvera.train.fleet.journal import FINISHED
+from polyvera.train.fleet.learning_rate import unswept_rate
 from polyvera.train.fleet.one_process import FleetResult, train_here
 from polyvera.train.fleet.ray_workers import train_on_workers
 from polyvera.train.preparation import check_base, check_start, registry_of
 from polyvera.train.recipe import Recipe
+from polyvera.train.tell import Tell, to_stderr
 from polyvera.train.tenants import Tenant, tenants
 from polyvera.train.warm_start import warm_start
 
@@ -31,6 +33,7 @@ def train_fleet(
     start: Adapter | None = None,
     resume: bool = False,
     watch: Watch | None = None,
+    tell: Tell = to_stderr,
     on_score: Callable[[TenantScores], None] = lambda score: None,
 ) -> FleetResult:
     """Trains every tenant of a recipe with fleet=True; one that cannot be trained never stops the others.
@@ -44,6 +47,7 @@ def train_fleet(
     start: the adapter that all begin from, instead of recipe.init_from.
     resume: goes on after a kill, from recipe.output.
     watch: called with the Fleet after each round.
+    tell: called with each line that the run says of itself: the form of its prompts, how its learning rate was chosen.
     on_score: called with each tenant's scores on its test rows.
 
     Raises RecipeError, DataError, TargetError or another PolyveraError before the first round.
@@ -58,14 +62,19 @@ def train_fleet(
 
     if recipe.workers is None:
         given = watch or (lambda fleet: None)
-        result = train_here(recipe, line, base=base, registry=registry, start=begun, resume=resume, watch=given)
+        result = train_here(
+            recipe, line, base=base, registry=registry, start=begun, resume=resume, watch=given, tell=tell
+        )
     elif base is not None or watch is not None or registry is None:
         raise RecipeError(
             f"workers={recipe.workers} trains in other processes, which load the model and publish what they trained: "
             "leave base and watch out, and give name, store or registry"
         )
     else:
-        result = train_on_workers(recipe, line, store=registry.url, start=begun, resume=resume)
+        rate = unswept_rate(recipe)
+        assert rate is not None  # workers make no sweep
+        tell(rate.text)
+        result = train_on_workers(recipe.replaced(lr=rate.lr), line, store=registry.url, start=begun, resume=resume)
     scores = []
     for score in _scored(recipe, line, result, registry):
         on_score(score)

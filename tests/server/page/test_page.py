@@ -1,72 +1,20 @@
 """The page in a real browser, in front of a real server."""
 
 import time
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from browser import Browser, browsing
+from browser import HOSTILE, MANY, Browser
 from selenium.webdriver.common.keys import Keys
 from tiny_serve import until
-from tiny_server import GREEDY, Served, served
+from tiny_server import GREEDY, Served
 from tokenizers import Regex, decoders
 
 from polyvera.engine.generation.generator import Generator
-from polyvera.server.answers import AnswerStream
 from polyvera.server.app import PAGE, PAGE_HEADERS, PAGE_KINDS
 
 PROMPT = "the true thing"
 COLUMNS = {"base": ".column:nth-child(1)", "acme/one": ".column:nth-child(2)", "acme/two": ".column:nth-child(3)"}
-HOSTILE = "<img src=x onerror=alert(1)>"
-MANY = 120
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with browsing() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def at(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with served(tmp_path_factory.mktemp("served")) as found:
-        found.registry.alias("acme/one", "prod", 1)
-        scored = replace(found.adapters["acme/one"], scores={HOSTILE: 0.5}, created="2026-02-03T04:05:06+00:00")
-        found.registry.put("evil/one", scored)
-        for i in range(MANY):
-            found.registry.put(f"many/a{i:03}", found.adapters["acme/one"])
-        yield found
-
-
-@pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with served(tmp_path_factory.mktemp("guarded"), with_keys=True) as found:
-        yield found
-
-
-@pytest.fixture
-def page(at: Served, browser: Browser) -> Iterator[Browser]:
-    """The page of the open server, listed; the console has told nothing when it is left."""
-    browser.log()
-    browser.open(at.url)
-    browser.until(lambda: browser.texts("#rows th"))
-    browser.fill("#max-tokens", str(GREEDY["max_tokens"]))
-    yield browser
-    assert browser.log() == []
-
-
-@pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every token takes its time."""
-    hop = AnswerStream._hop
-
-    def slowly(self: AnswerStream, i: int, output: Any) -> None:
-        time.sleep(0.05)
-        hop(self, i, output)
-
-    monkeypatch.setattr(AnswerStream, "_hop", slowly)
 
 
 def send(page: Browser, prompt: str = PROMPT) -> None:
@@ -112,22 +60,30 @@ def test_the_adapters_are_listed_with_their_facts(at: Served, page: Browser) -> 
     assert page.text("#served").startswith("tiny, 160 tokens")
 
 
-def test_more_adapters_come_page_by_page(page: Browser) -> None:
-    assert len(page.texts("#rows tr")) == 50 and "there are more" in page.text("#adapters-status")
-    for num in (100, 4 + MANY):
-        page.click("#more")
-        page.until(lambda num=num: len(page.texts("#rows tr")) == num)
-    names = page.texts("#rows th")
-    assert names == sorted(set(names)) and not page.sees("#more")
+def test_adapters_come_page_by_page(page: Browser) -> None:
+    page.view("adapters")
+    seen: list[str] = []
+    for first in range(1, 4 + MANY, 20):
+        last = min(first + 19, 4 + MANY)
+        page.until(lambda first=first, last=last: page.text("#place") == f"{first}–{last} of {4 + MANY}")
+        seen += page.texts("#rows th")
+        if last < 4 + MANY:
+            page.click("#more")
+    assert seen == sorted(set(seen)) and len(seen) == 4 + MANY and not page.sees("#more")
+    page.click("#before")
+    page.until(lambda: page.sees("#more"))
     assert page.text("#adapters-status") == f"{4 + MANY} adapters"
 
 
-def test_the_list_is_filtered(page: Browser) -> None:
-    page.fill("#filter", "many/a01")
+def test_the_list_is_searched_and_sorted(page: Browser) -> None:
+    page.view("adapters")
+    page.fill("#filter", "A01 many")
     page.until(lambda: page.texts("#rows th") == [f"many/a01{i}@1" for i in range(10)])
+    page.run("const s = document.querySelector('#sort'); s.value = '-name'; s.dispatchEvent(new Event('change'))")
+    page.until(lambda: page.texts("#rows th") == [f"many/a01{i}@1" for i in reversed(range(10))])
     page.fill("#filter", "nobody/")
     page.until(lambda: not page.texts("#rows th"))
-    assert page.text("#adapters-status") == "No adapter that you may see begins with “nobody/”."
+    assert page.text("#adapters-status") == "No adapter that you may see has “nobody/” in its name."
 
 
 def test_three_streamed_answers_are_the_apis_own(at: Served, page: Browser) -> None:
@@ -145,7 +101,10 @@ def test_three_streamed_answers_are_the_apis_own(at: Served, page: Browser) -> N
 
 
 def test_a_button_of_the_list_chooses_an_adapter(at: Served, page: Browser) -> None:
+    page.view("adapters")
     page.click("[aria-label='Chat with globex/secret as B']")
+    assert page.text("#adapters-status") == "Adapter B is now globex/secret."
+    page.view("chat")
     send(page)
     ended(page)
     assert answers(page)["acme/two"] == asked(at, "globex/secret", [user(PROMPT)])
@@ -185,6 +144,7 @@ def test_nothing_is_asked_while_the_tab_is_hidden_or_paused(page: Browser) -> No
         "Object.defineProperty(document, 'hidden', {value: arguments[0], configurable: true});"
         "document.dispatchEvent(new Event('visibilitychange'))"
     )
+    page.view("activity")
     page.until(lambda: page.run(polls) >= 2)
     page.run(hide, True)
     before = page.run(polls)
@@ -226,7 +186,9 @@ def test_by_keyboard_alone(at: Served, page: Browser) -> None:
     ended(page)
     assert answers(page)["acme/two"] == asked(at, "acme/two", [user("the\ntrue")])
     assert page.focus() == "prompt"
-    page.tab_to("Chat with globex/secret as A")
+    page.tab_to("Adapters", Keys.SHIFT)
+    page.press(Keys.ENTER)
+    page.tab_to("Chat with globex/secret as A", most=80)
     assert page.run("return getComputedStyle(document.activeElement).outlineStyle") == "solid"
     page.press(Keys.ENTER)
     assert page.run("return document.querySelector('#adapter-A').value") == "globex/secret"
@@ -237,10 +199,14 @@ def test_by_keyboard_alone(at: Served, page: Browser) -> None:
     assert page.run(unnamed) == 0
 
 
-@pytest.mark.parametrize("width", [360, 1280])
-def test_nothing_is_wider_than_the_window(page: Browser, width: int) -> None:
-    page.resize(width, 740)
+@pytest.mark.parametrize(("width", "height"), [(360, 740), (1280, 900)])
+def test_nothing_is_wider_than_the_window_or_higher_than_three(page: Browser, width: int, height: int) -> None:
+    page.resize(width, height)
     try:
+        for view in ("duel", "adapters", "activity", "usage", "chat"):
+            page.view(view)
+            assert page.run("return document.documentElement.scrollWidth") <= width, view
+            assert page.run("return document.documentElement.scrollHeight") <= 3 * height, view
         page.fill("#adapter-A", "n" * 200)
         send(page, "w" * 40)
         ended(page)
@@ -266,12 +232,14 @@ def test_a_model_without_a_template_is_asked_in_plain_text(
 
 
 def test_an_encoder_has_no_chat(at: Served, page: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert page.sees("#ask") and not page.sees("#chat-closed")
+    assert page.sees("#ask") and not page.sees("#texts")
     monkeypatch.setattr(Generator, "generation", None)
     page.open(at.url)
-    page.until(lambda: page.sees("#chat-closed"))
+    page.until(lambda: page.sees("#texts-form"))
     assert "is an encoder, which answers /v1/embeddings and /v1/classify" in page.text("#chat-closed")
-    assert not page.sees("#ask") and page.sees("#table")
+    assert not page.sees("#ask") and not page.sees("#views a[href='#duel']")
+    page.view("adapters")
+    assert page.sees("#table")
     assert not page.log()
 
 
@@ -302,6 +270,8 @@ def test_a_key_is_asked_for_and_shows_its_own_adapters(guarded: Served, browser:
     assert {"401", "403"} == {
         word for entry in browser.log() for word in ("401", "403", "404") if word in entry["message"]
     }
+    browser.view("adapters")
+    assert not browser.sees("#upload")
     guarded.keys.remove(key.id)
     browser.click("#refresh")
     browser.until(lambda: "unknown or has expired" in browser.text("#notice"))

@@ -37,6 +37,14 @@ def test_float32_keeps_every_bit(method, choices):
     assert alike(decode(encode(adapter)), adapter)
 
 
+@pytest.mark.parametrize(("lr", "prompt_form"), [(0.12, "chat"), (3e-5, "plain"), (None, "")])
+def test_the_rate_and_the_form_of_prompts_come_back(lr, prompt_form):
+    back = decode(encode(replace(drawn(FIRST), lr=lr, prompt_form=prompt_form)))
+    assert (back.lr, back.prompt_form) == (lr, prompt_form)
+    with pytest.raises(FormatError, match="prompt_form"):
+        encode(replace(drawn(FIRST), prompt_form="verse"))
+
+
 @pytest.mark.parametrize("method", OWN)
 def test_ranks_and_alphas_by_layer_come_back(method):
     alphas = {"alpha": 16, "alpha_pattern": (("layers.2.v", 3.5),)} if METHODS[method].takes_alpha else {}

@@ -1,0 +1,136 @@
+"""ToolParser: the calls in an answer as its text comes, and the text around them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from polyvera.server.tool_formats import ToolFormat
+
+CLOSING = "</tool_call>"
+ARGUMENTS = ("arguments", "parameters")
+NUM_ID_CHARS = 24
+# A call that was cut off in its arguments.
+BEGUN = re.compile(r'\s*\[?\s*\{\s*"name"\s*:\s*"([^"]+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(.*)', re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call. arguments: JSON, whole unless the answer was cut off."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What a piece of an answer adds: text, and calls after it."""
+
+    text: str = ""
+    calls: tuple[ToolCall, ...] = ()
+
+
+@dataclass
+class ToolParser:
+    """Of one answer. names: the functions that there are; a call of another one is text."""
+
+    format: ToolFormat
+    names: Collection[str]
+    num_calls: int = 0
+    _held: str = ""
+    _is_begun: bool = field(default=False)  # text went out: what follows is no bare call
+
+    def add(self, text: str) -> Parsed:
+        """What is certain with the next text."""
+        self._held += text
+        found = self._marked()
+        if self._is_bare:
+            return found
+        out, self._held = self._split()
+        if self.num_calls and not out.strip():
+            out = ""  # what stands between two calls
+        self._is_begun = self._is_begun or bool(out.strip())
+        return Parsed(found.text + out, found.calls)
+
+    def finish(self, *, is_cut: bool = False) -> Parsed:
+        """What was held back, at the end of the answer. is_cut: whether it might have gone on."""
+        found = self._marked()
+        held, self._held = self._held, ""
+        body = held.partition(self.format.marker)[2] if self.format.marker and self.format.marker in held else held
+        before = held[: len(held) - len(body)].removesuffix(self.format.marker)
+        calls = self._calls(body) or (self._begun(body) if is_cut else ())
+        return Parsed(found.text + (before if calls else held), (*found.calls, *calls))
+
+    @property
+    def _is_bare(self) -> bool:
+        """Whether the whole answer may be calls, which is known at its end."""
+        start = self._held.lstrip()[:1]
+        return not self._is_begun and not self.num_calls and (not start or start in "[{")
+
+    def _marked(self) -> Parsed:
+        """Calls between a marker and its end, and the text before them."""
+        marker, text = self.format.marker, ""
+        calls: tuple[ToolCall, ...] = ()
+        while marker and marker in self._held and CLOSING in self._held.partition(marker)[2]:
+            before, _, rest = self._held.partition(marker)
+            body, _, self._held = rest.partition(CLOSING)
+            found = self._calls(body)
+            text += before if found else before + marker + body + CLOSING
+            calls += found
+        text = text if text.strip() or not calls else ""
+        self._is_begun = self._is_begun or bool(text)
+        return Parsed(text, calls)
+
+    def _split(self) -> tuple[str, str]:
+        """(text, what may become calls)"""
+        marker = self.format.marker
+        if not marker:
+            return self._held, ""
+        at = self._held.find(marker)
+        sizes = range(min(len(marker) - 1, len(self._held)), 0, -1)
+        if at < 0:
+            at = next((len(self._held) - n for n in sizes if marker.startswith(self._held[-n:])), len(self._held))
+        return self._held[:at], self._held[at:]
+
+    def _calls(self, body: str) -> tuple[ToolCall, ...]:
+        """All that a text has, if it has nothing else and every function is known."""
+        body = body.strip().removeprefix(self.format.token or "\0").strip()
+        values = list(_values(body))
+        every = [one for value in values for one in (value if isinstance(value, list) else [value])]
+        if not every or not all(self._is_call(one) for one in every):
+            return ()
+        return tuple(self._call(one["name"], next(one[key] for key in ARGUMENTS if key in one)) for one in every)
+
+    def _begun(self, body: str) -> tuple[ToolCall, ...]:
+        found = BEGUN.fullmatch(body)
+        if found is None or found[1] not in self.names:
+            return ()
+        return (self._call(found[1], found[2]),)
+
+    def _is_call(self, value: Any) -> bool:
+        return isinstance(value, dict) and value.get("name") in self.names and any(key in value for key in ARGUMENTS)
+
+    def _call(self, name: str, arguments: Any) -> ToolCall:
+        self.num_calls += 1
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        number = f"call_{uuid4().hex[:NUM_ID_CHARS]}"
+        return ToolCall(self.format.call_id(number), name, text)
+
+
+def _values(text: str) -> Iterator[Any]:
+    """The JSON values that a text has side by side; None where it has anything else."""
+    decoder, at = json.JSONDecoder(), 0
+    while at < len(text):
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            yield None
+            return
+        yield value
+        while at < len(text) and text[at] in "; \n\r\t,":
+            at += 1

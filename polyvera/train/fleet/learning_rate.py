@@ -1,0 +1,163 @@
+"""The learning rate of a run that leaves it open: by a sweep where there are rows to choose by, else the method's own.
+
+What was chosen, and why there was no sweep, is always told in one line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from math import ceil
+from pathlib import Path
+from types import MappingProxyType
+
+from polyvera.adapter.adapter import Adapter
+from polyvera.data.batching import order
+from polyvera.data.encoding import Encoded
+from polyvera.data.packed_rows import PackedRows
+from polyvera.errors import DataError
+from polyvera.model.load import Base
+from polyvera.train import checkpoint
+from polyvera.train.fleet.fleet import SLOTS, labelled
+from polyvera.train.fleet.sweep import FACTORS, RUNGS, Sweep, SweepRows, sweep
+from polyvera.train.preparation import encode_tables
+from polyvera.train.recipe import Recipe
+from polyvera.train.schedule import num_steps
+from polyvera.train.tenants import Tenant
+
+MIN_ROWS, MIN_STEPS = 40, 16
+MIN_HELD_OUT, MAX_HELD_OUT = 8, 256
+HELD_OUT_SHARE = 0.1  # of the training rows, where no others are there to choose by
+ROWS_A_HELD_OUT = (
+    48  # rows that a run trains on for each row that its candidates are compared on, which bounds the cost
+)
+SAMPLE_SHARE = 4  # a fleet's sweep is made on one tenant of so many, as many as its slots hold
+TRIES = 8  # tenants that are looked at for each that the sample is to have
+KEPT = "learning_rate.json"
+
+# Why a run has no candidates in slots.
+NO_SLOTS: Mapping[str, Callable[[Recipe], bool]] = MappingProxyType(
+    {
+        "full fine-tuning has no slots for candidates": lambda recipe: recipe.full,
+        "a shrinking rank budget has no slots for candidates": lambda recipe: recipe.budget is not None,
+        "several processes train together": lambda recipe: int(os.environ.get("WORLD_SIZE", "1")) > 1,
+        "several workers train apart": lambda recipe: recipe.workers is not None,
+    }
+)
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """A run's rate. sweep: what chose it, None without one. reason: why there was no sweep, '' where none was asked."""
+
+    lr: float
+    sweep: Sweep | None = None
+    reason: str = ""
+
+    @property
+    def text(self) -> str:
+        """What was chosen and why, in one line; '' for a rate that was given."""
+        if self.sweep is not None:
+            return self.sweep.text
+        return self.reason and f"lr {self.lr:g}, the method's own, without a sweep: {self.reason}"
+
+
+def kept_rate(folder: Path | None, ask: Callable[[], LearningRate], *, resume: bool) -> LearningRate:
+    """The rate of the run that is resumed, else what ask() returns, which is kept in the run's folder."""
+    path = None if folder is None else folder / KEPT
+    if path is not None and resume and path.exists():
+        return LearningRate(float(json.loads(path.read_text())["lr"]))
+    found = ask()
+    if path is not None:
+        checkpoint.replace_file(path, json.dumps({"lr": found.lr, "how": found.text}).encode())
+    return found
+
+
+def unswept_rate(recipe: Recipe) -> LearningRate | None:
+    """The rate that is given, or the method's own where no sweep can be made; None where one could."""
+    reason = next((why for why, holds in NO_SLOTS.items() if holds(recipe)), "")
+    if recipe.leaves_lr_open and not reason:
+        return None
+    return LearningRate(recipe.learning_rate, reason=reason if recipe.leaves_lr_open else "")
+
+
+def solo_rate(
+    recipe: Recipe, base: Base, rows: Encoded, held_out: Encoded | None, start: Adapter | None
+) -> LearningRate:
+    """The rate of a run that trains one adapter."""
+    return _rate(recipe, base, lambda: [sweep_rows("", recipe, rows, held_out)], start)
+
+
+def fleet_rate(
+    recipe: Recipe, base: Base, everyone: Sequence[Tenant], kind: str, start: Adapter | None
+) -> LearningRate:
+    """One rate for all tenants, by a sweep on a sample of them. kind: of their rows.
+
+    Few rows say little about one tenant's best rate; those of several, which share each round, say more, and the cost
+    does not grow with the fleet.
+    """
+    return _rate(recipe, base, lambda: _sampled(recipe, base, everyone, kind), start)
+
+
+def _rate(
+    recipe: Recipe, base: Base, rows_of: Callable[[], Sequence[SweepRows]], start: Adapter | None
+) -> LearningRate:
+    known = unswept_rate(recipe)
+    if known is not None:
+        return known
+    try:
+        rows = rows_of()
+    except DataError as error:
+        return LearningRate(recipe.learning_rate, reason=str(error))
+    found = sweep(recipe, base, rows, start)
+    return LearningRate(found.lr, found)
+
+
+def sweep_rows(name: str, recipe: Recipe, rows: Encoded, held_out: Encoded | None) -> SweepRows:
+    """The rows that a sweep trains on and those that it chooses by. Raises DataError where they are too few."""
+    epoch, total = num_steps(recipe, len(rows), 1)
+    if len(rows) < MIN_ROWS or total < MIN_STEPS:
+        raise DataError(
+            f"{len(rows)} rows in {total} steps say too little; it takes {MIN_ROWS} rows and {MIN_STEPS} steps"
+        )
+    if RUNGS[1] * total <= epoch:
+        return SweepRows(name, PackedRows.of(rows), None, total)
+    num_trained = total * recipe.batch_size * recipe.accumulate
+    most = min(MAX_HELD_OUT, max(MIN_HELD_OUT, num_trained // ROWS_A_HELD_OUT))
+    if held_out is not None:
+        return SweepRows(name, PackedRows.of(rows), PackedRows.of(_part(held_out, range(len(held_out))[:most])), total)
+    most = min(most, int(HELD_OUT_SHARE * len(rows)))
+    if most < MIN_HELD_OUT:
+        raise DataError(
+            f"{len(rows)} rows for {total} steps are too few to hold {MIN_HELD_OUT} out; give validation, or more rows"
+        )
+    shuffled = order(len(rows), recipe.run_seed, 0)
+    first, rest = sorted(shuffled[:most]), sorted(shuffled[most:])
+    return SweepRows(name, PackedRows.of(_part(rows, rest)), PackedRows.of(_part(rows, first)), total)
+
+
+def _part(rows: Encoded, numbers: Iterable[int]) -> Encoded:
+    return Encoded(tuple(rows[i] for i in numbers), max_length=rows.max_length)
+
+
+def _sampled(recipe: Recipe, base: Base, everyone: Sequence[Tenant], kind: str) -> list[SweepRows]:
+    """The rows of evenly spaced tenants that have enough. Raises DataError where none has."""
+    num = max(1, min((recipe.slots or SLOTS) // len(FACTORS), len(everyone) // SAMPLE_SHARE))
+    stride = ceil(len(everyone) / num)
+    spaced = [tenant for first in range(stride) for tenant in everyone[first::stride]][: TRIES * num]
+    found = list(islice(_usable(recipe, base, spaced, kind), num))
+    if not found:
+        raise DataError(f"none of {len(spaced)} tenants has {MIN_ROWS} rows in {MIN_STEPS} steps to choose by")
+    return found
+
+
+def _usable(recipe: Recipe, base: Base, everyone: Iterable[Tenant], kind: str) -> Iterator[SweepRows]:
+    for tenant in everyone:
+        try:
+            rows, held_out = encode_tables(recipe, labelled(tenant.tables(recipe), kind, base), base)
+            yield sweep_rows(tenant.name, recipe, rows, held_out)
+        except Exception:  # what is wrong with a tenant's rows is reported when its turn comes
+            continue

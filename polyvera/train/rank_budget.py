@@ -1,0 +1,30 @@
+"""Budget: the settings of a shrinking rank budget. No torch here."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Lt
+
+from polyvera.settings.field import Count, Described, Positive
+from polyvera.settings.model import SettingsTable
+
+ADAPTER = "Adapter"  # the group of a recipe's settings that these are of
+
+
+class Budget(SettingsTable):
+    """A shrinking rank budget for a method that trains d (AdaLoRA, Zhang 2023, section 3.3).
+
+    None takes 10 %, 30 % and 1 % of the run for warmup, final and interval, and 0.1 for orthogonal where A and B are
+    trained.
+    """
+
+    rank: Annotated[Positive, Described("Average rank over the layers that a shrinking budget ends at.", ADAPTER)]
+    warmup: Annotated[Annotated[int, Ge(0)] | None, Described("Steps at the full budget.", ADAPTER)] = None
+    final: Annotated[Count | None, Described("Steps at the final budget.", ADAPTER)] = None
+    interval: Annotated[Count | None, Described("Steps from one pruning to the next.", ADAPTER)] = None
+    beta1: Annotated[float, Gt(0.0), Lt(1.0), Described("Smoothing of the sensitivity.", ADAPTER)] = 0.85
+    beta2: Annotated[float, Gt(0.0), Lt(1.0), Described("Smoothing of its uncertainty.", ADAPTER)] = 0.85
+    orthogonal: Annotated[Annotated[float, Ge(0.0)] | None, Described("Weight of ‖PᵀP - I‖ + ‖QQᵀ - I‖.", ADAPTER)] = (
+        None
+    )

@@ -1,0 +1,39 @@
+"""The description of the API is true: every body is there, and every reference leads somewhere."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+from tiny_server import Served
+
+from polyvera.server.openapi import BODIES
+
+
+@pytest.fixture(scope="module")
+def document(at: Served) -> dict[str, Any]:
+    return at.http().get("/openapi.json").json()
+
+
+def test_every_route_that_takes_a_body_declares_it(at: Served, document: dict[str, Any]) -> None:
+    posts = {path for path, methods in document["paths"].items() if "post" in methods and "adapters/" not in path}
+    assert set(BODIES) == posts
+    for path, kind in BODIES.items():
+        schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        own = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+        assert set(own["properties"]) == {field.alias or name for name, field in kind.model_fields.items()}
+
+
+def test_references_lead_somewhere(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    refs = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(document)))
+    assert refs and refs <= set(schemas) and "$defs" not in json.dumps(document)
+
+
+def test_parameters_and_errors_are_declared(document: dict[str, Any]) -> None:
+    assert document["openapi"].startswith("3.1")
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            assert "422" not in operation["responses"] and "default" in operation["responses"]
+            named = {one["name"] for one in operation.get("parameters", ()) if one["in"] == "path"}
+            assert named == {name.partition(":")[0] for name in re.findall(r"\{([^}]+)\}", path)}

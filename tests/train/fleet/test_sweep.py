@@ -1,0 +1,174 @@
+"""A candidate is the run that its rate alone gives; the choice is bracketed, and the base is as it was before."""
+
+from math import inf
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import counting_rows, make_classifier, make_model, make_tokenizer
+
+from polyvera.adapter.inject import banks_of
+from polyvera.data.packed_rows import PackedRows
+from polyvera.data.tables import table
+from polyvera.model.load import Base
+from polyvera.train.fleet.fleet import views_for_gradients
+from polyvera.train.fleet.sweep import (
+    BEYOND,
+    EXTENSIONS,
+    FACTORS,
+    RateSearch,
+    Sweep,
+    SweepRows,
+    TriedRate,
+    rungs,
+    sweep,
+)
+from polyvera.train.preparation import adapted, encode_tables
+from polyvera.train.recipe import Recipe
+from polyvera.train.tenants import Tables
+from polyvera.train.trainer import train
+
+RATES = (0.01, 0.1, 0.3)
+
+
+def recipe_of(**choices: Any) -> Recipe:
+    own = {"model": "tiny", "data": "x", "rank": 4, "batch_size": 2, "targets": "all-linear", "max_steps": 24}
+    return Recipe(**{**own, **choices})
+
+
+def rows_of(recipe: Recipe, base: Base, rows: list[dict[str, str]], name: str = "") -> SweepRows:
+    found = table("x", [(i, row) for i, row in enumerate(rows)], {}, chat=False)
+    encoded, _ = encode_tables(recipe, Tables(found, None, None), base)
+    return SweepRows(name, PackedRows.of(encoded), None, recipe.max_steps or 0)
+
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "vera": ("generation", {}),
+    "dora": ("generation", {"method": "dora"}),
+    "dvora with a weight decay and a tight clip": (
+        "generation",
+        {"method": "dvora", "weight_decay": 0.1, "clip": 0.05},
+    ),
+    "a head, whose rate is its own": ("classes", {"targets": "default"}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_candidate_equals_its_run_alone(tmp_path, case: str) -> None:
+    kind, choices = CASES[case]
+    make = {"generation": make_model, "classes": make_classifier}[kind]
+    rows = counting_rows(48) if kind == "generation" else labelled_rows(48)
+    path = written(tmp_path / "rows.jsonl", rows)
+    recipe = recipe_of(warmup=0.0, schedule="constant", **choices)
+    base = Base(make(), make_tokenizer())
+    everyone = [rows_of(recipe, base, rows)]
+    with adapted(recipe, base, len(RATES)) as bank, views_for_gradients():
+        search = RateSearch(recipe, base, bank, everyone, None)
+        search.admit(RATES)
+        search.train(0, len(RATES))
+        found = {lr: bank.take(member.slot) for (lr, _), member in search.members.items()}
+    for lr in RATES:
+        alone = train(
+            recipe.replaced(data=path, lr=lr, max_steps=rungs(recipe, everyone[0])[0]),
+            base=Base(make(), make_tokenizer()),
+            progress=False,
+        )
+        assert float((found[lr] - alone.adapter.flat).norm() / alone.adapter.flat.norm()) < 1e-4
+
+
+def labelled_rows(num: int) -> list[dict[str, str]]:
+    return [{"text": f"w{i % 7} w{20 + i % 5}", "label": ("even", "odd")[i % 2]} for i in range(num)]
+
+
+def written(path, rows: list[dict[str, str]]) -> str:
+    import json
+
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def base() -> Base:
+    return Base(make_model(), make_tokenizer())
+
+
+def swept(base: Base, names: tuple[str, ...] = ("",), **choices: Any) -> Sweep:
+    recipe = recipe_of(**choices)
+    return sweep(recipe, base, [rows_of(recipe, base, counting_rows(48 + i), n) for i, n in enumerate(names)])
+
+
+def test_the_choice_is_the_lowest_loss_of_the_last_rung(base: Base) -> None:
+    found = swept(base)
+    last = max(one.num_steps for one in found.tried)
+    left = [one for one in found.tried if one.num_steps == last]
+    assert len(found.tried) >= len(FACTORS)
+    assert len(left) >= 2
+    assert found.lr == min(left, key=lambda one: one.loss).lr
+    assert sorted({one.num_steps for one in found.tried}) == [3, 4, 6]
+
+
+def test_an_edge_is_extended_until_the_loss_turns(base: Base) -> None:
+    found = swept(base, lr=1e-4)
+    assert len(found.tried) == len(FACTORS) + BEYOND * EXTENSIONS
+    assert max(one.lr for one in found.tried) == found.lr > 1e-4 * max(FACTORS)
+    assert found.is_edge
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ({1.0: 0.5, 2.0: 0.6, 4.0: 0.9}, [0.5, 0.25]),
+        ({1.0: 0.9, 2.0: 0.6, 4.0: 0.5}, [8.0, 16.0]),
+        ({1.0: 0.9, 2.0: 0.5, 4.0: 0.6}, []),
+        ({1.0: inf, 2.0: inf, 4.0: inf}, []),
+    ],
+)
+def test_rates_beyond_an_edge(base: Base, losses: dict[float, float], expected: list[float]) -> None:
+    recipe = recipe_of()
+    with adapted(recipe, base, 1) as bank:
+        search = RateSearch(recipe, base, bank, [], None)
+        search.tried = {lr: TriedRate(lr, 3, loss) for lr, loss in losses.items()}
+        assert search.beyond() == expected
+
+
+def test_the_base_and_the_random_numbers_are_as_before(base: Base) -> None:
+    before = {name: p.clone() for name, p in base.model.named_parameters()}
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    swept(base)
+    assert torch.equal(torch.rand(3), expected)
+    assert not banks_of(base.model)
+    assert all(torch.equal(p, before[name]) for name, p in base.model.named_parameters())
+
+
+def test_several_tenants_share_one_choice(base: Base) -> None:
+    one, two = swept(base), swept(base, ("a", "b"))
+    assert two.num_tenants == 2
+    assert one.num_rows < two.num_rows
+    assert "of 2 tenants" in two.text
+
+
+def test_the_line_says_choice_losses_and_cost() -> None:
+    tried = (TriedRate(0.01, 3, 0.9), TriedRate(0.02, 9, 0.52), TriedRate(0.04, 9, 0.6))
+    text = Sweep(0.02, tried, 1, 1234, 5.0).text
+    assert text == (
+        "lr 0.02 by a sweep of 3 rates (loss by that of the start, where each was dropped: 0.01: 0.90, 0.02: 0.52, "
+        "0.04: 0.60); 1,234 rows, 5.0 s"
+    )
+    assert "the edge of what was tried" in Sweep(0.01, tried, 1, 1234, 5.0).text
+
+
+@pytest.mark.parametrize(
+    ("choices", "expected"),
+    [
+        ({"max_steps": 100, "batch_size": 1}, (11, 16, 25)),
+        ({"max_steps": 20, "batch_size": 2}, (3, 4, 5)),
+        ({"max_steps": 100, "batch_size": 2, "warmup": 0.26}, (24, 24, 24)),
+    ],
+)
+def test_rungs_are_shares_of_the_run_within_the_first_pass(base: Base, choices: Any, expected: Any) -> None:
+    recipe = recipe_of(**choices)
+    rows = rows_of(recipe, base, counting_rows(48))
+    assert rungs(recipe, rows) == expected
+    assert rungs(recipe, SweepRows("", rows.training, rows.training, 100))[-1] > 24
