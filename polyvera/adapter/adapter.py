@@ -33,9 +33,11 @@ class Adapter:
     scores: named results, such as eval_loss.
     created: ISO 8601 in UTC, or ''.
     model: the name of the base model, '' if unknown.
-    labels: the names of a classification head's outputs.
+    labels: the names of a head's outputs.
     lr: the learning rate that it was trained with, None if unknown.
     prompt_form: of the prompts in training, 'plain' or 'chat' (through the chat template); '' if unknown or without.
+    task: what the head is for, a key of model.task.TASKS; '' is one of the labels, or text without labels.
+    threshold: the probability from which one of several labels counts.
 
     Raises LayoutError if spec, layout, basis and numbers do not belong together.
     """
@@ -52,6 +54,8 @@ class Adapter:
     labels: tuple[str, ...] = ()
     lr: float | None = None
     prompt_form: str = ""
+    task: str = ""
+    threshold: float = 0.5
 
     def __post_init__(self) -> None:
         if self.flat.shape != (self.layout.num_params,):

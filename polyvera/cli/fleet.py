@@ -99,6 +99,7 @@ def score(
     names: Sequence[str], rows: Rows, *, store: str, model: str | None, adapter_column: str | None
 ) -> FleetScores:
     """The scores of each tenant's adapter on its own rows, beside the base model and the majority answer."""
+    from polyvera.model.answer import meaning_of
     from polyvera.model.load import load_base, place
     from polyvera.store.registry import Registry
     from polyvera.train.tenants import sources
@@ -116,8 +117,9 @@ def score(
     for name, one in sources(rows.source, adapter_column).items():
         try:
             adapter = registry.get(prefix + name)
-            chat = adapter.prompt_form == TEMPLATE if rows.chat is None else rows.chat
-            found[name], adapters[name] = rows.cut(one.read(asked.replaced(chat=chat))), adapter
+            meaning, chat = meaning_of(adapter), adapter.prompt_form == TEMPLATE if rows.chat is None else rows.chat
+            task = None if meaning.row.writes else meaning.task
+            found[name], adapters[name] = rows.cut(one.read(asked.replaced(chat=chat), task)), adapter
         except Exception as error:  # one tenant's rows or adapter end no other's scoring
             scored.skip(name, error)
     if adapters:

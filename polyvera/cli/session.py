@@ -14,6 +14,7 @@ from polyvera.plan import bytes_text
 if TYPE_CHECKING:
     from polyvera.adapter.adapter import Adapter
     from polyvera.data.tables import Table
+    from polyvera.model.answer import Meaning
     from polyvera.model.load import Base
     from polyvera.store.file.codec import Header
     from polyvera.store.registry import Registry
@@ -38,12 +39,16 @@ class Rows:
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded base and its adapters: names[i] is in slots[i], and was trained on prompts of prompt_forms[i]."""
+    """A loaded base and its adapters.
+
+    names[i] is in slots[i], was trained on prompts of prompt_forms[i], and its head stands for meanings[i].
+    """
 
     base: Base
     names: tuple[str, ...]
     slots: tuple[int, ...]
     prompt_forms: tuple[str, ...] = ()
+    meanings: tuple[Meaning, ...] = ()
 
     @classmethod
     def open(
@@ -51,6 +56,7 @@ class Session:
     ) -> Session:
         """Loads the adapters, then the base that they were trained on. Raises RecipeError where they differ in it."""
         from polyvera.adapter.inject import load
+        from polyvera.model.answer import meaning_of
         from polyvera.model.load import load_base, place
         from polyvera.store.registry import Registry
 
@@ -62,7 +68,8 @@ class Session:
             slots = load(base.model, adapters, check_base=not any_base) if adapters else []
         except FingerprintError as error:  # in the words of the command line
             raise FingerprintError(str(error).replace("pass check_base=False", "give --any-base")) from error
-        return cls(base, tuple(names), tuple(slots), tuple(adapter.prompt_form for adapter in adapters))
+        forms = tuple(adapter.prompt_form for adapter in adapters)
+        return cls(base, tuple(names), tuple(slots), forms, tuple(map(meaning_of, adapters)))
 
     def evaluate(self, rows: Rows) -> dict[str, dict[str, float]]:
         """The scores of the base and of each adapter, rows of all in the same batches."""
@@ -71,13 +78,18 @@ class Session:
 
         if rows.source is None:
             raise RecipeError("there are no rows to answer: give --data FILE")
-        table = rows.cut(read(rows.source, rows.columns, chat=self._asks_by_template(rows.chat)))
+        task = next((meaning.task for meaning in self.meanings if not meaning.row.writes), None)
+        chat = self._asks_by_template(rows.chat)
+        table = rows.cut(read(rows.source, rows.columns, chat=chat, task=task))
         model, tokenizer = self.base.model, self.base.tokenizer
         # A head that was never trained has nothing to say, so a classifier's base is left out.
-        everyone = [*zip(self.names, self.slots, strict=True)] + ([] if table.labels and self.names else [(BASE, 0)])
+        everyone = [*zip(self.names, self.slots, strict=True)] + (
+            [] if self.names and not table.row.scores_base else [(BASE, 0)]
+        )
         several = replace(table, examples=tuple(e for e in table.examples for _ in everyone))
         slots = [slot for _ in table.examples for _, slot in everyone]
-        found = evaluate(model, tokenizer, several, slots, batch_size=rows.batch_size)
+        meanings = dict(zip(self.slots, self.meanings, strict=True))
+        found = evaluate(model, tokenizer, several, slots, batch_size=rows.batch_size, meanings=meanings)
         return {name: found.of_slot(slot) for name, slot in everyone}
 
     def generate(
@@ -146,12 +158,16 @@ def base_name(adapters: Sequence[Adapter], given: str | None) -> str:
 
 def task_of(adapters: Sequence[Adapter]) -> dict[str, Any]:
     """What load_base() needs to know of the adapters' task. Raises RecipeError where their classes differ."""
-    labels = {adapter.labels for adapter in adapters}
-    if not any(labels):
-        return {"task": "lm"}
-    if len(labels) > 1:
-        raise RecipeError(f"these adapters have {len(labels)} different sets of labels: use them one at a time")
-    return {"task": "label", "labels": next(iter(labels))}
+    from polyvera.model.answer import meaning_of
+
+    several = {(meaning.task, meaning.labels) for meaning in map(meaning_of, adapters)}
+    if len(several) > 1:
+        raise RecipeError(f"these adapters have {len(several)} different sets of labels: use them one at a time")
+    return (
+        {}
+        if not several
+        else {name: value for name, value in zip(("task", "labels"), several.pop(), strict=True) if value}
+    )
 
 
 def imported(folder: Path, model: str, basis_dtype: str | None) -> Adapter:
@@ -171,6 +187,8 @@ def stored_text(header: Header) -> str:
 
 def facts(registry: Registry, name: str) -> dict[str, object]:
     """All that a store knows of one adapter."""
+    from polyvera.model.answer import meaning_of
+
     ref = registry.resolve(name)
     adapter = registry.get(ref)
     aliases = [alias for alias, version in registry.aliases(ref.name).items() if version == ref.version]
@@ -189,6 +207,7 @@ def facts(registry: Registry, name: str) -> dict[str, object]:
         "learning rate": "" if adapter.lr is None else f"{adapter.lr:g}",
         "prompts": adapter.prompt_form,
         "layers": f"{len(adapter.layout.sites)}: {', '.join(adapter.layout.patterns)}",
+        "task": meaning_of(adapter).task,
         "labels": ", ".join(adapter.labels),
         **adapter.spec.to_dict(),
         **{name: f"{value:.4g}" for name, value in adapter.scores.items()},

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from polyvera.cli import tables
-from polyvera.errors import DataError, RecipeError
+from polyvera.errors import DataError, RecipeError, did_you_mean
 from polyvera.plan import bytes_text, cost, full_cost
 from polyvera.train.memory import peak_bytes
 from polyvera.train.recipe import Recipe
 
 if TYPE_CHECKING:
+    from polyvera.model.shapes import ConfigSource
     from polyvera.train.tenants import Tenant
     from polyvera.train.trainer import TrainResult
 
@@ -52,12 +53,32 @@ def _left_out(result: TrainResult) -> Iterator[str]:
             yield f"{len(rows.shortened)} {cut.format(what)} to fit {rows.max_length} tokens"
 
 
+def head_for(
+    source: ConfigSource, task: str | None, num_labels: int | None
+) -> tuple[str | None, int | None, tuple[str, ...]]:
+    """(kind of model, outputs, modules) of the head that a task trains; None, outputs and none where no task is named.
+
+    num_labels: None is 1 for numbers, else 2. Raises RecipeError for a task that there is not.
+    """
+    from polyvera.adapter.targets import find_head
+    from polyvera.model.shapes import meta_model
+    from polyvera.model.task import TASKS
+
+    if task is None:
+        return None, num_labels, ()
+    if task not in TASKS:
+        raise RecipeError(f"task={task!r} must be one of: {', '.join(TASKS)}{did_you_mean(task, TASKS)}")
+    row = TASKS[task]
+    if not row.has_head:
+        return row.kind, num_labels, ()
+    num = num_labels or (1 if row.answer == "number" else 2)
+    return row.kind, num, find_head(meta_model(source, kind=row.kind, num_labels=num))
+
+
 def print_cost(recipe: Recipe, out: Console, everyone: Sequence[Tenant] = ()) -> None:
     """What the run costs; with tenants, what a fleet of them does. Raises DataError, RecipeError or TargetError."""
-    from polyvera.adapter.targets import find_head
-    from polyvera.model.config import KIND_OF_TASK
     from polyvera.model.load import config_source
-    from polyvera.model.shapes import meta_model, model_shapes, read_config
+    from polyvera.model.shapes import model_shapes, read_config
     from polyvera.train.fleet.fleet import SLOTS
     from polyvera.train.preparation import read_tables, row_length
     from polyvera.train.tenants import first_table
@@ -65,10 +86,8 @@ def print_cost(recipe: Recipe, out: Console, everyone: Sequence[Tenant] = ()) ->
     data = first_table(everyone, recipe) if everyone else read_tables(recipe).training
     if data is None:
         raise DataError(f"{recipe.data}: none of the {len(everyone)} tenants has rows that can be used")
-    kind = KIND_OF_TASK[data.task]
     config = read_config(config_source(recipe.model))
-    num_labels = len(data.labels) or None
-    head = find_head(meta_model(config, kind=kind, num_labels=num_labels)) if num_labels else ()
+    kind, num_labels, head = head_for(config, data.task, len(data.labels) or None)
     spec = recipe.spec(head)
     shapes = model_shapes(config, spec, kind=kind, num_labels=num_labels)
     row_length(recipe, shapes.context_length)

@@ -72,7 +72,8 @@ def plan(
     targets: Annotated[str | tuple[str, ...], Taken("targets")],
     head: Annotated[tuple[str, ...] | None, Taken("head")],
     stored: Stored,
-    num_labels: Annotated[int | None, typer.Option(help="Classes of the head.")] = None,
+    num_labels: Annotated[int | None, typer.Option(help="Outputs of the head.")] = None,
+    task: Annotated[str | None, typer.Option(help="What the rows will be for; its head is counted.")] = None,
     base_dtype: Annotated[str, typer.Option(help="The frozen base's, in training.")] = "bfloat16",
     adapters: Annotated[int, typer.Option(help="How many adapters to add up.")] = 10_000,
     fleet: Annotated[int, typer.Option(min=0, help="Also the memory to train so many at a time in one bank.")] = 0,
@@ -80,12 +81,14 @@ def plan(
 ) -> None:
     """What every method costs on a model, before a byte of it is downloaded."""
     from polyvera.adapter.spec import AdapterSpec
+    from polyvera.cli.training import head_for
     from polyvera.model.load import config_source
     from polyvera.model.shapes import model_shapes
     from polyvera.plan import compare, to_dict
 
-    spec = AdapterSpec(targets=targets, head=head or ())
-    shapes = model_shapes(config_source(model), spec, num_labels=num_labels)
+    kind, num_labels, own = head_for(config_source(model), task, num_labels)
+    spec = AdapterSpec(targets=targets, head=own if head is None else head)
+    shapes = model_shapes(config_source(model), spec, kind=kind, num_labels=num_labels)
     costs = compare(shapes.sites, shapes.num_params, rank=rank, head=shapes.head, base_dtype=base_dtype, stored=stored)
     if as_json:
         typer.echo(json.dumps([to_dict(cost) | _fleet(cost, fleet) for cost in costs], indent=2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.utils.data import Sampler
 
 from polyvera.data.encoding import IGNORED
 
+PARTS = "parts"  # the column with the tokens of each sequence of a row that has several
 POOL = 50  # batches whose rows are sorted by length together
 
 
@@ -30,14 +32,31 @@ class Collator:
     pad_id: int
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """input_ids, attention_mask and labels (rows, longest), or labels (rows,) for classes."""
+        """input_ids, attention_mask and labels (rows, longest), or labels (rows,) or (rows, outputs) of whole rows.
+
+        Rows of several sequences: the first of every row, then the second of every row.
+        """
         fills = {"input_ids": self.pad_id, "labels": IGNORED, "token_type_ids": 0}
+        rows = sequences(rows)
         batch = {k: self._column([row[k] for row in rows], fills[k]) for k in rows[0]}
         batch["attention_mask"] = padded([[1] * len(row["input_ids"]) for row in rows], 0)
         return batch
 
     def _column(self, values: list[Any], fill: int) -> Tensor:
-        return torch.tensor(values) if isinstance(values[0], int) else padded(values, fill)
+        return torch.tensor(values) if isinstance(values[0], int | float) else padded(values, fill)
+
+
+def sequences(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Each row's sequences on their own, part by part; the rows themselves where each is one sequence."""
+    if PARTS not in rows[0]:
+        return rows
+    ends = [[0, *accumulate(row[PARTS])] for row in rows]
+    columns = [name for name in rows[0] if name != PARTS]
+    return [
+        {k: row[k][end[i] : end[i + 1]] if isinstance(row[k], list) else row[k] for k in columns}
+        for i in range(len(ends[0]) - 1)
+        for row, end in zip(rows, ends, strict=True)
+    ]
 
 
 def order(num_rows: int, seed: int, epoch: int, lengths: Sequence[int] | None = None, batch_size: int = 1) -> list[int]:

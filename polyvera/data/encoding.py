@@ -1,23 +1,34 @@
 """Encoded: the rows of a table as tokens and labels.
 
 A prompt, made as model/prompt.py makes it for everyone, and its answer are tokenized apart and joined; the end token
-closes each answer and is a target of the loss, as the answer is.
+closes each answer and is a target of the loss, as the answer is. A row of two answers is both sequences end to end.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from polyvera.data.row_files import blaming
-from polyvera.data.tables import SHOWN, Example, Table
+from polyvera.data.row_form import Example
+from polyvera.data.tables import SHOWN, Table
 from polyvera.errors import DataError, PromptError
-from polyvera.model.config import LABEL
-from polyvera.model.prompt import Message, bare_ids, chat_text, check_ids, passage, prompt_ids, template_ids
+from polyvera.model.prompt import (
+    Message,
+    bare_ids,
+    chat_text,
+    check_ids,
+    passage,
+    prompt_ids,
+    template_ids,
+    words_passage,
+)
 from polyvera.model.special_tokens import special_tokens
+from polyvera.model.task import LM, TASKS, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -35,12 +46,16 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The token rows of one table. shortened, skipped: row numbers of the source. max_length: what they had to fit."""
+    """The token rows of one table.
+
+    shortened, skipped: row numbers of the source. max_length: what they had to fit. task: what they are for.
+    """
 
     rows: tuple[dict[str, Any], ...]
     shortened: tuple[int, ...] = ()
     skipped: tuple[int, ...] = ()
     max_length: int | None = None
+    task: Task = TASKS[LM]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -76,13 +91,14 @@ def encode(
     """
     rows, shortened, refused = [], [], []
     around = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id}
+    encoder = ENCODERS[table.row.encoding]
     for example in table.examples:
         with blaming(f"{table.source}, row {example.row}"):
-            whole = _encoded(table, example, tokenizer, turns)
+            whole = encoder.segments(tokenizer, example, turns)
             _check_learnable(whole, around)
             for segment in whole if num_tokens is not None else ():
                 check_ids(tokenizer, segment.ids, num_tokens or 0)
-            row = _fitted(table, whole, example, tokenizer, max_length)
+            row = encoder.fitted(Cut(table, example, tokenizer, max_length), whole)
         if row is None:
             refused.append(example.row)
             continue
@@ -91,12 +107,84 @@ def encode(
             shortened.append(example.row)
     if refused and (too_long == "error" or not rows):
         raise DataError(_refusal(table, refused, max_length))
-    return Encoded(tuple(rows), tuple(shortened), tuple(refused), max_length)
+    return Encoded(tuple(rows), tuple(shortened), tuple(refused), max_length, table.row)
 
 
-def _encoded(table: Table, example: Example, tokenizer: Tokenizer, turns: str) -> list[Segment]:
-    if table.kind == LABEL:
-        return [Segment(_passage(tokenizer, example, None)["input_ids"], is_target=True)]
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """One row that is to have at most max_length tokens, None for any number."""
+
+    table: Table
+    example: Example
+    tokenizer: Tokenizer
+    max_length: int | None
+
+    def passage(self) -> dict[str, Any]:
+        """Its text, or two texts, cut at the end."""
+        return passage(self.tokenizer, str(self.example.prompt), self.example.pair, self.max_length)
+
+    def number_of(self, label: str) -> int:
+        """The output that a label is."""
+        return self.table.labels.index(label)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """One way of making tokens of a row: all of it, and what of it fits, None where its answer alone does not."""
+
+    segments: Callable[[Tokenizer, Example, str], list[Segment]]
+    fitted: Callable[[Cut, list[Segment]], dict[str, Any] | None]
+
+
+def _passage(tokenizer: Tokenizer, example: Example, turns: str) -> list[Segment]:
+    return [Segment(passage(tokenizer, str(example.prompt), example.pair)["input_ids"], is_target=True)]
+
+
+def _words(tokenizer: Tokenizer, example: Example, turns: str) -> list[Segment]:
+    return [Segment(words_passage(tokenizer, example.words)[0]["input_ids"], is_target=True)]
+
+
+def _tagged(cut: Cut, whole: list[Segment]) -> dict[str, Any]:
+    """The first token of each word has its tag as its label; a word that the tokenizer drops has none."""
+    row, words = words_passage(cut.tokenizer, cut.example.words, cut.max_length)
+    first = [word is not None and word not in words[:i] for i, word in enumerate(words)]
+    tags = [IGNORED if word is None else cut.number_of(cut.example.labels[word]) for word in words]
+    return row | {"labels": [tag if is_first else IGNORED for tag, is_first in zip(tags, first, strict=True)]}
+
+
+def _compared(tokenizer: Tokenizer, example: Example, turns: str) -> list[Segment]:
+    """Prompt, chosen answer, prompt, rejected answer."""
+    other = replace(example, answer=example.rejected)
+    return [segment for one in (example, other) for segment in _continuation(tokenizer, one, "last")]
+
+
+def _both(cut: Cut, whole: list[Segment]) -> dict[str, Any] | None:
+    """The two sequences end to end; parts: the tokens of each."""
+    half = len(whole) // 2
+    rows = [_continued(cut, segments) for segments in (whole[:half], whole[half:])]
+    found = [row for row in rows if row is not None]
+    if len(found) < len(rows):
+        return None
+    joined = {name: [n for row in found for n in row[name]] for name in found[0]}
+    return joined | {"parts": [len(row["input_ids"]) for row in found]}
+
+
+def _texts(tokenizer: Tokenizer, example: Example, turns: str) -> list[Segment]:
+    several = (str(example.prompt), example.pair or "", example.rejected)
+    return [Segment(passage(tokenizer, text)["input_ids"], is_target=True) for text in several if text]
+
+
+def _side_by_side(cut: Cut, whole: list[Segment]) -> dict[str, Any]:
+    """Two or three texts end to end, each cut at the end; parts: the tokens of each."""
+    if bool(cut.example.rejected) != bool(cut.table.examples[0].rejected):
+        raise DataError("negative is in some rows and not in others: give it in all or none")
+    several = (str(cut.example.prompt), cut.example.pair or "", cut.example.rejected)
+    rows = [passage(cut.tokenizer, text, None, cut.max_length) for text in several if text]
+    joined: dict[str, Any] = {name: [n for row in rows for n in row[name]] for name in rows[0]}
+    return joined | {"labels": cut.example.number, "parts": [len(row["input_ids"]) for row in rows]}
+
+
+def _continuation(tokenizer: Tokenizer, example: Example, turns: str) -> list[Segment]:
     if not example.prompt:
         return [Segment(_closed(tokenizer, prompt_ids(tokenizer, example.answer)), is_target=True)]
     if isinstance(example.prompt, str):
@@ -105,6 +193,38 @@ def _encoded(table: Table, example: Example, tokenizer: Tokenizer, turns: str) -
             raise DataError(f"completion contains {tokenizer.eos_token!r} before its end, where the answer would end")
         return [Segment(prompt_ids(tokenizer, example.prompt), is_target=False), Segment(answer, is_target=True)]
     return _conversation(tokenizer, (*example.prompt, Message("assistant", example.answer)), turns)
+
+
+def _continued(cut: Cut, segments: list[Segment]) -> dict[str, Any] | None:
+    """The tokens, cut on the left, or None where the answer doesn't fit behind a single token of its prompt."""
+    tokenizer, max_length = cut.tokenizer, cut.max_length
+    ids = [token for segment in segments for token in segment.ids]
+    labels = [token if segment.is_target else IGNORED for segment in segments for token in segment.ids]
+    if max_length is None or len(ids) <= max_length:
+        return {"input_ids": ids, "labels": labels}
+    if len(segments[-1].ids) + (len(segments) > 1) > max_length:
+        return None
+    kept = 1 if ids[0] == tokenizer.bos_token_id and len(segments[-1].ids) + 1 < max_length else 0
+    return {
+        name: part[:kept] + part[len(ids) - max_length + kept :]
+        for name, part in (("input_ids", ids), ("labels", labels))
+    }
+
+
+ENCODERS: Mapping[str, Encoder] = MappingProxyType(
+    {
+        "continuation": Encoder(_continuation, _continued),
+        "class": Encoder(_passage, lambda cut, whole: cut.passage() | {"labels": cut.number_of(cut.example.answer)}),
+        "number": Encoder(_passage, lambda cut, whole: cut.passage() | {"labels": cut.example.number}),
+        "set": Encoder(
+            _passage,
+            lambda cut, whole: cut.passage() | {"labels": [int(n in cut.example.labels) for n in cut.table.labels]},
+        ),
+        "tags": Encoder(_words, _tagged),
+        "preference": Encoder(_compared, _both),
+        "texts": Encoder(_texts, _side_by_side),
+    }
+)
 
 
 def _check_learnable(segments: Sequence[Segment], around: Collection[int | None]) -> None:
@@ -172,29 +292,6 @@ def _closed(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
     if tokenizer.eos_token_id is None:
         raise DataError(f"the tokenizer {tokenizer.name_or_path!r} has no end token, so no answer could ever end")
     return ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, int(tokenizer.eos_token_id)]
-
-
-def _passage(tokenizer: Tokenizer, example: Example, max_length: int | None) -> dict[str, Any]:
-    return passage(tokenizer, str(example.prompt), example.pair, max_length)
-
-
-def _fitted(
-    table: Table, segments: list[Segment], example: Example, tokenizer: Tokenizer, max_length: int | None
-) -> dict[str, Any] | None:
-    """The row cut to max_length, or None where the answer doesn't fit behind a single token of its prompt."""
-    if table.kind == LABEL:
-        return _passage(tokenizer, example, max_length) | {"labels": table.labels.index(example.answer)}
-    ids = [token for segment in segments for token in segment.ids]
-    labels = [token if segment.is_target else IGNORED for segment in segments for token in segment.ids]
-    if max_length is None or len(ids) <= max_length:
-        return {"input_ids": ids, "labels": labels}
-    if len(segments[-1].ids) + (len(segments) > 1) > max_length:
-        return None
-    kept = 1 if ids[0] == tokenizer.bos_token_id and len(segments[-1].ids) + 1 < max_length else 0
-    return {
-        name: part[:kept] + part[len(ids) - max_length + kept :]
-        for name, part in (("input_ids", ids), ("labels", labels))
-    }
 
 
 def _refusal(table: Table, rows: Iterable[int], max_length: int | None) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyvera.data.encoding import IGNORED, Encoded
+from polyvera.model.task import LM, TASKS, Task
 
 LABELS, IDS = "labels", "input_ids"
 Numbers = NDArray[Any]
@@ -22,34 +23,46 @@ Numbers = NDArray[Any]
 class PackedRows:
     """The rows of an Encoded, the same dicts when they are asked for.
 
-    columns: every column's numbers end to end, in the smallest type that holds them. is_target: a bit for each token,
-    whether it is its own label; None where a row has one class as its label. ends: of each row.
+    columns: the numbers of every column, in the smallest type that holds them: end to end where each token has one,
+    else an entry for each row. is_target: a bit for each token, whether it is its own label; None where labels are
+    other numbers. ends: of each row. tokens: the columns with a number for each token. task: what
+    the rows are for.
     """
 
     columns: Mapping[str, Numbers]
     is_target: Numbers | None
     ends: Numbers
     sha256: str
+    tokens: frozenset[str]
+    task: Task = TASKS[LM]
 
     @classmethod
     def of(cls, rows: Encoded) -> PackedRows:
-        """Packs rows whose labels are their tokens or IGNORED, or one class a row."""
-        names = [name for name in rows[0] if name != LABELS]
-        columns = {name: _smallest([n for row in rows.rows for n in row[name]]) for name in names}
+        """Packs rows; labels that are their tokens or IGNORED as bits."""
         ends = np.cumsum(rows.lengths)
-        if isinstance(rows[0][LABELS], int):
-            return cls(columns | {LABELS: _smallest([row[LABELS] for row in rows.rows])}, None, ends, rows.sha256)
-        bits = np.packbits([label != IGNORED for row in rows.rows for label in row[LABELS]])
-        return cls(columns, bits, ends, rows.sha256)
+        own = all(_are_tokens(row) for row in rows.rows)
+        columns = {name: _packed(rows, name) for name in rows[0] if not (own and name == LABELS)}
+        bits = np.packbits([label != IGNORED for row in rows.rows for label in row[LABELS]]) if own else None
+        return cls(
+            columns,
+            bits,
+            ends,
+            rows.sha256,
+            frozenset(name for name in columns if _is_of_tokens(rows, name)),
+            rows.task,
+        )
 
     def __len__(self) -> int:
         return len(self.ends)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         begin, end = (int(self.ends[index - 1]) if index else 0), int(self.ends[index])
-        row: dict[str, Any] = {k: v[begin:end].tolist() for k, v in self.columns.items() if k != LABELS}
+        row: dict[str, Any] = {
+            name: (column[begin:end] if name in self.tokens else column[index]).tolist()
+            for name, column in self.columns.items()
+        }
         if self.is_target is None:
-            return row | {LABELS: int(self.columns[LABELS][index])}
+            return row
         first = begin // 8
         bits = np.unpackbits(self.is_target[first : (end + 7) // 8])[begin - 8 * first : end - 8 * first]
         return row | {LABELS: [token if bit else IGNORED for token, bit in zip(row[IDS], bits, strict=True)]}
@@ -69,5 +82,26 @@ class PackedRows:
         return sum(column.nbytes for column in self.columns.values()) + bits + self.ends.nbytes
 
 
-def _smallest(numbers: Sequence[int]) -> Numbers:
-    return np.array(numbers, dtype=np.min_scalar_type(max(numbers)))
+def _are_tokens(row: Mapping[str, Any]) -> bool:
+    """Whether the labels are the row's own tokens, or IGNORED."""
+    labels = row[LABELS]
+    if not isinstance(labels, list) or len(labels) != len(row[IDS]):
+        return False
+    return all(label in (token, IGNORED) for label, token in zip(labels, row[IDS], strict=True))
+
+
+def _is_of_tokens(rows: Encoded, name: str) -> bool:
+    """Whether a column has a number for each token."""
+    return all(isinstance(row[name], list) and len(row[name]) == len(row[IDS]) for row in rows.rows)
+
+
+def _packed(rows: Encoded, name: str) -> Numbers:
+    values = [row[name] for row in rows.rows]
+    return _smallest([n for value in values for n in value] if _is_of_tokens(rows, name) else values)
+
+
+def _smallest(numbers: Sequence[Any]) -> Numbers:
+    found = np.array(numbers)
+    if found.dtype.kind == "f":
+        return found
+    return found.astype(np.result_type(*(np.min_scalar_type(n) for n in (found.min(), found.max()))))

@@ -6,42 +6,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
-from polyvera.data.row_files import NumberedRow, Row, check_unicode, read_rows
+from polyvera.data.row_files import NumberedRow, Row, read_rows
+from polyvera.data.row_form import A_NUMBER, FORMS, Example, value_form
 from polyvera.errors import DataError, did_you_mean, message_of
-from polyvera.model.config import LABEL, LM
-from polyvera.model.prompt import PLAIN, TEMPLATE, Message, Prompt
+from polyvera.model.prompt import Message
+from polyvera.model.task import TASKS, Task
 
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 SHOWN = 5
-ROLES = ("system", "user", "assistant", "tool")
-TURN_KEYS = ("role", "content")
-# Columns that say something of a conversation in the common formats.
-CHAT_COLUMNS = ("tools", "functions", "tool_choice", "function_call", "documents", "system", "chat_template_kwargs")
-TRUTHS = frozenset({"true", "false"})  # one name each, however a file writes them
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One row: what the model is given and what it should answer.
-
-    row: its number in the source, from 1. prompt: '' for plain text, else a text or the turns before the last.
-    answer: the completion, the last turn, the text or the label. refs: all right answers. pair: the second text.
-    """
-
-    row: int
-    prompt: Prompt
-    answer: str
-    refs: tuple[str, ...] = ()
-    pair: str | None = None
-
-    @property
-    def right(self) -> tuple[str, ...]:
-        """Every answer that counts as right."""
-        return self.refs or (self.answer,)
+# Other names of a column in the common formats: theirs = ours, where ours is not there.
+SYNONYMS: Mapping[str, str] = MappingProxyType({"labels": "label", "words": "tokens", "ner_tags": "tags"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +35,13 @@ class Table:
 
     @property
     def task(self) -> str:
-        """The task of a base model that answers these rows, as load_base() takes it."""
-        return LABEL if self.kind == LABEL else LM
+        """What the rows are for, a key of TASKS, as load_base() takes it."""
+        return FORMS[self.kind].task
+
+    @property
+    def row(self) -> Task:
+        """The row of that task."""
+        return TASKS[self.task]
 
     @property
     def prompt_form(self) -> str:
@@ -67,44 +49,50 @@ class Table:
         return FORMS[self.kind].prompt_form
 
 
-@dataclass(frozen=True, slots=True)
-class RowForm:
-    """One form of data: the columns it needs, those it may have, and how a row becomes an example.
-
-    prompt_form: how a model is asked, '' where nobody asks.
-    """
-
-    columns: tuple[str, ...]
-    optional: tuple[str, ...]
-    example: Callable[[int, Row], Example]
-    prompt_form: str = PLAIN
-
-
-def read(source: str | Path, columns: Mapping[str, str] = NO_COLUMNS, *, chat: bool = False) -> Table:
+def read(
+    source: str | Path, columns: Mapping[str, str] = NO_COLUMNS, *, chat: bool = False, task: str | None = None
+) -> Table:
     """The examples of a .jsonl, .csv or .parquet file, of a folder, or of `hub/id:config@split`, in their order.
 
-    columns: our name = the source's name. chat: prompt and completion become the two turns of a conversation. The form
-    is found from the columns of all rows. Raises DataError that names the source and the rows.
+    columns: our name = the source's name. chat: a prompt becomes the user's turn of a conversation. task: what the rows
+    are for; None finds it, and their form, from the columns and values of all rows. Raises DataError that names the
+    source and the rows.
     """
-    return table(str(source), read_rows(str(source)), columns, chat=chat)
+    return table(str(source), read_rows(str(source)), columns, chat=chat, task=task)
 
 
 def table(
-    name: str, numbered: Iterable[NumberedRow], columns: Mapping[str, str] = NO_COLUMNS, *, chat: bool = False
+    name: str,
+    numbered: Iterable[NumberedRow],
+    columns: Mapping[str, str] = NO_COLUMNS,
+    *,
+    chat: bool = False,
+    task: str | None = None,
 ) -> Table:
     """The examples of rows that were read already, as `read` gives them. Raises DataError."""
     given = list(numbered)
     if not given:
         raise DataError(f"{name} has no rows")
-    _check_columns(name, dict.fromkeys(column for _, row in given for column in row), columns)
-    rows = [(number, _renamed(row, columns)) for number, row in given]
-    kind = _kind(name, rows, columns)
+    if task not in (None, *TASKS):
+        raise DataError(f"task={task!r} must be one of: {', '.join(TASKS)}{did_you_mean(str(task), TASKS)}")
+    there = dict.fromkeys(column for _, row in given for column in row)
+    _check_columns(name, there, columns)
+    named = {ours: theirs for theirs, ours in SYNONYMS.items() if theirs in there and ours not in there} | {**columns}
+    rows = [(number, _renamed(row, named)) for number, row in given]
+    kind = _kind(name, rows, columns, task)
     examples = tuple(_checked(name, rows, FORMS[kind].example))
-    if chat and kind == "completion":
-        kind, examples = "chat", tuple(replace(e, prompt=(Message("user", str(e.prompt)),)) for e in examples)
-    elif chat and kind != "chat":
+    if chat:
+        kind, examples = _as_chat(name, kind, examples)
+    return Table(name, kind, examples, _labels(examples))
+
+
+def _as_chat(name: str, kind: str, examples: tuple[Example, ...]) -> tuple[str, tuple[Example, ...]]:
+    """The form and the examples with each prompt as a turn. Raises DataError for rows without prompts."""
+    chat = FORMS[kind].chat
+    if not chat:
         raise DataError(f"{name}: chat=true is for prompt and completion, and these rows are {_shown(kind)}")
-    return Table(name, kind, examples, _labels(examples) if kind == LABEL else ())
+    turns = ((Message("user", e.prompt),) if isinstance(e.prompt, str) else e.prompt for e in examples)
+    return chat, tuple(replace(e, prompt=prompt) for e, prompt in zip(examples, turns, strict=True))
 
 
 def grouped(source: str | Path, column: str) -> dict[str, list[NumberedRow]]:
@@ -156,24 +144,49 @@ def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
     return {**{k: v for k, v in row.items() if k not in columns.values()}, **taken}
 
 
-def _kind(name: str, rows: Sequence[NumberedRow], columns: Mapping[str, str]) -> str:
-    """The form of the rows, from the columns that any of them has. Raises DataError unless exactly one fits."""
+def _kind(name: str, rows: Sequence[NumberedRow], columns: Mapping[str, str], task: str | None) -> str:
+    """The form of the rows, from what columns and values any of them has. Raises DataError unless exactly one fits."""
     given = dict.fromkeys(column for _, row in rows for column in row)
-    fitting = [kind for kind in FORMS if set(FORMS[kind].columns) <= set(given)]
+    known = [kind for kind, form in FORMS.items() if task in (None, form.task)]
+    fitting = [kind for kind in known if set(FORMS[kind].columns) <= set(given)]
+    if task is None:
+        fitting = _by_values(name, rows, fitting)
     best = [k for k in fitting if not any(set(FORMS[k].columns) < set(FORMS[other].columns) for other in fitting)]
     best = [kind for kind in best if set(FORMS[kind].columns) <= set(columns)] or best
     if len(best) != 1:
-        forms = "; ".join(_shown(kind) for kind in FORMS)
+        forms = "; ".join(dict.fromkeys(_shown(kind) for kind in known))
         fit = "fit none" if not best else "fit several"
         raise DataError(
-            f"{name} has the columns {', '.join(given) or '(none)'}, which {fit} of the known forms ({forms})"
+            f"{name} has the columns {', '.join(given) or '(none)'}, which {fit} of the known forms "
+            f"{'' if task is None else f'of task={task!r} '}({forms})"
             f'{_other_row(rows)}; name them, for example columns = {{prompt = "input", completion = "output"}}'
         )
     return best[0]
 
 
+def _by_values(name: str, rows: Sequence[NumberedRow], kinds: Sequence[str]) -> list[str]:
+    """The forms whose values stand in the column that decides; whole numbers alone are classes, the first of them.
+
+    Raises DataError for values of several forms.
+    """
+    deciding = [kind for kind in kinds if FORMS[kind].values]
+    if not deciding:
+        return [*kinds]
+    column = FORMS[deciding[0]].columns[-1]
+    first: dict[str, int] = {}
+    for number, row in rows:
+        if row.get(column) is not None:
+            first.setdefault(value_form(row[column]), number)
+    fitting = [kind for kind in deciding if set(first) <= FORMS[kind].values]
+    if not fitting:
+        found = " and ".join(f"{what} in row {number}" for what, number in first.items())
+        raise DataError(f"{name} has {found} as {column}: give all rows one kind of {column}")
+    chosen = fitting if A_NUMBER in first else fitting[:1]
+    return [kind for kind in kinds if kind in chosen or not FORMS[kind].values]
+
+
 def _check_columns(name: str, given: Iterable[str], columns: Mapping[str, str]) -> None:
-    known = {column for kind in FORMS.values() for column in (*kind.columns, *kind.optional)}
+    known = {column for form in FORMS.values() for column in (*form.columns, *form.optional)}
     for ours, theirs in columns.items():
         if ours not in known:
             raise DataError(f"columns: {ours!r} must be one of: {', '.join(sorted(known))}{did_you_mean(ours, known)}")
@@ -206,94 +219,8 @@ def _checked(name: str, rows: Sequence[NumberedRow], example: Callable[[int, Row
         raise DataError(f"{name}, {'; '.join(problems[:SHOWN])}{more}")
 
 
-def _text(row: Row, column: str) -> str:
-    value = row.get(column)
-    if not isinstance(value, str):
-        what = (
-            "missing"
-            if column not in row
-            else "null"
-            if value is None
-            else f"of type {type(value).__name__}, not a string"
-        )
-        raise DataError(f"{column} is {what}")
-    if not value.strip():
-        raise DataError(f"{column} is empty")
-    check_unicode(value, column)
-    return value
-
-
-def _completion(number: int, row: Row) -> Example:
-    refs = () if row.get("refs") is None else row["refs"]
-    if not _is_list(refs) or not all(isinstance(ref, str) for ref in refs):
-        raise DataError("refs must be a list of strings")
-    for ref in refs:
-        check_unicode(ref, "refs")
-    return Example(number, _text(row, "prompt"), _text(row, "completion"), tuple(refs))
-
-
-def _chat(number: int, row: Row) -> Example:
-    turns: Any = row.get("messages")
-    if not _is_list(turns) or len(turns) == 0:
-        raise DataError("messages must be a list of turns")
-    for column in CHAT_COLUMNS:
-        if _says_something(row.get(column)):
-            raise DataError(f"the column {column!r} is not trained on: remove it, or write what it says into a turn")
-    messages = tuple(_message(number, turn) for number, turn in enumerate(turns, 1))
-    if messages[-1].role != "assistant":
-        raise DataError(f"the last turn is the {messages[-1].role}'s, so there is no answer to learn")
-    if len(messages) == 1:
-        raise DataError("the only turn is the assistant's: what does it answer?")
-    return Example(number, messages[:-1], messages[-1].content)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
-
-
-def _message(number: int, turn: Any) -> Message:
-    if not isinstance(turn, Mapping):
-        raise DataError("a turn must be an object with role and content")
-    if turn.get("role") not in ROLES:
-        raise DataError(f"role={turn.get('role')!r} must be one of: {', '.join(ROLES)}")
-    other = next((key for key, value in turn.items() if key not in TURN_KEYS and _says_something(value)), None)
-    if other is not None:
-        raise DataError(
-            f"turn {number}: {other!r} is not trained on, only role and content are: remove it, or write what it says "
-            "into content"
-        )
-    return Message(turn["role"], _text(turn, "content"))
-
-
-def _says_something(value: Any) -> bool:
-    """Whether a value is more than the null or the empty list that fills up a column."""
-    return value is not None and not (hasattr(value, "__len__") and len(value) == 0)
-
-
-def _labelled(number: int, row: Row) -> Example:
-    label = row.get("label")
-    label = str(label) if isinstance(label, int) else _text(row, "label")
-    label = label.lower() if label.lower() in TRUTHS else label
-    pair = _text(row, "text_pair") if "text_pair" in row else None
-    return Example(number, _text(row, "text"), label, pair=pair)
-
-
-def _plain(number: int, row: Row) -> Example:
-    return Example(number, "", _text(row, "text"))
-
-
-FORMS: Mapping[str, RowForm] = MappingProxyType(
-    {
-        "completion": RowForm(("prompt", "completion"), ("refs",), _completion),
-        "chat": RowForm(("messages",), (), _chat, TEMPLATE),
-        LABEL: RowForm(("text", "label"), ("text_pair",), _labelled, ""),
-        "text": RowForm(("text",), (), _plain),
-    }
-)
-
-
 def _labels(examples: Iterable[Example]) -> tuple[str, ...]:
-    names = {example.answer for example in examples}
+    names = {label for example in examples for label in example.labels}
     try:
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     except ValueError:  # not all of them are numbers

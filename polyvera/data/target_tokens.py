@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from polyvera.adapter.layer import AdaptedLinear
 from polyvera.adapter.pinned_memory import to_device
 from polyvera.data.encoding import IGNORED
+from polyvera.model.task import NEXT_TOKEN, WHOLE_ROW
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,28 +21,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TargetTokens:
-    """What a batch is to predict: its target tokens, or one class a row.
+    """What a batch is to predict: its target tokens, or something of each whole row.
 
-    labels: (targets,). rows: the row of each. positions: where each is predicted in the batch's tokens end to end, None
-    for classes.
+    labels: (targets,), or (targets, outputs) for several of each row. rows: the row of each. positions: where each is
+    predicted in the batch's tokens end to end, None for whole rows. is_next: whether each is the token after that.
     """
 
     labels: Tensor
     rows: Tensor
     positions: Tensor | None
+    is_next: bool = True
 
     @classmethod
-    def of(cls, labels: Tensor) -> TargetTokens:
+    def of(cls, labels: Tensor, predicts: str = NEXT_TOKEN) -> TargetTokens:
         """labels: a Collator's. On the CPU: a GPU would have to stop and say how many it has found."""
-        if labels.dim() == 1:
-            return cls(labels, torch.arange(len(labels)), None)
-        rows, places = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
-        return cls(labels[rows, places + 1], rows, rows * labels.shape[1] + places)
+        if predicts == WHOLE_ROW:
+            return cls(labels, torch.arange(len(labels)), None, False)
+        shift = int(predicts == NEXT_TOKEN)
+        rows, places = (labels[:, shift:] != IGNORED).nonzero(as_tuple=True)
+        return cls(labels[rows, places + shift], rows, rows * labels.shape[1] + places, bool(shift))
 
     def to(self, device: torch.device) -> TargetTokens:
         """The same on a device."""
         positions = None if self.positions is None else to_device(self.positions, device)
-        return TargetTokens(to_device(self.labels, device), to_device(self.rows, device), positions)
+        return TargetTokens(to_device(self.labels, device), to_device(self.rows, device), positions, self.is_next)
 
     def summed(self, values: Tensor, num_rows: int) -> Tensor:
         """(targets,) -> (num_rows,), the sum over each row's targets."""
@@ -49,13 +52,15 @@ class TargetTokens:
 
 
 def target_logits(model: PreTrainedModel, inputs: Mapping[str, Tensor], targets: TargetTokens) -> Tensor:
-    """(targets, vocabulary), or (rows, classes), in fp32.
+    """(targets, vocabulary) or (targets, outputs of a head), in fp32.
 
     inputs: a Collator's batch without its labels, on the model's device like the targets.
     """
     call: Any = model
     if targets.positions is None:
         return call(**inputs).logits.float()  # type: ignore[no-any-return]
+    if not targets.is_next:
+        return _chosen(call(**inputs).logits, targets.positions).float()
     with _only(model, targets.positions):
         logits: Tensor = call(**inputs, use_cache=False).logits
     return (logits if logits.dim() == 2 else _chosen(logits, targets.positions)).float()
@@ -72,7 +77,8 @@ def _only(model: PreTrainedModel, positions: Tensor) -> Iterator[None]:
 
     The output layer is a fifth of a small model's work, and most tokens of a prompt are only read.
     """
-    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    bare: Any = getattr(model, "module", model)  # of what spreads a batch over processes
+    head: nn.Module | None = bare.get_output_embeddings()
     if head is None or isinstance(head, AdaptedLinear):  # an adapted one wants to see whole rows
         yield
         return

@@ -20,6 +20,7 @@ from polyvera.adapter.slot_table import BASE_SLOT
 from polyvera.adapter.targets import output_of
 from polyvera.engine.adapter_loader import AdapterLoader, Check, Key, LoadedAdapter, Observe, key_of
 from polyvera.errors import LayoutError, PolyveraError
+from polyvera.model.answer import OF_TEXT, Meaning
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
@@ -41,7 +42,7 @@ class CacheEntry:
     ref: AdapterRef
     slot: int
     bank: Bank
-    labels: tuple[str, ...] = ()
+    meaning: Meaning = OF_TEXT
     num_users: int = 0
     is_pinned: bool = False
     is_evicted: bool = False
@@ -56,8 +57,8 @@ class AdapterCache:
     """Which adapter is in which slot. All methods but prefetch() and snapshot() are for the engine's thread.
 
     num_slots: resident adapters at most, of whatever layout. slot_bytes: memory of one layout's slots at most.
-    host_bytes: memory of loaded adapters outside the slots. packs: gets the frozen matrices. check: the labels of an
-    adapter's classes; raises LayoutError for one that the batches cannot hold. wake: called when a load has ended.
+    host_bytes: memory of loaded adapters outside the slots. packs: gets the frozen matrices. check: the meaning of an
+    adapter's head; raises LayoutError for one that the batches cannot hold. wake: called when a load has ended.
     adapts_output: whether a bank has a share of the output layer.
     """
 
@@ -117,9 +118,9 @@ class AdapterCache:
         if entry.is_evicted and not entry.num_users:
             self._clear(entry)
 
-    def labels(self, slot: int) -> tuple[str, ...]:
-        """The labels of the adapter in a slot, () if it has no head."""
-        return self._taken[slot].labels
+    def meaning(self, slot: int) -> Meaning:
+        """What the outputs of the head in a slot stand for, without labels if it has none."""
+        return self._taken[slot].meaning
 
     def prefetch(self, ref: AdapterRef | None) -> None:
         """Starts to load what will be acquired soon. Any thread."""
@@ -185,7 +186,7 @@ class AdapterCache:
         if slot is None:
             return None
         bank.put(slot, loaded.adapter, loaded.norms)
-        entry = self._entries[key] = self._taken[slot] = CacheEntry(ref, slot, bank, loaded.labels)
+        entry = self._entries[key] = self._taken[slot] = CacheEntry(ref, slot, bank, loaded.meaning)
         return entry
 
     def _bank(self, loaded: LoadedAdapter) -> Bank:

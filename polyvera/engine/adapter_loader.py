@@ -18,6 +18,7 @@ from polyvera.adapter.basis import Basis
 from polyvera.adapter.fingerprint import agrees
 from polyvera.engine.openmp import guest
 from polyvera.errors import FingerprintError, PolyveraError, StoreError
+from polyvera.model.answer import OF_TEXT, Meaning
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
@@ -26,19 +27,19 @@ LOADERS = 2
 PATIENCE_S = 0.0015
 Key = tuple[str, int]
 Observe = Callable[[str, float], None]
-Check = Callable[[AdapterRef, Adapter], tuple[str, ...]]
+Check = Callable[[AdapterRef, Adapter], Meaning]
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedAdapter:
     """An adapter in host memory: checked, its basis drawn.
 
-    labels: of its classes, none where it has no head. norms: of its rows by layer, where it has magnitudes.
+    meaning: of its head, without labels where it has none. norms: of its rows by layer, where it has magnitudes.
     """
 
     adapter: Adapter
     basis: Basis | None
-    labels: tuple[str, ...] = ()
+    meaning: Meaning = OF_TEXT
     norms: Mapping[str, Tensor] | None = None
 
     @property
@@ -61,7 +62,7 @@ Loaded = tuple[AdapterRef, LoadedAdapter | PolyveraError]
 class AdapterLoader:
     """Loads of a store, each adapter once at a time. load() is for any thread.
 
-    base: the fingerprint of the model. check: the labels of an adapter's classes; raises LayoutError for one that the
+    base: the fingerprint of the model. check: the meaning of an adapter's head; raises LayoutError for one that the
     batches cannot hold. wake: called when a load has ended.
     """
 
@@ -131,8 +132,8 @@ class AdapterLoader:
         adapter = self._registry.get(ref)
         if not agrees(adapter.base, self._base):
             raise FingerprintError(f"{ref} is an adapter of another base model, and cannot be served with this one")
-        labels = self._check(ref, adapter)
-        return LoadedAdapter(adapter, adapter.basis(), labels)
+        meaning = self._check(ref, adapter)
+        return LoadedAdapter(adapter, adapter.basis(), meaning)
 
 
 def key_of(ref: AdapterRef) -> Key:

@@ -8,7 +8,7 @@ from polyvera.engine.adapter_loader import Observe
 from polyvera.engine.embedding.embedder import Embedder
 from polyvera.engine.generation.generator import Generator
 from polyvera.engine.limits import Limits
-from polyvera.model.config import CLASSIFICATION, ENCODER, kind_of
+from polyvera.model.config import CLASSIFICATION, ENCODER, TOKEN_CLASSIFICATION, kind_of
 from polyvera.store.registry import Registry
 
 if TYPE_CHECKING:
@@ -30,5 +30,5 @@ def engine_for(
 
     Raises ServeError for limits that the model does not allow.
     """
-    reads_only = kind_of(base.model) in (CLASSIFICATION, ENCODER)
+    reads_only = kind_of(base.model) in (CLASSIFICATION, TOKEN_CLASSIFICATION, ENCODER)
     return (Embedder if reads_only else Generator)(base.model, base.tokenizer, registry, limits, observe)

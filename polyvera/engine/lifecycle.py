@@ -25,6 +25,7 @@ from polyvera.engine.request_queue import RequestQueue
 from polyvera.engine.stats import EngineStats
 from polyvera.engine.steps import EngineCore, Workload
 from polyvera.errors import BusyError, ClosedError, EngineError, PolyveraError, ServeError
+from polyvera.model.answer import Meaning
 from polyvera.model.config import context_length
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
@@ -40,8 +41,8 @@ Q = TypeVar("Q")
 class Runner(Protocol):
     """A model while an engine holds it."""
 
-    def check(self, ref: AdapterRef, adapter: Any) -> tuple[str, ...]:
-        """The labels of an adapter's classes. Raises LayoutError for one that the batches cannot hold."""
+    def check(self, ref: AdapterRef, adapter: Any) -> Meaning:
+        """What an adapter's head is for. Raises LayoutError for one that the batches cannot hold."""
 
     def undo(self) -> None:
         """Gives the model back as it was."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from math import exp
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
@@ -15,18 +15,26 @@ from torch.nn import functional as F
 from polyvera.adapter.route import route
 from polyvera.data.batching import Collator
 from polyvera.data.encoding import IGNORED, Encoded, encode
-from polyvera.data.tables import Example, Table
+from polyvera.data.reward_margins import reward_margins
+from polyvera.data.row_form import FORMS, Example
+from polyvera.data.tables import Table
 from polyvera.data.target_tokens import TargetTokens, target_logits
 from polyvera.errors import DataError
+from polyvera.evaluate.embedded import embedded_answers
+from polyvera.evaluate.entities import OUTSIDE
 from polyvera.evaluate.generate import RowSlots, generate, row_slots
-from polyvera.model.config import LABEL, are_placeholders, context_length, labels_of, pad_token, vocabulary_size
+from polyvera.evaluate.metrics import METRICS, macro_f1, majority, share
+from polyvera.model.answer import Meaning
+from polyvera.model.config import are_placeholders, context_length, labels_of, pad_token, vocabulary_size
 from polyvera.model.inference import by_length, evaluating
-from polyvera.model.prompt import bare_ids
+from polyvera.model.prompt import bare_ids, words_passage
+from polyvera.model.task import TASKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+OWN_MEANINGS: Mapping[int, Meaning] = MappingProxyType({})
 MANY = 4  # rows for each distinct answer, on average, where answering is choosing
 
 
@@ -41,22 +49,25 @@ class TokenCount:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Each row's slot and answer, and for generated answers its token counts; `scores` sums them up."""
+    """Each row's slot and answer, and for generated answers its token counts; `scores` sums them up.
+
+    kind: a key of FORMS. answers: a text or a label, several labels, a number, or a tag for each word.
+    """
 
     kind: str
     examples: tuple[Example, ...]
     slots: tuple[int, ...]
-    answers: tuple[str, ...]
+    answers: tuple[Any, ...]
     counts: tuple[TokenCount, ...] = ()
 
     @property
     def scores(self) -> dict[str, float]:
         """Named results over all rows.
 
-        Classes: accuracy, macro_f1. Answers: exact_match (stripped, case kept, any right answer counts), rouge_l
-        where rouge-score is installed, bleu (0 to 100) where sacrebleu is, macro_f1 where few answers come often.
-        Tokens: token_accuracy, loss in nats, perplexity. majority: the share of rows that the best constant answer
-        gets right.
+        Of a head, or of two answers: the metrics of the task. Answers: exact_match (stripped, case kept, any right
+        answer counts), rouge_l where rouge-score is installed, bleu (0 to 100) where sacrebleu is, macro_f1 where few
+        answers come often. Tokens: token_accuracy, loss in nats, perplexity. majority: the share of rows that the best
+        constant answer gets right.
         """
         return self.of_rows(range(len(self.examples)))
 
@@ -72,16 +83,12 @@ class Evaluation:
     def of_rows(self, rows: Sequence[int]) -> dict[str, float]:
         """The same over some rows, by their numbers from 0."""
         examples, answers = [self.examples[i] for i in rows], [self.answers[i] for i in rows] if self.answers else []
-        if self.kind == LABEL:
-            truth = [example.answer for example in examples]
-            return {
-                "accuracy": _share(a == t for a, t in zip(answers, truth, strict=True)),
-                "macro_f1": macro_f1(truth, answers),
-                "majority": majority(examples),
-            }
+        metrics = TASKS[FORMS[self.kind].task].metrics
+        if metrics:
+            return {name: METRICS[name](examples, answers) for name in metrics}
         scores = _token_scores([self.counts[i] for i in rows])
         if answers:
-            scores["exact_match"] = _share(is_right(a, e) for a, e in zip(answers, examples, strict=True))
+            scores["exact_match"] = share(is_right(a, e) for a, e in zip(answers, examples, strict=True))
             scores |= rouge_l(answers, examples) | bleu(answers, examples)
             if _is_choice(examples):
                 scores["macro_f1"] = macro_f1([e.answer.strip() for e in examples], [a.strip() for a in answers])
@@ -97,26 +104,35 @@ def evaluate(
     *,
     max_new_tokens: int | None = None,
     batch_size: int = 8,
+    meanings: Mapping[int, Meaning] = OWN_MEANINGS,
 ) -> Evaluation:
     """Answers every row greedily, rows of several adapters in one batch.
 
-    model, tokenizer: with or without adapters in it; a classifier for rows with labels.
+    model, tokenizer: with or without adapters in it, and with a head where the rows' task has one.
     table: N rows, as polyvera.data.tables.read() gives them.
     slots: a slot or its name for all, or N of them; None is the model's only adapter, or the base.
     max_new_tokens: of a generated answer; None is as many as the longest right answer has.
     batch_size: rows in one batch.
+    meanings: what the outputs of a slot's head stand for; the model's own labels for others.
 
     Raises DataError for a row that the model cannot read whole, SlotError for an unknown slot.
     """
     chosen = row_slots(model, slots, len(table))
     rows, longest = measured(model, tokenizer, table)
     collate = Collator(pad_token(model, tokenizer))
-    if max_new_tokens is not None and (table.kind == LABEL or not all(e.prompt for e in table.examples)):
+    if max_new_tokens is not None and not (table.row.writes and all(e.prompt for e in table.examples)):
         raise DataError(f"max_new_tokens={max_new_tokens} has no effect: the rows of {table.source} have no prompts")
-    if table.kind == LABEL:
-        names = _label_names(model, table)
-        answers = tuple(names[i] for i in _classes(model, rows, chosen, collate, batch_size))
-        return Evaluation(table.kind, table.examples, tuple(chosen), answers)
+    if table.row.has_head:
+        own = Meaning(table.task, _label_names(model, table) if {*chosen} - {*meanings} else ())
+        found = _heads_answers(model, rows, chosen, collate, batch_size, dict.fromkeys(chosen, own) | {**meanings})
+        answers = [_of_all_words(tokenizer, e, own, rows) for e, own in zip(table.examples, found, strict=True)]
+        return Evaluation(table.kind, table.examples, tuple(chosen), tuple(answers))
+    if table.row.embeds:
+        numbers = embedded_answers(model, rows, chosen, collate, batch_size)
+        return Evaluation(table.kind, table.examples, tuple(chosen), tuple(numbers))
+    if table.row.compares:
+        margins = _margins(model, rows, chosen, collate, batch_size)
+        return Evaluation(table.kind, table.examples, tuple(chosen), tuple(margins))
     counts = _counts(model, rows, chosen, collate, batch_size)
     prompts = [example.prompt for example in table.examples]
     texts: list[str] = []
@@ -131,7 +147,7 @@ def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, table: 
     """(the rows in tokens, the tokens of the longest right answer and its end). Raises DataError for too long a row."""
     limit = context_length(model, tokenizer)
     rows = encode(table, tokenizer, limit, num_tokens=vocabulary_size(model))
-    if table.kind == LABEL or not all(example.prompt for example in table.examples):
+    if not (table.row.writes and all(example.prompt for example in table.examples)):
         return rows, 0
     longest = 1 + max(len(bare_ids(tokenizer, right)) for e in table.examples for right in e.right)
     if limit is not None and (rows.shortened or max(_num_read(r["labels"]) for r in rows.rows) + longest > limit):
@@ -149,19 +165,6 @@ def _num_read(labels: Sequence[int]) -> int:
 def is_right(answer: str, example: Example) -> bool:
     """Whether the answer is one of the right ones, but for space around it."""
     return answer.strip() in {right.strip() for right in example.right}
-
-
-def majority(examples: Sequence[Example]) -> float:
-    """The share of rows that the best constant answer gets right."""
-    votes = Counter(right for example in examples for right in {r.strip() for r in example.right})
-    return votes.most_common(1)[0][1] / len(examples)
-
-
-def macro_f1(truth: Sequence[str], answers: Sequence[str]) -> float:
-    """The mean F1 of the classes that occur among the truths or the answers."""
-    classes = sorted({*truth, *answers})
-    pairs, given, wanted = Counter(zip(truth, answers, strict=True)), Counter(answers), Counter(truth)
-    return sum(2 * pairs[c, c] / (given[c] + wanted[c]) for c in classes) / len(classes)
 
 
 def rouge_l(answers: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
@@ -193,11 +196,6 @@ def _is_choice(examples: Sequence[Example]) -> bool:
     )
 
 
-def _share(hits: Iterable[bool]) -> float:
-    found = list(hits)
-    return sum(found) / len(found)
-
-
 def _token_scores(counts: Sequence[TokenCount]) -> dict[str, float]:
     tokens = sum(count.tokens for count in counts)
     loss = sum(count.loss for count in counts) / tokens
@@ -208,14 +206,51 @@ def _token_scores(counts: Sequence[TokenCount]) -> dict[str, float]:
     }
 
 
-def _classes(
+def _heads_answers(
+    model: PreTrainedModel,
+    rows: Encoded,
+    slots: Sequence[int],
+    collate: Collator,
+    batch_size: int,
+    meanings: Mapping[int, Meaning],
+) -> list[Any]:
+    """What each row's head says: of its text, or of each word whose first token was read."""
+    answers: list[Any] = [None] * len(rows)
+    for batch, logits, targets in _forwards(model, rows, slots, collate, batch_size):
+        outputs = torch.split(logits.cpu(), [int((targets.rows == j).sum()) for j in range(len(batch))])
+        for i, own in zip(batch, outputs, strict=True):
+            meaning = meanings[slots[i]]
+            scores = meaning.scores(own)
+            answers[i] = meaning.answer(scores if targets.positions is not None else scores[0])
+    return answers
+
+
+def _of_all_words(tokenizer: PreTrainedTokenizerBase, example: Example, found: Any, rows: Encoded) -> Any:
+    """An answer with a tag for every word where words are labelled, as it is for others."""
+    if not example.words:
+        return found
+    return tags_of_words(found, words_passage(tokenizer, example.words, rows.max_length)[1], len(example.words))
+
+
+def tags_of_words(found: Sequence[str], words: Sequence[int | None], num_words: int) -> tuple[str, ...]:
+    """A tag for each word; O for those that were cut off or that the tokenizer drops. words: of each token."""
+    read = dict(zip(dict.fromkeys(word for word in words if word is not None), found, strict=True))
+    return tuple(read.get(i, OUTSIDE) for i in range(num_words))
+
+
+def _margins(
     model: PreTrainedModel, rows: Encoded, slots: Sequence[int], collate: Collator, batch_size: int
-) -> list[int]:
-    classes = [0] * len(rows)
-    for batch, logits, _ in _forwards(model, rows, slots, collate, batch_size):
-        for i, best in zip(batch, logits.argmax(-1).tolist(), strict=True):
-            classes[i] = best
-    return classes
+) -> list[float]:
+    margins = [0.0] * len(rows)
+    with evaluating(model):
+        for batch in by_length(rows.lengths, batch_size):
+            inputs = collate([rows[i] for i in batch])
+            targets = TargetTokens.of(inputs.pop("labels")).to(model.device)
+            with route([slots[i] for i in batch] * 2):
+                found = reward_margins(model, {k: t.to(model.device) for k, t in inputs.items()}, targets)
+            for i, margin in zip(batch, found.tolist(), strict=True):
+                margins[i] = margin
+    return margins
 
 
 def _counts(
@@ -238,7 +273,7 @@ def _forwards(
     with evaluating(model):
         for batch in by_length(rows.lengths, batch_size):
             inputs = collate([rows[i] for i in batch])
-            targets = TargetTokens.of(inputs.pop("labels")).to(model.device)
+            targets = TargetTokens.of(inputs.pop("labels"), rows.task.predicts).to(model.device)
             with route([slots[i] for i in batch]):
                 logits = target_logits(model, {k: t.to(model.device) for k, t in inputs.items()}, targets)
             yield batch, logits, targets

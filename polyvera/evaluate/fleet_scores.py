@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.inject import eject, load
-from polyvera.data.tables import Example, Table
+from polyvera.adapter.slot_table import BASE_SLOT
+from polyvera.data.row_form import Example
+from polyvera.data.tables import Table
 from polyvera.errors import DataError
 from polyvera.evaluate.evaluate import evaluate
-from polyvera.model.config import LABEL, labels_of, set_labels
+from polyvera.model.answer import Meaning, meaning_of
 from polyvera.model.load import Base
+from polyvera.model.task import TASKS
 
 AT_A_TIME = 16
 MAJORITY = "majority"
@@ -33,9 +35,10 @@ class TenantScores:
 
     @property
     def main(self) -> str:
-        """The score to compare by: accuracy, exact_match, or rouge_l where answers are free text."""
-        if "accuracy" in self.scores:
-            return "accuracy"
+        """The score to compare by: the task's first, exact_match, or rouge_l where answers are free text."""
+        own = next((row.metrics[0] for row in TASKS.values() if row.metrics and row.metrics[0] in self.scores), None)
+        if own is not None:
+            return own
         free = self.scores.get(MAJORITY, 0.0) < 0.1 and ALTERNATIVE in self.scores
         return ALTERNATIVE if free else "exact_match" if "exact_match" in self.scores else "token_accuracy"
 
@@ -72,9 +75,8 @@ def _together(
     """The scores of these tenants, all or none."""
     try:
         slots = load(base.model, [adapters[name] for name in names])
-        with _numbered_classes(base, tables[names[0]]) as labels:
-            own = {n: labels(tables[n], adapters[n].labels) for n in names}
-            return list(_answered(base, own, slots, batch_size))
+        meanings = {slot: meaning_of(adapters[name]) for name, slot in zip(names, slots, strict=True)}
+        return list(_answered(base, {n: tables[n] for n in names}, meanings, batch_size))
     finally:
         eject(base.model)
 
@@ -97,46 +99,29 @@ def _apart(
             yield from found
 
 
-def _answered(base: Base, tables: Mapping[str, Table], slots: Sequence[int], batch_size: int) -> Iterator[TenantScores]:
+def _answered(
+    base: Base, tables: Mapping[str, Table], meanings: Mapping[int, Meaning], batch_size: int
+) -> Iterator[TenantScores]:
+    """meanings: by the slots of the tenants, in their order."""
     first = next(iter(tables.values()))
-    other = next((table for table in tables.values() if (table.kind == LABEL) != (first.kind == LABEL)), None)
+    other = next((table for table in tables.values() if table.task != first.task), None)
     if other is not None:
         raise DataError(f"{other.source} holds {other.kind} rows, and {first.source} {first.kind}")
     asked: list[Example] = []
     chosen: list[int] = []
     places: dict[str, dict[str, range]] = {}
-    for (name, table), slot in zip(tables.items(), slots, strict=True):
+    for (name, table), slot in zip(tables.items(), meanings, strict=True):
         # a head that was never trained has nothing to say, so a classifier's base is left out
-        for who, used in (("own", slot), *((("base", 0),) if table.kind != LABEL else ())):
+        for who, used in (("own", slot), *((("base", BASE_SLOT),) if table.row.scores_base else ())):
             places.setdefault(name, {})[who] = range(len(asked), len(asked) + len(table))
             asked += table.examples
             chosen += [used] * len(table)
-    whole = replace(first, examples=tuple(asked), source=f"{first.source} and others")
-    found = evaluate(base.model, base.tokenizer, whole, chosen, batch_size=batch_size)
+    labels = tuple(dict.fromkeys(label for table in tables.values() for label in table.labels))
+    whole = replace(first, examples=tuple(asked), source=f"{first.source} and others", labels=labels)
+    found = evaluate(base.model, base.tokenizer, whole, chosen, batch_size=batch_size, meanings=meanings)
     for name, rows in places.items():
         scores = {who: found.of_rows(where) for who, where in rows.items()}
         yield TenantScores(name, scores["own"], scores.get("base", {}), len(tables[name]))
-
-
-@contextmanager
-def _numbered_classes(base: Base, table: Table) -> Iterator[Callable[[Table, Sequence[str]], Table]]:
-    """Tenants may name their classes each in its own way: inside, a class is the number of the model's output."""
-    if table.kind != LABEL:
-        yield lambda table, labels: table
-        return
-    config = base.model.config
-    before = labels_of(config)
-    numbers = tuple(map(str, range(len(before))))
-
-    def numbered(table: Table, labels: Sequence[str]) -> Table:
-        examples = (replace(e, answer=str(labels.index(e.answer))) for e in table.examples)
-        return replace(table, examples=tuple(examples), labels=numbers)
-
-    set_labels(config, numbers)
-    try:
-        yield numbered
-    finally:
-        set_labels(config, before)
 
 
 def _longest(table: Table) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from polyvera.errors import RecipeError, SpecError
@@ -15,19 +14,22 @@ if TYPE_CHECKING:
     ModelOrConfig = PreTrainedModel | PreTrainedConfig
 
 CAUSAL_LM, CLASSIFICATION, ENCODER, ENCODER_DECODER = "causal-lm", "classification", "encoder", "encoder-decoder"
+TOKEN_CLASSIFICATION = "token-classification"
 OTHER = "other"  # reads images, sound or series: adapted from Python, planned, and nothing else
 TEXT = "input_ids"
-LM, LABEL, AUTO_TASK = "lm", "label", "auto"
-# The kind of model that a task needs.
-KIND_OF_TASK: Mapping[str, str] = MappingProxyType({LM: CAUSAL_LM, LABEL: CLASSIFICATION})
+AUTO_TASK = "auto"
 # How the name of a model class ends, and the kind that it is.
-ENDINGS = (("ForSequenceClassification", CLASSIFICATION), ("ForCausalLM", CAUSAL_LM), ("LMHeadModel", CAUSAL_LM))
+ENDINGS = (
+    ("ForSequenceClassification", CLASSIFICATION),
+    ("ForTokenClassification", TOKEN_CLASSIFICATION),
+    ("ForCausalLM", CAUSAL_LM),
+    ("LMHeadModel", CAUSAL_LM),
+)
 # Where families state how many positions they have; the first that is a positive number counts.
 LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
 # transformers writes 10**30 where a tokenizer states no limit.
 UNLIMITED = 2**31
 LENGTH_DEPENDENT = frozenset(("longrope", "dynamic"))
-ONE_CLASS_EACH = (None, "single_label_classification")
 
 
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -56,16 +58,16 @@ def kind_of(model: ModelOrConfig) -> str:
     return ENCODER if is_backbone and not config.is_encoder_decoder else _family_kind(config)
 
 
-def kind_to_load(config: PreTrainedConfig, task: str) -> str:
-    """The kind to load a checkpoint as for a task: 'lm', 'label', or 'auto' for what it is itself.
+def kind_to_load(config: PreTrainedConfig, wanted: str | None = None) -> str:
+    """The kind to load a checkpoint as: the one that is wanted, None for what it is itself.
 
-    An encoder asked for by 'auto' becomes a classifier, whose backbone gives its vectors. Raises SpecError for text
-    with a model that sees later tokens, and for an encoder-decoder.
+    An encoder then becomes a classifier, whose backbone gives its vectors. Raises SpecError for text with a model that
+    sees later tokens, and for an encoder-decoder.
     """
     own = kind_of(config)
     if own == OTHER:
         check_kind(config, CAUSAL_LM)
-    kind = KIND_OF_TASK.get(task) or (CLASSIFICATION if own == ENCODER else own)
+    kind = wanted or (CLASSIFICATION if own == ENCODER else own)
     check_kind(config, kind)
     return kind
 
@@ -228,10 +230,9 @@ def label_names(labels: tuple[str, ...]) -> dict[str, Any]:
 
 
 def trained_labels(model: PreTrainedModel) -> tuple[str, ...]:
-    """The labels of a head that came with its checkpoint and chooses one of several; () for any other model."""
+    """The labels of a head that came with its checkpoint; () where none did, or one output has no stated meaning."""
     from polyvera.adapter.targets import find_head
 
     config: Any = model.config
     is_own = type(model).__name__ in (config.architectures or ()) and bool(find_head(model))
-    is_choice = config.num_labels > 1 and getattr(config, "problem_type", None) in ONE_CLASS_EACH
-    return labels_of(config) if is_own and is_choice else ()
+    return labels_of(config) if is_own and (config.num_labels > 1 or config.problem_type) else ()

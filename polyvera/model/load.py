@@ -22,8 +22,7 @@ from polyvera.errors import RecipeError, SpecError, did_you_mean, message_of
 from polyvera.model.config import (
     AUTO_TASK,
     CLASSIFICATION,
-    LABEL,
-    LM,
+    TOKEN_CLASSIFICATION,
     kind_to_load,
     label_names,
     labels_of,
@@ -31,6 +30,7 @@ from polyvera.model.config import (
 )
 from polyvera.model.missing import draw_again, missing_keys, untrained_head
 from polyvera.model.shapes import auto_class
+from polyvera.model.task import LABEL, LM, TASKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,21 +38,26 @@ if TYPE_CHECKING:
 PREFIX = "wheel:"
 HUB_ID = re.compile(r"[\w.\-]+(/[\w.\-]+)?")
 AUTO_DTYPE = "auto"
-TASKS = (LM, LABEL, AUTO_TASK)
+WITH_HEAD = (CLASSIFICATION, TOKEN_CLASSIFICATION)
 
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A base model and its tokenizer. untrained: modules behind the backbone that its files lack weights of."""
+    """A base model and its tokenizer.
+
+    untrained: modules behind the backbone that its files lack weights of. embeds: whether it is for vectors alone, so
+    that no head is trained.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     untrained: tuple[str, ...] = ()
+    embeds: bool = False
 
     @property
     def head(self) -> tuple[str, ...]:
         """The modules that a classifier's head is: what is named so, and what its files lack."""
-        return tuple(dict.fromkeys((*find_head(self.model), *self.untrained)))
+        return () if self.embeds else tuple(dict.fromkeys((*find_head(self.model), *self.untrained)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,27 +76,31 @@ WHEELS = {
 
 
 def load_base(
-    name: str, *, task: str = "lm", dtype: str = AUTO_DTYPE, num_labels: int | None = None, labels: Sequence[str] = ()
+    name: str, *, task: str = LM, dtype: str = AUTO_DTYPE, num_labels: int | None = None, labels: Sequence[str] = ()
 ) -> Base:
     """The base model of that name, on the CPU.
 
-    name: a folder, a hub id, `wheel:PACKAGE` or the alias of one. task: 'lm', or 'label' with a head of num_labels
-    outputs (or one output for each of `labels`, whose names go into the config), or 'auto' for what it is itself, as
-    kind_to_load() says. dtype: 'auto' is fp32 on a machine without a GPU, else the checkpoint's own. Raises
+    name: a folder, a hub id, `wheel:PACKAGE` or the alias of one. task: a key of TASKS, or 'auto' for what it is
+    itself, as kind_to_load() says. num_labels: outputs of a task's head; or one for each of `labels`, whose names go
+    into the config. dtype: 'auto' is fp32 on a machine without a GPU, else the checkpoint's own. Raises
     RecipeError where there is no such model.
     """
     import transformers
 
-    if task not in TASKS:
-        raise RecipeError(f"task={task!r} must be one of: {', '.join(TASKS)}{did_you_mean(task, TASKS)}")
+    known = (*TASKS, AUTO_TASK)
+    if task not in known:
+        raise RecipeError(f"task={task!r} must be one of: {', '.join(known)}{did_you_mean(task, known)}")
+    row = TASKS.get(task)
     source = locate(name)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         config = transformers.AutoConfig.from_pretrained(source)
-        kind = kind_to_load(config, task)
+        kind = kind_to_load(config, None if row is None else row.kind)
         load = partial(auto_class(kind, config).from_pretrained, dtype=_dtype(dtype), use_safetensors=True)
-        if kind == CLASSIFICATION:  # a head for other classes is re-initialised
+        if kind in WITH_HEAD:  # a head for other classes is re-initialised
             load = partial(load, ignore_mismatched_sizes=True, **_label_config(config, labels, num_labels))
+        if row is not None and row.problem_type:
+            load = partial(load, problem_type=row.problem_type)
         model, info = load(source, output_loading_info=True)
         from polyvera.model.pooled_classifier import pooled
 
@@ -104,7 +113,20 @@ def load_base(
     except Exception as error:  # files come from outside and can break what reads them in any way
         raise RecipeError(f"model={name!r} could not be loaded{_damaged(source)}: {message_of(error)}") from error
     set_pad_token(model, tokenizer)
-    return Base(model, tokenizer, untrained)
+    if kind == TOKEN_CLASSIFICATION:
+        _lend_pooler(model, name, dtype)
+    embeds = row is not None and row.embeds
+    return Base(model, tokenizer, () if embeds else untrained, embeds)
+
+
+def _lend_pooler(model: Any, name: str, dtype: str) -> None:
+    """Gives a model of tokens the pooler that one of texts has, so that adapters of both know it as the same base."""
+    if getattr(model.base_model, "pooler", "none here") is None:
+        try:
+            whole: Any = load_base(name, task=LABEL, dtype=dtype).model
+        except RecipeError:  # its family has none of texts
+            return
+        model.base_model.pooler = getattr(whole.base_model, "pooler", None)
 
 
 def _damaged(source: str) -> str:

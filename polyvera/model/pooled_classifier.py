@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from polyvera.model.config import CLASSIFICATION, kind_of
 from polyvera.model.pooling import FLAGS, MODES, MODULES, POOLING_CONFIG, find_file, read_json, stated_pooling
 
 # A folder as sentence-transformers reads it: each module's type and path; the head is its last, a plain linear layer.
@@ -83,7 +84,7 @@ def pooled(model: PreTrainedModel, source: str | None) -> PreTrainedModel:
     As it is where nothing is stated, or where its head is the checkpoint's own. A head that save_pretrained() wrote is
     read. Raises ServeError for settings that cannot be understood.
     """
-    if type(model).__name__ in (model.config.architectures or ()):
+    if type(model).__name__ in (model.config.architectures or ()) or kind_of(model) != CLASSIFICATION:
         return model
     stated, head = stated_pooling(source), _own_head(model, source)
     if stated is None or model.base_model is model or (stated.refusal and head is None):

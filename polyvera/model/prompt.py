@@ -47,6 +47,7 @@ class Template:
 
 
 Prompt = str | tuple[Message, ...]
+PASSAGE = ("input_ids", "token_type_ids")  # what of a tokenizer's answer a model is given
 PLAIN, TEMPLATE = "plain", "chat"  # the forms of a prompt: a text as it is, or a turn of the chat template
 
 
@@ -143,7 +144,21 @@ def passage(tokenizer: Tokenizer, text: str, pair: str | None = None, max_length
     """
     cut: dict[str, Any] = {} if max_length is None else {"truncation": True, "max_length": max_length}
     row = tokenizer(text, pair, verbose=False, **cut)
-    return {key: list(row[key]) for key in ("input_ids", "token_type_ids") if key in row}
+    return {key: list(row[key]) for key in PASSAGE if key in row}
+
+
+def words_passage(
+    tokenizer: Tokenizer, words: Sequence[str], max_length: int | None = None
+) -> tuple[dict[str, Any], list[int | None]]:
+    """A text that is split into words, as passage() gives it, and the word of each token, None for those around it.
+
+    Raises PromptError for a tokenizer that cannot say which word a token is of.
+    """
+    cut: dict[str, Any] = {} if max_length is None else {"truncation": True, "max_length": max_length}
+    if not tokenizer.is_fast:
+        raise PromptError(f"the tokenizer {tokenizer.name_or_path!r} is a slow one, which does not tell words apart")
+    row = tokenizer(list(words), is_split_into_words=True, verbose=False, **cut)
+    return {key: list(row[key]) for key in PASSAGE if key in row}, row.word_ids()
 
 
 def check_ids(tokenizer: Tokenizer, ids: Sequence[int], num_tokens: int) -> None:

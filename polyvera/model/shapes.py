@@ -28,6 +28,7 @@ from polyvera.model.config import (
     CLASSIFICATION,
     ENCODER,
     OTHER,
+    TOKEN_CLASSIFICATION,
     check_kind,
     context_length,
     kind_of,
@@ -45,6 +46,7 @@ WITHOUT: Mapping[str, str] = MappingProxyType(
     {
         CAUSAL_LM: "use rows with labels, or a causal language model",
         CLASSIFICATION: "use an encoder with a class for sequence classification, such as BERT, or rows without labels",
+        TOKEN_CLASSIFICATION: "use an encoder with a class for token classification, such as BERT",
         ENCODER: "from Python, inject(model, spec) adapts any model",
     }
 )
@@ -59,6 +61,7 @@ KINDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "AutoModelForSeq2SeqLM",
         ),
         CLASSIFICATION: ("AutoModelForSequenceClassification",),
+        TOKEN_CLASSIFICATION: ("AutoModelForTokenClassification",),
         ENCODER: ("AutoModel",),
         OTHER: (),
     }
@@ -121,7 +124,7 @@ def meta_model(source: ConfigSource, *, kind: str | None = None, num_labels: int
     if kind not in KINDS:
         raise SpecError(f"kind={kind!r} must be one of: {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
     if num_labels is not None:
-        if kind != CLASSIFICATION or num_labels < 1:
+        if kind not in (CLASSIFICATION, TOKEN_CLASSIFICATION) or num_labels < 1:
             raise SpecError(f"kind={kind!r} does not use num_labels={num_labels}; a classifier has 1 or more")
         config.num_labels = num_labels
     make = maker(kind, config)

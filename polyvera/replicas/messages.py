@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -17,7 +17,9 @@ from polyvera.engine.generation.request import Request, SamplingParams, Token
 from polyvera.engine.limits import Limits
 from polyvera.engine.stats import RunningRequest
 from polyvera.errors import EngineError, FormatError, PolyveraError, SamplingError
+from polyvera.model.answer import Meaning
 from polyvera.model.pooling import Pooling
+from polyvera.model.task import LM, THRESHOLD
 from polyvera.store.reference import AdapterRef
 
 # --- to a replica ---
@@ -168,8 +170,8 @@ class Delta:
 class EncodeDone:
     """The reply to an Encode.
 
-    labels: the names of the classes, () for vectors. width: numbers for each text. numbers: (texts, width), fp32 bytes.
-    fault: why there are none.
+    labels: of a head's outputs, () for vectors. width: numbers for each text, or each token. numbers: (texts or tokens,
+    width), fp32 bytes. fault: why there are none. task, threshold: as in Meaning.
     """
 
     number: int
@@ -177,11 +179,18 @@ class EncodeDone:
     width: int = 0
     numbers: bytes = b""
     fault: Fault | None = None
+    task: str = LM
+    threshold: float = THRESHOLD
     kind: Literal["encode_done"] = "encode_done"
 
     def tensor(self) -> Tensor:
-        """The numbers, (texts, width)."""
+        """The numbers, (texts or tokens, width)."""
         return torch.frombuffer(bytearray(self.numbers), dtype=torch.float32).view(-1, self.width)
+
+    @property
+    def meaning(self) -> Meaning:
+        """What the columns stand for."""
+        return Meaning(self.task, self.labels, self.threshold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,8 +247,9 @@ def asked(request: Request | EncodeRequest) -> Submit | Encode:
 
 def encoded(number: int, found: Tensor | Classes) -> EncodeDone:
     """The reply with an encoder's result. found: vectors (texts, width) in fp32 on the CPU, or classes."""
-    labels, numbers = (found.labels, found.probs) if isinstance(found, Classes) else ((), found)
-    return EncodeDone(number, labels, numbers.shape[1], numbers.numpy().tobytes())
+    meaning, numbers = (found.meaning, found.probs) if isinstance(found, Classes) else (Meaning(), found)
+    done = EncodeDone(number, meaning.labels, numbers.shape[1], numbers.numpy().tobytes())
+    return replace(done, task=meaning.task, threshold=meaning.threshold)
 
 
 def fault_of(error: BaseException) -> Fault:

@@ -22,7 +22,7 @@ from polyvera.engine.generation.request import Request
 from polyvera.engine.limits import Limits
 from polyvera.engine.stats import EngineStats
 from polyvera.errors import BusyError, ClosedError, EngineError, PolyveraError, ServeError
-from polyvera.model.config import AUTO_TASK, CAUSAL_LM, kind_to_load
+from polyvera.model.config import CAUSAL_LM, kind_to_load
 from polyvera.model.load import locate
 from polyvera.model.pooling import Pooling
 from polyvera.model.shapes import meta_model, read_config
@@ -76,7 +76,7 @@ class ReplicaPool:
         config = read_config(source)
         if num < 1:
             raise ServeError(f"num={num} must be at least 1")
-        self._kind = kind_to_load(config, AUTO_TASK)
+        self._kind = kind_to_load(config)
         self.model: Any = meta_model(config, kind=self._kind)
         self.tokenizer = AutoTokenizer.from_pretrained(source)
         self.registry, self.limits, self.num = registry, limits or Limits(), num

@@ -223,7 +223,7 @@ class ReplicaProcess:
         if isinstance(request, EncodeRequest) and message.fault is not None:
             request.end(message.fault.error())
         elif isinstance(request, EncodeRequest):
-            request.labels, request.found = message.labels, dict(enumerate(message.tensor()))
+            request.take(message.meaning, message.tensor())
             request.end()
 
     def _report(self, request: Request, output: RequestOutput) -> None:

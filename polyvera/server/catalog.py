@@ -14,6 +14,7 @@ from typing import Any
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.fingerprint import agrees
 from polyvera.errors import ForbiddenError, FormatError, NotFoundError, PolyveraError, StoreUnavailableError
+from polyvera.model.answer import OF_TEXT, Meaning, meaning_of
 from polyvera.server.api_keys import Caller
 from polyvera.store.reference import AdapterRef, Reference, parse_reference
 from polyvera.store.registry import Registry
@@ -39,6 +40,7 @@ class AdapterFacts:
     labels: tuple[str, ...]
     base: str
     prompt_form: str = ""
+    meaning: Meaning = OF_TEXT
 
     @property
     def created_s(self) -> int:
@@ -148,7 +150,7 @@ class Catalog:
         known: dict[str, Any] = {"id": str(ref), "name": ref.name, "version": ref.version, "bytes": ref.num_bytes}
         if facts is not None:
             known |= {name: getattr(facts, name) for name in ("method", "rank", "num_params", "created", "scores")}
-            known |= {"labels": list(facts.labels)} if facts.labels else {}
+            known |= {"labels": list(facts.labels), "task": facts.meaning.task} if facts.labels else {}
             known |= {"prompt_form": facts.prompt_form} if facts.prompt_form else {}
         known |= {"servable": self.is_servable(ref)} | ({"damaged": True} if facts is None else {})
         return known | {"aliases": self.aliases(ref.name)}
@@ -200,8 +202,8 @@ def facts_of(adapter: Adapter) -> AdapterFacts:
     """What is shown of an adapter: what holds for it, whether it was chosen or left to its default."""
     spec, scores = adapter.spec, dict(adapter.scores)
     rank, labels = spec.rank or spec.row.rank, tuple(adapter.labels)
-    size, created = adapter.num_params, adapter.created
-    return AdapterFacts(spec.method, rank, size, created, scores, labels, adapter.base, adapter.prompt_form)
+    size, created, form = adapter.num_params, adapter.created, adapter.prompt_form
+    return AdapterFacts(spec.method, rank, size, created, scores, labels, adapter.base, form, meaning_of(adapter))
 
 
 def _missing(given: str) -> NotFoundError:

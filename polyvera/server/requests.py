@@ -15,6 +15,7 @@ from polyvera.model.prompt import Message, Template, Tools
 from polyvera.server.fields import (
     MAX_CHOICES,
     MAX_MESSAGES,
+    MAX_PROMPTS,
     AdapterName,
     Count,
     LogitBias,
@@ -290,7 +291,9 @@ class EmbeddingBody(VectorBody):
 
 
 class ClassifyBody(VectorBody):
-    """/v1/classify."""
+    """/v1/classify. text_pair: the second text of each input, for adapters that were trained on two."""
+
+    text_pair: Text | Annotated[list[Text], Field(max_length=MAX_PROMPTS, fail_fast=True)] | None = None
 
     neutral = CLASSIFY
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from polyvera.adapter.bank import Bank
-from polyvera.data.batching import Collator, EpochOrder
+from polyvera.data.batching import PARTS, Collator, EpochOrder
 from polyvera.data.encoding import Encoded
 from polyvera.data.target_tokens import TargetTokens
 from polyvera.errors import DivergedError
@@ -46,10 +46,11 @@ class AdapterTrainer(Trainer):
         pad_id: int,
         head: set[str],
     ) -> None:
-        # Classification models of transformers take num_items_in_batch and ignore it, which would make the sum of
-        # accumulated batches the loss instead of their mean.
-        own_loss = class_loss if isinstance(rows[0]["labels"], int) else None
+        # A language model has a loss of its own. A head's would take num_items_in_batch and ignore it, which would make
+        # the sum of accumulated batches the loss instead of their mean.
+        self.task, self.num_sequences = rows.task, len(rows[0].get(PARTS, (1,)))
         with _adapters_shown(model):
+            own_loss = None if self.task.writes else step_loss
             super().__init__(model, args, Collator(pad_id), rows, held_out, compute_loss_func=own_loss)
         self.pop_callback(PrinterCallback)
         self.recipe, self.bank, self.rows, self.head = recipe, bank, rows, head
@@ -91,12 +92,29 @@ class AdapterTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The model's loss, with the orthogonality term of the rank budget in training."""
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        """The task's loss, with the orthogonality term of the rank budget in training."""
+        asked: Any = model if self.task.writes else partial(self._losses, model, inputs["labels"])
+        loss, outputs = super().compute_loss(asked, inputs, True, num_items_in_batch)
         if self.orthogonal and self.bank is not None and model.training:
             skew = orthogonality(self.bank)
             loss = loss if skew is None else loss + self.orthogonal * skew / self.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
+
+    def _losses(self, model: Any, labels: Tensor, num_items_in_batch: Any = None, **inputs: Tensor) -> Tensor:
+        """The loss of each row, in the place of a model's outputs."""
+        targets = TargetTokens.of(labels, self.task.predicts)
+        return row_losses(model, inputs, targets, self.task, self._one_group(labels))
+
+    def _one_group(self, labels: Tensor) -> Tensor:
+        """The rows of a batch as one group."""
+        return torch.zeros(len(labels) // self.num_sequences, dtype=torch.long)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """What the mean loss counts in these batches: labels, or the rows where each has several sequences."""
+        if self.task.counts_rows:
+            rows = (self._one_group(batch["labels"]) for batch in batch_samples)
+            batch_samples = [{"labels": row, "shift_labels": row} for row in rows]
+        return super()._get_num_items_in_batch(batch_samples, device)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward. Raises DivergedError where the loss is NaN or infinite."""
@@ -109,22 +127,24 @@ class AdapterTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """The mean validation loss: over the target tokens, or over the rows for classes; nats."""
+        """The mean validation loss: over the target tokens, or what else the task predicts; nats."""
         metrics = {f"{metric_key_prefix}_loss": self._check(self.mean_loss(self.held_out), "the validation loss")}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def mean_loss(self, rows: Any) -> float:
-        """The mean loss of encoded rows, spread over the processes: over the target tokens, or over the rows; nats."""
+        """The mean loss of encoded rows, spread over the processes: over all that the task predicts of them; nats."""
         was_training = self.whole.training
         self.whole.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         with torch.no_grad():
             for inputs in self._share(rows):
-                targets = TargetTokens.of(inputs.pop("labels")).to(self.args.device)
-                losses = row_losses(self.whole, self._prepare_inputs(inputs), targets)  # type: ignore[arg-type]
-                found = [float(losses.sum()), len(targets.labels)]
+                labels = inputs.pop("labels")
+                targets = TargetTokens.of(labels, self.task.predicts).to(self.args.device)
+                inputs, group = self._prepare_inputs(inputs), self._one_group(labels)
+                losses = row_losses(self.whole, inputs, targets, self.task, group)  # type: ignore[arg-type]
+                found = [float(losses.sum()), len(losses) if self.task.counts_rows else targets.labels.numel()]
                 total += torch.tensor(found, dtype=torch.float64, device=total.device)
         self.whole.train(was_training)
         summed, count = self.accelerator.reduce(total, reduction="sum").tolist()
@@ -192,10 +212,9 @@ def _adapters_shown(model: Any) -> Iterator[None]:
             del model._hf_peft_config_loaded
 
 
-def class_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-    """Cross entropy of classes over all rows of an optimizer step. logits (rows, classes), labels (rows,)."""
-    summed = F.cross_entropy(outputs["logits"].float(), labels, reduction="sum")
-    return summed / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+def step_loss(losses: Tensor, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+    """The rows' share of the mean over all that an optimizer step counts, or over the rows where that is not known."""
+    return losses.sum() / (len(losses) if num_items_in_batch is None else num_items_in_batch)
 
 
 def arguments(recipe: Recipe, folder: Path, num_rows: int) -> TrainingArguments:

@@ -1,23 +1,79 @@
-"""row_losses: the summed loss of each row of a batch, with logits for the target tokens alone."""
+"""row_losses: the summed loss of each row of a batch, with logits for what is predicted alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.nn import functional as F
 
+from polyvera.data.encoding import IGNORED
+from polyvera.data.reward_margins import reward_margins
 from polyvera.data.target_tokens import TargetTokens, target_logits
+from polyvera.data.text_vectors import text_vectors
+from polyvera.model.task import LM, NEXT_TOKEN, TASKS, WHOLE_ROW, Task
+from polyvera.train.vector_loss import VECTOR_LOSSES, of_groups
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def row_losses(model: PreTrainedModel, inputs: Mapping[str, Tensor], targets: TargetTokens) -> Tensor:
-    """Cross entropy of each row, summed over its target tokens (its class), in nats; (rows,).
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels, reduction="none")
 
-    inputs, targets: as target_logits() takes them.
+
+def _binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none").sum(-1)
+
+
+def _squared_error(logits: Tensor, labels: Tensor) -> Tensor:
+    return (logits[:, 0] - labels.float()) ** 2
+
+
+# (targets, outputs), labels -> (targets,), in nats, or squared units of the numbers.
+LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
+    {
+        "cross_entropy": _cross_entropy,
+        "binary_cross_entropy": _binary_cross_entropy,
+        "squared_error": _squared_error,
+    }
+)
+# The margins of two answers' rewards -> losses.
+COMPARISONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {"dpo": lambda margins: -F.logsigmoid(margins)}
+)
+
+
+def row_losses(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Tensor],
+    targets: TargetTokens,
+    task: Task = TASKS[LM],
+    groups: Tensor | None = None,
+) -> Tensor:
+    """The loss of each row, summed over what it predicts, in nats; (rows,).
+
+    inputs, targets: as target_logits() takes them. groups: which rows of texts are compared with each other, (rows,)
+    numbers, None for all.
     """
-    losses = F.cross_entropy(target_logits(model, inputs, targets), targets.labels, reduction="none")
+    if task.embeds:
+        vectors = text_vectors(model, inputs)
+        vectors = vectors.view(-1, len(vectors) if groups is None else len(groups), vectors.shape[-1])
+        return of_groups(VECTOR_LOSSES[task.loss], vectors, targets.labels[: vectors.shape[1]], groups)
+    if task.compares:
+        return COMPARISONS[task.compares](reward_margins(model, inputs, targets))
+    losses = LOSSES[task.loss](target_logits(model, inputs, targets), targets.labels)
     return losses if targets.positions is None else targets.summed(losses, len(inputs["input_ids"]))
+
+
+def num_items(row: Mapping[str, Any], task: Task) -> int:
+    """What the mean loss counts: a row's target tokens, the outputs of a whole row, or 1 for several sequences."""
+    labels = row["labels"]
+    if task.counts_rows or not isinstance(labels, list):
+        return 1
+    if task.predicts == WHOLE_ROW:
+        return len(labels)
+    shift = 1 if task.predicts == NEXT_TOKEN else 0
+    return sum(label != IGNORED for label in labels[shift:])

@@ -18,12 +18,12 @@ from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import ALL_LINEAR, DEFAULT, find_sites
 from polyvera.data.batching import Collator
 from polyvera.data.encoding import Encoded, encode
+from polyvera.data.row_form import FORMS
 from polyvera.data.tables import Table
 from polyvera.errors import PolyveraError, RecipeError, TargetError
 from polyvera.evaluate.evaluate import measured
+from polyvera.model.answer import Meaning, meaning_of
 from polyvera.model.config import (
-    LABEL,
-    LM,
     are_placeholders,
     context_length,
     labels_of,
@@ -37,6 +37,7 @@ from polyvera.model.layer_gradients import probe_layers
 from polyvera.model.load import AUTO_DTYPE, Base, load_base
 from polyvera.model.prompt import prompt_form_text
 from polyvera.model.rms_norm import fused_norms
+from polyvera.model.task import THRESHOLD
 from polyvera.store.opened import opened
 from polyvera.store.registry import Registry
 from polyvera.train.recipe import Recipe
@@ -54,7 +55,7 @@ def read_tables(recipe: Recipe) -> Tables:
 
 def class_names(base: Base, table: Table) -> tuple[str, ...]:
     """The classes of the table in the order of the model's outputs, which get these names. Raises RecipeError."""
-    if table.kind != LABEL:
+    if not table.row.has_head:
         return ()
     known = labels_of(base.model.config)
     if set(known) == set(table.labels):
@@ -72,6 +73,9 @@ def encode_tables(recipe: Recipe, tables: Tables, base: Base) -> tuple[Encoded, 
     """The tokens of the training and the validation rows, at most row_length() each. Raises DataError, RecipeError."""
     length = row_length(recipe, context_length(base.model, base.tokenizer))
 
+    meaning_in(recipe, tables.training.task, tables.training.labels)
+    if recipe.full and tables.training.row.compares:
+        raise RecipeError("full=True leaves no base to compare with: train an adapter on preferences")
     if recipe.turns != TURNS and tables.training.kind != CHAT:
         raise RecipeError(f"turns={recipe.turns!r} has no effect: the rows of {tables.training.source} have no turns")
 
@@ -101,6 +105,24 @@ def row_length(recipe: Recipe, limit: int | None) -> int:
     if limit is not None and (recipe.max_length or 0) > limit:
         raise RecipeError(f"max_length={recipe.max_length} is more than the {limit} tokens that {recipe.model} reads")
     return recipe.max_length or min(MAX_LENGTH, limit or MAX_LENGTH)
+
+
+def meaning_in(recipe: Recipe, task: str, labels: tuple[str, ...]) -> Meaning:
+    """What the outputs of a head that the recipe trains stand for. Raises RecipeError for a threshold of no use."""
+    found = Meaning(task, labels, recipe.threshold or THRESHOLD)
+    if recipe.threshold is not None and not found.row.has_threshold:
+        raise RecipeError(f"threshold={recipe.threshold} has no effect: the rows are for {task}, not multi-label")
+    return found
+
+
+def said(recipe: Recipe, adapter: Adapter, kind: str, labels: tuple[str, ...]) -> Adapter:
+    """The adapter, which then says what it is of and for, and how it was trained. kind: of its rows."""
+    form = FORMS[kind]
+    task = form.task
+    meaning = meaning_in(recipe, task, labels)
+    own = "" if task == meaning_of(replace(adapter, labels=labels, task="")).task else task
+    adapter = replace(adapter, lr=recipe.learning_rate, prompt_form=form.prompt_form)
+    return replace(adapter, model=recipe.model, labels=labels, task=own, threshold=meaning.threshold)
 
 
 def registry_of(recipe: Recipe) -> Registry:
@@ -191,7 +213,7 @@ def check_loads(recipe: Recipe, base: Base, adapter: Adapter, rows: Encoded, slo
 
     base: with the adapter in that slot.
     """
-    again = load_base(recipe.model, task=LABEL if adapter.labels else LM, dtype=recipe.dtype, labels=adapter.labels)
+    again = load_base(recipe.model, task=meaning_of(adapter).task, dtype=recipe.dtype, labels=adapter.labels)
     batch = Collator(pad_token(base.model, base.tokenizer))(rows.rows[:2])
     batch.pop("labels")
     try:

@@ -10,6 +10,7 @@ from polyvera.settings.field import Count, Described, Positive
 from polyvera.settings.model import SettingsTable
 
 ADAPTER = "Adapter"  # the group of a recipe's settings that these are of
+Share = Annotated[float, Gt(0.0), Lt(1.0)]
 
 
 class Budget(SettingsTable):
@@ -23,8 +24,8 @@ class Budget(SettingsTable):
     warmup: Annotated[Annotated[int, Ge(0)] | None, Described("Steps at the full budget.", ADAPTER)] = None
     final: Annotated[Count | None, Described("Steps at the final budget.", ADAPTER)] = None
     interval: Annotated[Count | None, Described("Steps from one pruning to the next.", ADAPTER)] = None
-    beta1: Annotated[float, Gt(0.0), Lt(1.0), Described("Smoothing of the sensitivity.", ADAPTER)] = 0.85
-    beta2: Annotated[float, Gt(0.0), Lt(1.0), Described("Smoothing of its uncertainty.", ADAPTER)] = 0.85
+    beta1: Annotated[Share, Described("Smoothing of the sensitivity.", ADAPTER)] = 0.85
+    beta2: Annotated[Share, Described("Smoothing of its uncertainty.", ADAPTER)] = 0.85
     orthogonal: Annotated[Annotated[float, Ge(0.0)] | None, Described("Weight of ‖PᵀP - I‖ + ‖QQᵀ - I‖.", ADAPTER)] = (
         None
     )

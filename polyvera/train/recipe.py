@@ -9,18 +9,19 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Lt
 from pydantic import BeforeValidator, Field
 
 from polyvera.adapter.first_step import default_lr
 from polyvera.adapter.method import D_INIT, METHODS, ZEROS, Method
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import PolyveraError, RecipeError, ReferenceNameError, SpecError
+from polyvera.model.task import TASKS
 from polyvera.settings.field import DEFAULT_STORE, MODEL, STORE, Count, Described, Fraction, Positive
 from polyvera.settings.model import SettingsModel, Word
 from polyvera.settings.source import Source, from_toml
 from polyvera.store.reference import check_alias, check_name
-from polyvera.train.rank_budget import ADAPTER, Budget
+from polyvera.train.rank_budget import ADAPTER, Budget, Share
 
 FULL_LR = 5e-5
 HEAD_LR = 1e-2
@@ -54,7 +55,7 @@ class Recipe(SettingsModel):
         Described("Examples: a JSONL, CSV or Parquet file, hub/id:config@split, or a fleet's folder of files.", DATA),
     ]
     validation: Annotated[
-        str | Annotated[float, Gt(0.0), Lt(1.0)] | None,
+        str | Share | None,
         Described("A file, or a fraction of the data, to watch and to stop by.", DATA),
     ] = None
     test: Annotated[str | None, Described("A file to score the adapter on at the end.", DATA)] = None
@@ -62,18 +63,15 @@ class Recipe(SettingsModel):
     columns: Annotated[dict[str, str], Described("Our column = the file's column, such as prompt=input.", DATA)] = (
         Field(default_factory=dict)
     )
-    chat: Annotated[
-        bool | None,
-        Described(
-            "Put prompts and completions through the chat template; an adapter is asked as it was trained.", DATA
-        ),
-    ] = None
+    task: Annotated[str | None, Described(f"One of {', '.join(TASKS)}; by default by the columns.", DATA)] = None
+    chat: Annotated[bool | None, Described("Ask through the chat template; an adapter as it was trained.", DATA)] = None
     turns: Annotated[
         Literal["all", "last"], Described("Which assistant turns of a conversation are trained on.", DATA)
     ] = "all"
     too_long: Annotated[
         Literal["error", "skip"], Described("What to do with a row whose answer alone is over max_length.", DATA)
     ] = "error"
+    threshold: Annotated[Share | None, Described("Probability from which a label counts (multi-label).", DATA)] = None
     max_length: Annotated[
         Annotated[int, Ge(2)] | None,
         Described("Tokens a row; by default 512, or the model's own limit if that is less.", DATA),

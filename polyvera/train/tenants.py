@@ -23,11 +23,12 @@ class TenantRows:
     name: str
     rows: tuple[NumberedRow, ...] | None = None
 
-    def read(self, recipe: Recipe) -> Table:
-        """The examples. Raises DataError."""
+    def read(self, recipe: Recipe, task: str | None = None) -> Table:
+        """The examples; task: that of rows which these belong to. Raises DataError."""
+        task = task or recipe.task
         if self.rows is None:
-            return read(self.name, recipe.columns, chat=bool(recipe.chat))
-        return table(self.name, self.rows, recipe.columns, chat=bool(recipe.chat))
+            return read(self.name, recipe.columns, chat=bool(recipe.chat), task=task)
+        return table(self.name, self.rows, recipe.columns, chat=bool(recipe.chat), task=task)
 
 
 @dataclass(frozen=True)
@@ -61,22 +62,27 @@ class Tenant:
         whole = self.training.read(recipe)
         _check_classes(whole)
         training = drawn(whole, recipe.max_rows or len(whole), recipe.run_seed)
-        validation = None if self.validation is None else alike(whole, self.validation.read(recipe))
+        validation = None if self.validation is None else alike(whole, self.validation.read(recipe, whole.task))
         if isinstance(recipe.validation, float):
             training, validation = split(training, recipe.validation, recipe.run_seed)
-        return Tables(training, validation, None if self.test is None else alike(whole, self.test.read(recipe)))
+        return Tables(
+            training, validation, None if self.test is None else alike(whole, self.test.read(recipe, whole.task))
+        )
 
 
 def _check_classes(table: Table) -> None:
     """Raises DataError for labels that make no classification."""
     num_classes = len(table.labels)
+    if not table.row.chooses:
+        return
     if num_classes == 1:
         raise DataError(f"{table.source}: all {len(table)} rows have the label {table.labels[0]!r}: add another class")
     if num_classes * ROWS_OF_A_CLASS > len(table):
         shown = ", ".join(map(repr, table.labels[:SHOWN]))
         raise DataError(
             f"{table.source} has {num_classes} classes in {len(table)} rows ({shown}, ...): a class needs "
-            f"{ROWS_OF_A_CLASS} rows or more on average; for numbers or texts as answers give prompt and completion"
+            f"{ROWS_OF_A_CLASS} rows or more on average; for numbers as answers give task='regression', for texts "
+            "prompt and completion"
         )
 
 

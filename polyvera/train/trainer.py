@@ -21,6 +21,7 @@ from polyvera.data.encoding import Encoded
 from polyvera.data.tables import Table
 from polyvera.errors import RecipeError
 from polyvera.evaluate.evaluate import evaluate
+from polyvera.model.answer import Meaning
 from polyvera.model.config import pad_token
 from polyvera.model.load import Base, load_base
 from polyvera.store.reference import AdapterRef
@@ -37,8 +38,10 @@ from polyvera.train.preparation import (
     check_start,
     class_names,
     encode_tables,
+    meaning_in,
     read_tables,
     registry_of,
+    said,
     tell_form,
 )
 from polyvera.train.recipe import Recipe
@@ -154,7 +157,8 @@ def _trained(
         history = History(*(columns_of(trainer.state.log_history, name) for name in ("loss", "eval_loss")))
         scores = {"train_loss": history.recent()} | ({} if best is None else {"eval_loss": best.loss})
         exact = _adapter(recipe, trainer, allocator, tables.training)
-        scores |= _scores(base, trainer, held_out, tables.test, slot)
+        meaning = meaning_in(recipe, tables.training.task, tables.training.labels)
+        scores |= _scores(base, trainer, held_out, tables.test, slot, meaning)
         exact = None if exact is None else replace(exact, scores=scores)
         adapter = None if exact is None else rounded(exact, recipe.stored)
         if adapter is not None and base.untrained:
@@ -184,12 +188,15 @@ def _num_trained(trainer: AdapterTrainer) -> int:
 
 
 def _scores(
-    base: Base, trainer: AdapterTrainer, held_out: Encoded | None, test: Table | None, slot: int
+    base: Base, trainer: AdapterTrainer, held_out: Encoded | None, test: Table | None, slot: int, meaning: Meaning
 ) -> Mapping[str, float]:
     """What becomes of the losses when the numbers are stored, and the scores on the test rows."""
     with route(slot):
         scores = _round(trainer, held_out)
-    return scores if test is None else {**scores, **evaluate(base.model, base.tokenizer, test, slot).scores}
+    if test is None:
+        return scores
+    found = evaluate(base.model, base.tokenizer, test, slot, meanings={slot: meaning})
+    return {**scores, **found.scores}
 
 
 def _loaded(recipe: Recipe, base: Base | None) -> tuple[Tables, Base]:
@@ -322,9 +329,7 @@ def _adapter(
         return None
     adapter = extract(trainer.bank, trainer.bank.first, trainer.whole)
     adapter = adapter if allocator is None else compacted(adapter)
-    return replace(
-        adapter, model=recipe.model, labels=table.labels, lr=recipe.learning_rate, prompt_form=table.prompt_form
-    )
+    return said(recipe, adapter, table.kind, table.labels)
 
 
 def _written(recipe: Recipe, base: Base, history: History, main: bool) -> dict[str, Path]:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from tiny_folder import save_tiny_encoder
 
-from polyvera.cli.training import print_cost, run
+from polyvera.cli.training import head_for, print_cost, run
 from polyvera.errors import DataError, RecipeError, TargetError
 from polyvera.store.registry import Registry
 from polyvera.train.recipe import Recipe
@@ -66,3 +67,22 @@ def test_what_cannot_be_is_refused_with_the_cost(page):
     fleet = recipe(data="train", fleet=True)
     with pytest.raises(DataError, match="none of the 3 tenants"):
         print_cost(fleet, page, tenants(fleet))
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs", "found"),
+    [
+        (None, 3, (None, 3, ())),
+        ("regression", None, ("classification", 1, ("classifier",))),
+        ("multi-label", 5, ("classification", 5, ("classifier",))),
+        ("token-classification", None, ("token-classification", 2, ("classifier",))),
+        ("pairs", None, ("classification", None, ())),
+    ],
+)
+def test_a_task_says_which_head_is_counted(task, outputs, found, tmp_path):
+    assert head_for(save_tiny_encoder(tmp_path), task, outputs) == found
+
+
+def test_a_task_that_there_is_not_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match=r"task='pair' must be one of: .*did you mean 'pairs'"):
+        head_for(tmp_path, "pair", None)

@@ -6,7 +6,8 @@ from tiny_models import WORDS, make_tokenizer
 from tokenizers import Regex, normalizers
 
 from polyvera.data.encoding import IGNORED, encode
-from polyvera.data.tables import Example, Table, read
+from polyvera.data.row_form import Example
+from polyvera.data.tables import Table, read
 from polyvera.errors import DataError
 from polyvera.model.prompt import Message, prompt_ids
 

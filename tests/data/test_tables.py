@@ -159,7 +159,7 @@ def test_whatever_a_row_raises_is_the_rows_fault() -> None:
         (b"[1]", "row 1: a list, where an object"),
         (b'{"question": "a", "answer": "b"}', r"columns question, answer, which fit none .*prompt \+ completion"),
         (b'{"prompt": "a", "completion": "b", "messages": []}', "fit several"),
-        (b'{"text": "a", "label": 0.5}', "label is of type float, not a string"),
+        (b'{"text": "a", "label": {}}', "label is of type dict, not a string"),
         (b'{"text": "a", "label": null}', "row 1: label is null"),
         (b'{"messages": [{"role": "user", "content": "a"}]}', "row 1: the last turn is the user's"),
         (b'{"messages": [{"role": "usr", "content": "a"}]}', "row 1: role='usr' must be one of"),

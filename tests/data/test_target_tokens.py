@@ -6,6 +6,7 @@ from tiny_models import make_classifier, make_model
 
 from polyvera.data.encoding import IGNORED
 from polyvera.data.target_tokens import TargetTokens, target_logits
+from polyvera.model.task import WHOLE_ROW
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16]])
 LABELS = torch.tensor([[IGNORED, IGNORED, 7, 8], [9, IGNORED, IGNORED, IGNORED], [IGNORED, 14, IGNORED, 16]])
@@ -35,5 +36,5 @@ def test_the_output_layer_sees_targets_alone() -> None:
 def test_a_class_has_the_logits_of_its_row(num_labels: int) -> None:
     model = make_classifier(num_labels)
     with torch.inference_mode():
-        found = target_logits(model, {"input_ids": IDS}, TargetTokens.of(torch.tensor([1, 0, 1])))
+        found = target_logits(model, {"input_ids": IDS}, TargetTokens.of(torch.tensor([1, 0, 1]), WHOLE_ROW))
         torch.testing.assert_close(found, model(input_ids=IDS).logits)

@@ -13,6 +13,8 @@ from polyvera.adapter.fingerprint import fingerprint
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.engine.adapter_loader import AdapterLoader, LoadedAdapter, key_of
 from polyvera.errors import FingerprintError, LayoutError, NotFoundError, StoreError
+from polyvera.model.answer import OF_TEXT, Meaning
+from polyvera.model.task import LABEL
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
@@ -31,7 +33,11 @@ def make(store: Store) -> Iterator[Callable[..., AdapterLoader]]:
     made: list[AdapterLoader] = []
 
     def one(registry: Registry | None = store[0], base: str = "", **given: Any) -> AdapterLoader:
-        ways = {"check": lambda ref, adapter: ("a", "b"), "observe": lambda name, seconds: None, "wake": lambda: None}
+        ways = {
+            "check": lambda ref, adapter: Meaning(LABEL, ("a", "b")),
+            "observe": lambda name, seconds: None,
+            "wake": lambda: None,
+        }
         made.append(AdapterLoader(registry, base or fingerprint(make_llama()), **{**ways, **given}))
         return made[-1]
 
@@ -51,7 +57,7 @@ def test_a_load_is_checked_timed_and_announced(store: Store, make: Any) -> None:
     loader = make(observe=lambda name, seconds: seen.append((name, seconds)), wake=woken.set)
     loader.load(store[1][0])
     ((ref, loaded),) = ended(loader)
-    assert ref == store[1][0] and isinstance(loaded, LoadedAdapter) and loaded.labels == ("a", "b")
+    assert ref == store[1][0] and isinstance(loaded, LoadedAdapter) and loaded.meaning == Meaning(LABEL, ("a", "b"))
     assert not loaded.needs_norms and loaded.num_bytes == loaded.adapter.flat.nbytes and loaded.basis is not None
     assert woken.wait(LONGEST_WAIT) and seen[0][0] == "load_s" and seen[0][1] > 0
 
@@ -66,10 +72,10 @@ def test_magnitudes_need_norms(store: Store, make: Any) -> None:
 def test_an_adapter_is_loaded_once_at_a_time_and_waited_for_briefly(store: Store, make: Any) -> None:
     gate, started = Event(), []
 
-    def slow(ref: AdapterRef, adapter: Adapter) -> tuple[str, ...]:
+    def slow(ref: AdapterRef, adapter: Adapter) -> Meaning:
         started.append(ref)
         gate.wait(LONGEST_WAIT)
-        return ()
+        return OF_TEXT
 
     loader = make(check=slow)
     for _ in range(5):

@@ -10,9 +10,11 @@ from tiny_models import counting_rows, make_classifier, make_model, make_tokeniz
 from polyvera.adapter.inject import extract, inject, load
 from polyvera.adapter.method import METHODS
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.data.tables import Example, read
+from polyvera.data.row_form import Example
+from polyvera.data.tables import read
 from polyvera.errors import DataError
-from polyvera.evaluate.evaluate import Evaluation, evaluate, is_right, macro_f1, majority, rouge_l
+from polyvera.evaluate.evaluate import Evaluation, evaluate, is_right, rouge_l
+from polyvera.evaluate.metrics import macro_f1, majority
 
 Write = Callable[..., str]
 

@@ -26,7 +26,6 @@ from polyvera.adapter.merge import merge
 from polyvera.adapter.route import route
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import find_sites
-from polyvera.data.tables import LABEL
 from polyvera.engine.factory import engine_for
 from polyvera.engine.generation.generator import Generator
 from polyvera.engine.generation.request import SamplingParams
@@ -35,6 +34,7 @@ from polyvera.errors import PolyveraError
 from polyvera.model.config import end_tokens
 from polyvera.model.load import Base, load_base
 from polyvera.model.shapes import model_shapes
+from polyvera.model.task import LABEL
 from polyvera.store.peft import export_peft, import_peft
 from polyvera.store.registry import Registry
 from polyvera.train.recipe import Recipe

@@ -12,7 +12,7 @@ from tiny_config import tiny_config
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto as auto
 
-from polyvera.model.config import LABEL, LM
+from polyvera.model.task import LABEL, LM
 
 WRITES, READS, ENCODER_DECODER, SEES, HEARS = "writes text", "reads text", "encoder-decoder", "images", "sound"
 # Of what no tiny model is made: what a configuration alone does not say, or a package that is not installed.

@@ -21,7 +21,6 @@ from polyvera.model.config import (
     CLASSIFICATION,
     ENCODER,
     ENCODER_DECODER,
-    LM,
     OTHER,
     are_placeholders,
     context_length,
@@ -35,6 +34,7 @@ from polyvera.model.config import (
 )
 from polyvera.model.load import load_base
 from polyvera.model.shapes import meta_model, model_shapes
+from polyvera.model.task import LM
 from polyvera.replicas.replica_pool import ReplicaPool
 
 each_family = pytest.mark.parametrize("name", FAMILIES)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from polyvera.train.hf_trainer import arguments, class_loss, columns_of
+from polyvera.train.hf_trainer import arguments, columns_of, step_loss
 from polyvera.train.recipe import Recipe
 
 
@@ -32,9 +32,9 @@ def test_accumulated_batches_have_the_loss_of_the_whole(size):
     draw = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(4, 3, generator=draw), torch.tensor([0, 2, 1, 1])
     parts = zip(logits.split(size), labels.split(size), strict=True)
-    found = sum(class_loss({"logits": x}, y, num_items_in_batch=4) for x, y in parts)
+    found = sum(step_loss(F.cross_entropy(x, y, reduction="none"), y, num_items_in_batch=4) for x, y in parts)
     torch.testing.assert_close(found, F.cross_entropy(logits, labels))
-    torch.testing.assert_close(class_loss({"logits": logits}, labels), F.cross_entropy(logits, labels))
+    torch.testing.assert_close(step_loss(F.cross_entropy(logits, labels, reduction="none"), labels), found)
 
 
 def test_a_column_of_the_history_has_the_records_that_hold_it():

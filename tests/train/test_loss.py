@@ -9,8 +9,9 @@ from polyvera.adapter.inject import inject
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.data.encoding import IGNORED
 from polyvera.data.target_tokens import TargetTokens
+from polyvera.model.task import LABEL, LM, MULTI_LABEL, PREFERENCE, REGRESSION, TASKS, TOKEN_LABEL, WHOLE_ROW
 from polyvera.train.checkpoint import trained
-from polyvera.train.loss import row_losses
+from polyvera.train.loss import num_items, row_losses
 
 ROWS, LENGTH = 3, 9
 
@@ -44,5 +45,33 @@ def test_rows_lose_what_the_whole_logits_say(batch, targets):
 def test_a_class_is_one_target_a_row(batch):
     inputs, _ = batch
     model, labels = make_classifier(), torch.tensor([1, 0, 1])
-    found = row_losses(model, inputs, TargetTokens.of(labels))
+    found = row_losses(model, inputs, TargetTokens.of(labels, WHOLE_ROW))
     torch.testing.assert_close(found, F.cross_entropy(model(**inputs).logits, labels, reduction="none"))
+
+
+def test_heads_lose_as_torch_has_it(batch):
+    inputs, _ = batch
+    model = make_classifier()
+    logits = model(**inputs).logits
+    several = torch.tensor([[1, 0], [1, 1], [0, 0]])
+    found = row_losses(model, inputs, TargetTokens.of(several, WHOLE_ROW), TASKS[MULTI_LABEL])
+    torch.testing.assert_close(found.sum() / 6, F.binary_cross_entropy_with_logits(logits, several.float()))
+    numbers = torch.tensor([0.5, -1.0, 2.0])
+    found = row_losses(model, inputs, TargetTokens.of(numbers, WHOLE_ROW), TASKS[REGRESSION])
+    torch.testing.assert_close(found.mean(), F.mse_loss(logits[:, 0], numbers))
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "num"),
+    [
+        (LM, {"labels": [IGNORED, 5, 6]}, 2),
+        (LM, {"labels": [5, IGNORED, 6]}, 1),  # the first token is predicted by none
+        (LABEL, {"labels": 4}, 1),
+        (REGRESSION, {"labels": 0.5}, 1),
+        (MULTI_LABEL, {"labels": [0, 1, 0]}, 3),
+        (TOKEN_LABEL, {"labels": [2, IGNORED, 0]}, 2),
+        (PREFERENCE, {"labels": [IGNORED, 5, IGNORED, 6]}, 1),
+    ],
+)
+def test_what_the_mean_counts(task, row, num):
+    assert num_items(row, TASKS[task]) == num

@@ -14,8 +14,9 @@ from polyvera.adapter.inject import banks_of
 from polyvera.data.tables import read
 from polyvera.errors import DataError, RecipeError
 from polyvera.evaluate.evaluate import evaluate
-from polyvera.model.config import CAUSAL_LM, CLASSIFICATION, LABEL, kind_of, labels_of
+from polyvera.model.config import CAUSAL_LM, CLASSIFICATION, kind_of, labels_of
 from polyvera.model.load import Base, load_base
+from polyvera.model.task import LABEL
 from polyvera.train.preparation import MAX_LENGTH, adapted, class_names, encode_tables, read_tables, row_length
 from polyvera.train.recipe import Recipe
 

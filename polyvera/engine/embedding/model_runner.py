@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from polyvera.adapter.adapter import Adapter
+from polyvera.adapter.base_layer import is_linear
 from polyvera.adapter.inject import eject, head_tensors, num_classes
+from polyvera.adapter.layer import AdaptedHead
 from polyvera.adapter.targets import find_head
 from polyvera.engine.trial import check_close, check_free, check_sites, recording, trying
 from polyvera.errors import LayoutError, ServeError
-from polyvera.model.config import CAUSAL_LM, kind_of, pad_token, trained_labels, vocabulary_size
+from polyvera.model.answer import Meaning, meaning_of, trained_meaning
+from polyvera.model.config import CAUSAL_LM, TOKEN_CLASSIFICATION, kind_of, pad_token, vocabulary_size
+from polyvera.model.task import EACH_TOKEN, WHOLE_ROW
+from polyvera.model.token_types import second_text, separator
 from polyvera.store.reference import AdapterRef
 
 if TYPE_CHECKING:
@@ -25,7 +31,7 @@ TRIAL_LENGTHS = (5, 3)
 class EncoderRunner:
     """Calls the model with padded rows until undo(). Raises ServeError for a model that it doesn't fit.
 
-    labels: the classes of the checkpoint's own head, none where its head was re-initialised. layers: the linear layers
+    meaning: of the checkpoint's own head, without labels where it was re-initialised. layers: the linear layers
     that see one input a row, so that each row has its adapter there.
     """
 
@@ -33,10 +39,12 @@ class EncoderRunner:
         _check(model)
         self._model: Any = model
         self._pad = pad_token(model, tokenizer)
+        self._separator = separator(tokenizer)
         self._was_training = model.training
+        self._head_reads = EACH_TOKEN if kind_of(model) == TOKEN_CLASSIFICATION else WHOLE_ROW
         self._hidden: Tensor | None = None
         self._hook = model.base_model.register_forward_hook(self._keep)
-        self.labels = trained_labels(model)
+        self.meaning = trained_meaning(model)
         self.layers: set[str] = set()
         model.train(False)
         with trying(model, self.undo, "padded"):
@@ -45,24 +53,47 @@ class EncoderRunner:
     def __call__(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Token rows to the last hidden states (rows, tokens, width), their mask, and the head's logits, if any."""
         ids, mask = self._padded(rows)
-        out = self._model(input_ids=ids, attention_mask=mask)
+        types = {} if self._separator is None else {"token_type_ids": second_text(ids, self._separator)}
+        out = self._model(input_ids=ids, attention_mask=mask, **types)
         hidden, self._hidden = self._hidden, None
         assert hidden is not None
-        return hidden, mask, getattr(out, "logits", None)
+        logits = getattr(out, "logits", None)
+        return hidden, mask, logits if self._head_reads == WHOLE_ROW else None
 
-    def check(self, ref: AdapterRef, adapter: Adapter) -> tuple[str, ...]:
-        """The labels of an adapter's classes. Raises LayoutError for one that padded rows cannot have."""
+    def token_logits(self, hidden: Tensor) -> Tensor:
+        """(rows, tokens, width) -> (rows, tokens, outputs), by the head of each row's slot."""
+        logits: Tensor = self._model.get_submodule(find_head(self._model)[0])(hidden)
+        return logits
+
+    def check(self, ref: AdapterRef, adapter: Adapter) -> Meaning:
+        """What an adapter's head is for. Raises LayoutError for one that padded rows cannot have."""
         check_sites(ref, adapter, self.layers)
         if not adapter.layout.head:
-            return ()
+            return Meaning()
+        meaning = meaning_of(adapter)
+        self._check_reads(ref, meaning)
         own = {key for key, _ in adapter.layout.head}
         missing = sorted(set(head_tensors(self._model, find_head(self._model))) - own)
-        if missing and not self.labels:
+        if missing and not self.meaning.labels:
             raise LayoutError(f"{ref} has only part of a head: {missing[0]} is missing, and this base lacks it, too")
-        num = num_classes(self._model, adapter.layout) or len(self.labels)
-        if num < 2 or len(adapter.labels) not in (0, num):
+        num = num_classes(self._model, adapter.layout) or len(self.meaning.labels)
+        if num < 1 + meaning.row.chooses or len(adapter.labels) not in (0, num):
             raise LayoutError(f"{ref} has a head of {num} classes, but {len(adapter.labels)} labels")
-        return adapter.labels or tuple(f"LABEL_{i}" for i in range(num))
+        named = meaning if meaning.row.has_head else self.meaning
+        return replace(named, labels=adapter.labels or tuple(f"LABEL_{i}" for i in range(num)))
+
+    def _check_reads(self, ref: AdapterRef, meaning: Meaning) -> None:
+        """Raises LayoutError for a head that would be given other hidden states than those it was trained on."""
+        wanted = meaning.row.predicts
+        if not meaning.row.has_head or wanted == self._head_reads:
+            return
+        head = find_head(self._model)
+        is_plain = len(head) == 1 and is_linear(_bare(self._model.get_submodule(head[0])))
+        if wanted != EACH_TOKEN or not is_plain:
+            raise LayoutError(
+                f"{ref} labels each {'token' if wanted == EACH_TOKEN else 'text'}, and the head of "
+                f"{type(self._model).__name__} cannot: serve it with a model that was loaded for that task"
+            )
 
     def undo(self) -> None:
         """The model as it was, without the banks that were put in."""
@@ -90,6 +121,10 @@ class EncoderRunner:
                 found = self(rows)[0]
         for own, alone in zip(found, expected, strict=True):
             check_close(self._model, own[: len(alone)], alone, "padded")
+
+
+def _bare(head: nn.Module) -> nn.Module:
+    return head.base if isinstance(head, AdaptedHead) else head
 
 
 def _check(model: PreTrainedModel) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import count
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from polyvera.errors import PolyveraError
+from polyvera.model.answer import OF_TEXT, Meaning
+from polyvera.model.task import EACH_TOKEN, LABEL, THRESHOLD
 from polyvera.store.reference import AdapterRef
 
 _numbers = count(1)
@@ -20,10 +22,22 @@ _numbers = count(1)
 
 @dataclass(frozen=True, slots=True)
 class Classes:
-    """What a head says of several texts. labels: of the columns. probs: (texts, classes), each row's sum is 1."""
+    """What a head says of several texts.
+
+    labels: of the columns. probs: (texts, labels), or (tokens of all texts end to end, labels) where each is labelled;
+    of one of several labels, each row's sum is 1, and a regression's numbers are its answers. task, threshold: as in
+    Meaning.
+    """
 
     labels: tuple[str, ...]
     probs: Tensor
+    task: str = LABEL
+    threshold: float = THRESHOLD
+
+    @property
+    def meaning(self) -> Meaning:
+        """What the columns stand for."""
+        return Meaning(self.task, self.labels, self.threshold)
 
 
 @dataclass(eq=False, slots=True)
@@ -31,8 +45,8 @@ class EncodeRequest:
     """Texts and one adapter, None for the base.
 
     is_classes: whether their classes are asked for, else their vectors. done: gets a tensor (texts, width), or Classes.
-    slot: its adapter's, held from its first text's turn to its end, so that all are of one version. labels: known
-    with the slot. found: each text's vector or probabilities, as they come.
+    slot: its adapter's, held from its first text's turn to its end, so that all are of one version. meaning: of its
+    head, known with the slot. found: each text's vector or probabilities, as they come.
     """
 
     rows: Sequence[Sequence[int]]
@@ -43,7 +57,7 @@ class EncodeRequest:
     submitted: float = field(default_factory=monotonic)
     slot: int | None = None
     is_over: bool = False
-    labels: tuple[str, ...] = ()
+    meaning: Meaning = OF_TEXT
     done: Future[Any] = field(default_factory=Future)
     found: dict[int, Tensor] = field(default_factory=dict)
     weight: float = 1.0
@@ -52,10 +66,22 @@ class EncodeRequest:
         """Each text on its own."""
         return [Text(self, i) for i in range(len(self.rows))]
 
+    def take(self, meaning: Meaning, numbers: Tensor) -> None:
+        """All that was found elsewhere, as result() gave it there."""
+        self.meaning = meaning
+        if self.is_classes and meaning.row.predicts == EACH_TOKEN:
+            parts: Iterable[Tensor] = torch.split(numbers, [len(row) for row in self.rows])
+        else:
+            parts = numbers
+        self.found = dict(enumerate(parts))
+
     def result(self) -> Tensor | Classes:
         """All that was found, in the order of the texts."""
-        whole = torch.stack([self.found[i] for i in range(len(self.rows))])
-        return Classes(self.labels, whole) if self.is_classes else whole
+        parts = [self.found[i] for i in range(len(self.rows))]
+        if not self.is_classes:
+            return torch.stack(parts)
+        whole = torch.cat(parts) if self.meaning.row.predicts == EACH_TOKEN else torch.stack(parts)
+        return Classes(self.meaning.labels, whole, self.meaning.task, self.meaning.threshold)
 
     def end(self, error: PolyveraError | None = None) -> None:
         """Gives the caller the result or the error, unless it has gone."""

@@ -17,9 +17,12 @@ from polyvera.engine.limits import Limits
 from polyvera.engine.request_queue import RequestQueue
 from polyvera.engine.scheduler import Scheduler
 from polyvera.errors import ClosedError, NonFiniteError, PolyveraError, ServeError
+from polyvera.model.answer import Meaning
 from polyvera.model.pooling import Pooling
+from polyvera.model.task import EACH_TOKEN
 
-Output = tuple[Tensor, Tensor | None]  # vectors (rows, width), logits (rows, the most classes), in fp32 on the CPU
+# Vectors (rows, width), logits (rows, the most classes), logits of tokens (rows, tokens, the most), in fp32 on the CPU.
+Output = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 class EmbeddingWorkload:
@@ -56,7 +59,7 @@ class EmbeddingWorkload:
             if request.slot is not None:
                 self._queue.left()
                 self._observe("queue_s", monotonic() - request.submitted)
-                request.labels = self._labels(request)
+                request.meaning = self._meaning(request)
         return request.slot
 
     def start(self, text: Text, index: int, slot: int) -> TextRow:
@@ -79,15 +82,20 @@ class EmbeddingWorkload:
         slots = torch.tensor([row.request.whole.slot for row in batch])
         with route(Route(slots, held=True, once=True)):
             hidden, mask, logits = self._runner([row.request.tokens for row in batch])
+            each = self._runner.token_logits(hidden) if any(map(_labels_tokens, batch)) else None
         self.totals["steps"] += 1
         self.totals["prompt_tokens"] += sum(row.request.num_tokens for row in batch)
-        return self._pooling(hidden, mask).cpu(), None if logits is None else logits.float().cpu()
+        return self._pooling(hidden, mask).cpu(), _on_cpu(logits), _on_cpu(each)
 
     def sample(self, batch: Sequence[TextRow], output: Output) -> list[Tensor]:
-        """Each row's vector, or the probabilities of its classes."""
-        vectors, logits = output
+        """Each row's vector, or the scores of its labels."""
+        vectors, logits, each = output
         return [
-            _probs(logits, i, len(row.request.whole.labels)) if row.request.whole.is_classes else vectors[i]
+            vectors[i]
+            if not row.request.whole.is_classes
+            else _scores(each, i, row)[: row.request.num_tokens]
+            if _labels_tokens(row)
+            else _scores(logits, i, row)
             for i, row in enumerate(batch)
         ]
 
@@ -128,15 +136,15 @@ class EmbeddingWorkload:
         request.end(error)
         self._queue.ended()
 
-    def _labels(self, request: EncodeRequest) -> tuple[str, ...]:
-        own = self._adapters.labels(request.slot) if request.slot else ()
-        labels = own or self._runner.labels
-        if request.is_classes and not labels:
+    def _meaning(self, request: EncodeRequest) -> Meaning:
+        own = self._adapters.meaning(request.slot) if request.slot else Meaning()
+        meaning = own if own.labels else self._runner.meaning
+        if request.is_classes and not meaning.labels:
             raise ServeError(
                 f"{request.adapter} has no head for classes, and the base model has none either: name an adapter that "
                 "was trained on labels, or ask for embeddings"
             )
-        return labels
+        return meaning
 
 
 def batches(rows: Sequence[TextRow], most: int) -> Iterator[list[TextRow]]:
@@ -151,6 +159,15 @@ def batches(rows: Sequence[TextRow], most: int) -> Iterator[list[TextRow]]:
         yield batch
 
 
-def _probs(logits: Tensor | None, i: int, num_classes: int) -> Tensor:
+def _labels_tokens(row: TextRow) -> bool:
+    whole = row.request.whole
+    return whole.is_classes and whole.meaning.row.predicts == EACH_TOKEN
+
+
+def _scores(logits: Tensor | None, i: int, row: TextRow) -> Tensor:
     assert logits is not None
-    return torch.softmax(logits[i, :num_classes], -1)
+    return row.request.whole.meaning.scores(logits[i])
+
+
+def _on_cpu(logits: Tensor | None) -> Tensor | None:
+    return None if logits is None else logits.float().cpu()

@@ -13,6 +13,7 @@ from polyvera.engine.generation.attention import NAME, AttentionMetadata, Span, 
 from polyvera.engine.generation.kv_cache import KVCache
 from polyvera.engine.trial import check_close, check_free, check_sites, recording, trying
 from polyvera.errors import LayoutError, ServeError
+from polyvera.model.answer import Meaning
 from polyvera.model.config import CAUSAL_LM, context_length, kind_of, rope_limit, text_config, vocabulary_size
 from polyvera.model.rms_norm import fused_norms
 from polyvera.store.reference import AdapterRef
@@ -47,13 +48,13 @@ class ModelRunner:
         with trying(model, self.undo, "packed"):
             self._try()
 
-    def check(self, ref: AdapterRef, adapter: Adapter) -> tuple[str, ...]:
-        """No classes. Raises LayoutError for an adapter that a batch of packed tokens cannot hold."""
+    def check(self, ref: AdapterRef, adapter: Adapter) -> Meaning:
+        """Text. Raises LayoutError for an adapter that a batch of packed tokens cannot hold."""
         head = adapter.layout.head
         if head:
             raise LayoutError(f"{ref} has a head of its own, {head[0][0]}, which is not used to generate text")
         check_sites(ref, adapter, self.layers)
-        return ()
+        return Meaning()
 
     def undo(self) -> None:
         """The model as it was, without the banks that were put in."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +16,12 @@ from starlette.requests import Request as HttpRequest
 from torch import Tensor
 from torch.nn import functional as F
 
+from polyvera.data.row_form import SCORE
 from polyvera.errors import SamplingError
+from polyvera.model.answer import Meaning, trained_meaning
 from polyvera.model.prompt import passage
 from polyvera.server.answers import while_there
+from polyvera.server.classification import ClassifiedText, classified_text, cosines, worded
 from polyvera.server.context import ServerContext, caller_of
 from polyvera.server.prompt_tokens import check_chars, check_tokens
 from polyvera.server.requests import ClassifyBody, EmbeddingBody, VectorBody
@@ -41,18 +44,23 @@ def routes(context: ServerContext) -> APIRouter:
     @router.post("/v1/classify")
     async def classify(request: HttpRequest) -> dict[str, Any]:
         engine, body = context.embedding, await context.body(request, ClassifyBody)
-        adapter, rows = await _asked(context, request, body)
-        found = await _done(context, request, rows, adapter, engine.classify)
-        data = [
-            {"index": i, "label": found.labels[int(p.argmax())], "probs": p.tolist(), "num_classes": len(p)}
-            for i, p in enumerate(found.probs.numpy())
-        ]
+        adapter = await _adapter(context, request, body)
+        meaning = await context.run(request, _meaning, context, adapter)
+        if meaning.row.embeds and body.text_pair is not None:
+            several, cut = [*body.prompts, *_pairs(body)], _kept(context, body)
+            rows = await context.run(request, _rows, engine.tokenizer, several, engine.max_context, cut)
+            labels, data = SCORE, cosines(await _done(context, request, rows, adapter, engine.embed))
+        else:
+            texts = await context.run(request, _texts, context, meaning, body)
+            rows = [text.tokens for text in texts]
+            found = await _done(context, request, rows, adapter, engine.classify)
+            labels, data = found.labels, worded(found, texts)
         return {
             "id": f"classify-{request.state.request_id}",
             "object": "list",
             "created": context.started,
             "model": context.catalog.name_of(adapter),
-            "labels": list(found.labels),
+            "labels": list(labels),
             "data": data,
             "usage": _usage(rows),
         }
@@ -99,13 +107,53 @@ def _cut(context: ServerContext, vectors: Tensor, dimensions: int | None) -> Ten
 async def _asked(
     context: ServerContext, request: HttpRequest, body: VectorBody
 ) -> tuple[AdapterRef | None, list[list[int]]]:
-    prompts = body.prompts
-    if not prompts:
+    adapter, engine = await _adapter(context, request, body), context.engine
+    cut = _kept(context, body)
+    return adapter, await context.run(request, _rows, engine.tokenizer, body.prompts, engine.max_context, cut)
+
+
+async def _adapter(context: ServerContext, request: HttpRequest, body: VectorBody) -> AdapterRef | None:
+    if not body.prompts:
         raise SamplingError("input: the list is empty", "input")
-    adapter = await context.run(request, context.catalog.resolve, caller_of(request), body.model)
-    most, cut = context.engine.max_context, body.truncate_prompt_tokens
-    cut = most if cut == -1 else cut
-    return adapter, await context.run(request, _rows, context.engine.tokenizer, prompts, most, cut)
+    found: AdapterRef | None = await context.run(request, context.catalog.resolve, caller_of(request), body.model)
+    return found
+
+
+def _kept(context: ServerContext, body: VectorBody) -> int | None:
+    """The tokens that are kept of each text, where it was asked for."""
+    cut = body.truncate_prompt_tokens
+    return context.engine.max_context if cut == -1 else cut
+
+
+def _meaning(context: ServerContext, adapter: AdapterRef | None) -> Meaning:
+    """What the adapter is for; the head of its base where it has no task of its own."""
+    facts = None if adapter is None else context.catalog.facts(adapter)
+    has_own = facts is not None and (facts.labels or facts.meaning.row.embeds)
+    return facts.meaning if facts is not None and has_own else trained_meaning(context.engine.model)
+
+
+def _pairs(body: ClassifyBody) -> list[str | None]:
+    """The second text of each prompt. Raises SamplingError where their numbers differ, or an input is no text."""
+    given = [body.text_pair] if isinstance(body.text_pair, str) else body.text_pair
+    if given is None:
+        return [None] * len(body.prompts)
+    if len(given) != len(body.prompts) or not all(isinstance(prompt, str) for prompt in body.prompts):
+        raise SamplingError(
+            f"text_pair: {len(given)} texts for {len(body.prompts)} inputs; give one for each, which is a text too",
+            "text_pair",
+        )
+    return list(given)
+
+
+def _texts(context: ServerContext, own: Meaning, body: ClassifyBody) -> list[ClassifiedText]:
+    """The texts as their task reads them."""
+    engine, pairs, cut = context.engine, _pairs(body), _kept(context, body)
+    given = [text for text in (*body.prompts, *pairs) if isinstance(text, str)]
+    check_chars(given, engine.max_context, "input")
+    prompts: Iterable[tuple[Any, str | None]] = zip(body.prompts, pairs, strict=True)
+    texts = [classified_text(engine.tokenizer, prompt, pair, own, cut) for prompt, pair in prompts]
+    check_tokens(max(len(text.tokens) for text in texts), 0, engine.max_context, "input")
+    return texts
 
 
 def _rows(tokenizer: Any, prompts: Sequence[str | list[int]], max_context: int, cut: int | None) -> list[list[int]]:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -24,6 +25,7 @@ from pydantic import (
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.spec import GIVEN, AdapterSpec, BasisKey
 from polyvera.errors import FormatError, PolyveraError, did_you_mean
+from polyvera.model.task import TASKS
 from polyvera.store.file.layer_pattern import Pattern, Width, fold, to_json
 from polyvera.store.file.stored_dtype import stored_dtype_named
 from polyvera.strict_json import loads
@@ -37,6 +39,12 @@ Xxh128 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 Size = Annotated[int, Field(ge=1, le=2**40)]
 Model = TypeVar("Model", bound=BaseModel)
 DOOR = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _known(task: str) -> str:
+    if task and task not in TASKS:
+        raise ValueError(f"must be one of: {', '.join(TASKS)}{did_you_mean(task, TASKS)}")
+    return task
 
 
 class BasisRecord(BaseModel):
@@ -116,6 +124,8 @@ class OwnHeader(BaseModel):
     labels: list[str] = Field(default_factory=list)
     lr: FiniteFloat | None = None
     prompt_form: Literal["", "plain", "chat"] = ""
+    task: Annotated[str, AfterValidator(_known)] = ""
+    threshold: Annotated[FiniteFloat, Field(gt=0.0, lt=1.0)] = 0.5
     error: StoredError | None = None
     digest: Sha256
     checksum: Xxh128
@@ -149,8 +159,9 @@ def second_line(adapter: Adapter, error: Mapping[str, float] | None) -> str:
     """The second line, with zeros for both sums. Raises FormatError for a score that is not a finite number."""
     scores = {str(k): float(v) for k, v in adapter.scores.items()}
     own = _without({"base": adapter.base, "created": adapter.created, "scores": scores, "error": error})
-    own |= _without({"model": adapter.model, "labels": list(adapter.labels)})
+    own |= _without({"model": adapter.model, "labels": list(adapter.labels), "task": adapter.task})
     own |= _without({"lr": adapter.lr, "prompt_form": adapter.prompt_form})
+    own |= {} if adapter.threshold == OwnHeader.model_fields["threshold"].default else {"threshold": adapter.threshold}
     line = _dumped(own | {"digest": NO_DIGEST, "checksum": NO_CHECKSUM})
     read_own(line)
     return line

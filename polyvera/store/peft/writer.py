@@ -20,6 +20,7 @@ from polyvera.adapter.layout import Site
 from polyvera.adapter.spec import is_named
 from polyvera.adapter.targets import ALL_LINEAR, DEFAULT
 from polyvera.errors import BasisError, SpecError, StoreError
+from polyvera.model.answer import meaning_of
 from polyvera.store.peft.basis import PEFT_INIT
 from polyvera.store.peft.config import (
     BASIS_KEYS,
@@ -249,7 +250,8 @@ def _heads(adapter: Adapter) -> list[str]:
 def _task_type(adapter: Adapter, given: str | None) -> str | None:
     heads, of_classifiers = _heads(adapter), TASK_HEADS["SEQ_CLS"]
     if given is None:
-        return "SEQ_CLS" if heads and all(h.endswith(of_classifiers) for h in heads) else None
+        own = meaning_of(adapter).row.peft if adapter.task else "SEQ_CLS"
+        return own if heads and all(h.endswith(of_classifiers) for h in heads) else None
     if given in TASK_HEADS and not any(h.endswith(TASK_HEADS[given]) for h in heads):
         raise SpecError(
             f"task_type={given!r}: PEFT wants the trained head of such a model ({' or '.join(TASK_HEADS[given])}), and "

@@ -26,18 +26,19 @@ from polyvera.adapter.pinned_memory import to_device
 from polyvera.adapter.route import route
 from polyvera.data.batching import Collator, packed
 from polyvera.data.packed_rows import PackedRows
-from polyvera.data.tables import FORMS
+from polyvera.data.row_form import FORMS
 from polyvera.data.target_tokens import TargetTokens
 from polyvera.errors import DataError, message_of
-from polyvera.model.config import LABEL, labels_of, pad_token
+from polyvera.model.config import labels_of, pad_token
 from polyvera.model.inference import evaluating
 from polyvera.model.load import Base
+from polyvera.model.task import LM, TASKS, Task
 from polyvera.train.fleet.journal import FINISHED, QUARANTINED, SKIPPED, Journal, Outcome
-from polyvera.train.fleet.member import Member, num_items
+from polyvera.train.fleet.member import Member
 from polyvera.train.fleet.optimizer import SlotAdamW
 from polyvera.train.fleet.traffic import Traffic
-from polyvera.train.loss import row_losses
-from polyvera.train.preparation import check_head_lr, encode_tables
+from polyvera.train.loss import num_items, row_losses
+from polyvera.train.preparation import check_head_lr, encode_tables, said
 from polyvera.train.recipe import Recipe
 from polyvera.train.rounding import NUM_ROUNDING_ROWS, rounded
 from polyvera.train.tenants import Tables, Tenant
@@ -57,7 +58,7 @@ class Fleet:
     """The tenants that train, those that wait, and the bank that they share.
 
     base: the model, with the bank in it. journal: what became of each tenant. kind: of rows. start: the adapter that
-    all begin from, None for the identity.
+    all begin from, None for the identity. row: what all rows are for.
     """
 
     recipe: Recipe
@@ -69,6 +70,7 @@ class Fleet:
     start: Adapter | None = None
     members: list[Member] = field(default_factory=list)
     traffic: Traffic = field(default_factory=Traffic)
+    row: Task = TASKS[LM]
 
     def __post_init__(self) -> None:
         self.optimizer = SlotAdamW(self.bank, self.recipe)
@@ -171,7 +173,7 @@ class Fleet:
         """The losses with the numbers as they will be stored, which take the exact ones' place; by the bank's index."""
 
         def losses(rows_of: Callable[[Member], Sequence[dict[str, Any]]]) -> list[float]:
-            rows = [row for member, _ in adapters for row in _weighted(member, rows_of(member))]
+            rows = [row for member, _ in adapters for row in self._weighted(member, rows_of(member))]
             with evaluating(self.base.model), torch.no_grad():
                 return self._losses(rows, lambda loss: None, Traffic()).tolist()
 
@@ -195,7 +197,7 @@ class Fleet:
         Raises what the mixed batches raise where no member alone does.
         """
         try:
-            rows = [row for member in self.members for row in _weighted(member, rows_of(member))]
+            rows = [row for member in self.members for row in self._weighted(member, rows_of(member))]
             return self._losses(rows, then, traffic)
         except Exception:
             broken = [(member, problem) for member in self.members if (problem := self._problem(member, rows_of))]
@@ -210,32 +212,50 @@ class Fleet:
         """What a member's rows raise when nobody else's are in the batch, or ''."""
         try:
             with torch.no_grad():
-                self._losses(_weighted(member, rows_of(member)), lambda loss: None, Traffic())
+                self._losses(self._weighted(member, rows_of(member)), lambda loss: None, Traffic())
         except Exception as error:  # whatever one tenant's rows raise ends no other's training
             return f"step {member.step + 1}: {message_of(error)}"
         return ""
+
+    def _weighted(self, member: Member, rows: Sequence[dict[str, Any]]) -> Rows:
+        """A member's rows with the weight that makes the sum of their losses its mean."""
+        count = sum(num_items(row, self.row) for row in rows)
+        return [(member, row, 1 / count) for row in rows]
 
     def _losses(self, rows: Rows, then: Callable[[Tensor], None], traffic: Traffic) -> Tensor:
         """The weighted sum of each slot's row losses, (num_slots,), in mixed batches; `then` gets each batch's sum."""
         device = self.bank.flat.device
         totals = torch.zeros(self.bank.num_slots, device=device)
         lengths = [len(row["input_ids"]) for _, row, _ in rows]
-        for numbers in packed(lengths, self.recipe.batch_tokens or BATCH_TOKENS.get(device.type, GPU_BATCH_TOKENS)):
+        units = self._units(rows)
+        sizes = [len(unit) * max(lengths[i] for i in unit) for unit in units]
+        for together in packed(sizes, self.recipe.batch_tokens or BATCH_TOKENS.get(device.type, GPU_BATCH_TOKENS)):
+            numbers = [i for unit in together for i in units[unit]]
             batch = [rows[i] for i in numbers]
+            groups = torch.tensor([unit for unit in together for _ in units[unit]])
             inputs, targets = self._inputs([row for _, row, _ in batch])
             weights = to_device(torch.tensor([weight for _, _, weight in batch]), device)
-            with route([member.slot for member, _, _ in batch]):
-                losses = row_losses(self.base.model, inputs, targets) * weights
+            several = len(inputs["input_ids"]) // len(batch)
+            with route([member.slot for member, _, _ in batch] * several):
+                losses = row_losses(self.base.model, inputs, targets, self.row, groups) * weights
                 then(losses.sum())
             own = to_device(torch.tensor([member.index for member, _, _ in batch]), device)
             totals.index_add_(0, own, losses.detach())
             traffic.count([lengths[i] for i in numbers])
         return totals
 
+    def _units(self, rows: Rows) -> list[list[int]]:
+        """Which rows are computed together: each alone, or a member's batches where texts are compared."""
+        size = self.recipe.batch_size if self.row.embeds else 1
+        own: dict[int, list[int]] = {}
+        for i, (member, _, _) in enumerate(rows):
+            own.setdefault(member.index, []).append(i)
+        return [mine[first : first + size] for mine in own.values() for first in range(0, len(mine), size)]
+
     def _inputs(self, rows: list[dict[str, Any]]) -> tuple[dict[str, Tensor], TargetTokens]:
         """A batch on the bank's device, its labels apart."""
         device, batch = self.bank.flat.device, self.collate(rows)
-        targets = TargetTokens.of(batch.pop("labels"))
+        targets = TargetTokens.of(batch.pop("labels"), self.row.predicts)
         if bool(batch["attention_mask"].all()):
             del batch["attention_mask"]  # it says nothing, but transformers would wait for a GPU to find that out
         return {name: to_device(tensor, device) for name, tensor in batch.items()}, targets.to(device)
@@ -276,15 +296,8 @@ class Fleet:
             scores["eval_loss"] = member.best.loss
         adapter = extract(self.bank, member.slot, None, scores)
         flat = adapter.flat if member.best.numbers is None else member.best.numbers
-        return replace(
-            adapter,
-            base=self.fingerprint,
-            model=self.recipe.model,
-            labels=member.labels,
-            flat=flat,
-            lr=self.recipe.learning_rate,
-            prompt_form=FORMS[self.kind].prompt_form,
-        )
+        adapter = replace(adapter, base=self.fingerprint, flat=flat)
+        return said(self.recipe, adapter, self.kind, member.labels)
 
     def _leave(self, member: Member, outcome: Outcome) -> None:
         self.journal.record(outcome)
@@ -294,9 +307,9 @@ class Fleet:
 def labelled(tables: Tables, kind: str, base: Base) -> Tables:
     """The tables with their classes in the order of the model's outputs. Raises DataError for rows of another kind."""
     training = tables.training
-    if training.kind != kind:
-        raise DataError(f"{training.source} holds {training.kind} rows, and the fleet's first tenant {kind}")
-    if kind != LABEL:
+    if training.task != FORMS[kind].task:
+        raise DataError(f"{training.source} holds {training.task} rows, and the fleet's first tenant {kind}")
+    if not training.row.has_head:
         return tables
     known = labels_of(base.model.config)
     if len(known) != len(training.labels):
@@ -321,9 +334,3 @@ def _first_rows(member: Member) -> list[dict[str, Any]]:
 
 def _watched_rows(member: Member) -> list[dict[str, Any]]:
     return list(member.held_out or ()) if member.is_due else []
-
-
-def _weighted(member: Member, rows: Sequence[dict[str, Any]]) -> Rows:
-    """A member's rows with the weight that makes the sum of their losses its mean."""
-    count = sum(map(num_items, rows))
-    return [(member, row, 1 / count) for row in rows]

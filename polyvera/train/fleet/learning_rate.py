@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from math import ceil
 from pathlib import Path
@@ -140,7 +140,7 @@ def sweep_rows(name: str, recipe: Recipe, rows: Encoded, held_out: Encoded | Non
 
 
 def _part(rows: Encoded, numbers: Iterable[int]) -> Encoded:
-    return Encoded(tuple(rows[i] for i in numbers), max_length=rows.max_length)
+    return replace(rows, rows=tuple(rows[i] for i in numbers), shortened=(), skipped=())
 
 
 def _sampled(recipe: Recipe, base: Base, everyone: Sequence[Tenant], kind: str) -> list[SweepRows]:

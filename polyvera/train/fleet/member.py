@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from polyvera.data.batching import order
-from polyvera.data.encoding import IGNORED
 from polyvera.data.packed_rows import PackedRows
 from polyvera.errors import DataError
 from polyvera.train.fleet.optimizer import SlotAdamW
@@ -83,7 +82,7 @@ class Member:
     @property
     def is_due(self) -> bool:
         """Whether the validation rows are to be looked at after this step."""
-        return self.held_out is not None and self.step % self.eval_every == 0
+        return self.held_out is not None and (self.step % self.eval_every == 0 or self.step == self.total)
 
     def next_rows(self) -> list[dict[str, Any]]:
         """The rows of the next step, in the order in which the solo loop takes them."""
@@ -128,9 +127,3 @@ class Member:
     def _order(self, epoch: int) -> list[int]:
         lengths = self.rows.lengths if self.recipe.group_by_length else None
         return order(len(self.rows), self.recipe.run_seed, epoch, lengths, self.recipe.batch_size)
-
-
-def num_items(row: Mapping[str, Any]) -> int:
-    """What the mean loss counts: a row's target tokens, or 1 for a class."""
-    labels = row["labels"]
-    return 1 if isinstance(labels, int) else sum(label != IGNORED for label in labels[1:])

@@ -83,7 +83,7 @@ def train_here(
         recipe = recipe.replaced(lr=rate.lr)
         with adapted(recipe, base, min(recipe.slots or SLOTS, len(line))) as bank:
             assert bank is not None
-            fleet = Fleet(recipe, base, bank, journal, deque(line), first.kind, begun, traffic=traffic)
+            fleet = Fleet(recipe, base, bank, journal, deque(line), kind, begun, traffic=traffic, row=first.row)
             fleet.run(watch)
     return FleetResult(tuple(journal.outcomes.values()), traffic, time.monotonic() - started, base, rate=rate)
 

@@ -121,7 +121,7 @@ class RateSearch:
         self, recipe: Recipe, base: Base, bank: Bank, everyone: Sequence[SweepRows], start: Adapter | None
     ) -> None:
         self.recipe, self.everyone = recipe, {one.name: one for one in everyone}
-        self.fleet = Fleet(recipe, base, bank, Journal(None, None), deque(), "", start)
+        self.fleet = Fleet(recipe, base, bank, Journal(None, None), deque(), "", start, row=everyone[0].training.task)
         self.members: dict[tuple[float, str], Member] = {}
         self.tried: dict[float, TriedRate] = {}
         self.slots = list(bank.slots)

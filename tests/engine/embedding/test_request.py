@@ -7,6 +7,8 @@ import torch
 
 from polyvera.engine.embedding.request import Classes, EncodeRequest
 from polyvera.errors import EngineError
+from polyvera.model.answer import Meaning
+from polyvera.model.task import LABEL
 from polyvera.store.reference import AdapterRef
 
 REF = AdapterRef("a/b", 1, "", 0)
@@ -26,7 +28,7 @@ def test_its_texts_know_it_and_wait_together() -> None:
 @pytest.mark.parametrize("is_classes", [False, True])
 def test_the_result_is_in_the_order_of_the_texts(is_classes: bool) -> None:
     one = request(is_classes)
-    one.labels = ("x", "y")
+    one.meaning = Meaning(LABEL, ("x", "y"))
     one.found |= {1: torch.tensor([3.0, 4.0]), 0: torch.tensor([1.0, 2.0])}
     one.end()
     found = one.done.result(0)

@@ -13,7 +13,7 @@ from polyvera.data.batching import order
 from polyvera.data.encoding import IGNORED, Encoded
 from polyvera.data.packed_rows import PackedRows
 from polyvera.errors import DataError
-from polyvera.train.fleet.member import Best, Member, num_items
+from polyvera.train.fleet.member import Best, Member
 from polyvera.train.fleet.optimizer import SlotAdamW
 from polyvera.train.recipe import Recipe
 
@@ -76,8 +76,3 @@ def test_its_state_comes_back_and_only_for_the_same_rows():
     assert other.next_rows() == one.next_rows() and other.optimizer.steps == one.optimizer.steps
     with pytest.raises(DataError, match="ann"):
         member(first=1).restore(one.state())
-
-
-def test_a_mean_counts_target_tokens_or_one_class():
-    assert num_items(row(3)) == 2 and num_items({"labels": 4}) == 1
-    assert num_items({"labels": [5, IGNORED, 6]}) == 1, "the first token is predicted by none"
