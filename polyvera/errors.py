@@ -12,6 +12,7 @@ PolyveraError
 ├── StoreError         a store that cannot do what was asked
 │   ├── ReferenceNameError  a name that is not a valid adapter name
 │   ├── NotFoundError  no such adapter, version or alias (also a LookupError)
+│   │   └── UnknownObjectError  no such file or job of this tenant's
 │   ├── ConflictError  what is asked for conflicts with what is stored
 │   ├── StoreFullError  no room is left where the store lies
 │   └── StoreUnavailableError  a store that cannot be reached, read or written at the moment
@@ -19,7 +20,7 @@ PolyveraError
 │   ├── SamplingError  a sampling choice that cannot be, or a prompt that doesn't fit (also a ValueError)
 │   │   └── ContextLengthError  a prompt longer than the context
 │   ├── BusyError      too many requests at the moment
-│   │   └── QuotaError  a budget of tokens that is used up
+│   │   └── QuotaError  more than a tenant may have
 │   ├── SizeError      more bytes than are taken
 │   ├── SlowError      bytes that come too slowly
 │   ├── ClosedError    the engine is stopping, or has stopped
@@ -89,6 +90,10 @@ class NotFoundError(StoreError, LookupError):
     """No such adapter, version or alias."""
 
 
+class UnknownObjectError(NotFoundError):
+    """No such file or job of this tenant's."""
+
+
 class ConflictError(StoreError):
     """What is asked for conflicts with what is stored."""
 
@@ -126,7 +131,7 @@ class BusyError(ServeError):
 
 
 class QuotaError(BusyError):
-    """A budget of tokens that is used up until another day."""
+    """More than a tenant may have, such as a budget of tokens that is used up until another day."""
 
 
 class SizeError(ServeError):

@@ -19,7 +19,7 @@ ROOMS = (
     ("adapter", "settings"),
     ("model", "plan"),
     ("store", "data"),
-    ("engine", "evaluate", "vllm"),
+    ("engine", "evaluate", "vllm", "jobs"),
     ("replicas", "train"),
     ("server", "llm"),
     ("compare",),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from polyvera.engine.generation.generator import Generator
     from polyvera.engine.limits import Limits
     from polyvera.engine.protocol import EmbeddingEngine, ServedEngine
+    from polyvera.jobs.fine_tuning import FineTuning
     from polyvera.replicas.replica_pool import ReplicaPool
     from polyvera.store.reference import AdapterRef
     from polyvera.store.registry import Registry
@@ -34,36 +36,30 @@ def serve(
     """Serve any mix of a store's adapters in one batch, behind OpenAI's HTTP API."""
     from polyvera.store.registry import Registry
 
-    address = None if dry_run else (serving.host, serving.port)
-    config, limits = serving.config, serving.limits
-    _run(serving.model, Registry(serving.store), config, limits, serving.pin, address, serving.replicas)
+    _run(serving, Registry(serving.store), None if dry_run else (serving.host, serving.port))
 
 
-def _run(
-    model: str,
-    registry: Registry,
-    config: ServerConfig,
-    limits: Limits,
-    pinned: Sequence[str],
-    address: tuple[str, int] | None,
-    num_replicas: int,
-) -> None:
+def _run(serving: Serving, registry: Registry, address: tuple[str, int] | None) -> None:
     from polyvera.server.app import make_app
     from polyvera.server.metrics import Metrics
     from polyvera.server.middleware import ServerState
     from polyvera.server.server import Server, bound, check_address, reload_at_hangup
     from polyvera.server.usage import open_usage
 
+    config = serving.config
     if address is not None:
         check_address(address[0], config)
     own = None if address is None else bound(*address)
-    refs = _checked(registry, config, pinned)
+    refs = _checked(registry, config, serving.pin)
     usage, metrics, state = open_usage(config.usage, registry.url), Metrics(), ServerState()
     reload_at_hangup(state)
-    with _engine(model, registry, limits, metrics.observe, num_replicas) as engine:
+    with (
+        _engine(serving.model, registry, serving.limits, metrics.observe, serving.replicas) as engine,
+        _training(serving, engine, is_listening=address is not None) as fine_tuning,
+    ):
         for ref in refs:
             engine.pin(ref)
-        app = make_app(engine, config, metrics, state, usage)
+        app = make_app(engine, config, metrics, state, usage, fine_tuning)
         typer.echo(_costs(engine) if engine.embedding is None else _vectors(engine.embedding))
         if address is None:
             return
@@ -73,6 +69,24 @@ def _run(
         )
         server.run()
     typer.echo("stopped")
+
+
+@contextmanager
+def _training(serving: Serving, engine: ServedEngine, *, is_listening: bool) -> Iterator[FineTuning | None]:
+    """The jobs of a server that trains, and the process that trains them. Raises ServeError for an encoder."""
+    from polyvera.jobs.fine_tuning import FineTuning
+    from polyvera.train.live.trainer_main import TrainerStart
+    from polyvera.train.live.trainer_process import TrainerProcess
+
+    policy = serving.policy
+    if not policy.train:
+        yield None
+        return
+    if engine.generation is None:
+        raise ServeError(f"--train is for models that write text, and {serving.model} is an encoder: leave it out")
+    jobs = FineTuning.open(policy)
+    with TrainerProcess(TrainerStart(serving.model, serving.store, policy)) if is_listening else nullcontext():
+        yield jobs
 
 
 def _checked(registry: Registry, config: ServerConfig, pinned: Sequence[str]) -> list[AdapterRef]:

@@ -19,6 +19,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from polyvera.errors import AccessError, ForbiddenError, FormatError, KeyFileError, ServeError
+from polyvera.jobs.fine_tuning_job import owner_of
 from polyvera.store.reference import SEGMENT, is_name
 from polyvera.store.regular_file import read_regular
 
@@ -61,7 +62,10 @@ class Caller:
         return "*" in self.adapters
 
     def sees(self, name: str) -> bool:
-        """Whether an adapter's name is in scope."""
+        """Whether an adapter's name is in scope; what a tenant trained here is in its own alone."""
+        owner = owner_of(name)
+        if owner is not None and self.tenant:
+            return owner == self.tenant
         return any(name.startswith(p[:-1]) if p.endswith("*") else name == p for p in self.adapters)
 
     def check_admin(self) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib import resources
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import PurePath
 from typing import Any
 
@@ -22,6 +22,7 @@ from starlette.responses import Response
 
 from polyvera.engine.protocol import ServedEngine
 from polyvera.errors import PolyveraError
+from polyvera.jobs.fine_tuning import FineTuning
 from polyvera.server.admission import Admission
 from polyvera.server.api_keys import KeyFile, read_keys
 from polyvera.server.audit_log import AuditLog
@@ -39,6 +40,7 @@ from polyvera.server.routes import (
     aliases,
     completions,
     embeddings,
+    files,
     history,
     messages,
     models,
@@ -47,13 +49,14 @@ from polyvera.server.routes import (
     scores,
     versions,
 )
+from polyvera.server.routes import fine_tuning as jobs
 from polyvera.server.routes import usage as usage_routes
 from polyvera.server.tracing import RequestTracer, tracer_to
 from polyvera.server.usage import UsageStore, open_usage
 
 MIN_GZIP_BYTES, GZIP_LEVEL = 1024, 5
 EXPOSED = ["x-request-id", "retry-after"]
-PAGE = files("polyvera.server").joinpath("page")
+PAGE = resources.files("polyvera.server").joinpath("page")
 PAGE_KINDS = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -74,12 +77,13 @@ def make_app(
     metrics: Metrics | None = None,
     state: ServerState | None = None,
     usage: UsageStore | None = None,
+    fine_tuning: FineTuning | None = None,
 ) -> FastAPI:
     """The app of a started engine: a Generator, an Embedder, or a ReplicaPool.
 
     metrics: whose observe() the engine was given, for the times that it measures. state: to say that the server stops.
-    usage: by default in config.usage, or beside the store's folder. Raises ServeError for a file of keys or of usage
-    that cannot be read.
+    usage: by default in config.usage, or beside the store's folder. fine_tuning: the files and jobs of a server that
+    trains. Raises ServeError for a file of keys or of usage that cannot be read.
     """
     state, metrics, audit = state or ServerState(), metrics or Metrics(), AuditLog(config.audit_log)
     usage = usage or open_usage(config.usage, None if engine.registry is None else engine.registry.url)
@@ -92,7 +96,8 @@ def make_app(
         state.reloads.append(keys.reload)
     limits, rates = engine.limits, RateLimits(usage.tokens_today)
     admission = Admission(config.max_per_tenant, limits.max_waiting, max(limits.max_waiting, limits.max_rows))
-    context = ServerContext(engine, config, catalog, metrics, state, admission, keys, usage, rates, audit)
+    stores: dict[str, Any] = {"usage": usage, "rates": rates, "audit": audit, "fine_tuning": fine_tuning}
+    context = ServerContext(engine, config, catalog, metrics, state, admission, keys, **stores)
     lines, tracer = QueuedLines(JsonLines()) if config.access_log else None, tracer_to(config.otlp_traces_endpoint)
     passed: dict[str, Any] = {"config": config, "keys": keys, "state": state, "metrics": metrics, "rates": rates}
     app = FastAPI(
@@ -104,7 +109,7 @@ def make_app(
         lifespan=_closing(context, lines, tracer),
     )
     texts = (completions, responses, messages, embeddings, scores)
-    for router in (*texts, models, operations, usage_routes, history, versions, aliases):
+    for router in (*texts, models, operations, usage_routes, history, versions, aliases, files, jobs):
         app.include_router(router.routes(context))
     app.include_router(adapters.routes(context, engine.fingerprint))
     _add_description(app)

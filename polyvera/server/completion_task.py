@@ -51,7 +51,7 @@ class CompletionTask:
 
     def parser(self) -> AnswerParser:
         """Of one answer."""
-        return AnswerParser(self.tools.parser() if self.tools else None)
+        return AnswerParser(self.tools.parser(), self.tools.most) if self.tools else AnswerParser(None)
 
     @property
     def usage(self) -> Json:
@@ -67,24 +67,26 @@ class CompletionTask:
 
 @dataclass
 class AnswerParser:
-    """The calls and the text of one answer, as it comes. parser: None where there is nothing to call."""
+    """The calls and the text of one answer, as it comes.
+
+    parser: None where there is nothing to call. most: calls that are wanted, None for any number. num_calls: so far.
+    """
 
     parser: ToolParser | None
-
-    @property
-    def num_calls(self) -> int:
-        """So far."""
-        return self.parser.num_calls if self.parser else 0
+    most: int | None = None
+    num_calls: int = 0
 
     def add(self, text: str, finish_reason: str | None) -> Parsed:
         """What the next text adds, and at the end what was held back."""
         if self.parser is None:
             return Parsed(text)
         found = self.parser.add(text)
-        if finish_reason is None:
-            return found
-        last = self.parser.finish(is_cut=finish_reason == LENGTH)
-        return Parsed(found.text + last.text, (*found.calls, *last.calls))
+        if finish_reason is not None:
+            last = self.parser.finish(is_cut=finish_reason == LENGTH)
+            found = Parsed(found.text + last.text, (*found.calls, *last.calls))
+        calls = found.calls if self.most is None else found.calls[: self.most - self.num_calls]
+        self.num_calls += len(calls)
+        return Parsed(found.text, calls)
 
 
 async def begin(

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from polyvera.engine.limits import ENGINE, Limits
 from polyvera.errors import PolyveraError, ServeError
+from polyvera.jobs.training_policy import TrainingPolicy
 from polyvera.settings.field import DEFAULT_STORE, MIB, MODEL, STORE, Count, Described
 from polyvera.settings.model import SettingsModel
 from polyvera.settings.parts import check, model_of, part_of
@@ -46,7 +47,7 @@ class ServerConfig:
         Count, Described("Most bytes of a request, in MiB.", HTTP, name="max_body_mib", scale=MIB)
     ] = 1 << 20
     max_upload_bytes: Annotated[
-        Count, Described("Most bytes of an uploaded adapter, in MiB.", HTTP, name="max_upload_mib", scale=MIB)
+        Count, Described("Most bytes of an uploaded adapter or file, in MiB.", HTTP, name="max_upload_mib", scale=MIB)
     ] = 64 << 20
     max_choices: Annotated[Count, Described("Answers of one request.", HTTP)] = 64
     max_per_tenant: Annotated[
@@ -107,8 +108,19 @@ class ServedModel(Parts):
         )
 
 
-class Serving(ServedModel):
+if TYPE_CHECKING:
+    TrainingParts = SettingsModel
+else:
+    TrainingParts = model_of(TrainingPolicy)
+
+
+class Serving(ServedModel, TrainingParts):
     """The settings of `polyvera serve`. Raises ServeError, one line for each problem."""
+
+    @property
+    def policy(self) -> TrainingPolicy:
+        """What is trained beside the answers."""
+        return part_of(self, TrainingPolicy)
 
     host: Annotated[str, Described("An address; others than this machine's own need keys.", HTTP)] = "127.0.0.1"
     port: Annotated[int, Ge(0), Le(65_535), Described("0 takes a free one.", HTTP)] = 8000

@@ -14,6 +14,7 @@ from starlette.requests import Request as HttpRequest
 
 from polyvera.engine.protocol import EmbeddingEngine, GenerationEngine, ServedEngine
 from polyvera.errors import ServeError
+from polyvera.jobs.fine_tuning import FineTuning
 from polyvera.model.token_bytes import TokenBytes
 from polyvera.server.access_log import CURRENT
 from polyvera.server.admission import Admission
@@ -50,6 +51,7 @@ class ServerContext:
     rates: RateLimits = field(default_factory=RateLimits)
     audit: AuditLog = field(default_factory=AuditLog)
     history: ActivityHistory = field(default_factory=ActivityHistory)
+    fine_tuning: FineTuning | None = None
     pool: TenantPool = field(default_factory=TenantPool)
     started: int = field(default_factory=lambda: int(time()))
 
@@ -77,6 +79,13 @@ class ServerContext:
                 "embeddings and classes come from an encoder"
             )
         return self.engine.embedding
+
+    @property
+    def training(self) -> FineTuning:
+        """The files and jobs of a server that trains. Raises ServeError where it doesn't."""
+        if self.fine_tuning is None:
+            raise ServeError("this server trains nothing: start it with --train")
+        return self.fine_tuning
 
     def count(self, caller: Caller, adapter: AdapterRef | None, prompt_tokens: int, answer_tokens: int) -> None:
         """Counts what a request has used."""

@@ -155,7 +155,7 @@ class MessageBody(RequestBody):
             "stream": self.stream,
             "tools": [{"type": "function", "function": _function(tool)} for tool in self.tools],
             "tool_choice": choice and choice.chosen,
-            "parallel_tool_calls": not (choice and choice.disable_parallel_tool_use),
+            "parallel_tool_calls": False if choice and choice.disable_parallel_tool_use else None,
         }
         return ChatBody.model_validate(given)
 

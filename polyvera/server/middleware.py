@@ -29,7 +29,7 @@ from polyvera.server.tracing import RequestTracer
 log = logging.getLogger(__name__)
 ALWAYS_OPEN = ("/health", "/ready", "/version")
 PAGE = ("/", "/page/", "/favicon.ico")
-UPLOADS = "/v1/adapters/"
+UPLOADS = ("/v1/adapters/", "/v1/files")
 MIN_BYTES_PER_S = 16_384
 REQUEST_ID = "x-request-id"
 LENGTH = re.compile("[0-9]{1,18}")

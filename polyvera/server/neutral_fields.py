@@ -106,6 +106,7 @@ VECTOR: Neutral = {
     "priority": (0,),
     "request_id": None,
 }
+INTEGRATIONS: Neutral = {"integrations": ([],)}
 CLASSIFY: Neutral = {**VECTOR, "dimensions": ()}
 SCORE: Neutral = {**VECTOR, "encoding_format": ("float",)}
 DOCUMENT: Neutral = {"id": None, "type": ("text",)}

@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from polyvera.server import requests
+from polyvera.server.job_requests import FineTuningBody
 from polyvera.server.message_body import CountBody, MessageBody
 from polyvera.server.request_body import RequestBody
 from polyvera.server.response_body import ResponseBody
@@ -32,8 +33,17 @@ BODIES: Mapping[str, type[RequestBody]] = {
     "/v1/load_lora_adapter": requests.LoadBody,
     "/v1/unload_lora_adapter": requests.UnloadBody,
     "/v1/aliases": requests.AliasBody,
+    "/v1/fine_tuning/jobs": FineTuningBody,
 }
-FILES = "/v1/adapters/{name}"
+FILES, UPLOAD = "/v1/adapters/{name}", "/v1/files"
+FORM: Mapping[str, Any] = {
+    "type": "object",
+    "required": ["file", "purpose"],
+    "properties": {
+        "file": {"type": "string", "format": "binary"},
+        "purpose": {"type": "string", "enum": ["fine-tune"]},
+    },
+}
 ERROR: Mapping[str, Any] = {
     "type": "object",
     "required": ["error"],
@@ -76,6 +86,8 @@ def _complete(path: str, method: str, operation: dict[str, Any], names: Mapping[
     elif path.startswith(FILES) and method in ("post", "put"):
         content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
         operation["requestBody"] = {"required": True, "content": content}
+    elif path == UPLOAD and method == "post":
+        operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": dict(FORM)}}}
     error = {"application/json": {"schema": {"$ref": REF.format(model="Error")}}}
     operation["responses"] = {
         **{code: told for code, told in operation["responses"].items() if code != "422"},

@@ -147,7 +147,7 @@ class ResponseBody(RequestBody):
             "top_p": self.top_p,
             "tools": [{"type": "function", "function": _function(tool)} for tool in self.tools],
             "tool_choice": self.tool_choice,
-            "parallel_tool_calls": self.parallel_tool_calls,
+            "parallel_tool_calls": self.parallel_tool_calls if "parallel_tool_calls" in self.model_fields_set else None,
             "response_format": None if self.text.format is None else self.text.format.response_format,
         }
         if isinstance(self.tool_choice, ResponseNamedTool):

@@ -1,4 +1,4 @@
-"""ResponseShape: an answer in the words of OpenAI's two endpoints."""
+"""ResponseShape: an answer in the words of OpenAI's two endpoints. page_of: a page of one of its lists."""
 
 from __future__ import annotations
 
@@ -111,6 +111,12 @@ class ResponseShape:
     choice: Callable[[Part], Json]
     delta: Callable[[Part, bool], Json]
     logprobs: Callable[[Sequence[TokenEntry]], Json]
+
+
+def page_of(items: Sequence[Json], *, has_more: bool) -> Json:
+    """A page of a list, as OpenAI's clients go through them."""
+    ends = {"first_id": items[0]["id"], "last_id": items[-1]["id"]} if items else {"first_id": None, "last_id": None}
+    return {"object": "list", "data": [*items], "has_more": has_more, **ends}
 
 
 def call_body(call: ToolCall) -> Json:

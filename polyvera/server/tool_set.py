@@ -16,12 +16,16 @@ from polyvera.server.tool_parser import ToolParser
 
 @dataclass(frozen=True, slots=True)
 class ToolSet:
-    """format: of the model's family. tools: that the model is told of. called: those it must call one of, or none."""
+    """format: of the model's family. tools: that the model is told of. called: those it must call one of, or none.
+
+    most: calls that are wanted of one answer, None for any number.
+    """
 
     format: ToolFormat
     tools: Sequence[ToolBody]
     called: Sequence[ToolBody]
     is_parallel: bool
+    most: int | None = None
 
     @classmethod
     def of(cls, body: ChatBody, tokenizer: Any) -> ToolSet:
@@ -30,8 +34,9 @@ class ToolSet:
         called: Sequence[ToolBody] = tools if choice == "required" else ()
         if isinstance(choice, NamedTool):
             called = [tool for tool in tools if tool.function.name == choice.function.name]
-        is_parallel = body.parallel_tool_calls and choice == "required"
-        return cls(format_of(tokenizer.chat_template), () if choice == "none" else tools, called, is_parallel)
+        is_parallel = body.parallel_tool_calls is True and choice == "required"  # unasked, one call is enough
+        most = 1 if body.parallel_tool_calls is False else None
+        return cls(format_of(tokenizer.chat_template), () if choice == "none" else tools, called, is_parallel, most)
 
     def told(self, messages: Sequence[Message], max_context: int) -> tuple[tuple[Message, ...], Tools]:
         """The messages and tools for the chat template.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from polyvera.data.encoding import Encoded
 from polyvera.errors import RecipeError, message_of
+from polyvera.store.durable import replace_file
 from polyvera.train.recipe import Recipe
 
 RECIPE = "recipe.json"
@@ -177,14 +178,3 @@ def keep_recipe(folder: Path, choices: Mapping[str, Any]) -> None:
 def _step(path: Path) -> int | None:
     step = state_of(path).get("global_step")
     return step if path.name == f"{PREFIX}{step}" else None
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, durably."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)

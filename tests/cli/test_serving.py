@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 from tiny_folder import save_tiny, save_tiny_encoder
+from tiny_models import counting_rows
 from typer.testing import CliRunner
 
 from polyvera.cli import app
@@ -144,3 +146,27 @@ def test_an_encoder_is_served_as_one_and_says_what_has_no_effect(tmp_path: Path)
 def test_rights_without_a_new_key_are_refused(tmp_path: Path, flags: list[str]) -> None:
     result = CliRunner().invoke(app, ["keys", str(tmp_path / "keys.json"), *flags])
     assert result.exit_code == 1 and "--add TENANT" in result.output
+
+
+def test_a_server_that_trains_serves_what_it_trained_and_lets_its_trainer_go(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "base")
+    rows = "".join(json.dumps(row) + "\n" for row in counting_rows(4)).encode()
+    flags = ("--train", "--train-rank", "4", "--train-folder", str(tmp_path / "training"), "--train-share", "0.5")
+    with serving(tmp_path, *flags) as (process, url), httpx.Client(base_url=url, timeout=MINUTES) as http:
+        form = {"files": {"file": ("rows.jsonl", rows)}, "data": {"purpose": "fine-tune"}}
+        file = http.post("/v1/files", **form).json()["id"]
+        job = http.post("/v1/fine_tuning/jobs", json={"model": "base", "training_file": file}).json()
+        while job["status"] in ("queued", "running"):
+            time.sleep(0.1)
+            job = http.get(f"/v1/fine_tuning/jobs/{job['id']}").json()
+        asked = {"model": job["fine_tuned_model"], "prompt": "w1 w2", "max_tokens": 4}
+        assert job["fine_tuned_model"].startswith("ft/open/")
+        assert http.post("/v1/completions", json=asked).json()["model"] == f"{job['fine_tuned_model']}@3"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(MINUTES) == 0
+
+
+def test_an_encoder_trains_nothing(tmp_path: Path) -> None:
+    save_tiny_encoder(tmp_path / "base")
+    made = CliRunner().invoke(app, ["serve", str(tmp_path / "base"), "--store", str(tmp_path / "s"), "--train"])
+    assert made.exit_code == 1 and "is an encoder" in " ".join(made.output.split())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from polyvera.errors import AccessError, KeyFileError, ServeError
-from polyvera.server.api_keys import EVERYONE, KeyFile, KeyRates, rates_text, read_keys
+from polyvera.server.api_keys import EVERYONE, Caller, KeyFile, KeyRates, rates_text, read_keys
 
 
 def test_a_key_is_known_and_its_secret_is_nowhere(tmp_path: Path) -> None:
@@ -102,3 +102,11 @@ def test_what_is_no_file_of_keys_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "keys.json").write_text(text)
     with pytest.raises(ServeError, match="keys"):
         read_keys(tmp_path / "keys.json")
+
+
+def test_what_a_tenant_trained_is_in_its_own_scope_alone() -> None:
+    acme, operator = Caller("acme", ("acme/*",), base=False, admin=False), Caller("op", ("*",), base=True, admin=True)
+    assert acme.sees("ft/acme/x") and EVERYONE.sees("ft/acme/x")
+    assert not any(operator.sees(name) for name in ("ft/acme/x", "ft/acme"))
+    assert not Caller("acm", ("ft/*",), base=False, admin=True).sees("ft/acme/x")
+    assert not Caller("", (), base=False, admin=False).sees("ft/acme/x") and operator.sees("ft")

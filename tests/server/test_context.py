@@ -1,5 +1,6 @@
 """What routes work with: an engine of one kind, counts of what is used, bodies that say what they are."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from tiny_serve import make_llama, make_tokenizer
 from polyvera.engine.embedding.embedder import Embedder
 from polyvera.engine.generation.generator import Generator
 from polyvera.errors import ServeError
+from polyvera.jobs.fine_tuning import FineTuning
+from polyvera.jobs.training_policy import TrainingPolicy
 from polyvera.server.admission import Admission
 from polyvera.server.api_keys import EVERYONE
 from polyvera.server.app import make_app
@@ -32,6 +35,14 @@ def test_an_engine_serves_what_it_can_and_says_what_it_cannot() -> None:
         _ = context(reads).generation
     with pytest.raises(ServeError, match="tiny, which answers /v1/completions"):
         _ = context(writes).embedding
+
+
+def test_a_server_trains_where_it_was_told_to(tmp_path) -> None:
+    own = context(Generator(make_llama(), make_tokenizer()))
+    with pytest.raises(ServeError, match="start it with --train"):
+        _ = own.training
+    tuning = FineTuning.open(TrainingPolicy(folder=tmp_path))
+    assert replace(own, fine_tuning=tuning).training is tuning
 
 
 def test_what_is_used_is_in_the_metrics_and_in_the_usage() -> None:

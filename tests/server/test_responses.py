@@ -4,7 +4,7 @@ import pytest
 
 from polyvera.engine.generation.request import Token
 from polyvera.model.token_bytes import Spelling
-from polyvera.server.responses import CHAT, TEXT, EntryWriter, Part
+from polyvera.server.responses import CHAT, TEXT, EntryWriter, Part, page_of
 from polyvera.server.tool_parser import ToolCall
 
 SPELLED = {
@@ -90,3 +90,15 @@ def test_two_tokens_of_one_text_have_an_entry_each_and_the_token_itself_has_one(
 def test_the_two_name_their_objects() -> None:
     assert (CHAT.prefix, CHAT.kind, CHAT.part_kind) == ("chatcmpl-", "chat.completion", "chat.completion.chunk")
     assert (TEXT.prefix, TEXT.kind, TEXT.part_kind) == ("cmpl-", "text_completion", "text_completion")
+
+
+def test_a_page_names_its_ends() -> None:
+    page = page_of([{"id": "b"}, {"id": "a"}], has_more=True)
+    assert (page["first_id"], page["last_id"], page["has_more"], len(page["data"])) == ("b", "a", True, 2)
+    assert page_of([], has_more=False) == {
+        "object": "list",
+        "data": [],
+        "has_more": False,
+        "first_id": None,
+        "last_id": None,
+    }

@@ -32,8 +32,8 @@ def test_a_choice_says_what_is_told_and_what_is_called(choice: Any, num_told: in
 
 def test_several_calls_are_of_a_grammar_where_they_are_allowed() -> None:
     tokenizer = make_tokenizer()
-    assert "{0,15}" in (tool_set(tool_choice="required").grammar(tokenizer) or "")
-    assert "{0," not in (tool_set(tool_choice="required", parallel_tool_calls=False).grammar(tokenizer) or "")
+    assert "{0,15}" in (tool_set(tool_choice="required", parallel_tool_calls=True).grammar(tokenizer) or "")
+    assert "{0," not in (tool_set(tool_choice="required").grammar(tokenizer) or "")
     assert "{0," not in (tool_set(tool_choice=NAMED).grammar(tokenizer) or "")
 
 

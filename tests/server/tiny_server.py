@@ -18,6 +18,7 @@ from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.engine.factory import engine_for
 from polyvera.engine.limits import Limits
+from polyvera.jobs.fine_tuning import FineTuning
 from polyvera.model.load import Base
 from polyvera.server.api_keys import KeyFile
 from polyvera.server.app import make_app
@@ -84,9 +85,10 @@ def fronted(
     limits: Limits | None = None,
     *,
     with_keys: bool = False,
+    fine_tuning: FineTuning | None = None,
     **settings: Any,
 ) -> Iterator[Served]:
-    """The same for any base and adapters."""
+    """The same for any base and adapters. fine_tuning: of a server that trains."""
     registry = Registry(root / "store")
     for name, adapter in adapters.items():
         registry.put(name, adapter)
@@ -97,7 +99,9 @@ def fronted(
         keys.add("nobody", ["nobody/*"])
     chosen, metrics, state = ServerConfig(base="tiny", **settings), Metrics(), ServerState()
     with engine_for(base, registry, limits or Limits(max_rows=8), metrics.observe) as engine:
-        server = Server(make_app(engine, chosen, metrics, state), engine, chosen, state, "127.0.0.1", 0)
+        server = Server(
+            make_app(engine, chosen, metrics, state, fine_tuning=fine_tuning), engine, chosen, state, "127.0.0.1", 0
+        )
         thread = Thread(target=server.run, daemon=True)
         thread.start()
         try:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
@@ -14,7 +15,7 @@ from polyvera.server.answers import SILENCE
 from polyvera.server.completion_task import PING, AnswerParser, CompletionTask, EventStream, begin, finish_of
 from polyvera.server.context import ServerContext
 from polyvera.server.prompt_tokens import chat_tokens, prompt_tokens
-from polyvera.server.requests import COMPLETION_TOKENS, ChatBody, CompletionBody, messages_of
+from polyvera.server.requests import COMPLETION_TOKENS, ChatBody, CompletionBody, GenerationBody, messages_of
 from polyvera.server.responses import CHAT, TEXT, EntryWriter, Json, Part, ResponseShape, TokenEntry
 from polyvera.server.sse import event
 from polyvera.server.tool_set import ToolSet
@@ -61,7 +62,8 @@ def routes(context: ServerContext) -> APIRouter:
     async def completions(request: HttpRequest) -> Response:
         body = await context.body(request, CompletionBody)
         echo: list[str] = []
-        task = await begin(context, request, body, _text_params(body), lambda: _prompts(context, body, echo))
+        all_params = await _made(context, request, body, partial(_text_params, body))
+        task = await begin(context, request, body, all_params, lambda: _prompts(context, body, echo))
         return await _answered(CompletionReply(task, TEXT, echo), request)
 
     @router.post("/v1/chat/completions")
@@ -80,7 +82,7 @@ async def begin_chat(context: ServerContext, request: HttpRequest, body: ChatBod
     form = {} if grammar is None else {"grammar": grammar, "schema": None}
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     most = body.max_completion_tokens or body.max_tokens
-    all_params = body.all_params(most, logprobs, **form)
+    all_params = await _made(context, request, body, partial(body.all_params, most, logprobs, **form))
 
     def prompts() -> list[list[int]]:
         messages, described = tools.told(messages_of(body.messages), context.engine.max_context)
@@ -88,6 +90,13 @@ async def begin_chat(context: ServerContext, request: HttpRequest, body: ChatBod
         return [chat_tokens(tokenizer, messages, context.engine.max_context, most or 1, given, body.prompt_field)]
 
     return await begin(context, request, body, all_params, prompts, tools)
+
+
+async def _made(
+    context: ServerContext, request: HttpRequest, body: GenerationBody, make: Callable[[], list[SamplingParams]]
+) -> list[SamplingParams]:
+    """The parameters, made beside the event loop where a grammar is made of what the client sent."""
+    return make() if body.structured_outputs is None else await context.run(request, make)
 
 
 def _text_params(body: CompletionBody) -> list[SamplingParams]:

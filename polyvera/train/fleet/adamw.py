@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # torch.optim.AdamW's own
+
+@dataclass(frozen=True, slots=True)
+class AdamSettings:
+    """What AdamW takes beside the learning rate; by default torch.optim.AdamW's own, without weight decay."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +67,13 @@ class SlotStep:
 
 
 def adamw_step(
-    tensors: SlotTensors, groups: Sequence[ParamGroup], steps: Sequence[SlotStep], weight_decay: float
+    tensors: SlotTensors, groups: Sequence[ParamGroup], steps: Sequence[SlotStep], settings: AdamSettings
 ) -> None:
     """A step for those slots, whose gradients are then zero; no other slot's numbers change."""
     _clip(tensors.grads, steps)
     for group in groups:
         for factor, alike in _by_factor(steps):
-            _library_step(tensors, group, alike, group.lr * factor, weight_decay)
+            _library_step(tensors, group, alike, group.lr * factor, settings)
     for step in steps:
         tensors.grads[step.index].zero_()
 
@@ -86,7 +94,7 @@ def _by_factor(steps: Sequence[SlotStep]) -> Iterator[tuple[float, list[SlotStep
 
 
 def _library_step(
-    tensors: SlotTensors, group: ParamGroup, steps: Sequence[SlotStep], lr: float, weight_decay: float
+    tensors: SlotTensors, group: ParamGroup, steps: Sequence[SlotStep], lr: float, settings: AdamSettings
 ) -> None:
     every = (tensors.flat, tensors.grads, tensors.exp_avg, tensors.exp_avg_sq)
     params, grads, exp_avgs, exp_avg_sqs = ([t[step.index, group.columns] for step in steps] for t in every)
@@ -100,10 +108,10 @@ def _library_step(
         list(made.unbind()),
         fused=True,
         amsgrad=False,
-        beta1=BETA1,
-        beta2=BETA2,
+        beta1=settings.beta1,
+        beta2=settings.beta2,
         lr=lr,
-        weight_decay=weight_decay,
-        eps=EPS,
+        weight_decay=settings.weight_decay,
+        eps=settings.eps,
         maximize=False,
     )

@@ -11,23 +11,23 @@ import triton.language as tl
 from torch import Tensor
 
 from polyvera.adapter.pinned_memory import to_device
-from polyvera.train.fleet.adamw import BETA1, BETA2, EPS, ParamGroup, SlotStep, SlotTensors
+from polyvera.train.fleet.adamw import AdamSettings, ParamGroup, SlotStep, SlotTensors
 
 BLOCK = 1024
 
 
 def adamw_step(
-    tensors: SlotTensors, groups: Sequence[ParamGroup], steps: Sequence[SlotStep], weight_decay: float
+    tensors: SlotTensors, groups: Sequence[ParamGroup], steps: Sequence[SlotStep], settings: AdamSettings
 ) -> None:
     """What adamw.adamw_step does, by one launch for each group and with nothing read back."""
     rows = to_device(torch.tensor([step.index for step in steps]), tensors.flat.device)
     with torch.cuda.device_of(tensors.flat):  # type: ignore[no-untyped-call]
         for group in groups:
-            scalars = torch.tensor([_scalars(step, group.lr * step.factor, weight_decay) for step in steps])
-            _launch(tensors, group, rows, to_device(scalars, tensors.flat.device))
+            scalars = torch.tensor([_scalars(step, group.lr * step.factor, settings) for step in steps])
+            _launch(tensors, group, rows, to_device(scalars, tensors.flat.device), settings)
 
 
-def _launch(tensors: SlotTensors, group: ParamGroup, rows: Tensor, scalars: Tensor) -> None:
+def _launch(tensors: SlotTensors, group: ParamGroup, rows: Tensor, scalars: Tensor, settings: AdamSettings) -> None:
     num_blocks = triton.cdiv(group.end - group.begin, BLOCK)
     _adamw[(len(rows) * num_blocks,)](
         tensors.flat,
@@ -40,19 +40,19 @@ def _launch(tensors: SlotTensors, group: ParamGroup, rows: Tensor, scalars: Tens
         group.begin,
         group.end,
         num_blocks,
-        1 - BETA1,
-        1 - BETA2,
+        1 - settings.beta1,
+        1 - settings.beta2,
         BLOCK,
     )
 
 
-def _scalars(step: SlotStep, lr: float, weight_decay: float) -> tuple[float, float, float, float]:
+def _scalars(step: SlotStep, lr: float, settings: AdamSettings) -> tuple[float, float, float, float]:
     """(c, f, α, ε) of w ← f w - α m / (√v + ε), with m and v the moments of c g.
 
     α and ε hold the corrections of both moments' bias (Kingma 2015, the end of section 2).
     """
-    first, second = 1 - BETA1**step.step, sqrt(1 - BETA2**step.step)
-    return step.clip, 1 - lr * weight_decay, lr * second / first, EPS * second
+    first, second = 1 - settings.beta1**step.step, sqrt(1 - settings.beta2**step.step)
+    return step.clip, 1 - lr * settings.weight_decay, lr * second / first, settings.eps * second
 
 
 @triton.jit

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.errors import FormatError, NotFoundError, RecipeError
+from polyvera.store.durable import replace_file
 from polyvera.store.file.codec import decode, encode, read_header
 from polyvera.store.reference import check_name
 from polyvera.store.registry import Registry
@@ -104,7 +105,7 @@ class Journal:
             return _decoded(path)
         given = ask()
         if path is not None and given is not None:
-            checkpoint.replace_file(path, encode(given))
+            replace_file(path, encode(given))
         return given
 
     def save(self, members: Iterable[Member]) -> None:
@@ -128,7 +129,7 @@ class Journal:
         if self.folder is not None:
             data = encode(adapter, self.stored)
             text = json.dumps(asdict(replace(outcome, adapter=None))).encode()
-            checkpoint.replace_file(self._leaving(outcome.name), len(text).to_bytes(8, "little") + text + data)
+            replace_file(self._leaving(outcome.name), len(text).to_bytes(8, "little") + text + data)
         name = self.name_of(outcome.name)
         return str(put_or_keep(self.registry, name, adapter, alias=None, dtype=self.stored, folder=self.folder))
 

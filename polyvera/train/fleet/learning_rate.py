@@ -20,7 +20,7 @@ from polyvera.data.encoding import Encoded
 from polyvera.data.packed_rows import PackedRows
 from polyvera.errors import DataError
 from polyvera.model.load import Base
-from polyvera.train import checkpoint
+from polyvera.store.durable import replace_file
 from polyvera.train.fleet.fleet import SLOTS, labelled
 from polyvera.train.fleet.sweep import FACTORS, RUNGS, Sweep, SweepRows, sweep
 from polyvera.train.preparation import encode_tables
@@ -72,7 +72,7 @@ def kept_rate(folder: Path | None, ask: Callable[[], LearningRate], *, resume: b
         return LearningRate(float(json.loads(path.read_text())["lr"]))
     found = ask()
     if path is not None:
-        checkpoint.replace_file(path, json.dumps({"lr": found.lr, "how": found.text}).encode())
+        replace_file(path, json.dumps({"lr": found.lr, "how": found.text}).encode())
     return found
 
 

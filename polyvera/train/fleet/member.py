@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyvera.data.batching import order
 from polyvera.data.packed_rows import PackedRows
 from polyvera.errors import DataError
 from polyvera.train.fleet.optimizer import SlotAdamW
+from polyvera.train.fleet.step_rows import StepRows
 from polyvera.train.recipe import Recipe
-from polyvera.train.schedule import lr_factor, num_steps
 
 
 @dataclass
@@ -60,8 +59,8 @@ class Member:
     best: Best = field(default_factory=Best)
 
     def __post_init__(self) -> None:
-        self.epoch_steps, self.total = num_steps(self.recipe, len(self.rows), 1)
-        self.factor = lr_factor(self.recipe, self.total)
+        self.steps = StepRows(self.recipe, self.rows)
+        self.epoch_steps, self.total, self.factor = self.steps.epoch_steps, self.steps.total, self.steps.factor
 
     @property
     def scale(self) -> float:
@@ -86,9 +85,7 @@ class Member:
 
     def next_rows(self) -> list[dict[str, Any]]:
         """The rows of the next step, in the order in which the solo loop takes them."""
-        epoch, at = divmod(self.step, self.epoch_steps)
-        size = self.recipe.batch_size * self.recipe.accumulate
-        return [self.rows[i] for i in self._order(epoch)[at * size : (at + 1) * size]]
+        return self.steps.of(self.step)
 
     def problem(self, loss: float, norm: float) -> str:
         """Why the step that these belong to can't be made, or ''. norm: of the gradient."""
@@ -123,7 +120,3 @@ class Member:
     @cached_property
     def _digest(self) -> Tensor:
         return torch.tensor(list(bytes.fromhex(self.rows.sha256)), dtype=torch.uint8)
-
-    def _order(self, epoch: int) -> list[int]:
-        lengths = self.rows.lengths if self.recipe.group_by_length else None
-        return order(len(self.rows), self.recipe.run_seed, epoch, lengths, self.recipe.batch_size)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from polyvera.train.fleet.adamw import ParamGroup, SlotStep, SlotTensors, adamw_step
+from polyvera.train.fleet.adamw import AdamSettings, ParamGroup, SlotStep, SlotTensors, adamw_step
 
 SLOTS, WIDE = 4, 10
 GROUPS = (ParamGroup(0, 6, 0.01), ParamGroup(6, WIDE, 0.002))
@@ -34,7 +34,7 @@ def test_slots_move_as_each_would_alone(weight_decay, clip):
                 part.grad = clip * ours.grads[i, group.columns]
             optimizers[i].step()
         steps = [SlotStep(i, number, 1.0 + i, clip) for i in alone]
-        adamw_step(ours, GROUPS, steps, weight_decay)
+        adamw_step(ours, GROUPS, steps, AdamSettings(weight_decay=weight_decay))
         assert not ours.grads[[0, 2]].any() and ours.grads[[1, 3]].all()
     for i, parts in alone.items():
         torch.testing.assert_close(ours.flat[i], torch.cat([p.detach() for p in parts]))

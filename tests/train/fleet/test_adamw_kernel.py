@@ -5,7 +5,7 @@ import importlib
 import pytest
 import torch
 
-from polyvera.train.fleet.adamw import ParamGroup, SlotStep, SlotTensors, adamw_step
+from polyvera.train.fleet.adamw import AdamSettings, ParamGroup, SlotStep, SlotTensors, adamw_step
 
 pytest.importorskip("triton")
 CUDA = torch.cuda.is_available()
@@ -33,8 +33,8 @@ def test_the_kernel_makes_the_step_of_its_twin(kernel, wide, weight_decay):
     groups = [group for group in groups if group.begin < group.end]
     steps = [SlotStep(2, 5, 0.5, 1.0), SlotStep(0, 1, 1.0, 0.1)]
     ours, twins = tensors(wide), tensors(wide)
-    kernel.adamw_step(ours, groups, steps, weight_decay)
-    adamw_step(twins, groups, steps, weight_decay)
+    kernel.adamw_step(ours, groups, steps, AdamSettings(weight_decay=weight_decay))
+    adamw_step(twins, groups, steps, AdamSettings(weight_decay=weight_decay))
     for name in ("flat", "grads", "exp_avg", "exp_avg_sq"):
         torch.testing.assert_close(getattr(ours, name), getattr(twins, name))
     assert torch.equal(ours.flat[1], tensors(wide).flat[1])

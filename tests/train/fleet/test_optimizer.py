@@ -104,7 +104,7 @@ def test_slots_that_step_together_move_as_each_alone(
     """Over steps in which slots come in late, pause, and are at other places of their schedules than the others."""
     bank, own = bank_of(method, with_head), recipe(**choices)
     optimizer = SlotAdamW(bank, own)
-    optimizer._step = way.step
+    optimizer.moments.kernel = way.step
     alone = [Alone.of(bank, index, own) for index in range(NUM_SLOTS)]
     for number in range(way.num_steps):
         indices = [i for i in range(NUM_SLOTS) if number >= i and number % (i + 2)]
@@ -125,7 +125,7 @@ def test_slots_that_make_no_step_keep_every_bit(way: Way) -> None:
     """Their gradients too, which may be those of a pass that has not been stepped on yet."""
     bank = bank_of(next(iter(METHODS)), False)
     optimizer = SlotAdamW(bank, recipe(weight_decay=0.5, clip=0.1))
-    optimizer._step = way.step
+    optimizer.moments.kernel = way.step
     for tensor in (bank.flat, optimizer.grads, optimizer.exp_avg, optimizer.exp_avg_sq):
         tensor.uniform_(1.0, 2.0)
     optimizer.grads[3] = torch.nan

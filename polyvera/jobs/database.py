@@ -1,0 +1,79 @@
+"""Database: files, jobs, events and usage in one SQLite file, which any number of threads and processes may use."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from polyvera.errors import StoreUnavailableError
+from polyvera.store.durable import make_folder
+
+FILE = "jobs.sqlite"
+BUSY_S = 30.0
+OWNER_ONLY = 0o700
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS files (
+    id TEXT PRIMARY KEY, tenant TEXT NOT NULL, filename TEXT NOT NULL, purpose TEXT NOT NULL,
+    num_bytes INTEGER NOT NULL, num_rows INTEGER NOT NULL, created_s INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS jobs (
+    id TEXT PRIMARY KEY, tenant TEXT NOT NULL, status TEXT NOT NULL, model TEXT NOT NULL,
+    training_file TEXT NOT NULL, validation_file TEXT, choices TEXT NOT NULL, created_s INTEGER NOT NULL,
+    finished_s INTEGER, error TEXT, fine_tuned_model TEXT, trained_tokens INTEGER NOT NULL DEFAULT 0,
+    step INTEGER NOT NULL DEFAULT 0, num_steps INTEGER, planned_tokens INTEGER NOT NULL DEFAULT 0,
+    attempts INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX IF NOT EXISTS jobs_of_tenant ON jobs (tenant, created_s);
+CREATE TABLE IF NOT EXISTS events (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, job TEXT NOT NULL, created_s INTEGER NOT NULL, level TEXT NOT NULL,
+    type TEXT NOT NULL, message TEXT NOT NULL, data TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS events_of_job ON events (job, number);
+CREATE TABLE IF NOT EXISTS checkpoints (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, job TEXT NOT NULL, step INTEGER NOT NULL, created_s INTEGER NOT NULL,
+    model TEXT NOT NULL, metrics TEXT NOT NULL, UNIQUE (job, step));
+CREATE TABLE IF NOT EXISTS usage (
+    tenant TEXT NOT NULL, day TEXT NOT NULL, tokens INTEGER NOT NULL, PRIMARY KEY (tenant, day));
+"""
+
+
+class Database:
+    """The file in a folder, both made where they are missing. Raises StoreUnavailableError where that can't be done."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / FILE
+        try:
+            if not folder.is_dir():
+                make_folder(folder.absolute())
+                folder.chmod(OWNER_ONLY)  # tenants' rows are in it
+        except OSError as error:
+            raise StoreUnavailableError(f"the folder of jobs {folder} cannot be made: {error.strerror}") from error
+        with self._connected() as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.executescript(SCHEMA)
+
+    @contextmanager
+    def changing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that is alone in changing anything: whole and durable, or nothing where its body raises."""
+        with self._connected() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+
+    def rows(self, query: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        """What a query finds."""
+        with self._connected() as connection:
+            return connection.execute(query, values).fetchall()
+
+    @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with closing(sqlite3.connect(self.path, BUSY_S, isolation_level=None)) as connection:
+                connection.row_factory = sqlite3.Row
+                yield connection
+        except sqlite3.DatabaseError as error:
+            raise StoreUnavailableError(f"the database of jobs {self.path} cannot be used: {error}") from error

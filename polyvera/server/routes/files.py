@@ -1,0 +1,92 @@
+"""Files: what tenants upload to train on, as OpenAI's API has it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import FileResponse, Response
+
+from polyvera.errors import ServeError
+from polyvera.jobs.training_files import TrainingFile
+from polyvera.server.context import ServerContext, caller_of
+from polyvera.server.multipart import FormPart, form_parts
+from polyvera.server.responses import page_of
+
+PURPOSE = "fine-tune"
+MAX_PAGE, DEFAULT_PAGE = 10_000, 10_000
+MAX_FILENAME_CHARS = 255
+
+
+def routes(context: ServerContext) -> APIRouter:
+    """The routes under /v1/files."""
+    router = APIRouter()
+
+    @router.post("/v1/files")
+    async def upload(request: HttpRequest) -> dict[str, Any]:
+        files, tenant = context.training.files, caller_of(request).tenant
+        form = await context.run(request, form_parts, request.headers.get("content-type", ""), await request.body())
+        file = _file_of(form)
+        return shown(await context.run(request, files.add, tenant, file.filename, PURPOSE, file.data))
+
+    @router.get("/v1/files")
+    async def listed(
+        request: HttpRequest,
+        purpose: str | None = None,
+        limit: int = DEFAULT_PAGE,
+        after: str | None = None,
+        order: Literal["asc", "desc"] = "desc",
+    ) -> dict[str, Any]:
+        if not 1 <= limit <= MAX_PAGE:
+            raise HTTPException(400, f"limit={limit}: it is from 1 to {MAX_PAGE:,}")
+        found = await context.run(request, context.training.files.list, caller_of(request).tenant, purpose)
+        several = [shown(file) for file in (found if order == "desc" else found[::-1])]
+        begin = next((i + 1 for i, file in enumerate(several) if file["id"] == after), 0)
+        return page_of(several[begin : begin + limit], has_more=len(several) > begin + limit)
+
+    @router.get("/v1/files/{id}")
+    async def retrieved(request: HttpRequest, id: str) -> dict[str, Any]:
+        return shown(await context.run(request, context.training.files.get, caller_of(request).tenant, id))
+
+    @router.get("/v1/files/{id}/content")
+    async def content(request: HttpRequest, id: str) -> Response:
+        files = context.training.files
+        file = await context.run(request, files.get, caller_of(request).tenant, id)
+        return FileResponse(files.path(file.id), media_type="application/jsonl")
+
+    @router.delete("/v1/files/{id}")
+    async def deleted(request: HttpRequest, id: str) -> dict[str, Any]:
+        await context.run(request, context.training.files.delete, caller_of(request).tenant, id)
+        return {"id": id, "object": "file", "deleted": True}
+
+    return router
+
+
+def shown(file: TrainingFile) -> dict[str, Any]:
+    """A file as OpenAI's clients know it."""
+    return {
+        "id": file.id,
+        "object": "file",
+        "bytes": file.num_bytes,
+        "created_at": file.created_s,
+        "filename": file.filename,
+        "purpose": file.purpose,
+        "status": "processed",
+    }
+
+
+def _file_of(form: dict[str, FormPart]) -> FormPart:
+    """The file of an upload. Raises ServeError for a form that is none."""
+    unknown = next((name for name in form if name not in ("file", "purpose")), None)
+    if unknown is not None:
+        raise ServeError(f"{unknown[:100]}: this server does not know it; leave it out", unknown[:100])
+    if "file" not in form or not form["file"].filename:
+        raise ServeError("file: is required, and has a name", "file")
+    if "purpose" not in form or form["purpose"].text != PURPOSE:
+        raise ServeError(f"purpose: must be {PURPOSE!r}, which is what this server keeps files for", "purpose")
+    name = form["file"].filename
+    if len(name) > MAX_FILENAME_CHARS or not name.isprintable():
+        raise ServeError(f"file: its name must be printable, at most {MAX_FILENAME_CHARS} characters", "file")
+    return form["file"]

@@ -1,0 +1,100 @@
+"""The trainer's process: loads the base, and trains the jobs of a folder until its standard input ends."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Event, Thread
+from typing import IO
+
+from polyvera.jobs.database import Database
+from polyvera.jobs.training_policy import TrainingPolicy
+from polyvera.model.load import load_base, place
+from polyvera.store.file_lock import exclusive
+from polyvera.store.registry import Registry
+from polyvera.train.live.job_worker import JobWorker
+from polyvera.train.live.live_trainer import LiveTrainer
+from polyvera.train.preparation import adapted
+from polyvera.train.recipe import Recipe
+
+LOCK = ".trainer.lock"
+IDLE_S = 0.2
+NICE = 10
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerStart:
+    """What a trainer's process is started with. store: the URL or folder that it publishes to."""
+
+    model: str
+    store: str
+    policy: TrainingPolicy
+
+    def to_json(self) -> str:
+        """One line."""
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, line: str) -> TrainerStart:
+        """The inverse of `to_json`."""
+        given = json.loads(line)
+        policy = given["policy"]
+        return cls(given["model"], given["store"], TrainingPolicy(**{**policy, "folder": Path(policy["folder"])}))
+
+    @property
+    def recipe(self) -> Recipe:
+        """What every job starts from."""
+        policy = self.policy
+        return Recipe(
+            model=self.model, data=str(policy.folder), method=policy.method, rank=policy.rank, targets=policy.targets
+        )
+
+
+def train_jobs(start: TrainerStart, ended: Event, on_ready: Callable[[], None] = lambda: None) -> None:
+    """Trains the jobs of a folder until `ended` is set, and saves then what trains; one process at a time does.
+
+    on_ready: called once the base is loaded.
+    """
+    database = Database(start.policy.folder)
+    with exclusive(start.policy.folder / LOCK):
+        base = place(load_base(start.model))
+        with adapted(start.recipe, base, start.policy.slots) as bank:
+            assert bank is not None
+            parked = start.policy.folder / "parked"
+            trainer = LiveTrainer(base, bank, model=start.model, folder=parked, pace=resting(start.policy.share))
+            worker = JobWorker(trainer, database, Registry(start.store), start.recipe, start.policy)
+            on_ready()
+            while not ended.is_set():
+                if not worker.work():
+                    ended.wait(IDLE_S)
+            worker.save()
+
+
+def resting(share: float) -> Callable[[float], None]:
+    """Waits after each batch, so that batches take that part of the time."""
+    return lambda seconds: time.sleep(seconds * (1 / share - 1))
+
+
+def main(given: IO[str]) -> None:
+    """given: one line of TrainerStart, then nothing until the trainer is to end."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    start, ended = TrainerStart.from_json(given.readline()), Event()
+    if hasattr(os, "nice"):
+        os.nice(NICE)  # who waits for an answer goes first
+
+    def watch() -> None:
+        given.read()
+        ended.set()
+
+    Thread(target=watch, daemon=True).start()
+    train_jobs(start, ended)
+
+
+if __name__ == "__main__":
+    main(sys.stdin)

@@ -1,0 +1,29 @@
+"""A transaction is whole or nothing, and a database that cannot be used says so."""
+
+import pytest
+
+from polyvera.errors import StoreUnavailableError
+from polyvera.jobs.database import FILE, Database
+
+USE = "INSERT INTO usage VALUES (?, ?, ?)"
+
+
+def test_a_transaction_is_whole_or_nothing(tmp_path):
+    database = Database(tmp_path / "a" / "b")
+    with database.changing() as connection:
+        connection.execute(USE, ("acme", "today", 1))
+    with pytest.raises(KeyError), database.changing() as connection:
+        connection.execute(USE, ("acme", "tomorrow", 1))
+        raise KeyError
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
+    found = Database(tmp_path / "a" / "b").rows("SELECT * FROM usage")
+    assert [tuple(row) for row in found] == [("acme", "today", 1)]
+
+
+def test_a_place_that_holds_no_database_is_refused(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreUnavailableError, match="cannot be made"):
+        Database(tmp_path / "file" / "jobs")
+    (tmp_path / FILE).write_bytes(b"no database at all, and long enough to be looked at" * 50)
+    with pytest.raises(StoreUnavailableError, match="cannot be used"):
+        Database(tmp_path)

@@ -1,0 +1,94 @@
+"""A job trains as the same recipe does alone, and goes on from its save as if it had not been away."""
+
+import pytest
+import torch
+from live_runs import live, run_all, state_of
+from tiny_models import counting_rows, make_model, make_tokenizer
+
+from polyvera.data.encoding import encode
+from polyvera.data.packed_rows import PackedRows
+from polyvera.data.tables import table
+from polyvera.errors import RecipeError
+from polyvera.model.load import Base
+from polyvera.train.live.job_run import JobRun
+from polyvera.train.recipe import Recipe
+from polyvera.train.trainer import train
+
+EPOCHS = 3
+
+
+def rows(num):
+    return PackedRows.of(encode(table("rows", enumerate(counting_rows(num), 1)), make_tokenizer(), 60))
+
+
+def recipe(**choices):
+    given = {"rank": 4, "targets": "all-linear", "epochs": EPOCHS, "batch_size": 4, "lr": 0.06, **choices}
+    return Recipe(model="tiny", data="memory", **given)
+
+
+def job(trainer, path, num=10, held_out=None):
+    return JobRun("job", trainer, recipe(), rows(num), held_out, path / "job.safetensors")
+
+
+def go(trainer, run, until=10**6):
+    """Advances it as the worker does; what its epochs ended with."""
+    ended = []
+    while run.step < until and run.advance():
+        if run.is_resting and run.epoch_end is not None:
+            ended.append(run.epoch_end)
+            run.epoch_end = None
+        run_all(trainer)
+    return ended
+
+
+def test_a_job_trains_as_the_solo_loop_does(tmp_path):
+    import json
+
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in counting_rows(10)))
+    with live(num_slots=2) as trainer:
+        run = job(trainer, tmp_path)
+        ended = go(trainer, run)
+        found = state_of(trainer, "job")
+    own = recipe().replaced(data=str(tmp_path / "rows.jsonl"))
+    alone = train(own, base=Base(make_model(), make_tokenizer()), progress=False).adapter.flat
+    assert (found.weight - alone).norm() < 1e-4 * alone.norm() and run.step == 9
+    assert [(end.epoch, end.step, end.valid_loss) for end in ended] == [(1, 3, None), (2, 6, None), (3, 9, None)]
+    assert torch.equal(ended[-1].state.weight, found.weight) and 0 < run.train_loss < run.losses[0]
+
+
+def test_a_job_goes_on_from_its_save(tmp_path):
+    with live() as trainer:
+        go(trainer, job(trainer, tmp_path))
+        truth = state_of(trainer, "job")
+    with live() as trainer:
+        run = job(trainer, tmp_path)
+        go(trainer, run, until=4)
+        assert run.is_settled
+        taken = run.take_state()
+        run_all(trainer)
+        run.save(taken.result(0))
+        run.close(forget=False)
+        assert trainer.names == []
+    with live() as trainer:
+        run = job(trainer, tmp_path)
+        assert run.step == 4
+        go(trainer, run)
+        assert torch.equal(state_of(trainer, "job").weight, truth.weight)
+        run.close(forget=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_validation_rows_are_watched_at_the_end_of_each_epoch(tmp_path):
+    with live() as trainer:
+        ended = go(trainer, job(trainer, tmp_path, held_out=rows(4)))
+    losses = [end.valid_loss for end in ended]
+    assert len(losses) == EPOCHS and losses[-1] < losses[0]
+
+
+def test_a_save_of_other_rows_is_refused(tmp_path):
+    with live() as trainer:
+        run = job(trainer, tmp_path)
+        run.save(state_of(trainer, "job"))
+        run.close(forget=False)
+        with pytest.raises(RecipeError, match="not those that the job began with"):
+            job(trainer, tmp_path, num=9)

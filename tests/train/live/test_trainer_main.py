@@ -1,0 +1,47 @@
+"""A trainer's process trains the jobs of a folder until it is told to end, and rests as it is told."""
+
+import io
+from threading import Event, Thread
+
+import pytest
+from tiny_start import ENDS_S, new_job, tiny_start, wait
+
+from polyvera.store.registry import Registry
+from polyvera.train.live.trainer_main import TrainerStart, main, resting, train_jobs
+
+
+@pytest.fixture
+def start(tmp_path):
+    return tiny_start(tmp_path)
+
+
+def test_a_start_goes_through_a_pipe(start):
+    assert TrainerStart.from_json(start.to_json()) == start and "\n" not in start.to_json()
+    assert (start.recipe.rank, start.recipe.method) == (4, start.policy.method)
+
+
+def test_jobs_are_trained_until_the_end(start):
+    tuning, job = new_job(start)
+    ended, ready = Event(), Event()
+    thread = Thread(target=train_jobs, args=(start, ended, ready.set))
+    thread.start()
+    assert ready.wait(ENDS_S)
+    found = wait(tuning, job)
+    ended.set()
+    thread.join(ENDS_S)
+    assert found.status == "succeeded" and not thread.is_alive()
+    adapter = Registry(start.store).get(found.fine_tuned_model)
+    assert adapter.model == start.model and adapter.base and adapter.spec.rank == 4
+
+
+def test_the_end_of_the_input_is_the_end(start, monkeypatch):
+    monkeypatch.setattr("polyvera.train.live.trainer_main.os.nice", lambda by: None)
+    main(io.StringIO(start.to_json() + "\n"))
+
+
+def test_a_share_is_a_part_of_the_time(monkeypatch):
+    slept = []
+    monkeypatch.setattr("polyvera.train.live.trainer_main.time.sleep", slept.append)
+    for share in (1.0, 0.5, 0.25):
+        resting(share)(2.0)
+    assert slept == [0.0, 2.0, 6.0]
