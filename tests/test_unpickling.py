@@ -13,7 +13,14 @@ UNPICKLING = {("torch", "load"), ("pd", "read_pickle"), ("pandas", "read_pickle"
 
 def unpickling(tree: ast.Module) -> list[int]:
     """Lines that import a pickling library, or reach for torch.load and its kin."""
-    return [n.lineno for n in ast.walk(tree) if isinstance(n, ast.stmt | ast.expr) and _unpickles(n)]
+    plain = {call.func for call in ast.walk(tree) if isinstance(call, ast.Call) and _loads_tensors_alone(call)}
+    nodes = (n for n in ast.walk(tree) if isinstance(n, ast.stmt | ast.expr) and n not in plain)
+    return [n.lineno for n in nodes if _unpickles(n)]
+
+
+def _loads_tensors_alone(call: ast.Call) -> bool:
+    """Whether it is torch.load(..., weights_only=True), which refuses all but tensors and plain containers."""
+    return any(k.arg == "weights_only" and getattr(k.value, "value", None) is True for k in call.keywords)
 
 
 def _unpickles(node: ast.AST) -> bool:
@@ -41,6 +48,8 @@ def test_nothing_is_unpickled(file):
         "import pickle",
         "from pickle import loads",
         "torch.load(f)",
+        "torch.load(f, weights_only=False)",
+        "torch.load(f, weights_only=flag)",
         "from torch import load",
         "load = torch.load",
         "np.load(f, allow_pickle=True)",
@@ -51,3 +60,4 @@ def test_nothing_is_unpickled(file):
 def test_unpickling_is_seen(source):
     assert unpickling(ast.parse(source)) != []
     assert unpickling(ast.parse("import json; json.load(f); np.load(f, allow_pickle=False); model.load(x)")) == []
+    assert unpickling(ast.parse("torch.load(f, weights_only=True)")) == []

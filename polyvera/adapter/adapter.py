@@ -18,6 +18,7 @@ from polyvera.adapter.spec import GIVEN, AdapterSpec
 from polyvera.errors import BasisError, LayoutError
 
 NOTHING: Mapping[str, float] = MappingProxyType({})
+UNKNOWN: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -38,6 +39,7 @@ class Adapter:
     prompt_form: of the prompts in training, 'plain' or 'chat' (through the chat template); '' if unknown or without.
     task: what the head is for, a key of model.task.TASKS; '' is one of the labels, or text without labels.
     threshold: the probability from which one of several labels counts.
+    origin: what else is known of the base, in PEFT's words: base_model_class, revision, task_type.
 
     Raises LayoutError if spec, layout, basis and numbers do not belong together.
     """
@@ -56,6 +58,7 @@ class Adapter:
     prompt_form: str = ""
     task: str = ""
     threshold: float = 0.5
+    origin: Mapping[str, str] = field(default_factory=lambda: UNKNOWN)
 
     def __post_init__(self) -> None:
         if self.flat.shape != (self.layout.num_params,):

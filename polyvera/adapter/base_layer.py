@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from polyvera.errors import LayoutError
 
+# Subclasses of nn.Linear whose forward of their own is the same product.
+SAME_PRODUCT = ("FalconLinear",)
 # Packages whose subclasses of nn.Linear multiply with a quantized weight and do nothing else.
 QUANTIZED = ("bitsandbytes", "torchao", "compressed_tensors", "gptqmodel", "auto_gptq", "awq", "optimum", "hqq")
 
@@ -20,7 +22,8 @@ def is_linear(module: nn.Module) -> bool:
     kind = type(module)
     if not isinstance(module, nn.Linear):
         return kind.__name__ == "Conv1D"
-    return kind.forward is nn.Linear.forward or kind.__module__.partition(".")[0] in QUANTIZED
+    is_plain = kind.forward is nn.Linear.forward or kind.__name__ in SAME_PRODUCT
+    return is_plain or kind.__module__.partition(".")[0] in QUANTIZED
 
 
 def widths(module: nn.Module) -> tuple[int, int]:

@@ -151,7 +151,9 @@ def extract(bank: Bank, slot: int, model: nn.Module | None = None, scores: Mappi
     created = datetime.now(UTC).isoformat(timespec="seconds")
     base = "" if model is None else fingerprint(model)
     named = str(getattr(model, "name_or_path", ""))
-    return replace(bank.extract(slot), base=base, model=named, scores=dict(scores), created=created)
+    origin = {} if model is None else {"base_model_class": type(model).__name__}
+    taken = replace(bank.extract(slot), base=base, model=named, scores=dict(scores), created=created)
+    return replace(taken, origin=origin)
 
 
 def eject(model: nn.Module) -> nn.Module:

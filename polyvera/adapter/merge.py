@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,20 @@ def merge(model: nn.Module, slot: int | None = None, *, dequantize: bool = False
     for name, module in {**plain, **heads}.items():
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, module)
+    _untie(model)
     return model
+
+
+def _untie(model: nn.Module) -> None:
+    """Ends a tie in the config where the embedding and the output layer now hold two different matrices."""
+    both = [getattr(model, f"get_{side}_embeddings", lambda: None)() for side in ("input", "output")]
+    weights = [getattr(layer, "weight", None) for layer in both]
+    if None in weights or weights[0] is weights[1]:
+        return
+    config: Any = getattr(model, "config", None)
+    for part in (config, getattr(config, "text_config", None)):
+        if part is not None and getattr(part, "tie_word_embeddings", False):
+            part.tie_word_embeddings = False
 
 
 def _merged_layer(layer: LayerBank, index: int) -> nn.Module:

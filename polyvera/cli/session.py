@@ -136,12 +136,15 @@ class Session:
             )
         return known == {TEMPLATE}
 
-    def merge_into(self, folder: Path) -> None:
-        """Writes the plain merged checkpoint and the tokenizer."""
+    def merge_into(self, folder: Path) -> bool:
+        """Writes the plain merged checkpoint and the tokenizer; returns whether that ended a tie of its embeddings."""
         from polyvera.adapter.merge import merge
 
+        config: Any = self.base.model.config
+        was_tied = getattr(config, "tie_word_embeddings", False)
         merge(self.base.model).save_pretrained(folder)  # type: ignore[operator]
         self.base.tokenizer.save_pretrained(folder)
+        return bool(was_tied and not config.tie_word_embeddings)
 
 
 def base_name(adapters: Sequence[Adapter], given: str | None) -> str:
@@ -168,14 +171,6 @@ def task_of(adapters: Sequence[Adapter]) -> dict[str, Any]:
         if not several
         else {name: value for name, value in zip(("task", "labels"), several.pop(), strict=True) if value}
     )
-
-
-def imported(folder: Path, model: str, basis_dtype: str | None) -> Adapter:
-    """A PEFT folder as an adapter that knows its base by name and fingerprint."""
-    from polyvera.model.load import load_base
-    from polyvera.store.peft import import_peft
-
-    return replace(import_peft(folder, load_base(model).model, basis_dtype=basis_dtype), model=model)
 
 
 def stored_text(header: Header) -> str:

@@ -243,54 +243,6 @@ def verify(store: Store) -> None:
         raise typer.Exit(1)
 
 
-@verb("import")
-def import_(
-    name: Annotated[str, Taken("name", is_required=True)],
-    model: Annotated[str, Taken("model", is_required=True)],
-    alias: Annotated[str | None, Taken("alias")],
-    stored: Stored,
-    store: Store,
-    folder: Annotated[Path, typer.Argument(help="A PEFT folder: VeRA, LoRA, rsLoRA, DoRA or AdaLoRA.")],
-    basis_dtype: Annotated[
-        str | None, typer.Option(help="What a basis that isn't in the folder was rounded to.")
-    ] = None,
-) -> None:
-    """Take in an adapter from Hugging Face PEFT; its logits stay the same, bit for bit."""
-    from polyvera.cli.session import imported, stored_text
-    from polyvera.store.registry import Registry
-
-    registry = Registry(store)
-    ref = registry.put(name, imported(folder, model, basis_dtype), alias=alias, dtype=stored)
-    typer.echo(f"{ref} ({ref.num_bytes:,} bytes, {stored_text(registry.header(ref))}) in {store}")
-
-
-@verb("export")
-def export(
-    store: Store,
-    name: Annotated[str, typer.Argument(help="NAME, NAME@3 or NAME@ALIAS.")],
-    folder: Annotated[Path, typer.Argument(help="The PEFT folder to write.")],
-    as_lora: Annotated[bool, typer.Option("--as-lora", help="As the mathematically equal LoRA.")] = False,
-    task_type: Annotated[str | None, typer.Option(help="PEFT's, such as CAUSAL_LM or SEQ_CLS.")] = None,
-    without_basis: Annotated[bool, typer.Option("--without-basis", help="Let PEFT draw the basis again.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an exported adapter there.")] = False,
-) -> None:
-    """Write an adapter as a folder that Hugging Face PEFT loads."""
-    from polyvera.store.peft import export_peft
-    from polyvera.store.registry import Registry
-
-    adapter = Registry(store).get(name)
-    path = export_peft(
-        adapter,
-        folder,
-        as_lora=as_lora,
-        model_name=adapter.model or None,
-        task_type=task_type,
-        save_projection=not without_basis,
-        overwrite=overwrite,
-    )
-    typer.echo(str(path))
-
-
 @verb("merge")
 def merge(
     dtype: Annotated[str, Taken("dtype")],
@@ -304,7 +256,8 @@ def merge(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RecipeError(f"{folder} is there already and not empty: name a new folder")
     session = Session.open([name], store, model, any_base=any_base, dtype=dtype)
-    session.merge_into(folder)
+    if session.merge_into(folder):
+        typer.echo("its output layer is no longer the embedding: config.json says tie_word_embeddings: false")
     typer.echo(f"{folder} (peak memory {peak_bytes() / 2**30:.1f} GiB)")
 
 

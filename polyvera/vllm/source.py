@@ -12,8 +12,8 @@ from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.method import METHODS
 from polyvera.errors import FormatError, NotFoundError
 from polyvera.store.file.codec import decode
+from polyvera.store.foreign import CONFIG_BYTES, CONFIG_NAME
 from polyvera.store.peft import import_peft
-from polyvera.store.peft.config import CONFIG_BYTES, CONFIG_NAME
 from polyvera.store.reference import SUFFIX
 from polyvera.store.registry import Registry
 from polyvera.vllm.settings import STORE

@@ -30,6 +30,14 @@ def inputs(layer):
     return torch.randn(4, IN, dtype=layer.weight.dtype)
 
 
+def test_a_subclass_with_the_same_product_is_linear():
+    from transformers.models.falcon.modeling_falcon import FalconLinear
+
+    layer, x = FalconLinear(4, 3), torch.randn(2, 4)
+    assert is_linear(layer) and widths(layer) == (4, 3)
+    torch.testing.assert_close(layer(x), torch.nn.Linear.forward(layer, x))
+
+
 def test_the_weight_is_out_by_in(layer):
     x, bias = inputs(layer), bias_of(layer)
     assert is_linear(layer) and not is_quantized(layer) and widths(layer) == (IN, OUT)

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from polyvera.adapter.inject import eject, extract, inject, load
 from polyvera.adapter.layer import AdaptedLinear
@@ -120,3 +121,16 @@ def test_which_slot_must_be_said_where_there_are_two(small_llama: nn.Module) -> 
     inject(small_llama, AdapterSpec(rank=3), 2)
     with pytest.raises(SlotError, match=r"occupied slots are \[1, 2\]"):
         merge(small_llama)
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "lm_head"), ("q_proj",)])
+def test_a_tie_ends_in_the_config_where_the_output_layer_is_merged(targets, ids: Tensor, tmp_path, scramble) -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, tie_word_embeddings=True)).eval()
+    scramble(inject(model, AdapterSpec("lora", 4, targets)))
+    wanted = model(ids).logits
+    merged = merge(model)
+    assert merged.config.tie_word_embeddings == ("lm_head" not in targets)
+    merged.save_pretrained(tmp_path)
+    torch.testing.assert_close(LlamaForCausalLM.from_pretrained(tmp_path)(ids).logits, wanted, rtol=1e-4, atol=1e-4)

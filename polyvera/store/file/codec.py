@@ -94,7 +94,9 @@ def decode(data: Buffer, digest: str = "") -> Adapter:
     given = _basis(index, section)
     known = (own.base, own.scores, own.created, own.model, tuple(own.labels), own.lr, own.prompt_form)
     try:
-        return Adapter(index.spec, index.layout, flat, index.basis_sha256, given, *known, own.task, own.threshold)
+        return Adapter(
+            index.spec, index.layout, flat, index.basis_sha256, given, *known, own.task, own.threshold, own.origin
+        )
     except PolyveraError as error:  # parts that are each right, and do not belong together
         raise FormatError(f"its header describes no adapter that can be: {error}") from error
 

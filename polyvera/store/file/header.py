@@ -126,14 +126,16 @@ class OwnHeader(BaseModel):
     prompt_form: Literal["", "plain", "chat"] = ""
     task: Annotated[str, AfterValidator(_known)] = ""
     threshold: Annotated[FiniteFloat, Field(gt=0.0, lt=1.0)] = 0.5
+    origin: dict[str, str] = Field(default_factory=dict)
     error: StoredError | None = None
     digest: Sha256
     checksum: Xxh128
 
     @property
     def num_keys(self) -> int:
-        """The keys of the line, those inside `scores` and `error` too."""
-        return len(self.model_fields_set) + len(self.scores) + (len(StoredError.model_fields) if self.error else 0)
+        """The keys of the line, those inside `scores`, `origin` and `error` too."""
+        inside = len(self.scores) + len(self.origin) + (len(StoredError.model_fields) if self.error else 0)
+        return len(self.model_fields_set) + inside
 
 
 _SPEC = TypeAdapter(AdapterSpec)
@@ -160,7 +162,7 @@ def second_line(adapter: Adapter, error: Mapping[str, float] | None) -> str:
     scores = {str(k): float(v) for k, v in adapter.scores.items()}
     own = _without({"base": adapter.base, "created": adapter.created, "scores": scores, "error": error})
     own |= _without({"model": adapter.model, "labels": list(adapter.labels), "task": adapter.task})
-    own |= _without({"lr": adapter.lr, "prompt_form": adapter.prompt_form})
+    own |= _without({"lr": adapter.lr, "prompt_form": adapter.prompt_form, "origin": dict(adapter.origin)})
     own |= {} if adapter.threshold == OwnHeader.model_fields["threshold"].default else {"threshold": adapter.threshold}
     line = _dumped(own | {"digest": NO_DIGEST, "checksum": NO_CHECKSUM})
     read_own(line)

@@ -12,7 +12,8 @@ from polyvera.adapter.basis import Basis, digest, draw_basis, given_basis
 from polyvera.adapter.spec import DTYPES, GIVEN, AdapterSpec, BasisKey
 from polyvera.adapter.targets import linear_layers
 from polyvera.errors import BasisError, LayoutError, SpecError
-from polyvera.store.peft.config import PeftConfig, Sites, compute_dtype, widest
+from polyvera.store.peft.config import PeftConfig
+from polyvera.store.peft.sites import Sites, compute_dtype, widest
 
 PEFT_INIT = "kaiming_uniform"  # the draw of PEFT's VeRA
 FULL, *_ = DTYPES

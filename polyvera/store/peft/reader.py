@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from polyvera.adapter.adapter import Adapter, adapter_from
@@ -21,25 +21,25 @@ from polyvera.adapter.method import factor_shape
 from polyvera.adapter.spec import AdapterSpec, Pattern
 from polyvera.adapter.targets import find_sites, head_of, linear_layers
 from polyvera.errors import FormatError, LayoutError, SpecError, TargetError
+from polyvera.store.foreign import CONFIG_NAME, diagnosis, foreign
 from polyvera.store.peft.basis import check_digest, recognized, redrawn
 from polyvera.store.peft.config import (
     BASIS_KEYS,
-    CONFIG_NAME,
     PICKLE_NAME,
     PREFIX,
     WEIGHTS_NAME,
     PeftConfig,
-    Sites,
-    compute_dtype,
-    heads_of,
-    of_pattern,
     read_config,
-    sites_of,
     stored_shape,
-    widest,
 )
+from polyvera.store.peft.origin import labels_from, origin_of, task_from
+from polyvera.store.peft.sites import Sites, compute_dtype, heads_of, of_pattern, sites_of, widest
+from polyvera.store.peft.tensor_names import REPLACED, backbone_prefix, found_names, own_name
+from polyvera.store.tensor_file import FileTensor, open_tensors, unpickled_tensors
 
-FLOATS = ("F64", "F32", "F16", "BF16")
+T = TypeVar("T")
+Stored = Mapping[str, FileTensor]
+WANTED_BY = f"the model and {CONFIG_NAME}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,27 +52,40 @@ class Wanted:
     shape: Shape
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PeftFolder:
-    """One folder's config against one base model: the layers it adapts, their ranks, and what it saves whole."""
+    """One folder's config against one base model: the layers it adapts, their ranks, and what it saves whole.
+
+    prefix: what the folder's names leave out where they are of the bare backbone.
+    """
 
     config: PeftConfig
     model: nn.Module
     sites: Sites
     ranks: Mapping[str, int]
     heads: Mapping[str, Shape]
+    prefix: str = ""
 
     @property
     def wanted(self) -> list[Wanted]:
         """Every trained tensor."""
-        found = [Wanted(PREFIX + key, shape, key, shape) for key, shape in self.heads.items()]
+        found = [Wanted(PREFIX + self.bare(key), shape, key, shape) for key, shape in self.heads.items()]
         row, kind = self.config.row, self.config.kind
         for site, (wide, tall) in self.sites.items():
             for letter in row.trained:
                 shape = factor_shape(letter, self.ranks[site], wide, tall)
-                name = f"{PREFIX}{site}.{row.peft_keys[letter]}"
+                name = f"{PREFIX}{self.bare(site)}.{row.peft_keys[letter]}"
                 found.append(Wanted(name, stored_shape(kind, letter, shape), f"{site}.{letter}", shape))
         return found
+
+    def bare(self, name: str) -> str:
+        """A layer's name as the folder has it."""
+        return name.removeprefix(self.prefix)
+
+    @cached_property
+    def own_tensors(self) -> Mapping[str, Tensor]:
+        """The base's own tensors by name."""
+        return {**dict(self.model.named_buffers()), **dict(self.model.named_parameters(remove_duplicate=False))}
 
     @property
     def stores_basis(self) -> bool:
@@ -80,33 +93,61 @@ class PeftFolder:
         return self.config.row.shares_basis and self.config.save_projection
 
 
-def import_peft(folder: str | Path, model: nn.Module, *, basis_dtype: str | torch.dtype | None = None) -> Adapter:
+def import_peft(
+    folder: str | Path, model: nn.Module, *, basis_dtype: str | torch.dtype | None = None, pickle: bool = False
+) -> Adapter:
     """A PEFT folder (VeRA, LoRA, rsLoRA, DoRA or AdaLoRA) as an Adapter whose logits equal PEFT's own, bit for bit.
 
     model: the base, which may be on the meta device. basis_dtype: what a VeRA basis that isn't in the file was rounded
-    to in training, which is the dtype of the base's adapted weights unless said otherwise. Like PEFT, it rounds the
-    layers that AdaLoRA has pruned to a low-precision base's dtype. Raises FormatError for files that are broken or
-    hold more than an adapter can, SpecError for a choice that cannot be imported, LayoutError where the model doesn't
-    fit, BasisError where the basis isn't the one of training.
+    to in training, which is the dtype of the base's adapted weights unless said otherwise. pickle: also reads
+    adapter_model.bin, by torch.load(weights_only=True). Like PEFT, it rounds the layers that AdaLoRA has pruned to a
+    low-precision base's dtype. Raises FormatError for files that are broken or hold more than an adapter can, SpecError
+    for a choice that cannot be imported, LayoutError where the model doesn't fit, BasisError where the basis isn't the
+    one of training.
     """
     path = Path(folder)
-    _check_files(path)
-    peft = _folder(read_config(path / CONFIG_NAME), model)
-    with _opened(path / WEIGHTS_NAME) as file:
-        _check_keys(peft, file)
-        tensors = {w.key: _read(file, w.stored, w.stored_shape).reshape(w.shape) for w in peft.wanted}
-        stored = {k: _read_basis(peft, file, k) for k in BASIS_KEYS} if peft.stores_basis else None
+    check_folder(path, pickle=pickle)
+    config = read_config(path / CONFIG_NAME, model).on(model)
+    with opened_weights(path) as file:
+        peft = _folder(config, model, backbone_prefix(file, model))
+        names = _checked_names(peft, file)
+        tensors = {
+            w.key: file[names[w.stored]].floats(w.stored, w.stored_shape, WANTED_BY).reshape(w.shape)
+            for w in peft.wanted
+        }
+        stored = (
+            {k: _read_basis(peft, file[names[key]], k) for k, key in BASIS_KEYS.items()} if peft.stores_basis else None
+        )
     spec, basis = _with_basis(peft, stored, basis_dtype)
     base = "" if any(p.is_meta for p in model.parameters()) else fingerprint(model)
     adapter = adapter_from(spec, peft.sites, _rounded(peft, tensors), basis, base)
     if stored is None:
         check_digest(peft.config, adapter.basis_sha256)
-    return replace(adapter, model=peft.config.base_model_name_or_path or "")
+    own = peft.config.polyvera
+    return replace(
+        adapter,
+        model=own.model or peft.config.base_model_name_or_path or "",
+        labels=labels_from(peft.config, model, adapter.layout),
+        origin=origin_of(peft.config, model, peft.prefix),
+        scores=own.scores,
+        created=own.created,
+        lr=own.lr,
+        prompt_form=own.prompt_form,
+        task=task_from(peft.config, model),
+        threshold=own.threshold,
+    )
 
 
-def _folder(config: PeftConfig, model: nn.Module) -> PeftFolder:
-    sites = sites_of(config, model)
-    return PeftFolder(config, model, sites, {n: _rank(config, n) for n in sites}, heads_of(config, model))
+def _folder(config: PeftConfig, model: nn.Module, prefix: str) -> PeftFolder:
+    named = model.get_submodule(prefix.rstrip("."))
+    sites = sites_of(config, named)
+    ranks = {name: _rank(config, name) for name in sites}
+    heads = heads_of(config, model) if not prefix else {}
+    return PeftFolder(config, model, _under(prefix, sites), _under(prefix, ranks), heads, prefix)
+
+
+def _under(prefix: str, named: Mapping[str, T]) -> dict[str, T]:
+    return {prefix + name: value for name, value in named.items()}
 
 
 def _rank(config: PeftConfig, site: str) -> int:
@@ -154,13 +195,13 @@ def _alphas(peft: PeftFolder) -> tuple[float, Pattern]:
                 f"{config.kind.alpha}={alpha} cannot be imported: PEFT takes the rank of each layer instead"
             )
         return alpha, ()
-    each = {n: of_pattern(config, "alpha_pattern", n, alpha) for n in peft.sites}
+    each = {n: of_pattern(config, "alpha_pattern", peft.bare(n), alpha) for n in peft.sites}
     return alpha, tuple((n, a) for n, a in each.items() if a != alpha)
 
 
 def _targets(peft: PeftFolder, spec: AdapterSpec) -> str | tuple[str, ...]:
     """The config's own targets where they mean the same here, else the full name of every layer."""
-    named = peft.config.target_modules
+    named = peft.config.target_modules or ()
     targets = named if isinstance(named, str) else tuple(sorted(named))
     try:
         same = list(find_sites(peft.model, replace(spec, targets=targets))) == list(peft.sites)
@@ -187,85 +228,83 @@ def _with_basis(
 def _rounded(peft: PeftFolder, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """PEFT rebuilds a layer that rank_pattern masks in its base's dtype, and rounds what it loads to that."""
     config, layers = peft.config, linear_layers(peft.model)
-    masked = [n for n in peft.sites if config.kind.masked and _mask_key(config, n) in (config.rank_pattern or {})]
+    masks = config.rank_pattern or {}
+    masked = [n for n in peft.sites if config.kind.masked and _mask_key(config, peft.bare(n)) in masks]
     low = {f"{n}.{letter}": getattr(torch, compute_dtype(layers[n])) for n in masked for letter in config.row.trained}
     return {key: t.to(low[key]) if key in low else t for key, t in tensors.items()}
 
 
-def _check_files(path: Path) -> None:
-    if not (path / CONFIG_NAME).is_file():
-        inner = sorted(p.parent.name for p in path.glob(f"*/{CONFIG_NAME}")) if path.is_dir() else []
-        named = f"; it holds the adapters {', '.join(inner)}, each a folder of its own" if inner else ""
-        raise FormatError(f"{path.name} is not a PEFT folder: it has no {CONFIG_NAME}{named}")
-    if not (path / WEIGHTS_NAME).is_file():
-        if (path / PICKLE_NAME).is_file():
-            raise FormatError(
-                f"{PICKLE_NAME} is a pickle, which may run code and is never opened here; load it with PEFT "
-                f"where you trust it and save_pretrained() it as {WEIGHTS_NAME}"
-            )
-        raise FormatError(f"{path.name} has no {WEIGHTS_NAME}")
+def check_folder(path: Path, *, pickle: bool = False) -> None:
+    """Raises FormatError, with what it is instead, for what is not a PEFT folder."""
+    weights = [path / WEIGHTS_NAME, *([path / PICKLE_NAME] if pickle else [])]
+    if not (path / CONFIG_NAME).is_file() or (not any(w.is_file() for w in weights) and foreign(path) is not None):
+        raise FormatError(diagnosis(path, "a PEFT folder"))
+    if any(w.is_file() for w in weights):
+        return
+    if (path / PICKLE_NAME).is_file():
+        raise FormatError(
+            f"{PICKLE_NAME} is a pickle, which may hold anything: --pickle (pickle=True) reads it as plain tensors, by "
+            "torch.load(weights_only=True), which runs no code"
+        )
+    raise FormatError(
+        f"{path.name} has no {WEIGHTS_NAME}; it holds {', '.join(sorted(p.name for p in path.iterdir()))}"
+    )
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        file = safe_open(path, framework="pt", device="cpu")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise FormatError(f"{path.name} is not a whole safetensors file: {error}") from error
-    with file as opened:
-        yield opened
+def opened_weights(path: Path) -> Iterator[Stored]:
+    """The tensors of a folder that check_folder() passed."""
+    if (path / WEIGHTS_NAME).is_file():
+        with open_tensors(path / WEIGHTS_NAME) as file:
+            yield file
+    else:
+        yield unpickled_tensors(path / PICKLE_NAME)
 
 
-def _check_keys(peft: PeftFolder, file: Any) -> None:
-    there, wanted = set(file.keys()), {w.stored for w in peft.wanted}
-    wanted |= set(BASIS_KEYS.values()) if peft.stores_basis else set()
-    if wanted - there:
-        raise FormatError(
-            f"{len(wanted - there)} of {len(wanted)} tensors are missing from {WEIGHTS_NAME}, among them "
-            f"{min(wanted - there)!r}: the file is cut, or {CONFIG_NAME} is another adapter's"
-        )
+def _checked_names(peft: PeftFolder, file: Stored) -> Mapping[str, str]:
+    """The name in the file of every tensor that is wanted, where what else it holds changes nothing."""
+    wanted = {w.stored for w in peft.wanted} | (set(BASIS_KEYS.values()) if peft.stores_basis else set())
+    names = found_names(wanted, file, peft.model)
     unread = set(BASIS_KEYS.values()) if peft.config.row.shares_basis else set()
-    for key in sorted(there - wanted - unread):
-        _check_copy(peft.model, file, key)
+    for key in sorted(set(file) - set(names.values()) - unread):
+        if f".{REPLACED}." not in key and not (unread and key.endswith(_ALIASES)):
+            _check_copy(peft, file[key], key)
+    return names
 
 
-def _check_copy(model: nn.Module, file: Any, key: str) -> None:
+# A raw state dict names the shared pair once more in every layer.
+_ALIASES = tuple(f".{key.rpartition('.')[2]}{end}" for key in BASIS_KEYS.values() for end in ("", ".default"))
+
+
+def _check_copy(peft: PeftFolder, stored: FileTensor, key: str) -> None:
     """Raises FormatError for a tensor that isn't the base's own; PEFT saves an adapted output layer whole too."""
-    own = dict(model.named_parameters(remove_duplicate=False)).get(
-        key.removeprefix(PREFIX).replace(".base_layer.", ".")
-    )
+    own = peft.own_tensors.get(key.removeprefix(PREFIX).replace(".base_layer.", "."))
+    own = peft.own_tensors.get(own_name(key)) if own is None else own
     if own is not None and own.is_meta:
-        raise FormatError(
-            f"{key!r} in {WEIGHTS_NAME} can't be compared with a base on the meta device; load its weights"
-        )
-    if own is None or not torch.equal(_read(file, key, tuple(own.shape)).to(own.dtype), own.detach().cpu()):
-        raise FormatError(
-            f"{WEIGHTS_NAME} holds {key!r}, which no layer adapted by {CONFIG_NAME} has; it would change the result "
-            "and cannot be imported"
-        )
+        raise FormatError(f"{key!r} can't be compared with a base on the meta device; load its weights")
+    if own is None or not _equals(stored, key, own):
+        why = "which no layer adapted by the config has; it would change the result and cannot be imported"
+        if key.endswith(".bias") and peft.config.bias not in (None, "none"):
+            why = f"and bias={peft.config.bias!r} trains biases of the base model, which no adapter here holds"
+        elif peft.config.modules_to_save and own is not None:
+            why = (
+                f"which modules_to_save={peft.config.modules_to_save!r} saves whole and which differs from the base's; "
+                f"only a module directly under {type(peft.model).__name__} can be a head"
+            )
+        raise FormatError(f"the file holds {key!r}, {why}")
 
 
-def _read(file: Any, key: str, shape: Shape) -> Tensor:
-    """One tensor in fp32, of exactly that shape, which is looked at before the tensor is read."""
-    part = file.get_slice(key)
-    found, dtype = tuple(part.get_shape()), part.get_dtype()
-    if found != shape:
-        raise LayoutError(f"{key} has shape {found}; the model and {CONFIG_NAME} want {shape}")
-    if dtype not in FLOATS:
-        raise FormatError(f"{key} is of dtype {dtype}, not one of {', '.join(FLOATS)}")
-    tensor: Tensor = file.get_tensor(key).float()
-    if not bool(torch.isfinite(tensor).all()):
-        raise FormatError(f"{key} holds numbers that are not finite: the adapter is broken")
-    return tensor
+def _equals(stored: FileTensor, key: str, own: Tensor) -> bool:
+    return torch.equal(stored.floats(key, tuple(own.shape), "the base's own").to(own.dtype), own.detach().cpu())
 
 
-def _read_basis(peft: PeftFolder, file: Any, letter: str) -> Tensor:
+def _read_basis(peft: PeftFolder, stored: FileTensor, letter: str) -> Tensor:
     """A or B, at least as wide as the widest adapted layer and at most as the widest of the model."""
     key, side = BASIS_KEYS[letter], 0 if letter == "A" else 1
-    found = tuple(file.get_slice(key).get_shape())
     rank = peft.config.required(peft.config.kind.rank)
     least = widest(peft.sites)[side]
     most = widest({n: widths(m) for n, m in linear_layers(peft.model).items()})[side]
+    found = stored.shape
     if len(found) != 2 or found[side] != rank or not least <= found[1 - side] <= most:
         raise LayoutError(f"{key} has shape {found}; rank {rank} and a width of {least} to {most} are wanted")
-    return _read(file, key, found)
+    return stored.floats(key, found, WANTED_BY)

@@ -4,39 +4,43 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from warnings import warn
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.torch import save
+from torch import Tensor, nn
 
-from polyvera.adapter.adapter import Adapter, drawn_factors
-from polyvera.adapter.basis import Basis
-from polyvera.adapter.layout import Site
-from polyvera.adapter.spec import is_named
-from polyvera.adapter.targets import ALL_LINEAR, DEFAULT
-from polyvera.errors import BasisError, SpecError, StoreError
-from polyvera.model.answer import meaning_of
+from polyvera.adapter.adapter import Adapter
+from polyvera.adapter.folded import factors_of, folded, folded_rank
+from polyvera.errors import BasisError, SpecError
+from polyvera.model.load import public_name
+from polyvera.store.folder import check_free, write_folder
+from polyvera.store.foreign import CONFIG_NAME, ForeignWarning
+from polyvera.store.number_format import FULL, dtype_named, exact_dtype, written
 from polyvera.store.peft.basis import PEFT_INIT
+from polyvera.store.peft.card import model_card, warnings_of
 from polyvera.store.peft.config import (
     BASIS_KEYS,
-    CONFIG_NAME,
+    OWN_KEY,
     PEFT_METHODS,
     PREFIX,
-    TASK_HEADS,
     WEIGHTS_NAME,
     row_of,
     stored_shape,
-    widest,
 )
+from polyvera.store.peft.origin import BARE, origin_config, task_for
 from polyvera.store.peft.rewritten import model_type_of, refusal
+from polyvera.store.peft.sites import widest
+from polyvera.store.peft.targets import target_names
+from polyvera.store.peft.tasks import TASKS, PeftTask
 
 LORA = PEFT_METHODS["LORA"]  # the kind that can say any row of the table
-OWN_FILES = {CONFIG_NAME, WEIGHTS_NAME, "README.md"}
+CARD_NAME = "README.md"
+OWN_FILES = {CONFIG_NAME, WEIGHTS_NAME, CARD_NAME}
+PEFT_VERSION = "0.21.2"  # the one that these folders are tested with
 
 Config = dict[str, Any]
 Tensors = dict[str, Tensor]
@@ -52,46 +56,100 @@ def export_peft(
     save_projection: bool = True,
     base_dtype: str | torch.dtype | None = None,
     overwrite: bool = False,
+    model: nn.Module | None = None,
+    dtype: str | None = None,
+    rank_at_most: int | None = None,
 ) -> Path:
     """Writes a folder that PeftModel.from_pretrained loads with the same logits; returns its path.
 
     An adapter that PEFT has a method for is written as that method, bit for bit; any other, and any where as_lora is
-    asked for, as the equal LoRA (A' = d ⊙ A, B' = b ⊙ B, alpha = rank), which rounds differently.
+    asked for, as the equal LoRA of one rank with alpha = rank (A' = d ⊙ A, B' = b ⊙ B), which rounds differently.
 
     model_name: the base model's name or path; None is the adapter's own. task_type: PEFT's, such as CAUSAL_LM; None is
-    SEQ_CLS where the adapter has such a head, and else a plain PeftModel of any model. save_projection=False leaves the
-    basis out, for PEFT to draw it again: only where PEFT's draw on a base of base_dtype (None: of the basis's own
-    dtype) is the same.
-    overwrite: replaces a folder that holds nothing but an exported adapter. Raises SpecError for layers that PEFT would
-    take for others, BasisError, StoreError.
+    what is known of the adapter's base. save_projection=False leaves the basis out, for PEFT to draw it again: only
+    where PEFT's draw on a base of base_dtype (None: of the basis's own dtype) is the same.
+    overwrite: replaces a folder that holds nothing but an exported adapter. model: the bare base, which may be on the
+    meta device; with it target_modules are short names where those name nothing else. dtype: of the numbers; None is
+    the narrowest that keeps them. rank_at_most: what a server of LoRAs takes.
+
+    Warns of what PEFT computes otherwise. Raises SpecError for layers that PEFT would take for others, for a magnitude
+    in a plain LoRA and for a rank that is too high, BasisError, StoreError.
     """
     path = Path(folder).absolute()
-    _check_free(path, overwrite)
-    dtype = None if base_dtype is None else str(base_dtype).removeprefix("torch.")
-    native = _is_native(adapter) and not (as_lora and adapter.spec.row.peft_type != LORA.name)
-    config, tensors = _native(adapter) if native else _folded(adapter)
-    reason = refusal(model_type_of(adapter.model or model_name or ""), config["peft_type"], adapter.layout.site_names)
-    if reason:
-        raise SpecError(reason)
+    check_free(path, OWN_FILES, overwrite)
+    named = None if base_dtype is None else str(base_dtype).removeprefix("torch.")
+    native = not as_lora and _is_native(adapter)
+    config, tensors = _native(adapter) if native else _folded(adapter, _magnitude(adapter, as_lora))
+    _check_read(adapter, config, model, model_name, rank_at_most)
+    trained = tensors | {PREFIX + key: adapter.tensors[key] for key, _ in adapter.layout.head}
+    chosen = exact_dtype(trained.values()) if dtype is None else dtype_named(dtype)
+    files = written(trained, chosen)
     if native and adapter.spec.row.shares_basis:
-        _check_redraw(adapter, save_projection, dtype)
+        _check_redraw(adapter, save_projection, named)
         config |= _basis_config(adapter, save_projection)
-        tensors |= _basis_tensors(adapter) if save_projection else {}
-    elif not save_projection or dtype is not None:
+        basis = _basis_tensors(adapter) if save_projection else {}
+        files |= written(basis, chosen if exact_dtype(basis.values()) == chosen else FULL)
+    elif not save_projection or named is not None:
         raise SpecError("save_projection=False and base_dtype are for a shared basis, and this folder holds none")
-    dropout = {PEFT_METHODS[config["peft_type"]].dropout: adapter.spec.dropout}
-    config |= dropout | _shared_config(adapter, model_name or adapter.model or None, _task_type(adapter, task_type))
-    tensors |= {PREFIX + key: adapter.tensors[key] for key, _ in adapter.layout.head}
-    _write(path, config, tensors)
+    for warning in warnings_of(adapter):
+        warn(warning, ForeignWarning, stacklevel=2)
+    task = task_for(adapter, task_type, tuple(_heads(adapter)))
+    config |= _shared_config(adapter, config["peft_type"], model_name, model) | origin_config(adapter, task)
+    prefix = adapter.origin.get(BARE, "") if task is TASKS["FEATURE_EXTRACTION"] else ""
+    _write(path, adapter, _bare_config(config, prefix), {_bare(key, prefix): t for key, t in files.items()}, task)
     return path
 
 
-def factors_of(adapter: Adapter, site: Site, basis: Basis | None) -> Tensors:
-    """Every factor of an adapter in one layer by its letter: the trained, those cut from the basis, the drawn."""
-    own = {k: adapter.tensors[f"{site.name}.{k}"] for k in adapter.layout.method.trained}
-    if basis is not None:
-        return {**own, "A": basis.A[:, : site.in_features], "B": basis.B[: site.out_features]}
-    return {**own, **drawn_factors(adapter.layout, site)}
+def _bare(name: str, prefix: str) -> str:
+    """A name of PEFT's without what the bare backbone has not."""
+    for begin in (PREFIX, "^", ""):
+        whole = begin + (re.escape(prefix) if begin == "^" else prefix)
+        if prefix and name.startswith(whole):
+            return begin + name.removeprefix(whole)
+    return name
+
+
+def _bare_config(config: Config, prefix: str) -> Config:
+    patterns = {k: config[k] for k in ("rank_pattern", "alpha_pattern") if config.get(k)}
+    named = {k: {_bare(name, prefix): value for name, value in found.items()} for k, found in patterns.items()}
+    targets = config["target_modules"]
+    several = targets if isinstance(targets, str) else [_bare(name, prefix) for name in targets]
+    return {**config, **named, "target_modules": several}
+
+
+def _magnitude(adapter: Adapter, as_lora: bool) -> bool:
+    """Whether a magnitude stays beside A and B; a plain LoRA has none."""
+    return not as_lora and "m" in adapter.spec.row.factors
+
+
+def _check_read(
+    adapter: Adapter, config: Config, model: nn.Module | None, name: str | None, rank_at_most: int | None
+) -> None:
+    """Raises SpecError for what a reader would refuse or take for something else."""
+    family = model_type_of(adapter.model or name or "")
+    if model is not None:
+        family = str(getattr(getattr(model, "config", None), "model_type", family))
+    reason = refusal(family, config["peft_type"], adapter.layout.site_names)
+    if reason:
+        raise SpecError(reason)
+    rank = config.get(LORA.rank) if config["peft_type"] == LORA.name else None
+    if rank_at_most is not None and (rank is None or rank > rank_at_most):
+        has = "it is not written as a LoRA: also ask for as_lora" if rank is None else f"it has rank {rank}"
+        raise SpecError(f"rank_at_most={rank_at_most}, but {has}; vLLM takes more with --max-lora-rank")
+
+
+def _shared_config(adapter: Adapter, peft_type: str, model_name: str | None, model: nn.Module | None) -> Config:
+    given = model_name or adapter.model
+    return {
+        "base_model_name_or_path": public_name(given)[0] or None,
+        "inference_mode": True,
+        "bias": "none",
+        "fan_in_fan_out": False,  # PEFT sets it itself on Conv1D
+        "target_modules": target_names(adapter, model),
+        "modules_to_save": _heads(adapter) or None,
+        "peft_version": PEFT_VERSION,
+        PEFT_METHODS[peft_type].dropout: adapter.spec.dropout,
+    }
 
 
 def _is_native(adapter: Adapter) -> bool:
@@ -128,29 +186,13 @@ def _native(adapter: Adapter) -> tuple[Config, Tensors]:
     return {**config, "use_dora": "m" in row.factors, **_patterns(_rank(adapter), ranks, alphas)}, tensors
 
 
-def _folded(adapter: Adapter) -> tuple[Config, Tensors]:
-    """The equal LoRA, with a magnitude where the row has one; a layer of rank 0 becomes one of rank 1 that is 0."""
-    magnitude = "m" in adapter.spec.row.factors
-    keys, basis, rank = row_of(LORA, magnitude).peft_keys, adapter.basis(), _rank(adapter)
-    tensors: Tensors = {}
-    ranks: dict[str, int] = {}
-    for site in adapter.layout.sites:
-        factors = _lora_factors(factors_of(adapter, site, basis), site)
-        ranks[site.name] = factors["A"].shape[0]
-        tensors |= {f"{PREFIX}{site.name}.{keys[k]}": v for k, v in factors.items()}
+def _folded(adapter: Adapter, magnitude: bool) -> tuple[Config, Tensors]:
+    """The equal LoRA of one rank, alpha = rank, so that no reader scales it; with a magnitude where the row has one."""
+    keys, rank = row_of(LORA, magnitude).peft_keys, folded_rank(adapter)
+    layers = folded(adapter, magnitude=magnitude)
+    tensors = {f"{PREFIX}{n}.{keys[k]}": t for n, factors in layers.items() for k, t in factors.items()}
     scale = {LORA.alpha or "": rank, "use_rslora": False, "use_dora": magnitude}
-    alphas: dict[str, float] = {n: r for n, r in ranks.items() if r != rank}
-    return {"peft_type": LORA.name, LORA.rank: rank, **scale, **_patterns(rank, ranks, alphas)}, tensors
-
-
-def _lora_factors(factors: Tensors, site: Site) -> Tensors:
-    A, B, d, b = (factors.get(k) for k in ("A", "B", "d", "b"))
-    assert A is not None and B is not None
-    A = A if d is None else d[:, None] * A
-    B = (B if b is None else b[:, None] * B) * (site.scale[0] / site.scale[1])
-    if site.rank == 0:
-        A, B = torch.zeros(1, site.in_features), torch.zeros(site.out_features, 1)
-    return {"A": A, "B": B} | {k: v for k, v in factors.items() if k == "m"}
+    return {"peft_type": LORA.name, LORA.rank: rank, **scale, "rank_pattern": {}, "alpha_pattern": {}}, tensors
 
 
 def _patterns(rank: int, ranks: Mapping[str, int], alphas: Mapping[str, float]) -> Config:
@@ -218,28 +260,6 @@ def _basis_tensors(adapter: Adapter) -> Tensors:
     return {BASIS_KEYS["A"]: basis.A[:, :wide], BASIS_KEYS["B"]: basis.B[:tall]}
 
 
-def _shared_config(adapter: Adapter, model_name: str | None, task_type: str | None) -> Config:
-    return {
-        "base_model_name_or_path": model_name,
-        "task_type": task_type,
-        "inference_mode": True,
-        "bias": "none",
-        "fan_in_fan_out": False,  # PEFT sets it itself on Conv1D
-        "target_modules": _targets(adapter),
-        "modules_to_save": _heads(adapter) or None,
-    }
-
-
-def _targets(adapter: Adapter) -> list[str]:
-    """The spec's own endings where each layer has one of them, else the full name of every layer."""
-    names, given = [s.name for s in adapter.layout.sites], adapter.spec.targets
-    if isinstance(given, str) and (given in (ALL_LINEAR, DEFAULT) or re.search(r"[^\w.\-]", given)):
-        return sorted(names)
-    endings = (given,) if isinstance(given, str) else given
-    covered = all(any(is_named(n, e) for e in endings) for n in names)
-    return sorted(set(endings) if covered and not adapter.spec.exclude else names)
-
-
 def _heads(adapter: Adapter) -> list[str]:
     """The spec's own heads, and the top module of a tensor that is in none of them."""
     own = adapter.spec.head
@@ -247,46 +267,12 @@ def _heads(adapter: Adapter) -> list[str]:
     return sorted({next((h for h in own if key.startswith(f"{h}.")), key.partition(".")[0]) for key in keys})
 
 
-def _task_type(adapter: Adapter, given: str | None) -> str | None:
-    heads, of_classifiers = _heads(adapter), TASK_HEADS["SEQ_CLS"]
-    if given is None:
-        own = meaning_of(adapter).row.peft if adapter.task else "SEQ_CLS"
-        return own if heads and all(h.endswith(of_classifiers) for h in heads) else None
-    if given in TASK_HEADS and not any(h.endswith(TASK_HEADS[given]) for h in heads):
-        raise SpecError(
-            f"task_type={given!r}: PEFT wants the trained head of such a model ({' or '.join(TASK_HEADS[given])}), and "
-            f"this adapter has {', '.join(heads) or 'no head'}; use FEATURE_EXTRACTION"
-        )
-    return given
-
-
-def _check_free(path: Path, overwrite: bool) -> None:
-    if path.exists() and not path.is_dir():
-        raise StoreError(f"{path} is a file; name a folder")
-    held = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
-    others = [name for name in held if name not in OWN_FILES]
-    if others:
-        raise StoreError(
-            f"{path} holds {others[0]!r}, no part of an exported adapter, and is not replaced; name another"
-        )
-    if held and not overwrite:
-        raise StoreError(f"{path} holds an adapter; pass overwrite=True to replace it, or name another folder")
-
-
-def _write(path: Path, config: Config, tensors: Tensors) -> None:
-    """Written aside and renamed, so that a reader never sees half an adapter."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside, old = (path.with_name(f".{path.name}.{uuid4().hex}.{word}") for word in ("new", "old"))
-    try:
-        aside.mkdir()
-        plain = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
-        save_file(plain, aside / WEIGHTS_NAME, {"format": "pt"})
-        (aside / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        if path.exists():
-            path.rename(old)
-        aside.rename(path)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        if old.exists() and not path.exists():
-            old.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
+def _write(path: Path, adapter: Adapter, config: Config, files: Tensors, task: PeftTask | None) -> None:
+    base = config["base_model_name_or_path"] or ""
+    if adapter.model and adapter.model != base:
+        config[OWN_KEY]["model"] = adapter.model
+    config["revision"] = config["revision"] or public_name(adapter.model)[1] or None
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    card = model_card(adapter, base, config["peft_type"], task)
+    weights = save(files, {"format": "pt"})
+    write_folder(path, {WEIGHTS_NAME: weights, CONFIG_NAME: text.encode(), CARD_NAME: card.encode()})

@@ -3,11 +3,13 @@
 import json
 
 import pytest
-from peft_oracle import TARGETS
+from peft.utils import constants
 
 from polyvera.adapter.method import METHODS
-from polyvera.errors import FormatError, LayoutError, SpecError
-from polyvera.store.peft.config import CONFIG_NAME, PEFT_METHODS, of_pattern, read_config, row_of, sites_of, widest
+from polyvera.errors import FormatError, SpecError
+from polyvera.store.foreign import CONFIG_NAME
+from polyvera.store.peft.config import PEFT_METHODS, read_config, row_of
+from polyvera.store.peft.family_targets import FAMILY_TARGETS
 
 RANKS = {"LORA": "r", "ADALORA": "init_r", "VERA": "r"}
 
@@ -40,48 +42,67 @@ def test_a_flag_chooses_the_scaling(config, flag, rule):
     assert config(use_rslora=flag).scaling == rule
 
 
-@pytest.mark.parametrize("kind", TARGETS)
-def test_sites_end_in_the_targets(config, built, kind):
-    sites = sites_of(config(target_modules=TARGETS[kind]), built[kind])
-    assert sites and all(name.endswith(tuple(TARGETS[kind])) for name in sites)
-    assert widest(sites) == (max(i for i, _ in sites.values()), max(o for _, o in sites.values()))
+@pytest.mark.parametrize(
+    ("peft_type", "key", "value"),
+    [("LORA", "r", 8), ("LORA", "lora_alpha", 8), ("ADALORA", "init_r", 12), ("VERA", "r", 256)],
+)
+def test_a_key_that_is_left_out_is_pefts_default(peft_type, key, value, tmp_path):
+    (tmp_path / CONFIG_NAME).write_text(json.dumps({"peft_type": peft_type, "target_modules": ["q_proj"]}))
+    assert read_config(tmp_path / CONFIG_NAME).required(key) == value
+    (tmp_path / CONFIG_NAME).write_text(json.dumps({"peft_type": peft_type, "target_modules": ["q_proj"], key: None}))
+    with pytest.raises(FormatError, match=f"{key} is null"):
+        read_config(tmp_path / CONFIG_NAME).required(key)
 
 
-def test_layers_are_chosen_by_number(config, small_llama):
-    chosen = sites_of(config(layers_to_transform=[0, 2]), small_llama)
-    assert list(chosen) == [f"model.layers.{i}.self_attn.q_proj" for i in (0, 2)]
+@pytest.mark.parametrize("peft_type", FAMILY_TARGETS)
+def test_no_targets_mean_what_they_mean_in_peft(peft_type, config, small_llama):
+    theirs = getattr(constants, f"TRANSFORMERS_MODELS_TO_{peft_type}_TARGET_MODULES_MAPPING")
+    ours = {k: v if isinstance(v, str) else list(v) for k, v in FAMILY_TARGETS[peft_type].items()}
+    assert ours == theirs
+    assert config(peft_type, target_modules=None).on(small_llama).target_modules == ["q_proj", "v_proj"]
 
 
-def test_the_first_pattern_that_ends_a_name_counts(config):
-    patterns = config(rank_pattern={"q_proj": 1, r"layers\.1\..*": 2})
-    names = ("layers.1.q_proj", "layers.1.v_proj", "layers.0.v_proj")
-    assert [of_pattern(patterns, "rank_pattern", name, 0) for name in names] == [1, 2, 0]
-    assert of_pattern(config(), "rank_pattern", "q_proj", 7) == 7
+def test_a_family_without_a_default_needs_targets(config, small_llama):
+    small_llama.config.model_type = "other"
+    with pytest.raises(SpecError, match="target_modules is null"):
+        config(target_modules=None).on(small_llama)
 
 
-def test_a_key_that_is_missing_is_named(config):
-    with pytest.raises(FormatError, match="'init_r'"):
-        config("ADALORA", init_r=None).required("init_r")
+OFF = {
+    "bias": "none",
+    "trainable_token_indices": {},
+    "target_parameters": [],
+    "alora_invocation_tokens": [],
+    "use_qalora": False,
+    "layer_replication": [],
+    "megatron_config": {},
+    "ensure_weight_tying": False,
+    "use_rslora": None,
+    "use_dora": None,
+    "modules_to_save": [],
+    "exclude_modules": [],
+}
 
 
-BAD = "(((([a-z_.0-9]{1,50}){1,50}){1,50}){1,50})[!?]"
+@pytest.mark.parametrize("key", OFF)
+def test_what_asks_for_nothing_is_no_reason_to_refuse(key, config):
+    assert config(**{key: OFF[key]}).scaling == "alpha/r"
 
 
 @pytest.mark.parametrize(
-    ("key", "keys"),
+    ("keys", "said"),
     [
-        ("target_modules", {"target_modules": BAD}),
-        ("exclude_modules", {"exclude_modules": BAD}),
-        ("layers_pattern", {"layers_pattern": [BAD], "layers_to_transform": [0]}),
-        ("modules_to_save", {"modules_to_save": [BAD]}),
+        ({"task_type": "CHAT"}, "task_type='CHAT'"),
+        ({"target_modules": ".*q_proj", "layers_to_transform": [0]}, "layers_to_transform"),
+        ({"layers_pattern": "layers"}, "layers_pattern"),
     ],
 )
-def test_an_expression_that_explodes_is_refused_by_its_key(key, keys, config, small_llama):
-    with pytest.raises((FormatError, LayoutError), match=key):
-        sites_of(config(**keys), small_llama)
+def test_what_peft_refuses_is_refused(keys, said, config):
+    with pytest.raises(SpecError, match=said):
+        config(**keys)
 
 
-@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
-def test_so_is_one_in_a_pattern(key, config):
-    with pytest.raises(FormatError, match=key):
-        of_pattern(config(**{key: {BAD: 1}}), key, "model.layers.0.self_attn.q_proj" + 40 * "a", 0)
+def test_a_byte_order_mark_is_skipped(tmp_path):
+    text = json.dumps({"peft_type": "LORA", "target_modules": ["q_proj"]})
+    (tmp_path / CONFIG_NAME).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert read_config(tmp_path / CONFIG_NAME).kind.name == "LORA"

@@ -17,7 +17,8 @@ from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import linear_layers
 from polyvera.errors import BasisError, FormatError, LayoutError, PolyveraError, SpecError
 from polyvera.store.peft import export_peft, import_peft
-from polyvera.store.peft.config import PeftConfig, sites_of
+from polyvera.store.peft.config import PeftConfig
+from polyvera.store.peft.sites import sites_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -56,8 +57,7 @@ def change_weights(folder, change):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("bias", "all"),
-        ("bias", "lora_only"),
+        ("bias", "some"),
         ("lora_bias", True),
         ("init_lora_weights", "pissa"),
         ("init_lora_weights", "pissa_niter_16"),
@@ -67,7 +67,7 @@ def change_weights(folder, change):
         ("init_lora_weights", "lora_ga"),
         ("init_lora_weights", "mica"),
         ("trainable_token_indices", [1, 2]),
-        ("target_parameters", ["mlp.experts.weight"]),
+        ("target_parameters", ["q_proj.weight"]),
         ("alora_invocation_tokens", [5]),
         ("use_qalora", True),
         ("use_bdlora", {"nblocks": 2}),
@@ -77,7 +77,7 @@ def change_weights(folder, change):
         ("monteclora_config", {"num_samples": 2}),
         ("layer_replication", [[0, 2]]),
         ("megatron_config", {"a": 1}),
-        ("ensure_weight_tying", True),
+        ("task_type", "CHAT"),
         ("peft_type", "LOHA"),
         ("peft_type", "lora"),
     ],
@@ -142,18 +142,16 @@ def test_a_config_that_is_none(text, folder_of, small_llama):
     ("key", "value"),
     [
         ("peft_type", "absent"),
-        ("target_modules", "absent"),
-        ("target_modules", None),
         ("target_modules", [1]),
         ("target_modules", "(q_proj"),
-        ("r", "absent"),
+        ("r", None),
         ("r", 0),
         ("r", -4),
         ("r", 4.0),
         ("r", True),
         ("r", "4"),
         ("r", 10**12),
-        ("lora_alpha", "absent"),
+        ("lora_alpha", None),
         ("lora_alpha", "8"),
         ("lora_alpha", float("nan")),
         ("lora_dropout", 1.0),
@@ -199,18 +197,24 @@ def test_a_header_that_lies_about_its_length(folder_of, small_llama):
         import_peft(path.parent, small_llama)
 
 
-def test_pickles_are_never_opened(folder_of, small_llama):
+def test_a_pickle_is_read_only_where_asked_for_and_only_as_tensors(folder_of, small_llama):
     folder = folder_of("lora")
-    (folder / WEIGHTS).rename(folder / "adapter_model.bin")
-    with pytest.raises(FormatError, match=r"adapter_model\.bin is a pickle"):
+    wanted = import_peft(folder, small_llama)
+    torch.save(load_file(folder / WEIGHTS), folder / "adapter_model.bin")
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(FormatError, match=r"adapter_model\.bin is a pickle.*--pickle"):
         import_peft(folder, small_llama)
+    assert torch.equal(import_peft(folder, small_llama, pickle=True).flat, wanted.flat)
+    torch.save({"x": SimpleNamespace()}, folder / "adapter_model.bin")
+    with pytest.raises(FormatError, match="not a plain state dict"):
+        import_peft(folder, small_llama, pickle=True)
 
 
 def test_a_folder_that_is_none(folder_of, small_llama, tmp_path):
     folder = folder_of("lora")
     for path, said in (
         (tmp_path, "holds the adapters lora"),
-        (tmp_path / "none", "is not a PEFT folder"),
+        (tmp_path / "none", "there is no folder"),
         (folder, WEIGHTS),
     ):
         (folder / WEIGHTS).unlink() if path == folder else None
@@ -281,9 +285,25 @@ def test_an_adapter_of_another_model(folder_of, small_bert, built):
         import_peft(change_config(folder_of("vera"), target_modules=["query"]), small_bert)
 
 
-def test_a_head_inside_another_module(folder_of, small_llama):
-    with pytest.raises(LayoutError, match=r"model\.embed_tokens.*directly under"):
-        import_peft(change_config(folder_of("lora"), modules_to_save=["embed_tokens"]), small_llama)
+def test_a_module_saved_whole_inside_another_has_to_be_the_bases_own(folder_of, small_llama):
+    folder, key = folder_of("lora"), "base_model.model.model.embed_tokens.weight"
+    change_config(folder, modules_to_save=["embed_tokens"])
+    own = small_llama.model.embed_tokens.weight.detach().clone()
+    change_weights(folder, lambda t: t.update({key: own}))
+    assert import_peft(folder, small_llama).spec.head == ()
+    change_weights(folder, lambda t: t[key].add_(1))
+    with pytest.raises(FormatError, match=r"embed_tokens.*modules_to_save=\['embed_tokens'\]"):
+        import_peft(folder, small_llama)
+
+
+def test_a_bias_has_to_be_the_bases_own(folder_of, small_llama):
+    folder, key = folder_of("lora"), f"{Q}.base_layer.bias"
+    own = small_llama.model.layers[0].self_attn.q_proj.bias.detach().clone()
+    change_weights(change_config(folder, bias="lora_only"), lambda t: t.update({key: own}))
+    import_peft(folder, small_llama)
+    change_weights(folder, lambda t: t[key].add_(1))
+    with pytest.raises(FormatError, match="bias='lora_only' trains biases"):
+        import_peft(folder, small_llama)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_an_imported_adapter_and_its_export_give_pefts_own_logits(arch, dtype, k
     ours, _ = here(base, adapter)
     assert_same_everywhere(ours, theirs, base, ids)
     assert sorted(adapter.spec.targets) == sorted(TARGETS[arch])
-    again = in_peft(base, export_peft(adapter, folder.with_name("again"), task_type=TASKS[arch]))
+    again = in_peft(base, export_peft(adapter, folder.with_name("again")))
     assert_same_everywhere(again, theirs, base, ids)
 
 
@@ -61,7 +61,7 @@ def test_there_and_back_again_keeps_every_bit(arch, kind, base_of, peft_folder):
     folder = peft_folder(base, KINDS[kind](TARGETS[arch]), task=TASKS[arch], prune=kind == "pruned")
     stored = kind != "vera-drawn"
     options = {"save_projection": False} if not stored else {}
-    back = export_peft(import_peft(folder, base), folder.with_name("back"), task_type=TASKS[arch], **options)
+    back = export_peft(import_peft(folder, base), folder.with_name("back"), model=base, **options)
     before, after = (load_file(f / "adapter_model.safetensors") for f in (folder, back))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[k], after[k]) and before[k].dtype == after[k].dtype for k in before)

@@ -126,7 +126,7 @@ def test_an_edge_is_extended_until_the_loss_turns(base: Base) -> None:
 def test_rates_beyond_an_edge(base: Base, losses: dict[float, float], expected: list[float]) -> None:
     recipe = recipe_of()
     with adapted(recipe, base, 1) as bank:
-        search = RateSearch(recipe, base, bank, [], None)
+        search = RateSearch(recipe, base, bank, [rows_of(recipe, base, counting_rows(48))], None)
         search.tried = {lr: TriedRate(lr, 3, loss) for lr, loss in losses.items()}
         assert search.beyond() == expected
 

@@ -1,0 +1,54 @@
+"""folded: the LoRA that an adapter equals, of one rank and with every vector and scale inside A and B."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import pad
+
+from polyvera.adapter.adapter import Adapter, drawn_factors
+from polyvera.adapter.basis import Basis
+from polyvera.adapter.layout import Site
+from polyvera.errors import SpecError
+
+Factors = dict[str, Tensor]
+
+
+def folded(adapter: Adapter, *, magnitude: bool = False) -> dict[str, Factors]:
+    """A (rank, in) and B (out, rank) of each layer by its name: B A is the change of its weight, with no scale.
+
+    The rank is the largest of all layers, at least 1; a layer of fewer has rows of A and columns of B that are 0.
+    magnitude: takes an adapter with a magnitude, whose m (out,) stays beside A and B. Raises SpecError for one without.
+    """
+    if "m" in adapter.layout.method.factors and not magnitude:
+        raise SpecError(
+            f"{adapter.layout.method.name} trains a magnitude, which scales the base's own weight and cannot be folded "
+            "into a LoRA: `polyvera merge` writes a plain model, and PEFT's own format (without --as-lora) keeps it"
+        )
+    basis, rank = adapter.basis(), folded_rank(adapter)
+    return {site.name: _padded(_plain(factors_of(adapter, site, basis), site), rank) for site in adapter.layout.sites}
+
+
+def folded_rank(adapter: Adapter) -> int:
+    """The rank that folded() gives every layer."""
+    return max(1, *(site.rank for site in adapter.layout.sites))
+
+
+def factors_of(adapter: Adapter, site: Site, basis: Basis | None) -> Factors:
+    """Every factor of an adapter in one layer by its letter: the trained, those cut from the basis, the drawn."""
+    own = {k: adapter.tensors[f"{site.name}.{k}"] for k in adapter.layout.method.trained}
+    if basis is not None:
+        return {**own, "A": basis.A[:, : site.in_features], "B": basis.B[: site.out_features]}
+    return {**own, **drawn_factors(adapter.layout, site)}
+
+
+def _plain(factors: Factors, site: Site) -> Factors:
+    A, B, d, b = (factors.get(k) for k in ("A", "B", "d", "b"))
+    assert A is not None and B is not None
+    A = A if d is None else d[:, None] * A
+    B = (B if b is None else b[:, None] * B) * (site.scale[0] / site.scale[1])
+    return {"A": A, "B": B} | {k: v for k, v in factors.items() if k == "m"}
+
+
+def _padded(factors: Factors, rank: int) -> Factors:
+    missing = rank - factors["A"].shape[0]
+    return {**factors, "A": pad(factors["A"], (0, 0, 0, missing)), "B": pad(factors["B"], (0, missing))}
