@@ -79,7 +79,7 @@ def methods() -> str:
         {
             "method": f"`{row.name}`",
             **{letter: _factor(row, row.factors.get(letter)) for letter in LETTERS},
-            "stored a layer": " + ".join(SIZES[letter] for letter in row.trained),
+            "stored a layer": " + ".join(SIZES[x] + "/L" * (x in row.tied) for x in row.trained),
             "source": row.source,
         }
         for row in METHODS.values()
@@ -93,7 +93,7 @@ def _factor(row: Method, factor: Factor | None) -> str:
     init = row.scaling.replace("alpha,r", "alpha/r") if factor.init == SCALE else INITS[factor.init]
     if factor.shared:
         return f"**shared**, {init}"
-    return f"{'trained' if factor.trained else 'frozen'}, {init}"
+    return f"{'**tied**' if factor.tied else 'trained' if factor.trained else 'frozen'}, {init}"
 
 
 def plan() -> str:

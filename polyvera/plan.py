@@ -53,7 +53,8 @@ class Cost:
     """What one adapter costs; every count and every `*_bytes` is exact, in numbers and in bytes.
 
     method, rank: the row, and its rank (None for full fine-tuning). stored: the dtype of the stored numbers.
-    num_params, stored_bytes: the head included; num_head_params, head_bytes: the head's share of them.
+    num_params, stored_bytes: the head included; num_head_params, head_bytes: the head's share of them. num_slot_params:
+    numbers in a slot, more than are trained where a hash makes them.
     slot_bytes: one slot of a bank, fp32; for full fine-tuning a whole copy in the base's dtype.
     basis_bytes: the one shared frozen pair, fp32. frozen_bytes: the factors drawn for each layer, fp32.
     constant_bytes: what a magnitude on a frozen A keeps of W and A, fp32. base_bytes: the frozen base weights.
@@ -63,6 +64,7 @@ class Cost:
     rank: int | None
     num_params: int
     num_head_params: int
+    num_slot_params: int
     stored: str
     stored_bytes: int
     head_bytes: int
@@ -95,7 +97,7 @@ class Cost:
     def fleet_bytes(self, num_slots: int) -> int:
         """Memory to train so many at a time in one bank, activations not counted."""
         kept = self.basis_bytes + self.frozen_bytes + self.constant_bytes
-        return self.base_bytes + ADAM_BYTES * self.num_params * num_slots + kept
+        return self.base_bytes + ADAM_BYTES * self.num_slot_params * num_slots + kept
 
     @property
     def fits(self) -> dict[str, bool]:
@@ -132,6 +134,7 @@ def cost(
     _check_dtype("stored", stored, STORED)
     _check_head(spec, head)
     layout = layout_of(spec, shapes, head)
+    entries = [entry for stack in layout.stacks for entry in stack.entries]
     basis_bytes = 0 if layout.basis is None else FP32 * layout.basis.num_params
     carried = basis_bytes if spec.init == GIVEN else 0
     return Cost(
@@ -139,10 +142,11 @@ def cost(
         rank=spec.rank or spec.row.rank,
         num_params=layout.num_params,
         num_head_params=layout.num_head_params,
+        num_slot_params=layout.expanded.num_params,
         stored=stored,
-        stored_bytes=_stored_bytes(layout.entries.values(), stored) + carried,
-        head_bytes=_stored_bytes((e for e in layout.entries.values() if not e.letter), stored),
-        slot_bytes=FP32 * layout.num_params,
+        stored_bytes=_stored_bytes(entries, stored) + carried,
+        head_bytes=_stored_bytes((e for e in entries if not e.letter), stored),
+        slot_bytes=FP32 * layout.expanded.num_params,
         basis_bytes=basis_bytes,
         frozen_bytes=FP32 * _num_drawn(layout),
         constant_bytes=FP32 * _num_constants(layout),
@@ -162,6 +166,7 @@ def full_cost(num_base_params: int, *, head: Mapping[str, Shape] = NO_HEAD, base
         rank=None,
         num_params=num_base_params,
         num_head_params=num_head_params,
+        num_slot_params=num_base_params,
         stored=base_dtype,
         stored_bytes=whole,
         head_bytes=NUMBER_BYTES[base_dtype] * num_head_params,

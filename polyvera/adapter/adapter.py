@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from polyvera.adapter.basis import Basis, draw_basis, draw_factor
+from polyvera.adapter.hashing import hashing_of
 from polyvera.adapter.layout import Layout, Shape, Site, layout_of
 from polyvera.adapter.method import DRAWN, factor_shape
 from polyvera.adapter.spec import GIVEN, AdapterSpec
@@ -69,10 +71,16 @@ class Adapter:
         of = f", of {self.model}" if self.model else ""
         return f"Adapter({self.layout.title}, {self.num_params:,} numbers, {4 * self.num_params:,} bytes{of})"
 
+    @cached_property
+    def expanded(self) -> Tensor:
+        """The numbers of every letter, in the order of layout.expanded: `flat` itself, save where a hash makes them."""
+        return self.flat if self.layout.hash_size is None else hashing_of(self.spec, self.layout).expand(self.flat)
+
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """Every trained tensor by `site.letter` (a head's by its own name), as views of `flat`."""
-        return {k: self.flat[e.offset : e.offset + e.size].view(e.shape) for k, e in self.layout.entries.items()}
+        """Every trained tensor by `site.letter` (a head's by its own name), as views of `expanded`."""
+        flat, entries = self.expanded, self.layout.expanded.entries
+        return {k: flat[e.offset : e.offset + e.size].view(e.shape) for k, e in entries.items()}
 
     @property
     def num_params(self) -> int:
@@ -116,20 +124,32 @@ def adapter_from(
     tensors: keyed `site.letter`; a key of no layer is a tensor of the head.
     given: the frozen pair, if no key draws it. base: the fingerprint of the base model, '' if unknown.
 
-    Raises LayoutError for tensors that are missing, too many, or of other shapes.
+    Raises LayoutError for tensors that are missing, too many, of other shapes, or that the method's ties or the spec's
+    hash do not make.
     """
     sited = {f"{site}.{letter}" for site in shapes for letter in spec.row.trained}
     head: dict[str, Shape] = {k: tuple(t.shape) for k, t in tensors.items() if k not in sited}
     layout = layout_of(spec, shapes, head)
     if given is not None:
-        layout = Layout(layout.method, layout.sites, given.key, layout.seed, layout.head)
+        layout = replace(layout, basis=given.key)
     missing = sited - set(tensors)
     if missing:
         raise LayoutError(f"{len(missing)} tensors are missing, among them {min(missing)!r}")
-    flat = torch.empty(layout.num_params)
-    for key, entry in layout.entries.items():
+    flat = torch.empty(layout.expanded.num_params)
+    for key, entry in layout.expanded.entries.items():
         if tuple(tensors[key].shape) != entry.shape:
             raise LayoutError(f"{key} has shape {tuple(tensors[key].shape)}, but the layout has {entry.shape}")
         flat[entry.offset : entry.offset + entry.size] = tensors[key].detach().float().flatten()
     sha256 = "" if layout.basis is None else (given or draw_basis(layout.basis)).sha256
-    return Adapter(spec, layout, flat, sha256, given, base)
+    flat = flat if spec.hash_size is None else hashing_of(spec, layout).fold(flat)
+    adapter = Adapter(spec, layout, flat, sha256, given, base)
+    _check_made(adapter, tensors)
+    return adapter
+
+
+def _check_made(adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:
+    method, is_hashed = adapter.layout.method, adapter.spec.hash_size is not None
+    made = {letter for letter in method.trained if letter in method.tied or (is_hashed and letter in method.hashed)}
+    for key, own in adapter.tensors.items() if made else ():
+        if key.rpartition(".")[2] in made and not torch.allclose(own, tensors[key].detach().float().cpu(), atol=1e-6):
+            raise LayoutError(f"{key} holds other numbers than {method.name} makes for it from those of other layers")

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from polyvera.adapter.adapter import Adapter, drawn_factors
-from polyvera.adapter.basis import DRAWS, Basis, draw_factor
+from polyvera.adapter.basis import Basis
+from polyvera.adapter.hashing import Hashing, check_same_hash, hashing_of, initial
 from polyvera.adapter.layer import HeadBank
 from polyvera.adapter.layer_bank import LayerBank
 from polyvera.adapter.layout import Entry, Layout, Site
 from polyvera.adapter.lazy_zeros import zeros
-from polyvera.adapter.method import D_INIT, ROW_NORM
+from polyvera.adapter.method import ROW_NORM
 from polyvera.adapter.shared_input import SharedInput
 from polyvera.adapter.slot_table import SlotTable
 from polyvera.adapter.spec import AdapterSpec
@@ -47,19 +48,20 @@ class Bank:
     ) -> None:
         if num_slots < 1:
             raise SlotError(f"num_slots={num_slots}: a bank has at least one slot")
-        self.layout, self.basis = layout, basis
+        self.layout, self.basis = layout.expanded, basis
         self.table, self.dtype, self.trainable = table, dtype, trainable
         self.product_dtype, self.position = product_dtype, len(table.banks)
         self.dropout = 0.0 if spec is None else spec.dropout
-        self.flat = zeros((num_slots, layout.num_params), device=device, dtype=dtype)
+        self.flat = zeros((num_slots, self.layout.num_params), device=device, dtype=dtype)
         self.spec, self._specs = spec, dict[int, AdapterSpec]()
         self.version = 0
         self._written: dict[int, int] = {}
         self.occupied: set[int] = set()
         self.layers: dict[str, LayerBank] = {}
         self.heads: dict[str, HeadBank] = {}
+        self._tied: dict[int, nn.Parameter] = {}
         self._shared: dict[tuple[str, int], SharedInput] = {}
-        self._accepted = layout
+        self._accepted = self.layout
         self.slots: tuple[int, ...] = tuple(table.add(self, num_slots))
 
     def __repr__(self) -> str:
@@ -105,7 +107,11 @@ class Bank:
         flat, basis = self.take(slot), self.basis
         given = basis if basis is not None and basis.key.sha256 else None
         sha256 = "" if basis is None else basis.sha256
-        return Adapter(self.spec_of(self._index(slot)), self.layout, flat, sha256, given)
+        spec = self.spec_of(self._index(slot))
+        if spec.hash_size is None:
+            return Adapter(spec, self.layout, flat, sha256, given)
+        hashing = hashing_of(spec, self.layout)
+        return Adapter(spec, hashing.layout, hashing.fold(flat), sha256, given)
 
     def free_slot(self) -> int:
         """An empty slot; where there is none, the bank grows to twice its size. A trainable bank does not grow."""
@@ -153,11 +159,24 @@ class Bank:
             )
         if self.basis is not None and adapter.basis_sha256 != self.basis.sha256:
             adapter.basis()  # raises with both digests where they disagree
-        self._write(index, adapter.flat)
+        if self.spec is not None:
+            check_same_hash(self.spec, adapter.spec)
+        self._write(index, adapter.expanded)
         self._specs[index] = adapter.spec
         for name, norm in (norms or {}).items():
             self.layers[name].keep_norm(index, norm)
         self._refresh(index)
+
+    @property
+    def hashing(self) -> Hashing | None:
+        """What makes the letters of every slot, where the bank's spec has a hash."""
+        spec = self.spec
+        return None if spec is None or spec.hash_size is None else hashing_of(spec, self.layout)
+
+    @property
+    def num_trained(self) -> int:
+        """The numbers that a slot trains: fewer than it holds where a hash makes them."""
+        return (self.layout if self.hashing is None else self.hashing.layout).num_params
 
     def memory(self) -> NDArray[np.float32] | None:
         """All rows, (num_slots, num_params), to be filled before settle(); None where they aren't fp32 on the CPU."""
@@ -213,8 +232,8 @@ class Bank:
         index = self._index(slot)
         spec = self.spec_of(index)
         row = torch.zeros(self.layout.num_params)
-        for key, entry in self.layout.entries.items():
-            value = head[key].detach().float().cpu() if not entry.letter else self._initial(entry, spec)
+        for entry in (entry for stack in self.layout.stacks for entry in stack.entries):
+            value = initial(entry, spec) if entry.letter else head[entry.key].detach().float().cpu()
             row[entry.offset : entry.offset + entry.size] = value.flatten()
         self._write(index, row)
         self._start_magnitudes(index)
@@ -231,11 +250,11 @@ class Bank:
             parameter.grad = torch.unflatten(grads[:, entry.offset : entry.offset + entry.size], 1, entry.shape)
         return grads
 
-    def _initial(self, entry: Entry, spec: AdapterSpec) -> Tensor:
-        init = self.layout.method.factors[entry.letter].init
-        if init in DRAWS:
-            return draw_factor(init, spec.seed, entry.key, entry.shape)
-        return torch.full(entry.shape, spec.d_init if init == D_INIT else 0.0)
+    def tie_gradients(self) -> None:
+        """Projects gradients onto what a hash can follow; before the norm of a step is taken."""
+        if self.hashing is not None:
+            parts = [(entry, p.grad) for entry, p in self._parameters() if p.grad is not None]
+            self.hashing.tie_parts(parts, torch.zeros_like(self.flat))
 
     def _start_magnitudes(self, index: int) -> None:
         for layer in self.layers.values():
@@ -268,7 +287,7 @@ class Bank:
     def _is_alike(self, layout: Layout) -> bool:
         if layout is self._accepted:
             return True
-        is_alike = layout.key() == self.layout.key()
+        is_alike = layout.expanded.key() == self.layout.key()
         self._accepted = layout if is_alike else self._accepted
         return is_alike
 
@@ -304,7 +323,9 @@ class Bank:
         return head.get_parameter(entry.key[len(name) + 1 :].replace(".", "/"))
 
     def _parameter(self, entry: Entry) -> nn.Parameter:
-        return nn.Parameter(self._columns(entry), requires_grad=self.trainable)
+        """The columns of an entry; layers that have it in common get the same parameter, and so one gradient."""
+        made = nn.Parameter(self._columns(entry), requires_grad=self.trainable)
+        return self._tied.setdefault(entry.offset, made) if entry.letter in self.layout.method.tied else made
 
     def _columns(self, entry: Entry) -> Tensor:
         columns = self.flat[:, entry.offset : entry.offset + entry.size]

@@ -20,7 +20,8 @@ from polyvera.adapter.shared_input import SharedInput, project_input
 class LayerBank(nn.Module):
     """One layer's share of a bank: each trained factor with a leading slot axis, and the frozen ones it needs.
 
-    A, B, d, b, m: Parameter (slots, *shape) where trained; A (rank, in) of a row that draws it for each layer.
+    A, B, d, b, m: Parameter (slots, *shape) where trained; A (rank, in), B (out, rank) of a row that draws one for each
+    layer.
     """
 
     def __init__(
@@ -280,5 +281,5 @@ class LayerBank(nn.Module):
         own = own or {}
         if self.bank.basis is not None:
             return self.bank.basis.part(device, dtype, self.site.in_features, self.site.out_features)
-        A = own["A"] if "A" in own else self.get_buffer("A")
-        return A.to(dtype), own["B"].to(dtype)
+        A, B = (own[letter] if letter in own else self.get_buffer(letter) for letter in ("A", "B"))
+        return A.to(dtype), B.to(dtype)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
@@ -17,6 +17,9 @@ from polyvera.adapter.spec import GIVEN, AdapterSpec, BasisKey, is_named
 from polyvera.errors import LayoutError, did_you_mean
 
 Shape = tuple[int, ...]
+Heads = tuple[tuple[str, Shape], ...]
+MAX_HASHED = 2**28  # 1 GiB, which is made at load
+THETA = "theta"  # the numbers that a hash makes letters of
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)")
 
 
@@ -33,7 +36,10 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One trained tensor of one layer (letter is '' for a head's): its shape and place in the flat vector."""
+    """One trained tensor of one layer (letter is '' for a head's): its shape and place in the flat vector.
+
+    What a hash makes letters of is one tensor of no layer, whose letter is THETA.
+    """
 
     key: str
     site: str
@@ -56,12 +62,12 @@ class Stack:
 
     @property
     def shape(self) -> Shape:
-        """The stored shape; a lone entry has no leading axis."""
+        """The stored shape; a lone entry, or one that all layers have in common, has no leading axis."""
         return self.of_all(self.entries[0].shape)
 
     def of_all(self, inner: Shape) -> Shape:
         """The shape of all entries in one tensor, each of which has that shape."""
-        return inner if "*" not in self.key else (len(self.entries), *inner)
+        return inner if len(self.entries) == 1 else (len(self.entries), *inner)
 
     @property
     def offset(self) -> int:
@@ -79,13 +85,26 @@ class Layout:
     """All that decides a forward save the trained values. Adapters of equal layout share one bank.
 
     basis: the shared pair, where the method has one. seed: names the frozen factors that are drawn for each layer.
+    hash_size: how many numbers stand for the letters that a hash makes, None for no hash; a bank's layout has none.
     """
 
     method: Method
     sites: tuple[Site, ...]
     basis: BasisKey | None = None
     seed: int | None = None
-    head: tuple[tuple[str, Shape], ...] = ()
+    head: Heads = ()
+    hash_size: int | None = None
+
+    @cached_property
+    def expanded(self) -> Layout:
+        """The layout of the letters themselves, which a bank has."""
+        return self if self.hash_size is None else replace(self, hash_size=None)
+
+    @property
+    def stored_letters(self) -> tuple[str, ...]:
+        """The trained letters that are stored as they are."""
+        method = self.method
+        return method.trained if self.hash_size is None else tuple(x for x in method.trained if x not in method.hashed)
 
     @cached_property
     def patterns(self) -> dict[str, tuple[Site, ...]]:
@@ -100,12 +119,13 @@ class Layout:
         """The stored tensors, sorted by key, which is their order in the flat vector and on disk."""
         named: dict[str, list[tuple[str, str, str, Shape]]] = {}
         for pattern, sites in self.patterns.items():
-            for letter in self.method.trained:
-                named[f"{pattern}.{letter}"] = [
-                    (f"{s.name}.{letter}", s.name, letter, _shape(s, letter)) for s in sites
-                ]
+            for letter in self.stored_letters:
+                own = sites[:1] if letter in self.method.tied else sites
+                named[f"{pattern}.{letter}"] = [(f"{s.name}.{letter}", s.name, letter, _shape(s, letter)) for s in own]
         for key, shape in self.head:
             named[key] = [(key, "", "", shape)]
+        if self.hash_size is not None:
+            named[THETA] = [(THETA, "", THETA, (self.hash_size,))]
         return tuple(_placed(named))
 
     @property
@@ -113,12 +133,18 @@ class Layout:
         """Method, rank and number of layers, for people."""
         ranks = sorted({site.rank for site in self.sites})
         rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
-        return f"{self.method.name}, {rank}, {len(self.sites)} layers"
+        hashed = "" if self.hash_size is None else f", a hash of {self.hash_size:,}"
+        return f"{self.method.name}, {rank}, {len(self.sites)} layers{hashed}"
 
     @cached_property
     def entries(self) -> dict[str, Entry]:
-        """Every trained tensor by its key, `site.letter`."""
-        return {entry.key: entry for stack in self.stacks for entry in stack.entries}
+        """Every trained tensor by its key, `site.letter`; that of a tied letter is in one place for all its layers."""
+        found = {entry.key: entry for stack in self.stacks for entry in stack.entries}
+        for sites in self.patterns.values():
+            for letter in (x for x in self.method.tied if x in self.stored_letters):
+                first = found[f"{sites[0].name}.{letter}"]
+                found |= {k: replace(first, key=k, site=s.name) for s in sites[1:] for k in [f"{s.name}.{letter}"]}
+        return found
 
     @cached_property
     def site_names(self) -> tuple[str, ...]:
@@ -154,7 +180,8 @@ class Layout:
 
     def key(self) -> tuple[object, ...]:
         """What two adapters must have in common to share a bank."""
-        return (tuple(self.method.factors.items()), self.sites, self.basis, self.frozen_seed, self.head)
+        hashing = None if self.hash_size is None else (self.hash_size, self.seed)
+        return (tuple(self.method.factors.items()), self.sites, self.basis, self.frozen_seed, self.head, hashing)
 
 
 def _shape(site: Site, letter: str) -> Shape:
@@ -183,7 +210,9 @@ def _differences(layout: Layout, spec: AdapterSpec) -> Iterator[str]:
     """What a spec says otherwise than a layout, in words."""
     if layout.method.factors != spec.row.factors:
         yield f"the spec is of {spec.method}, the layout of {layout.method.name}"
-    if layout.frozen_seed is not None and layout.seed != spec.seed:
+    if layout.hash_size != spec.hash_size:
+        yield f"the spec has hash_size={spec.hash_size}, the layout {layout.hash_size}"
+    if (layout.frozen_seed is not None or layout.hash_size is not None) and layout.seed != spec.seed:
         yield f"the spec has seed={spec.seed}, the layout {layout.seed}"
     for site in layout.sites:
         rank, scale = spec.rank_of(site.name), spec.scale_of(site.name)
@@ -221,7 +250,22 @@ def layout_of(
                 f"{did_you_mean(name, shapes)}"
             )
     basis = basis_key(spec, shapes) if spec.row.shares_basis else None
-    return Layout(spec.row, sites, basis, spec.seed, tuple(sorted((head or {}).items())))
+    layout = Layout(spec.row, sites, basis, spec.seed, tuple(sorted((head or {}).items())), spec.hash_size)
+    _check_hash(layout)
+    return layout
+
+
+def _check_hash(layout: Layout) -> None:
+    """Raises LayoutError for a hash of more numbers than it would make, or that makes more than MAX_HASHED."""
+    if layout.hash_size is None:
+        return
+    letters = layout.method.hashed
+    made = sum(e.size for stack in layout.expanded.stacks for e in stack.entries if e.letter in letters)
+    if not layout.hash_size <= made <= MAX_HASHED:
+        raise LayoutError(
+            f"hash_size={layout.hash_size} numbers would stand for the {made} of {layout.title}: a hash stands for at "
+            f"least as many as it has, and for at most {MAX_HASHED}"
+        )
 
 
 def basis_key(spec: AdapterSpec, shapes: Mapping[str, tuple[int, int]]) -> BasisKey:

@@ -18,11 +18,16 @@ LETTERS = ("A", "B", "d", "b", "m")
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """One letter of the equation: how it starts, whether it is trained, whether the whole model shares it."""
+    """One letter of the equation: how it starts, whether it is trained, whether the whole model shares it.
+
+    tied: a trained letter that layers have in common where they differ only in their number (Tied-LoRA, Renduchintala
+    2023, for b).
+    """
 
     init: str
     trained: bool = False
     shared: bool = False
+    tied: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,16 @@ class Method:
     def trained(self) -> tuple[str, ...]:
         """The trained letters, which are also the stored ones."""
         return tuple(x for x in LETTERS if x in self.factors and self.factors[x].trained)
+
+    @property
+    def tied(self) -> tuple[str, ...]:
+        """The trained letters that like layers have in common."""
+        return tuple(x for x in self.trained if self.factors[x].tied)
+
+    @property
+    def hashed(self) -> tuple[str, ...]:
+        """The trained letters that a hash can make: those that start without the base's own weights."""
+        return tuple(x for x in self.trained if self.factors[x].init != ROW_NORM)
 
     @property
     def shares_basis(self) -> bool:
@@ -82,6 +97,9 @@ MAGNITUDE = Factor(ROW_NORM, trained=True)
 FROZEN_SCALE = Factor(SCALE)
 LOW_RANK = {"A": Factor(KAIMING, trained=True), "B": Factor(ZEROS, trained=True), "b": FROZEN_SCALE}
 VECTORS = {"A": SHARED, "B": SHARED, "d": Factor(D_INIT, trained=True), "b": Factor(ZEROS, trained=True)}
+TIED_B = Factor(ZEROS, trained=True, tied=True)
+OWN, GROWN = Factor(KAIMING), Factor(ZEROS, trained=True)
+TIED, D_ONLY = "after Renduchintala 2023", "after Kopiczko 2023"
 LORA_KEYS = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"}
 VERA_KEYS = {"d": "vera_lambda_d", "b": "vera_lambda_b"}
 ADALORA_KEYS = {"A": "lora_A", "B": "lora_B", "d": "lora_E"}
@@ -118,6 +136,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             ),
             Method("dora", {**LOW_RANK, "m": MAGNITUDE}, "Liu 2024", "alpha/r", 8, 6e-3, "LORA", LORA_KEYS),
             Method("vera", VECTORS, "Kopiczko 2023", "none", 256, 6e-2, "VERA", VERA_KEYS),
+            Method("vera-tied", {**VECTORS, "b": TIED_B}, TIED, "none", 256, 6e-2, "VERA", VERA_KEYS),
+            Method("vera-d", {"A": SHARED, "B": SHARED, "d": GROWN}, D_ONLY, "none", 256, 6e-2, "LORA", LORA_KEYS),
+            Method("vera-d-own", {"A": OWN, "B": OWN, "d": GROWN}, D_ONLY, "none", 256, 6e-2, "LORA", LORA_KEYS),
             Method("dvora", {**VECTORS, "m": MAGNITUDE}, "Liu 2024", "none", 256, 6e-2, "LORA", LORA_KEYS),
         )
     }

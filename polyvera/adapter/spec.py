@@ -46,7 +46,9 @@ class AdapterSpec:
     magnitude: adds a trained row norm m to any row of the table.
     init, seed, in_max, out_max, basis_dtype: the frozen pair; None takes the widest target.
     rank_pattern, alpha_pattern: (layer name or its ending, value) pairs that differ from rank and alpha.
-    head: modules trained whole and stored with the adapter. Raises SpecError for what cannot be.
+    head: modules trained whole and stored with the adapter.
+    hash_size: trains and stores so many numbers, of which a fixed hash makes all trained letters but a magnitude; None
+        trains the letters themselves. Raises SpecError for what cannot be.
     """
 
     method: str = "vera"
@@ -66,6 +68,7 @@ class AdapterSpec:
     rank_pattern: Pattern = ()
     alpha_pattern: Pattern = ()
     head: tuple[str, ...] = ()
+    hash_size: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("exclude", "head"):
@@ -79,8 +82,13 @@ class AdapterSpec:
 
     def _problems(self) -> Iterable[str]:
         row = self.row
+        unscaled = (
+            f"is not used by {self.method} ({'it trains b instead' if 'b' in row.trained else 'it has no scaling'})"
+        )
         if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
             yield f"rank={self.rank!r} is not a whole number of at least 1"
+        if self.hash_size is not None and (not isinstance(self.hash_size, int) or self.hash_size < 1):
+            yield f"hash_size={self.hash_size!r} is not a whole number of at least 1"
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             yield f"seed={self.seed!r} is not a whole number from 0 to 2**32 - 1"
         if not 0.0 <= self.dropout < 1.0:
@@ -88,12 +96,12 @@ class AdapterSpec:
         if not self.targets:
             yield "targets is empty: name at least one layer, or 'all-linear'"
         if self.alpha is not None and not row.takes_alpha:
-            yield f"alpha={self.alpha} is not used by {self.method} (it trains b instead): remove it"
+            yield f"alpha={self.alpha} {unscaled}: remove it"
         if self.scaling is not None and (self.scaling not in SCALINGS or not row.takes_alpha):
             rules = ", ".join(SCALINGS) if row.takes_alpha else "none"
             yield f"scaling={self.scaling!r}: {self.method} takes one of: {rules}"
         if self.alpha_pattern and not row.takes_alpha:
-            yield f"alpha_pattern is not used by {self.method} (it trains b instead): remove it"
+            yield f"alpha_pattern {unscaled}: remove it"
         if self.rank_pattern and row.shares_basis:
             yield f"rank_pattern is not used by {self.method} (all layers share one basis of one rank): remove it"
         if self.init not in (*BASIS_INITS, GIVEN):

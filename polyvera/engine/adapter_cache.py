@@ -190,7 +190,7 @@ class AdapterCache:
         return entry
 
     def _bank(self, loaded: LoadedAdapter) -> Bank:
-        layout = loaded.adapter.layout
+        layout = loaded.adapter.layout.expanded
         key = (*layout.key(), loaded.adapter.basis_sha256)
         if key not in self._banks:
             row_bytes = max(1, layout.num_params * self._dtype.itemsize)

@@ -51,7 +51,9 @@ class LoadedAdapter:
     def num_bytes(self) -> int:
         """Host memory of its numbers."""
         norms = 0 if self.norms is None else sum(t.nbytes for t in self.norms.values())
-        return self.adapter.flat.nbytes + norms
+        adapter = self.adapter
+        letters = 0 if adapter.layout.hash_size is None else adapter.expanded.nbytes
+        return adapter.flat.nbytes + letters + norms
 
 
 Loaded = tuple[AdapterRef, LoadedAdapter | PolyveraError]

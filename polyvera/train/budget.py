@@ -190,7 +190,7 @@ def orthogonal_weight(budget: Budget, bank: Bank) -> float:
 
 def compacted(adapter: Adapter) -> Adapter:
     """The same adapter without the triplets whose d is 0, where each layer has an A and B of its own; else as it is."""
-    if not {"A", "B", "d"} <= set(adapter.layout.method.trained):
+    if not {"A", "B", "d"} <= set(adapter.layout.stored_letters):
         return adapter
     tensors = adapter.tensors
     shapes = {site.name: (site.in_features, site.out_features) for site in adapter.layout.sites}

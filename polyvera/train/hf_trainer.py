@@ -120,6 +120,8 @@ class AdapterTrainer(Trainer):
         """One forward and backward. Raises DivergedError where the loss is NaN or infinite."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._check(float(loss), "the loss")
+        if self.bank is not None and self.accelerator.sync_gradients:  # all gradients of the step are summed
+            self.bank.tie_gradients()
         return loss
 
     def evaluate(

@@ -81,6 +81,7 @@ class Recipe(SettingsModel):
         AdapterSpec().method
     )
     rank: Annotated[Count | None, Described("The rank; by default the method's own.", ADAPTER)] = None
+    hash_size: Annotated[Count | None, Described("Numbers of which a fixed hash makes all letters.", ADAPTER)] = None
     targets: Annotated[
         str | tuple[str, ...],
         Described(
@@ -258,8 +259,7 @@ class RecipeCheck:
         if recipe.epochs is not None and recipe.max_steps is not None:
             yield f"{self._said('epochs')} and {self._said('max_steps')} both say how long to train: give one of them"
         for name in ("lr", "head_lr"):
-            rate = getattr(recipe, name)
-            if isinstance(rate, float) and rate < SMALLEST:
+            if isinstance(rate := getattr(recipe, name), float) and rate < SMALLEST:
                 yield f"{self._said(name)} changes no 32-bit number to another, so training would have no effect"
         yield from self._needing(("early_stopping", "eval_every"), "validation", "a file, or a fraction of data")
         yield from self._needing(("save_every",), "output", "the folder to save to")
@@ -279,7 +279,6 @@ class RecipeCheck:
                 yield str(error)
 
     def _unpublished(self) -> Iterator[str]:
-        """What says where an adapter goes that goes nowhere."""
         recipe = self.recipe
         if recipe.name is not None or recipe.fleet:
             return
@@ -304,8 +303,7 @@ class RecipeCheck:
     def _of_adapter(self) -> Iterator[str]:
         recipe = self.recipe
         if recipe.full:
-            given = sorted(recipe.model_fields_set & {*CHOICES, "budget"} - {"seed"})
-            if given:
+            if given := sorted(recipe.model_fields_set & {*CHOICES, "budget"} - {"seed"}):
                 words = ", ".join(map(self.word, given))
                 yield f"{self._said('full')} trains every parameter, so {words} would have no effect: leave it out"
             return
@@ -315,6 +313,9 @@ class RecipeCheck:
             yield FIRST_WORD.sub(lambda found: self.word(found[0]), str(error))
             return
         yield from self._of_start(row)
+        for name in ("weight_decay", "budget") if recipe.hash_size is not None else ():
+            if getattr(recipe, name):
+                yield f"{self._said(name)} would break what {self.word('hash_size')} ties together: leave one out"
         if recipe.budget is not None:
             yield from self._of_budget(recipe.budget, row)
 

@@ -23,7 +23,7 @@ def rounded(adapter: Adapter, dtype: str) -> Adapter:
 
 def without_pruned(adapter: Adapter) -> Adapter:
     """The same adapter with zeros in A and B where d is 0, so that what is never stored scales nothing that is."""
-    if not {"A", "B", "d"} <= set(adapter.layout.method.trained):
+    if not {"A", "B", "d"} <= set(adapter.layout.stored_letters):
         return adapter
     flat = adapter.flat.clone()
     pruned = replace(adapter, flat=flat)

@@ -171,7 +171,7 @@ def _trained(
             rows=rows,
             held_out=held_out,
             labels=tables.training.labels,
-            num_trained=sum(p.numel() for p in checkpoint.trained(trainer.whole).values()),
+            num_trained=_num_trained(trainer),
             num_params=num_params,
             num_steps=trainer.state.global_step,
             seconds=time.monotonic() - started,
@@ -180,6 +180,11 @@ def _trained(
             ranks={} if allocator is None else allocator.ranks,
             paths=_written(recipe, base, history, trainer.is_world_process_zero()),
         )
+
+
+def _num_trained(trainer: AdapterTrainer) -> int:
+    whole = sum(p.numel() for p in checkpoint.trained(trainer.whole).values())
+    return whole if trainer.bank is None else trainer.bank.num_trained
 
 
 def _scores(

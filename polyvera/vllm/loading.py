@@ -66,7 +66,8 @@ def _vectors(adapter: Adapter, sites: list[Site], names: Mapping[str, str], mana
     for site in sites:
         layer, at = manager.polyvera_sites[names[site.name]]
         loras.setdefault(layer, LayerVectors([None] * len(manager.modules[layer].slots.members)))
-        own = {letter: tensors.get(f"{site.name}.{letter}") for letter in ("d", "b", "m")}
+        absent = {"d": torch.ones(site.rank), "b": torch.ones(site.out_features), "m": None}
+        own = {letter: tensors.get(f"{site.name}.{letter}", none) for letter, none in absent.items()}
         loras[layer].lora_a[at] = SiteVectors(**own)  # type: ignore[arg-type]
     return loras
 

@@ -27,7 +27,9 @@ def made(spec: AdapterSpec, of: AdapterSpec) -> Adapter:
 def test_a_spec_of_another_layout_makes_no_adapter(name: str) -> None:
     spec = AdapterSpec(name, rank=4, seed=1)
     others = [replace(spec, rank=3), replace(spec, magnitude=True), replace(spec, head=("score",))]
-    others += [replace(spec, alpha=7.0)] if spec.row.takes_alpha else [replace(spec, in_max=20)]
+    others += [replace(spec, alpha=7.0)] if spec.row.takes_alpha else []
+    others += [replace(spec, in_max=20)] if spec.row.shares_basis else []
+    others += [replace(spec, hash_size=3)]
     others += [replace(spec, seed=2)] if spec.row.shares_basis or spec.row.draws_by_seed else []
     others += [AdapterSpec(other, rank=4, seed=1) for other in METHODS]
     for other in others:

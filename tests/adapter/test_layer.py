@@ -85,7 +85,7 @@ def test_gradients_of_a_mixed_batch_equal_one_at_a_time(
 
 @every
 def test_gradients_equal_a_float64_model(small_llama: nn.Module, ids: Tensor, spec: AdapterSpec, scramble) -> None:
-    scramble(inject(small_llama, spec))
+    scramble(inject(small_llama, spec), size=0.03)  # an m near 0 would magnify every rounding
     logits(small_llama, ids).square().sum().backward()
     exact = copy.deepcopy(small_llama).double()
     exact.zero_grad()

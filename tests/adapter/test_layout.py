@@ -38,10 +38,24 @@ def test_every_trained_number_has_one_place(method):
 def test_like_layers_are_one_stack_in_the_order_of_their_numbers(method):
     layout = layout_of(spec(method), SHAPES)
     for stack in layout.stacks:
-        numbers = [layer_number(entry.site) for entry in stack.entries]
-        assert numbers == (list(range(12)) if "*" in stack.key else [-1])
-        assert stack.shape == ((12, *stack.entries[0].shape) if "*" in stack.key else stack.entries[0].shape)
+        numbers, is_tied = (
+            [layer_number(entry.site) for entry in stack.entries],
+            stack.entries[0].letter in layout.method.tied,
+        )
+        assert numbers == ([-1] if "*" not in stack.key else [0] if is_tied else list(range(12)))
+        assert stack.shape == (stack.entries[0].shape if len(numbers) == 1 else (12, *stack.entries[0].shape))
         assert stack.offset == stack.entries[0].offset
+
+
+@by_method
+def test_like_layers_have_a_tied_letter_in_one_place_and_others_apart(method):
+    layout = layout_of(spec(method), SHAPES)
+    for letter in layout.method.trained:
+        places = {site: layout.entries[f"{site}.{letter}"].offset for site in SHAPES}
+        for name in "qv":
+            own = {places[f"layers.{i}.{name}"] for i in range(12)}
+            assert len(own) == (1 if letter in layout.method.tied else 12)
+        assert len(set(places.values())) == (3 if letter in layout.method.tied else 25)
 
 
 def test_layers_of_other_widths_are_apart():

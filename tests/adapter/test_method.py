@@ -11,7 +11,7 @@ def test_a_row_trains_something_and_knows_all_its_letters(name: str) -> None:
     assert row.name == name and set(row.factors) <= set(LETTERS) and {"A", "B"} <= set(row.factors)
     assert row.trained and all(row.factors[letter].trained for letter in row.trained)
     assert not any(row.factors[letter].shared for letter in row.trained)
-    assert row.scaling in SCALINGS and (row.scaling == "none") == ("b" in row.trained)
+    assert row.scaling in SCALINGS and (row.scaling != "none") == ("b" in row.factors and "b" not in row.trained)
 
 
 @pytest.mark.parametrize("name", METHODS)

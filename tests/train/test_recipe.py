@@ -96,11 +96,19 @@ def test_a_run_without_effect_is_refused(method: str) -> None:
         with pytest.raises(RecipeError, match="d_init=0.0 has no effect: d and b would start at 0 and never move"):
             Recipe(**NEEDED, method=method, d_init=0.0)
     else:
-        with pytest.raises(RecipeError, match="alpha=0.0 multiplies the adapter by 0"):
+        said = "alpha=0.0 multiplies the adapter by 0" if METHODS[method].takes_alpha else "alpha=0.0 is not used by"
+        with pytest.raises(RecipeError, match=said):
             Recipe(**NEEDED, method=method, alpha=0.0)
     for name in ("lr", "head_lr"):
         with pytest.raises(RecipeError, match=f"{name}=1e-60 changes no 32-bit number"):
             Recipe(**NEEDED, method=method, **{name: 1e-60})
+
+
+@pytest.mark.parametrize("choice", [{"weight_decay": 0.1}, {"budget": {"rank": 2}}], ids=str)
+def test_what_would_break_the_ties_of_a_hash_is_refused(choice: dict[str, object]) -> None:
+    assert Recipe(**NEEDED, hash_size=100).spec().hash_size == 100
+    with pytest.raises(RecipeError, match="would break what hash_size ties together"):
+        Recipe(**NEEDED, hash_size=100, **choice)
 
 
 def test_a_file_that_is_no_toml(tmp_path: Path) -> None:

@@ -46,6 +46,15 @@ def test_every_row_learns_and_leaves_the_base_bare(counting: str, method: str) -
     assert result.adapter.base and result.adapter.scores == result.scores
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_every_row_learns_by_the_few_numbers_of_a_hash(counting: str, method: str) -> None:
+    result = run(counting, method=method, targets="all-linear", hash_size=50, max_steps=24, lr=5 * METHODS[method].lr)
+    losses = [loss for _, loss in result.history.training]
+    assert sum(losses[-6:]) < sum(losses[:6])
+    assert result.adapter is not None and result.num_trained == result.adapter.num_params >= 50
+    assert result.adapter.layout.hash_size == 50 and result.adapter.flat.abs().max() > 0
+
+
 @pytest.mark.parametrize(
     ("choices", "said"),
     [

@@ -87,14 +87,15 @@ def index_within(line: str, data_bytes: int) -> TensorIndex:
 
 
 def _least_bytes(common: CommonHeader, spec: AdapterSpec) -> int:
-    """What the layers' numbers take; layers whose rank is named apart are left out. Raises FormatError."""
+    """What the layers' own numbers take; layers whose rank is named apart are left out. Raises FormatError."""
     counts = [num_layers(pattern) for pattern in common.sites]
     if sum(counts) > MAX_SITES:
         raise FormatError(f"its header names more than {MAX_SITES} layers")
     rank = spec.rank or spec.row.rank
+    made = spec.row.tied if spec.hash_size is None else spec.row.tied + spec.row.hashed
+    own = [letter for letter in spec.row.trained if letter not in made]
     sizes = [
-        sum(prod(factor_shape(letter, rank, p.in_features, p.out_features)) for letter in spec.row.trained)
-        for p in common.sites
+        sum(prod(factor_shape(letter, rank, p.in_features, p.out_features)) for letter in own) for p in common.sites
     ]
     named = len(spec.rank_pattern) * max(sizes)
     num = sum(count * size for count, size in zip(counts, sizes, strict=True)) - named

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -143,7 +142,7 @@ class Fleet:
         for member in (member for member in self.members if member.is_due):
             loss = losses[member.index]
             member.eval_losses.append((member.step, loss))
-            member.best.take(loss, partial(self.bank.take, member.slot))
+            member.best.take(loss, lambda slot=member.slot: self.bank.extract(slot).flat)  # type: ignore[misc]
 
     def losses_on(self, rows_of: Callable[[Member], Sequence[dict[str, Any]]]) -> list[float]:
         """The mean loss of each member's rows in mixed batches, in nats, by the bank's own index; nobody moves."""

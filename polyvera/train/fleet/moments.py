@@ -31,7 +31,8 @@ class SlotMoments:
         self.kernel = fastest_step(flat.device)
 
     def norms(self) -> Tensor:
-        """The norm of each slot's gradient, (num_slots,) fp32 on the bank's device."""
+        """The norm of each slot's gradient, (num_slots,) fp32 on the bank's device, once that fits a hash."""
+        self.bank.tie_gradients()
         found: Tensor = torch.linalg.vector_norm(self.grads, dim=1, dtype=torch.float32)
         return found
 

@@ -37,6 +37,8 @@ def test_a_member_equals_its_solo_run(folder: Path, method: str) -> None:
 
 
 CHOICES: dict[str, dict[str, Any]] = {
+    "a hash": {"hash_size": 40, "accumulate": 2, "clip": 0.01},
+    "a hash, the best": {"hash_size": 40, "validation": 0.2, "eval_every": 2, "lr": 0.1},
     "epochs, so that each tenant has steps of its own": {"max_steps": None, "epochs": 3},
     "accumulated batches": {"accumulate": 3},
     "a cosine, warm-up, decay and a tight clip": {
