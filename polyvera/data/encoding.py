@@ -175,13 +175,17 @@ def _texts(tokenizer: Tokenizer, example: Example, turns: str) -> list[Segment]:
 
 
 def _side_by_side(cut: Cut, whole: list[Segment]) -> dict[str, Any]:
-    """Two or three texts end to end, each cut at the end; parts: the tokens of each."""
+    """Two or three texts end to end, each cut at the end; parts: the tokens of each; labels: from 0 to 1."""
     if bool(cut.example.rejected) != bool(cut.table.examples[0].rejected):
         raise DataError("negative is in some rows and not in others: give it in all or none")
     several = (str(cut.example.prompt), cut.example.pair or "", cut.example.rejected)
     rows = [passage(cut.tokenizer, text, None, cut.max_length) for text in several if text]
     joined: dict[str, Any] = {name: [n for row in rows for n in row[name]] for name in rows[0]}
-    return joined | {"labels": cut.example.number, "parts": [len(row["input_ids"]) for row in rows]}
+    low, high = cut.table.span
+    return joined | {
+        "labels": (cut.example.number - low) / (high - low),
+        "parts": [len(row["input_ids"]) for row in rows],
+    }
 
 
 def _continuation(tokenizer: Tokenizer, example: Example, turns: str) -> list[Segment]:

@@ -23,12 +23,17 @@ SYNONYMS: Mapping[str, str] = MappingProxyType({"labels": "label", "words": "tok
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The examples of one source. kind: a key of FORMS. labels: the label names, in the order of their numbers."""
+    """The examples of one source.
+
+    kind: a key of FORMS. labels: the label names, in the order of their numbers. span: of the numbers of rows whose
+    label is one, the least and the largest.
+    """
 
     source: str
     kind: str
     examples: tuple[Example, ...]
     labels: tuple[str, ...] = ()
+    span: tuple[float, float] = (0.0, 1.0)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -83,7 +88,7 @@ def table(
     examples = tuple(_checked(name, rows, FORMS[kind].example))
     if chat:
         kind, examples = _as_chat(name, kind, examples)
-    return Table(name, kind, examples, _labels(examples))
+    return Table(name, kind, examples, _labels(examples), _span(examples))
 
 
 def _as_chat(name: str, kind: str, examples: tuple[Example, ...]) -> tuple[str, tuple[Example, ...]]:
@@ -129,14 +134,19 @@ def drawn(table: Table, num_rows: int, seed: int) -> Table:
 
 
 def alike(table: Table, other: Table) -> Table:
-    """`other` with the labels of `table`. Raises DataError for another form or a label that `table` lacks."""
+    """`other` with `table`'s labels and span. Raises DataError for another form or a label that `table` lacks."""
     if other.kind != table.kind:
         raise DataError(f"{other.source} holds {_shown(other.kind)}, and {table.source} holds {_shown(table.kind)}")
     unknown = [label for label in other.labels if label not in table.labels]
     if unknown:
         near = did_you_mean(unknown[0], table.labels)
         raise DataError(f"{other.source} has the label {unknown[0]!r}, which {table.source} lacks{near}")
-    return replace(other, labels=table.labels)
+    return replace(other, labels=table.labels, span=table.span)
+
+
+def _span(examples: Iterable[Example]) -> tuple[float, float]:
+    numbers = {example.number for example in examples}
+    return (min(numbers), max(numbers)) if len(numbers) > 1 else (0.0, 1.0)
 
 
 def _renamed(row: Row, columns: Mapping[str, str]) -> Row:

@@ -132,7 +132,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             CLASSIFICATION,
             "texts",
             WHOLE_ROW,
-            "cosent",
+            "squared_cosine_error",
             "cosine",
             ("spearman", "pearson"),
             "FEATURE_EXTRACTION",

@@ -21,14 +21,12 @@ def in_batch_negatives(vectors: Tensor, numbers: Tensor) -> Tensor:
     return F.cross_entropy(scores, torch.arange(len(scores), device=scores.device), reduction="none")
 
 
-def cosent(vectors: Tensor, numbers: Tensor) -> Tensor:
-    """(rows,), all alike: pairs with a larger number are to have a larger cosine (CoSENT, Su 2022).
+def squared_cosine_error(vectors: Tensor, numbers: Tensor) -> Tensor:
+    """(rows,): how far each pair's cosine is from its number, squared, as in sentence-transformers (Reimers 2019).
 
-    vectors: (2, rows, width), of length 1. numbers: (rows,), of any scale.
+    vectors: (2, rows, width), of length 1. numbers: (rows,), from 0 to 1.
     """
-    cosines = SCALE * (vectors[0] * vectors[1]).sum(-1)
-    wrong = (cosines[:, None] - cosines[None, :])[numbers[:, None] < numbers[None, :]]
-    return torch.cat([wrong, wrong.new_zeros(1)]).logsumexp(0).expand(len(numbers))
+    return ((vectors[0] * vectors[1]).sum(-1) - numbers) ** 2
 
 
 def of_groups(
@@ -45,5 +43,5 @@ def of_groups(
 
 
 VECTOR_LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
-    {"in_batch_negatives": in_batch_negatives, "cosent": cosent}
+    {"in_batch_negatives": in_batch_negatives, "squared_cosine_error": squared_cosine_error}
 )
