@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from polyvera.engine.adapter_loader import Observe
     from polyvera.engine.embedding.embedder import Embedder
     from polyvera.engine.generation.generator import Generator
-    from polyvera.engine.limits import Limits
     from polyvera.engine.protocol import EmbeddingEngine, ServedEngine
     from polyvera.jobs.fine_tuning import FineTuning
     from polyvera.replicas.replica_pool import ReplicaPool
@@ -54,7 +53,7 @@ def _run(serving: Serving, registry: Registry, address: tuple[str, int] | None) 
     usage, metrics, state = open_usage(config.usage, registry.url), Metrics(), ServerState()
     reload_at_hangup(state)
     with (
-        _engine(serving.model, registry, serving.limits, metrics.observe, serving.replicas) as engine,
+        _engine(serving, registry, metrics.observe) as engine,
         _training(serving, engine, is_listening=address is not None) as fine_tuning,
     ):
         for ref in refs:
@@ -113,18 +112,16 @@ def _vectors(encoder: EmbeddingEngine) -> str:
     )
 
 
-def _engine(
-    model: str, registry: Registry, limits: Limits, observe: Observe, num_replicas: int
-) -> Generator | Embedder | ReplicaPool:
+def _engine(serving: Serving, registry: Registry, observe: Observe) -> Generator | Embedder | ReplicaPool:
     """What answers: an engine in this process, or several in processes of their own."""
     from polyvera.engine.factory import engine_for
-    from polyvera.model.config import AUTO_TASK
     from polyvera.model.load import load_base, place
     from polyvera.replicas.replica_pool import ReplicaPool
 
-    if num_replicas > 1:
-        return ReplicaPool(model, registry, limits, observe, num=num_replicas)
-    return engine_for(place(load_base(model, task=AUTO_TASK)), registry, limits, observe)
+    model, task, limits = serving.model, serving.task, serving.limits
+    if serving.replicas > 1:
+        return ReplicaPool(model, registry, limits, observe, num=serving.replicas, task=task)
+    return engine_for(place(load_base(model, task=task)), registry, limits, observe)
 
 
 def _costs(engine: ServedEngine) -> str:

@@ -18,6 +18,7 @@ from polyvera.engine.limits import Limits
 from polyvera.engine.stats import RunningRequest
 from polyvera.errors import EngineError, FormatError, PolyveraError, SamplingError
 from polyvera.model.answer import Meaning
+from polyvera.model.config import AUTO_TASK
 from polyvera.model.pooling import Pooling
 from polyvera.model.task import LM, THRESHOLD
 from polyvera.store.reference import AdapterRef
@@ -29,7 +30,8 @@ from polyvera.store.reference import AdapterRef
 class Start:
     """The first message: what to load.
 
-    model: as load_base() takes it. store: the URL of a registry. threads: of the CPU. device: such as 'cpu', 'cuda:1'.
+    model, task: as load_base() takes them. store: the URL of a registry. threads: of the CPU. device: such as 'cpu',
+    'cuda:1'.
     """
 
     model: str
@@ -37,6 +39,7 @@ class Start:
     limits: Limits
     threads: int = 1
     device: str = "cpu"
+    task: str = AUTO_TASK
     kind: Literal["start"] = "start"
 
 

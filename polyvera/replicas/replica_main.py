@@ -26,7 +26,6 @@ from polyvera.engine.generation.generator import Generator
 from polyvera.engine.generation.request import Request, RequestOutput
 from polyvera.engine.protocol import EmbeddingEngine, GenerationEngine
 from polyvera.errors import ClosedError, EngineError, FormatError, PolyveraError, ServeError
-from polyvera.model.config import AUTO_TASK
 from polyvera.model.load import load_base, place
 from polyvera.replicas import messages
 from polyvera.replicas.connection import Connection
@@ -169,7 +168,7 @@ def engine_of(given: messages.Start, observe: Observe) -> Generator | Embedder:
     raise.
     """
     torch.set_num_threads(given.threads)
-    base = place(load_base(given.model, task=AUTO_TASK), given.device)
+    base = place(load_base(given.model, task=given.task), given.device)
     registry = None if given.store is None else Registry(given.store)
     return engine_for(base, registry, given.limits, observe)
 

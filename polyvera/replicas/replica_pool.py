@@ -22,10 +22,11 @@ from polyvera.engine.generation.request import Request
 from polyvera.engine.limits import Limits
 from polyvera.engine.stats import EngineStats
 from polyvera.errors import BusyError, ClosedError, EngineError, PolyveraError, ServeError
-from polyvera.model.config import CAUSAL_LM, kind_to_load
+from polyvera.model.config import AUTO_TASK, CAUSAL_LM, kind_to_load
 from polyvera.model.load import locate
 from polyvera.model.pooling import Pooling
 from polyvera.model.shapes import meta_model, read_config
+from polyvera.model.task import TASKS
 from polyvera.replicas.merged_stats import merged_stats
 from polyvera.replicas.messages import Ready, Start
 from polyvera.replicas.replica_process import STATS_S, AnyRequest, ReplicaProcess
@@ -50,7 +51,7 @@ class ReplicaPool:
     are cached. A replica that dies or is stuck is restarted while the others continue. One that dies MAX_DEATHS times
     in quick succession is given up, and `failed` is the reason.
 
-    model: as load_base() takes it. The attribute `model` has shapes and no weights.
+    model, task: as load_base() takes them. The attribute `model` has shapes and no weights.
     registry: where adapters are loaded from, None for the base alone; replicas get its URL.
     limits: max_waiting holds for all replicas together, everything else for each. After start(), the attribute `limits`
         has the rows of all together.
@@ -69,6 +70,7 @@ class ReplicaPool:
         observe: Observe = lambda name, seconds: None,
         *,
         num: int,
+        task: str = AUTO_TASK,
     ) -> None:
         from transformers import AutoTokenizer
 
@@ -76,13 +78,14 @@ class ReplicaPool:
         config = read_config(source)
         if num < 1:
             raise ServeError(f"num={num} must be at least 1")
-        self._kind = kind_to_load(config)
+        row = TASKS.get(task)
+        self._kind = kind_to_load(config, None if row is None else row.kind)
         self.model: Any = meta_model(config, kind=self._kind)
         self.tokenizer = AutoTokenizer.from_pretrained(source)
         self.registry, self.limits, self.num = registry, limits or Limits(), num
         self.failed: BaseException | None = None
         self.fingerprint, self.max_context, self.num_tokens, self.pooling = "", 0, 0, Pooling()
-        self._given = Start(model, None if registry is None else registry.url, self.limits)
+        self._given = Start(model, None if registry is None else registry.url, self.limits, task=task)
         self._observe = observe
         self._lock, self._stopping = Lock(), Event()
         self._replicas: dict[int, ReplicaProcess] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Field
@@ -94,6 +94,13 @@ class ServedModel(Parts):
         Described("What clients call the base; by default MODEL's last part.", MODEL.group, ("served_model_name",)),
     ] = None
     pin: Annotated[tuple[str, ...], Described("An adapter that stays resident.", ENGINE)] = ()
+    task: Annotated[
+        Literal["auto", "lm", "label"],
+        Described(
+            "What the base is loaded for; label serves a language model's classifiers. By default what it is itself.",
+            MODEL.group,
+        ),
+    ] = "auto"
 
     @property
     def limits(self) -> Limits:

@@ -49,7 +49,8 @@ class Deployment(ServedModel):
     def start(self) -> Start:
         """What an engine is made of."""
         device = "cuda" if self.num_gpus else "cpu"
-        return Start(self.model, self.store, self.limits, threads=max(1, int(self.num_cpus)), device=device)
+        threads = max(1, int(self.num_cpus))
+        return Start(self.model, self.store, self.limits, threads, device, self.task)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -14,11 +14,18 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
+from task_rows import task_rows, write_rows
 from tiny_folder import save_tiny, save_tiny_encoder
 from tiny_models import counting_rows
 from typer.testing import CliRunner
 
+from polyvera.adapter.inject import load
+from polyvera.adapter.route import route
 from polyvera.cli import app
+from polyvera.model.task import LABEL
+from polyvera.train.recipe import Recipe
+from polyvera.train.trainer import train
 
 MINUTES = 120.0
 
@@ -170,3 +177,20 @@ def test_an_encoder_trains_nothing(tmp_path: Path) -> None:
     save_tiny_encoder(tmp_path / "base")
     made = CliRunner().invoke(app, ["serve", str(tmp_path / "base"), "--store", str(tmp_path / "s"), "--train"])
     assert made.exit_code == 1 and "is an encoder" in " ".join(made.output.split())
+
+
+@pytest.mark.parametrize("replicas", ["1", "2"])
+def test_a_language_models_classifiers_are_served(tmp_path: Path, replicas: str) -> None:
+    save_tiny(tmp_path / "base")
+    rows = write_rows(tmp_path / "rows.jsonl", task_rows(LABEL, 12))
+    given = {"model": str(tmp_path / "base"), "data": str(rows), "max_steps": 3, "rank": 4, "lr": 0.1}
+    trained = train(Recipe(**given, name="t/x", store=str(tmp_path / "store")), progress=False)
+    asked = {"model": "t/x", "input": ["w1 w2", "w3 w4 w9"]}
+    with serving(tmp_path, "--task", "label", "--replicas", replicas) as (_, url):
+        found = httpx.post(f"{url}/v1/classify", json=asked, timeout=MINUTES).json()["data"]
+    base, adapter = trained.base, trained.adapter
+    assert adapter is not None
+    with torch.no_grad(), route(*load(base.model.eval(), adapter)):
+        for text, one in zip(asked["input"], found, strict=True):
+            logits = base.model(input_ids=torch.tensor([base.tokenizer(text).input_ids])).logits
+            assert one["probs"] == pytest.approx(logits.softmax(-1)[0].tolist(), abs=1e-5)
