@@ -1,10 +1,10 @@
-"""vLLM's engine with the plugin, on SmolLM2, against transformers with polyvera's own layers."""
+"""vLLM's engine with the plugin, on SmolLM2's first layers, against transformers with polyvera's own layers."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 from strong_adapters import NUM_TOKENS, PROMPTS, answers, draw
+from vllm_server import first_layers
 
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import PolyveraError
@@ -23,23 +23,24 @@ OTHER_SEED = AdapterSpec("vera", rank=64, targets=("q_proj", "v_proj"), seed=1, 
 
 
 @pytest.fixture(scope="module")
-def base():
-    from transformers import AutoModelForCausalLM
-
-    from polyvera.model.load import locate
-
-    model = AutoModelForCausalLM.from_pretrained(locate("smollm2"), dtype=torch.float32).eval()
-    model.generation_config.eos_token_id = None  # answers of one length
-    return model
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("model")
 
 
 @pytest.fixture(scope="module")
-def prompts():
+def base(folder):
+    return first_layers(folder)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(base, folder):
     from transformers import AutoTokenizer
 
-    from polyvera.model.load import locate
+    return AutoTokenizer.from_pretrained(folder)
 
-    tokenizer = AutoTokenizer.from_pretrained(locate("smollm2"))
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer):
     return [tokenizer(text).input_ids for text in PROMPTS]
 
 
@@ -49,7 +50,7 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def engine(store):
+def engine(base, folder, store):
     """16 slots, all methods, in this process."""
     environment = {
         "POLYVERA_STORE": store.url,
@@ -61,17 +62,15 @@ def engine(store):
     with pytest.MonkeyPatch.context() as patch:
         for key, value in environment.items():
             patch.setenv(key, value)
-        yield _engine()
+        yield _engine(str(folder))
 
 
-def _engine():
+def _engine(model: str):
     from vllm import LLM
-
-    from polyvera.model.load import locate
 
     lora = {"enable_lora": True, "max_loras": 16, "max_lora_rank": 8, "max_cpu_loras": 64}
     sizes = {"max_model_len": 128, "max_num_seqs": 32, "max_num_batched_tokens": 1024}
-    return LLM(model=locate("smollm2"), dtype="float32", enforce_eager=True, **lora, **sizes)
+    return LLM(model=model, dtype="float32", enforce_eager=True, **lora, **sizes)
 
 
 @pytest.fixture(scope="module")
@@ -118,19 +117,16 @@ def test_sixteen_prompts_with_sixteen_adapters(base, prompts, store, ask, bare):
     assert_equal(found, alone(base, adapters, prompts), bare)
 
 
-def test_the_embedded_engine_says_the_same(base, prompts, store, ask):
+def test_the_embedded_engine_says_the_same(base, tokenizer, prompts, store, ask):
     """One store, the same names: 16 adapters of several methods, and rows without one."""
-    from transformers import AutoTokenizer
-
     from polyvera.engine.generation.generator import Generator
     from polyvera.engine.generation.request import SamplingParams
-    from polyvera.model.load import locate
 
     specs = [VERA, SOME, DVORA, LORA]
     refs = [store.put(f"both/a{i}", draw(base, specs[i % 4], 500 + i)) for i in range(16)]
     chosen = [*refs[:12], None, None, *refs[14:]]
     greedy = SamplingParams(max_tokens=NUM_TOKENS, ignore_eos=True)
-    with Generator(base, AutoTokenizer.from_pretrained(locate("smollm2")), store) as engine:
+    with Generator(base, tokenizer, store) as engine:
         futures = [engine.answer(prompt, ref, greedy) for prompt, ref in zip(prompts, chosen, strict=True)]
         embedded = [future.result(600).ids for future in futures]
     assert embedded == ask([ref and f"polyvera://{ref}" for ref in chosen])
