@@ -80,4 +80,5 @@ def decode_kernels(dtype: torch.dtype) -> None:
 
 def adamw_kernels(dtype: torch.dtype) -> None:
     tensors = adamw.SlotTensors(*(torch.zeros(3, 64) for _ in range(4)))
-    adamw_kernel._launch(tensors, adamw.ParamGroup(0, 64, 1e-3), torch.zeros(2, dtype=torch.int64), torch.zeros(2, 4))
+    rows, scalars, settings = torch.zeros(2, dtype=torch.int64), torch.zeros(2, 4), adamw.AdamSettings()
+    adamw_kernel._launch(tensors, adamw.ParamGroup(0, 64, 1e-3), rows, scalars, settings)

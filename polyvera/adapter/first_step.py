@@ -28,16 +28,20 @@ KAIMING_BASIS = 2.0  # √I ‖B A‖: the gain is √2 twice, and B has 1/√r
 # √I ‖B A‖ for each unit of rank, by the init of a basis that is not kaiming's: a product of mean 0.05² for [0, 0.1].
 BASES_BY_RANK: Mapping[str, float] = MappingProxyType({"uniform": 0.05**2 * sqrt(WIDTH)})
 
+# What kaiming divides by the root of: the columns of a letter, those of A counted as √I.
+COLUMNS: Mapping[str, Callable[[AdapterSpec], float]] = MappingProxyType(
+    {"A": lambda spec: 1.0, "B": lambda spec: float(_rank(spec))}
+)
 # How large the numbers of a letter are at the start by its init, those of A times √I; 1 for what moves by the rate.
-SIZES: Mapping[str, Callable[[AdapterSpec], float]] = MappingProxyType(
+SIZES: Mapping[str, Callable[[AdapterSpec, str], float]] = MappingProxyType(
     {
-        ZEROS: lambda spec: 1.0,
-        ROW_NORM: lambda spec: 1.0,
-        D_INIT: lambda spec: abs(spec.d_init),
-        KAIMING: lambda spec: 1 / sqrt(3),
-        NORMAL: lambda spec: sqrt(0.02**2 * sqrt(WIDTH)),
-        SCALE: lambda spec: abs(spec.scale_of("")[0] / spec.scale_of("")[1]),
-        BASIS: lambda spec: sqrt(_of_basis(spec) / sqrt(_rank(spec))),
+        ZEROS: lambda spec, letter: 1.0,
+        ROW_NORM: lambda spec, letter: 1.0,
+        D_INIT: lambda spec, letter: abs(spec.d_init),
+        KAIMING: lambda spec, letter: 1 / sqrt(3 * COLUMNS[letter](spec)),
+        NORMAL: lambda spec, letter: sqrt(0.02**2 * sqrt(WIDTH)),
+        SCALE: lambda spec, letter: abs(spec.scale_of("")[0] / spec.scale_of("")[1]),
+        BASIS: lambda spec, letter: sqrt(_of_basis(spec) / sqrt(_rank(spec))),
     }
 )
 
@@ -53,7 +57,7 @@ def default_lr(spec: AdapterSpec) -> float:
 
 def reach(spec: AdapterSpec) -> float:
     """The relative change of W in Adam's first step, for each unit of the learning rate."""
-    return sqrt(_rank(spec)) * prod(SIZES[factor.init](spec) for factor in spec.row.factors.values())
+    return sqrt(_rank(spec)) * prod(SIZES[factor.init](spec, letter) for letter, factor in spec.row.factors.items())
 
 
 def _rank(spec: AdapterSpec) -> int:

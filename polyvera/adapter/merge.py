@@ -63,7 +63,10 @@ def merge(model: nn.Module, slot: int | None = None, *, dequantize: bool = False
 
 def _untie(model: nn.Module) -> None:
     """Ends a tie in the config where the embedding and the output layer now hold two different matrices."""
-    both = [getattr(model, f"get_{side}_embeddings", lambda: None)() for side in ("input", "output")]
+    try:
+        both = [getattr(model, f"get_{side}_embeddings", lambda: None)() for side in ("input", "output")]
+    except NotImplementedError:  # it reads no text
+        return
     weights = [getattr(layer, "weight", None) for layer in both]
     if None in weights or weights[0] is weights[1]:
         return

@@ -120,6 +120,7 @@ TABLE: dict[type[PolyveraError], ErrorRow] = {
     errors.DataError: INTERNAL,
     errors.PromptError: ErrorRow(400),
     errors.RecipeError: INTERNAL,
+    errors.DivergedError: INTERNAL,
 }
 
 

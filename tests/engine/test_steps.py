@@ -26,6 +26,7 @@ class Sum:
     digits: list[int]
     adapter: None = None
     tenant: str = ""
+    weight: float = 1.0
     admitted: float = 0.0
     number: int = field(default_factory=lambda: next(numbers))
     total: int = 0

@@ -238,6 +238,7 @@ def test_a_run_writes_its_curve_and_keeps_no_base_weights(counting: str, tmp_pat
     assert sum(t.numel() for t in stored.values()) == result.num_trained
     assert {path.name for path in (folder / "checkpoint-6").iterdir()} == {
         "beside.safetensors",
+        "files.json",
         "optimizer.pt",
         "rng_state.pth",
         "scheduler.pt",
