@@ -1,10 +1,10 @@
-"""vLLM's engine with the plugin, on SmolLM2's first layers, against transformers with polyvera's own layers."""
+"""vLLM's engine with the plugin, on SmolLM2, against transformers with polyvera's own layers."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 from strong_adapters import NUM_TOKENS, PROMPTS, answers, draw
-from vllm_server import first_layers
 
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import PolyveraError
@@ -23,24 +23,23 @@ OTHER_SEED = AdapterSpec("vera", rank=64, targets=("q_proj", "v_proj"), seed=1, 
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("model")
+def base():
+    from transformers import AutoModelForCausalLM
+
+    from polyvera.model.load import locate
+
+    model = AutoModelForCausalLM.from_pretrained(locate("smollm2"), dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None  # answers of one length
+    return model
 
 
 @pytest.fixture(scope="module")
-def base(folder):
-    return first_layers(folder)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(base, folder):
+def prompts():
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+    from polyvera.model.load import locate
 
-
-@pytest.fixture(scope="module")
-def prompts(tokenizer):
+    tokenizer = AutoTokenizer.from_pretrained(locate("smollm2"))
     return [tokenizer(text).input_ids for text in PROMPTS]
 
 
@@ -50,7 +49,7 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def engine(base, folder, store):
+def engine(store):
     """16 slots, all methods, in this process."""
     environment = {
         "POLYVERA_STORE": store.url,
@@ -62,15 +61,17 @@ def engine(base, folder, store):
     with pytest.MonkeyPatch.context() as patch:
         for key, value in environment.items():
             patch.setenv(key, value)
-        yield _engine(str(folder))
+        yield _engine()
 
 
-def _engine(model: str):
+def _engine():
     from vllm import LLM
+
+    from polyvera.model.load import locate
 
     lora = {"enable_lora": True, "max_loras": 16, "max_lora_rank": 8, "max_cpu_loras": 64}
     sizes = {"max_model_len": 128, "max_num_seqs": 32, "max_num_batched_tokens": 1024}
-    return LLM(model=model, dtype="float32", enforce_eager=True, **lora, **sizes)
+    return LLM(model=locate("smollm2"), dtype="float32", enforce_eager=True, **lora, **sizes)
 
 
 @pytest.fixture(scope="module")
@@ -117,16 +118,19 @@ def test_sixteen_prompts_with_sixteen_adapters(base, prompts, store, ask, bare):
     assert_equal(found, alone(base, adapters, prompts), bare)
 
 
-def test_the_embedded_engine_says_the_same(base, tokenizer, prompts, store, ask):
+def test_the_embedded_engine_says_the_same(base, prompts, store, ask):
     """One store, the same names: 16 adapters of several methods, and rows without one."""
+    from transformers import AutoTokenizer
+
     from polyvera.engine.generation.generator import Generator
     from polyvera.engine.generation.request import SamplingParams
+    from polyvera.model.load import locate
 
     specs = [VERA, SOME, DVORA, LORA]
     refs = [store.put(f"both/a{i}", draw(base, specs[i % 4], 500 + i)) for i in range(16)]
     chosen = [*refs[:12], None, None, *refs[14:]]
     greedy = SamplingParams(max_tokens=NUM_TOKENS, ignore_eos=True)
-    with Generator(base, tokenizer, store) as engine:
+    with Generator(base, AutoTokenizer.from_pretrained(locate("smollm2")), store) as engine:
         futures = [engine.answer(prompt, ref, greedy) for prompt, ref in zip(prompts, chosen, strict=True)]
         embedded = [future.result(600).ids for future in futures]
     assert embedded == ask([ref and f"polyvera://{ref}" for ref in chosen])

@@ -46,8 +46,9 @@ def engine(base, store):
     with pytest.MonkeyPatch.context() as patch:
         for key, value in environment.items():
             patch.setenv(key, value)
-        from vllm import LLM
+        from vllm import LLM, envs
 
+        envs.disable_envs_cache()  # an engine in this process before froze them
         sizes = {"max_model_len": 64, "max_num_seqs": 8, "max_loras": 4, "max_lora_rank": 8}
         ranks = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
         plain = {"dtype": "float32", "enforce_eager": True, "skip_tokenizer_init": True, "enable_lora": True}
