@@ -224,7 +224,7 @@ class Bank:
         return self.layers[site].norm_rows()
 
     def _refresh(self, index: int) -> None:
-        for layer in self.layers.values():
+        for layer in self.layers.values() if "m" in self.layout.method.trained else ():  # others keep no norms
             layer.refresh(index)
 
     def start(self, slot: int, head: Mapping[str, Tensor]) -> None:
