@@ -30,7 +30,7 @@ from polyvera.model.config import (
 )
 from polyvera.model.missing import draw_again, missing_keys, untrained_head
 from polyvera.model.shapes import auto_class
-from polyvera.model.task import LABEL, LM, TASKS
+from polyvera.model.task import LABEL, LM, TASKS, kind_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -101,7 +101,7 @@ def load_base(
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         config = transformers.AutoConfig.from_pretrained(source)
-        kind = kind_to_load(config, None if row is None else row.kind)
+        kind = kind_to_load(config, kind_for(task))
         load = partial(auto_class(kind, config).from_pretrained, dtype=_dtype(dtype), use_safetensors=True)
         if kind in WITH_HEAD:  # a head for other classes is re-initialised
             load = partial(load, ignore_mismatched_sizes=True, **_label_config(config, labels, num_labels))

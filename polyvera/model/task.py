@@ -142,6 +142,12 @@ TASKS: Mapping[str, Task] = MappingProxyType(
 )
 
 
+def kind_for(task: str) -> str | None:
+    """The kind of model that a task is for, None where none is named, as for 'auto'."""
+    row = TASKS.get(task)
+    return None if row is None else row.kind
+
+
 def task_named(name: str) -> Task:
     """The row of that name, '' for text."""
     return TASKS[name or LM]

@@ -26,7 +26,7 @@ from polyvera.model.config import AUTO_TASK, CAUSAL_LM, kind_to_load
 from polyvera.model.load import locate
 from polyvera.model.pooling import Pooling
 from polyvera.model.shapes import meta_model, read_config
-from polyvera.model.task import TASKS
+from polyvera.model.task import kind_for
 from polyvera.replicas.merged_stats import merged_stats
 from polyvera.replicas.messages import Ready, Start
 from polyvera.replicas.replica_process import STATS_S, AnyRequest, ReplicaProcess
@@ -78,8 +78,7 @@ class ReplicaPool:
         config = read_config(source)
         if num < 1:
             raise ServeError(f"num={num} must be at least 1")
-        row = TASKS.get(task)
-        self._kind = kind_to_load(config, None if row is None else row.kind)
+        self._kind = kind_to_load(config, kind_for(task))
         self.model: Any = meta_model(config, kind=self._kind)
         self.tokenizer = AutoTokenizer.from_pretrained(source)
         self.registry, self.limits, self.num = registry, limits or Limits(), num

@@ -49,11 +49,14 @@ def routes(context: ServerContext) -> APIRouter:
         if meaning.row.embeds and body.text_pair is not None:
             several, cut = [*body.prompts, *_pairs(body)], _kept(context, body)
             rows = await context.run(request, _rows, engine.tokenizer, several, engine.max_context, cut)
-            labels, data = SCORE, cosines(await _done(context, request, rows, adapter, engine.embed))
+            labels, data = (
+                SCORE,
+                cosines(await while_there(request, _read(context, request, rows, adapter, engine.embed))),
+            )
         else:
             texts = await context.run(request, _texts, context, meaning, body)
             rows = [text.tokens for text in texts]
-            found = await _done(context, request, rows, adapter, engine.classify)
+            found = await while_there(request, _read(context, request, rows, adapter, engine.classify))
             labels, data = found.labels, worded(found, texts)
         return {
             "id": f"classify-{request.state.request_id}",
@@ -86,7 +89,7 @@ async def embedded(context: ServerContext, request: HttpRequest, body: Embedding
     """The vectors of a body's texts, of the dimensions that it asks for."""
     engine = context.embedding
     adapter, rows = await _asked(context, request, body)
-    found: Tensor = await _done(context, request, rows, adapter, engine.embed)
+    found: Tensor = await while_there(request, _read(context, request, rows, adapter, engine.embed))
     return Embedded(adapter, rows, _cut(context, found, body.dimensions))
 
 
@@ -162,16 +165,6 @@ def _rows(tokenizer: Any, prompts: Sequence[str | list[int]], max_context: int, 
     rows = [p[:cut] if isinstance(p, list) else passage(tokenizer, p, None, cut)["input_ids"] for p in prompts]
     check_tokens(max(map(len, rows)), 0, max_context, "input")
     return rows
-
-
-async def _done(
-    context: ServerContext,
-    request: HttpRequest,
-    rows: list[list[int]],
-    adapter: AdapterRef | None,
-    ask: Callable[..., Future[Any]],
-) -> Any:
-    return await while_there(request, _read(context, request, rows, adapter, ask))
 
 
 async def _read(
