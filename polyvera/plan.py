@@ -12,12 +12,12 @@ from math import prod
 from types import MappingProxyType
 from typing import Any
 
-from polyvera.adapter.layout import Entry, Layout, Shape, layout_of
+from polyvera.adapter.layout import Entry, Layout, Shape, Widths, layout_of
 from polyvera.adapter.method import DRAWN, METHODS, factor_shape
 from polyvera.adapter.spec import DTYPES, GIVEN, AdapterSpec
 from polyvera.errors import SpecError, did_you_mean
 
-Shapes = Mapping[str, tuple[int, int]]
+Shapes = Mapping[str, Widths]
 NO_HEAD: Mapping[str, Shape] = MappingProxyType({})
 
 NUMBER_BYTES: Mapping[str, int] = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2})
@@ -121,7 +121,7 @@ def cost(
     """What one adapter costs: parameters, bytes on disk and in memory, exactly.
 
     spec: the method, rank and every other choice.
-    shapes: (in_features, out_features) of each adapted layer by name, as model_shapes().sites has them.
+    shapes: the widths of each adapted layer by name, as model_shapes().sites has them.
     num_base_params: parameters of the base model.
     head: the shape of each tensor of a head by full name.
     base_dtype: of the frozen base in training.
@@ -253,7 +253,7 @@ def _num_drawn(layout: Layout) -> int:
         for letter, factor in layout.method.factors.items()
         if factor.init in DRAWN and not (factor.trained or factor.shared)
     ]
-    return sum(prod(factor_shape(x, s.rank, s.in_features, s.out_features)) for s in layout.sites for x in drawn)
+    return sum(prod(factor_shape(x, s.rank, *s.widths)) for s in layout.sites for x in drawn)
 
 
 def _num_constants(layout: Layout) -> int:
@@ -261,7 +261,7 @@ def _num_constants(layout: Layout) -> int:
     factors = layout.method.factors
     if "m" not in factors or factors["A"].trained:
         return 0
-    return sum(s.out_features * s.rank + s.rank**2 + s.out_features for s in layout.sites)
+    return sum((s.out_features * s.rank + s.out_features) * (s.num_experts or 1) + s.rank**2 for s in layout.sites)
 
 
 def _base_bytes(num_base_params: int, base_dtype: str) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from polyvera.adapter.basis import Basis, draw_basis, draw_factor
 from polyvera.adapter.hashing import hashing_of
-from polyvera.adapter.layout import Layout, Shape, Site, layout_of
+from polyvera.adapter.layout import Layout, Shape, Site, Widths, layout_of
 from polyvera.adapter.method import DRAWN, factor_shape
 from polyvera.adapter.spec import GIVEN, AdapterSpec
 from polyvera.errors import BasisError, LayoutError
@@ -105,22 +105,20 @@ class Adapter:
 def drawn_factors(layout: Layout, site: Site) -> dict[str, Tensor]:
     """The factors of one layer that are drawn from the layout's seed and never stored, by letter, fp32 on the CPU."""
     drawn = {k: f for k, f in layout.method.factors.items() if f.init in DRAWN and not (f.trained or f.shared)}
-    sizes = (site.rank, site.in_features, site.out_features)
-    return {
-        k: draw_factor(f.init, layout.seed or 0, f"{site.name}.{k}", factor_shape(k, *sizes)) for k, f in drawn.items()
-    }
+    shapes = {k: factor_shape(k, site.rank, *site.widths) for k in drawn}
+    return {k: draw_factor(f.init, layout.seed or 0, f"{site.name}.{k}", shapes[k]) for k, f in drawn.items()}
 
 
 def adapter_from(
     spec: AdapterSpec,
-    shapes: Mapping[str, tuple[int, int]],
+    shapes: Mapping[str, Widths],
     tensors: Mapping[str, Tensor],
     given: Basis | None = None,
     base: str = "",
 ) -> Adapter:
     """An adapter made of tensors.
 
-    spec: the choices it was trained with. shapes: (in_features, out_features) of each adapted layer.
+    spec: the choices it was trained with. shapes: the widths of each adapted layer.
     tensors: keyed `site.letter`; a key of no layer is a tensor of the head.
     given: the frozen pair, if no key draws it. base: the fingerprint of the base model, '' if unknown.
 

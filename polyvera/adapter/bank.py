@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from polyvera.adapter.adapter import Adapter, drawn_factors
+from polyvera.adapter.base_layer import BaseLayer
 from polyvera.adapter.basis import Basis
 from polyvera.adapter.hashing import Hashing, check_same_hash, hashing_of, initial
 from polyvera.adapter.layer import HeadBank
@@ -121,7 +122,7 @@ class Bank:
             self._grow(self.num_slots)
         return self.slots[empty]
 
-    def layer(self, site: Site, base: nn.Module) -> LayerBank:
+    def layer(self, site: Site, base: BaseLayer) -> LayerBank:
         """The share of one layer, its trained factors as parameters that are columns of `flat`."""
         parent = site.name.rpartition(".")[0]
         shared = self._shared.setdefault((parent, site.in_features), SharedInput())

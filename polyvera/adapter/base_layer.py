@@ -1,4 +1,7 @@
-"""What is asked of a frozen base layer besides base(x): its widths, its weight as (out, in), its bias."""
+"""What is asked of a frozen base layer besides base(x): its widths, its weight as (out, in), its bias.
+
+A base layer is a module, or a stack of experts, whose weight is (experts, out, in).
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from polyvera.adapter.expert_stack import ExpertStack
+from polyvera.adapter.layout import Widths
 from polyvera.errors import LayoutError
 
+BaseLayer = nn.Module | ExpertStack
 # Subclasses of nn.Linear whose forward of their own is the same product.
 SAME_PRODUCT = ("FalconLinear",)
 # Packages whose subclasses of nn.Linear multiply with a quantized weight and do nothing else.
@@ -26,41 +32,42 @@ def is_linear(module: nn.Module) -> bool:
     return is_plain or kind.__module__.partition(".")[0] in QUANTIZED
 
 
-def widths(module: nn.Module) -> tuple[int, int]:
-    """(in_features, out_features)."""
-    layer: Any = module
-    if _is_transposed(module):
-        return int(layer.weight.shape[0]), int(layer.weight.shape[1])
-    return int(layer.in_features), int(layer.out_features)
+def widths(layer: BaseLayer) -> Widths:
+    """(in_features, out_features), and the number of experts of a stack."""
+    module: Any = layer
+    if hasattr(module, "in_features"):
+        return int(module.in_features), int(module.out_features)
+    *experts, tall, wide = dense_weight(layer).shape
+    return wide, tall, *experts
 
 
-def is_quantized(module: nn.Module) -> bool:
+def is_quantized(layer: BaseLayer) -> bool:
     """Whether the weight is not a plain floating-point tensor."""
-    weight: Any = module.weight
+    weight: Any = layer.weight
     return type(weight) not in (nn.Parameter, Tensor) or not weight.dtype.is_floating_point
 
 
-def dense_weight(module: nn.Module) -> Tensor:
+def dense_weight(layer: BaseLayer) -> Tensor:
     """The weight as (out, in), in its own dtype; a quantized one is dequantized into a new tensor."""
-    weight = module.weight
-    if is_quantized(module):
-        return _dequantized(module)
+    weight = layer.weight
+    if is_quantized(layer):
+        return _dequantized(layer)
     assert isinstance(weight, Tensor)
-    return weight.detach().T if _is_transposed(module) else weight.detach()
+    return weight.detach().mT if _is_transposed(layer) else weight.detach()
 
 
-def as_stored(module: nn.Module, weight: Tensor) -> Tensor:
-    """A weight given as (out, in) in the orientation in which the module keeps it."""
-    return weight.T if _is_transposed(module) else weight
+def as_stored(layer: BaseLayer, weight: Tensor) -> Tensor:
+    """A weight given as (out, in) in the orientation in which the layer keeps it."""
+    return weight.mT if _is_transposed(layer) else weight
 
 
-def bias_of(module: nn.Module) -> Tensor | None:
+def bias_of(layer: BaseLayer) -> Tensor | None:
     """The bias, or None."""
-    bias = getattr(module, "bias", None)
+    bias = getattr(layer, "bias", None)
     return bias.detach() if isinstance(bias, Tensor) else None
 
 
-def _dequantized(module: nn.Module) -> Tensor:
+def _dequantized(module: BaseLayer) -> Tensor:
     weight: Any = module.weight
     if getattr(weight, "quant_state", None) is not None:
         from bitsandbytes.functional import dequantize_4bit
@@ -75,8 +82,25 @@ def _dequantized(module: nn.Module) -> Tensor:
     raise LayoutError(f"{type(module).__name__} keeps its weight in a form that cannot be read back; use another base")
 
 
-def _is_transposed(module: nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D"
+def _is_transposed(layer: BaseLayer) -> bool:
+    return layer.is_transposed if isinstance(layer, ExpertStack) else type(layer).__name__ == "Conv1D"
+
+
+def weight_name(layer: BaseLayer, name: str) -> str:
+    """What the parameter of a layer of that name is called."""
+    return name if isinstance(layer, ExpertStack) else f"{name}.weight"
+
+
+def called_module(layer: BaseLayer) -> nn.Module:
+    """The module whose forward multiplies with the weight."""
+    return layer.module if isinstance(layer, ExpertStack) else layer
+
+
+def plain_layer(layer: BaseLayer, weight: Tensor) -> nn.Module | nn.Parameter:
+    """What stands in a layer's place with a weight given as (out, in): a stack's parameter, or a plain module."""
+    if isinstance(layer, ExpertStack):
+        return nn.Parameter(as_stored(layer, weight).contiguous(), requires_grad=False)
+    return plain_linear(layer, weight)
 
 
 def plain_linear(module: nn.Module, weight: Tensor) -> nn.Module:

@@ -45,8 +45,8 @@ def delta(
 
 
 def delta_weight(A: Tensor, B: Tensor, d: Tensor | None = None, b: Tensor | None = None, scale: Scale = ONE) -> Tensor:
-    """ΔW = diag(b) B diag(d) A, (out, in)."""
-    product = (B if b is None else b[:, None] * B) @ (A if d is None else d[:, None] * A)
+    """ΔW = diag(b) B diag(d) A, (out, in), or (experts, out, in) where any factor has that leading axis."""
+    product = (B if b is None else b[..., None] * B) @ (A if d is None else d[..., None] * A)
     return _scaled(product, None, scale)
 
 
@@ -66,16 +66,16 @@ class NormParts:
 
     @classmethod
     def of(cls, W: Tensor, A: Tensor) -> NormParts:
-        """W (out, in), A (rank, in)."""
-        return cls(torch.linalg.norm(W, dim=1).square(), W @ A.T, A @ A.T)  # √(n²) is n, so a fresh m gives g = 1
+        """W (out, in), A (rank, in); each may be a stack of experts'."""
+        return cls(torch.linalg.norm(W, dim=-1).square(), W @ A.mT, A @ A.mT)  # √(n²) is n, so a fresh m gives g = 1
 
 
 def factored_row_norm(parts: NormParts, vectors: Vectors) -> Tensor:
     """row_norm without a dense ΔW: ‖W‖² + 2⟨W Aᵀ, C⟩ + ⟨C A Aᵀ, C⟩ by rows, C = diag(b) B diag(d). (out,), fp32."""
-    C = vectors.B if vectors.d is None else vectors.B * vectors.d
+    C = vectors.B if vectors.d is None else vectors.B * vectors.d[..., None, :]
     factor = vectors.scale[0] / vectors.scale[1]
-    C = C * factor if vectors.b is None else C * vectors.b[:, None]
-    square = parts.square + ((2 * parts.WA + C @ parts.AA) * C).sum(1)
+    C = C * factor if vectors.b is None else C * vectors.b[..., None]
+    square = parts.square + ((2 * parts.WA + C @ parts.AA) * C).sum(-1)
     return torch.where(square > 0, square, 1.0).sqrt()
 
 

@@ -16,6 +16,8 @@ Factors = dict[str, Tensor]
 def folded(adapter: Adapter, *, magnitude: bool = False) -> dict[str, Factors]:
     """A (rank, in) and B (out, rank) of each layer by its name: B A is the change of its weight, with no scale.
 
+    A stack of experts has one of each, (experts, rank, in) and (experts, out, rank).
+
     The rank is the largest of all layers, at least 1; a layer of fewer has rows of A and columns of B that are 0.
     magnitude: takes an adapter with a magnitude, whose m (out,) stays beside A and B. Raises SpecError for one without.
     """
@@ -44,11 +46,13 @@ def factors_of(adapter: Adapter, site: Site, basis: Basis | None) -> Factors:
 def _plain(factors: Factors, site: Site) -> Factors:
     A, B, d, b = (factors.get(k) for k in ("A", "B", "d", "b"))
     assert A is not None and B is not None
-    A = A if d is None else d[:, None] * A
-    B = (B if b is None else b[:, None] * B) * (site.scale[0] / site.scale[1])
-    return {"A": A, "B": B} | {k: v for k, v in factors.items() if k == "m"}
+    A = A if d is None else d[..., None] * A
+    B = (B if b is None else b[..., None] * B) * (site.scale[0] / site.scale[1])
+    stack = (site.num_experts,) if site.num_experts else ()
+    pair = {"A": A.expand(*stack, *A.shape[-2:]), "B": B.expand(*stack, *B.shape[-2:])}
+    return pair | {k: v for k, v in factors.items() if k == "m"}
 
 
 def _padded(factors: Factors, rank: int) -> Factors:
-    missing = rank - factors["A"].shape[0]
+    missing = rank - factors["A"].shape[-2]
     return {**factors, "A": pad(factors["A"], (0, 0, 0, missing)), "B": pad(factors["B"], (0, missing))}

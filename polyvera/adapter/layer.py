@@ -28,7 +28,7 @@ def _used(banks: Iterable[nn.Module], table: SlotTable) -> list[tuple[Any, Pick]
 
 
 @cache
-def _opaque() -> Callable[[Iterable[nn.Module], SlotTable], list[tuple[Any, Pick]]]:
+def used_outside_graphs() -> Callable[[Iterable[nn.Module], SlotTable], list[tuple[Any, Pick]]]:
     """_used, of which a compiler takes the answer without looking inside; it imports the compiler, which takes long."""
     return torch.compiler.disable(_used)  # type: ignore[no-untyped-call,no-any-return]
 
@@ -115,7 +115,7 @@ class AdaptedHead(nn.Module):
         self.base = base
         self.banks = nn.ModuleList()
         self.table = table
-        self._used = _opaque()
+        self._used = used_outside_graphs()
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x (rows, ...) -> the head's output, each row by its slot's head. Raises SlotError for a device route."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -18,6 +19,15 @@ from torch import nn
 DESCRIPTIONS = frozenset(("dtype", "device", "shape", "size", "ndim", "dim", "numel", "is_meta", "requires_grad"))
 READ, CALLED, MULTIPLIED = "read", "called", "multiplied"
 SETUP = frozenset(("__init__", "_init_weights", "reset_parameters", "_reset_parameters", "__setstate__"))
+
+
+# Experts that are modules of their own.
+LISTED_EXPERT = re.compile(r"(?:^|\.)experts\.\w*\d+\.")
+
+
+def gets_chosen_tokens(name: str) -> bool:
+    """Whether a layer, by its name, is an expert's own, which gets the tokens that a router sends it and not rows."""
+    return LISTED_EXPERT.search(name) is not None
 
 
 @cache

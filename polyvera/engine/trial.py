@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from polyvera.adapter.adapter import Adapter
+from polyvera.adapter.base_layer import called_module
 from polyvera.adapter.inject import banks_of
-from polyvera.adapter.targets import linear_layers
+from polyvera.adapter.layer_use import gets_chosen_tokens
+from polyvera.adapter.targets import base_layers
 from polyvera.errors import LayoutError, ServeError, one_line
 from polyvera.store.reference import AdapterRef
 
@@ -63,20 +65,27 @@ def check_close(model: PreTrainedModel, found: Tensor, expected: Tensor, how: st
 
 
 @contextmanager
-def recording(model: nn.Module, layers: set[str], fits: Callable[[torch.Size], bool]) -> Iterator[None]:
-    """Collects the linear layers that are called with inputs of fitting shapes, and nothing else."""
+def recording(model: nn.Module, layers: set[str], num_rows: int) -> Iterator[None]:
+    """Collects the layers that are called with a batch of so many rows, whose tokens may all lie in one axis."""
     inputs: dict[str, list[torch.Size]] = {}
 
     def note(name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
         inputs.setdefault(name, []).append(args[0].shape)
 
-    hooks = [layer.register_forward_pre_hook(partial(note, name)) for name, layer in linear_layers(model).items()]
+    hooks = [
+        called_module(layer).register_forward_pre_hook(partial(note, name))
+        for name, layer in base_layers(model).items()
+        if not gets_chosen_tokens(name)
+    ]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
-    layers.update(name for name, shapes in inputs.items() if all(map(fits, shapes)))
+    whole = {shape[:-1] for shapes in inputs.values() for shape in shapes if len(shape) == 3 and shape[0] == num_rows}
+    flat = {torch.Size((shape.numel(),)) for shape in whole}
+    pooled = {torch.Size((num_rows,))}
+    layers.update(name for name, shapes in inputs.items() if {s[:-1] for s in shapes} <= whole | flat | pooled)
 
 
 def check_sites(ref: AdapterRef, adapter: Adapter, layers: Collection[str]) -> None:

@@ -51,7 +51,7 @@ def coverage_of(model: nn.Module, sites: Collection[str]) -> Coverage:
         module = name.rpartition(".")[0]
         if weight.dim() < 2:
             continue
-        if module in sites:
+        if module in sites or name in sites:
             adapted += weight.numel()
         else:
             left[_kind(model, name, weight, module in linear, module in inside)] += weight.numel()
