@@ -1,10 +1,13 @@
 """What is asked of a frozen base layer besides base(x): its widths, its weight as (out, in), its bias.
 
-A base layer is a module, or a stack of experts, whose weight is (experts, out, in).
+A base layer is a module, or a stack of experts, whose weight is (experts, out, in). What differs between the kinds is a
+row of LAYER_KINDS.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,6 +23,23 @@ SAME_PRODUCT = ("FalconLinear",)
 QUANTIZED = ("bitsandbytes", "torchao", "compressed_tensors", "gptqmodel", "auto_gptq", "awq", "optimum", "hqq")
 
 
+@dataclass(frozen=True, slots=True)
+class LayerKind:
+    """One kind of base layer.
+
+    holds: whether a layer is of it. is_transposed: whether its weight is kept as (in, out). module: the module that
+    multiplies with the weight. place, weight_name: by the layer's name, what that module and the parameter are called.
+    plain: (layer, weight as it is kept) -> what stands in the layer's place once that is merged.
+    """
+
+    holds: Callable[[Any], bool]
+    is_transposed: Callable[[Any], bool]
+    module: Callable[[Any], nn.Module]
+    place: Callable[[str], str]
+    weight_name: Callable[[str], str]
+    plain: Callable[[Any, Tensor], nn.Module | nn.Parameter]
+
+
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is one weight (in) -> (out): nn.Linear, a quantized subclass, transformers' Conv1D.
 
@@ -27,15 +47,20 @@ def is_linear(module: nn.Module) -> bool:
     """
     kind = type(module)
     if not isinstance(module, nn.Linear):
-        return kind.__name__ == "Conv1D"
+        return _is_conv1d(module)
     is_plain = kind.forward is nn.Linear.forward or kind.__name__ in SAME_PRODUCT
     return is_plain or kind.__module__.partition(".")[0] in QUANTIZED
+
+
+def layer_kind(layer: BaseLayer) -> LayerKind:
+    """The row of a layer's kind."""
+    return next(kind for kind in LAYER_KINDS if kind.holds(layer))
 
 
 def widths(layer: BaseLayer) -> Widths:
     """(in_features, out_features), and the number of experts of a stack."""
     module: Any = layer
-    if hasattr(module, "in_features"):
+    if hasattr(module, "in_features"):  # a quantized weight may have another shape
         return int(module.in_features), int(module.out_features)
     *experts, tall, wide = dense_weight(layer).shape
     return wide, tall, *experts
@@ -53,18 +78,23 @@ def dense_weight(layer: BaseLayer) -> Tensor:
     if is_quantized(layer):
         return _dequantized(layer)
     assert isinstance(weight, Tensor)
-    return weight.detach().mT if _is_transposed(layer) else weight.detach()
+    return as_stored(layer, weight.detach())
 
 
 def as_stored(layer: BaseLayer, weight: Tensor) -> Tensor:
-    """A weight given as (out, in) in the orientation in which the layer keeps it."""
-    return weight.mT if _is_transposed(layer) else weight
+    """A weight given as (out, in) in the orientation in which the layer keeps it, or the other way round."""
+    return weight.mT if layer_kind(layer).is_transposed(layer) else weight
 
 
 def bias_of(layer: BaseLayer) -> Tensor | None:
     """The bias, or None."""
     bias = getattr(layer, "bias", None)
     return bias.detach() if isinstance(bias, Tensor) else None
+
+
+def plain_layer(layer: BaseLayer, weight: Tensor) -> nn.Module | nn.Parameter:
+    """What stands in a layer's place with a weight given as (out, in): a plain module, or a stack's parameter."""
+    return layer_kind(layer).plain(layer, as_stored(layer, weight).contiguous())
 
 
 def _dequantized(module: BaseLayer) -> Tensor:
@@ -82,36 +112,52 @@ def _dequantized(module: BaseLayer) -> Tensor:
     raise LayoutError(f"{type(module).__name__} keeps its weight in a form that cannot be read back; use another base")
 
 
-def _is_transposed(layer: BaseLayer) -> bool:
-    return layer.is_transposed if isinstance(layer, ExpertStack) else type(layer).__name__ == "Conv1D"
+def _is_conv1d(layer: Any) -> bool:
+    return type(layer).__name__ == "Conv1D"
 
 
-def weight_name(layer: BaseLayer, name: str) -> str:
-    """What the parameter of a layer of that name is called."""
-    return name if isinstance(layer, ExpertStack) else f"{name}.weight"
+def _conv1d(layer: Any, weight: Tensor) -> nn.Module:
+    return _with_weight(type(layer)(*weight.shape[::-1]), layer, weight)
 
 
-def called_module(layer: BaseLayer) -> nn.Module:
-    """The module whose forward multiplies with the weight."""
-    return layer.module if isinstance(layer, ExpertStack) else layer
+def _linear(layer: Any, weight: Tensor) -> nn.Module:
+    return _with_weight(nn.Linear(*weight.shape[::-1], bias=False, device="meta"), layer, weight)
 
 
-def plain_layer(layer: BaseLayer, weight: Tensor) -> nn.Module | nn.Parameter:
-    """What stands in a layer's place with a weight given as (out, in): a stack's parameter, or a plain module."""
-    if isinstance(layer, ExpertStack):
-        return nn.Parameter(as_stored(layer, weight).contiguous(), requires_grad=False)
-    return plain_linear(layer, weight)
+def _with_weight(made: nn.Module, layer: nn.Module, weight: Tensor) -> nn.Module:
+    """A new layer with that weight and a copy of another's bias."""
+    made.weight = _parameter(layer, weight)
+    bias = bias_of(layer)
+    made.register_parameter("bias", None if bias is None else nn.Parameter(bias.clone(), requires_grad=False))
+    return made
 
 
-def plain_linear(module: nn.Module, weight: Tensor) -> nn.Module:
-    """A plain layer of the same kind around a weight given as (out, in): Conv1D stays Conv1D, all else is nn.Linear."""
-    out_features, in_features = weight.shape
-    merged: nn.Module = (
-        type(module)(out_features, in_features)
-        if _is_transposed(module)
-        else nn.Linear(in_features, out_features, bias=False, device="meta")
-    )
-    merged.weight = nn.Parameter(as_stored(module, weight).contiguous(), requires_grad=False)
-    bias = bias_of(module)
-    merged.register_parameter("bias", None if bias is None else nn.Parameter(bias.clone(), requires_grad=False))
-    return merged
+def _parameter(layer: Any, weight: Tensor) -> nn.Parameter:
+    return nn.Parameter(weight, requires_grad=False)
+
+
+def _itself(given: Any) -> Any:
+    return given
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _of_module(name: str) -> str:
+    return f"{name}.weight"
+
+
+# Of several that hold, the first counts.
+LAYER_KINDS = (
+    LayerKind(
+        holds=lambda layer: isinstance(layer, ExpertStack),
+        is_transposed=lambda layer: layer.is_transposed,
+        module=lambda layer: layer.module,
+        place=_parent,
+        weight_name=_itself,
+        plain=_parameter,
+    ),
+    LayerKind(_is_conv1d, lambda layer: True, _itself, _itself, _of_module, _conv1d),
+    LayerKind(lambda layer: True, lambda layer: False, _itself, _itself, _of_module, _linear),
+)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 # What transformers says of a module of experts that any of its implementations can run (use_experts_implementation).
 MARKS = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "num_experts")
 
+KEYS = GATED, PLAIN, DOWN = "gate_up_proj", "up_proj", "down_proj"  # in the order of a module's parameters
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ExpertStack:
@@ -49,7 +51,7 @@ def is_experts(module: nn.Module) -> bool:
 def projections(module: nn.Module) -> tuple[str, str]:
     """The parameters of the two projections, in the order in which tokens pass through them."""
     experts: Any = module
-    return ("gate_up_proj" if experts.has_gate else "up_proj", "down_proj")
+    return (GATED if experts.has_gate else PLAIN, DOWN)
 
 
 def stacks_of(module: nn.Module) -> dict[str, ExpertStack]:

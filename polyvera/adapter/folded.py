@@ -30,6 +30,13 @@ def folded(adapter: Adapter, *, magnitude: bool = False) -> dict[str, Factors]:
     return {site.name: _padded(_plain(factors_of(adapter, site, basis), site), rank) for site in adapter.layout.sites}
 
 
+def check_no_experts(adapter: Adapter, reader: str) -> None:
+    """Raises SpecError for a stack of experts, which that reader has no form for."""
+    stack = next((site.name for site in adapter.layout.sites if site.num_experts), None)
+    if stack is not None:
+        raise SpecError(f"{reader} hold no fused experts, and this one adapts {stack}: leave it out, or use `merge`")
+
+
 def folded_rank(adapter: Adapter) -> int:
     """The rank that folded() gives every layer."""
     return max(1, *(site.rank for site in adapter.layout.sites))

@@ -18,7 +18,7 @@ def grouped_linear(x: Tensor, stack: Tensor, index: Tensor) -> Tensor:
     which, counts = torch.unique_consecutive(index[order], return_counts=True)
     # Taken apart once, so that the backward pass puts the gradients of a stack together once.
     matrices: Sequence[Tensor] | Tensor = stack.unbind(0) if stack.requires_grad else stack
-    parts = zip(which.tolist(), x[order].split(counts.tolist()), strict=True)
+    parts = zip(which.tolist(), torch.split(x[order], counts.tolist()), strict=True)
     found = [F.linear(part, matrices[i]) if i >= 0 else part.new_zeros(len(part), stack.shape[1]) for i, part in parts]
     return torch.cat(found)[order.argsort()] if found else x.new_zeros(0, stack.shape[1])
 

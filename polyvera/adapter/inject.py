@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from polyvera.adapter.adapted_experts import Adapted, AdaptedExperts
 from polyvera.adapter.adapter import NOTHING, Adapter
 from polyvera.adapter.bank import Bank
-from polyvera.adapter.base_layer import BaseLayer, widths
+from polyvera.adapter.base_layer import layer_kind, widths
 from polyvera.adapter.basis import Basis, draw_basis
-from polyvera.adapter.expert_stack import ExpertStack
+from polyvera.adapter.expert_stack import is_experts
 from polyvera.adapter.fingerprint import check_fingerprint, fingerprint
 from polyvera.adapter.layer import AdaptedHead, AdaptedLinear
 from polyvera.adapter.layout import Layout, Shape, layout_of
@@ -133,8 +133,8 @@ def add_bank(
     )
     for site in layout.sites:
         base = layers[site.name]
-        name, kind = _place_of(base, site.name)
-        _wrap(model, name, kind, table, bank.layer(site, base))
+        name, module = layer_kind(base).place(site.name), layer_kind(base).module(base)
+        _wrap(model, name, AdaptedExperts if is_experts(module) else AdaptedLinear, table, bank.layer(site, base))
     for name in sorted({_head_name(model, key) for key, _ in layout.head}):
         _wrap(model, name, AdaptedHead, table, bank.head(name))
     return bank
@@ -257,11 +257,6 @@ def _head_name(model: nn.Module, key: str) -> str:
     if any(name.partition(".")[0] == child for child, _ in model.named_children()):
         return name
     raise LayoutError(f"the adapter has a head tensor {key!r}, and {type(model).__name__} has no such module")
-
-
-def _place_of(base: BaseLayer, name: str) -> tuple[str, type[nn.Module]]:
-    """The module that is adapted in a base layer's place, and what adapts it."""
-    return (name.rpartition(".")[0], AdaptedExperts) if isinstance(base, ExpertStack) else (name, AdaptedLinear)
 
 
 def _wrap(model: nn.Module, name: str, kind: type[nn.Module], table: SlotTable, share: nn.Module) -> None:

@@ -21,6 +21,11 @@ READ, CALLED, MULTIPLIED = "read", "called", "multiplied"
 SETUP = frozenset(("__init__", "_init_weights", "reset_parameters", "_reset_parameters", "__setstate__"))
 
 
+# What a class computes and no output of it depends on.
+UNUSED: Mapping[str, frozenset[str]] = {
+    name: frozenset(("vision_model.head",))
+    for name in ("SiglipForImageClassification", "Siglip2ForImageClassification")
+}
 # Experts that are modules of their own.
 LISTED_EXPERT = re.compile(r"(?:^|\.)experts\.\w*\d+\.")
 
@@ -28,6 +33,11 @@ LISTED_EXPERT = re.compile(r"(?:^|\.)experts\.\w*\d+\.")
 def gets_chosen_tokens(name: str) -> bool:
     """Whether a layer, by its name, is an expert's own, which gets the tokens that a router sends it and not rows."""
     return LISTED_EXPERT.search(name) is not None
+
+
+def unused_parts(kind: type[nn.Module]) -> frozenset[str]:
+    """The names of modules that a model of this class computes and does nothing with."""
+    return UNUSED.get(kind.__name__, frozenset())
 
 
 @cache

@@ -251,7 +251,7 @@ def layout_of(spec: AdapterSpec, shapes: Mapping[str, Widths], head: Mapping[str
     """
     if not shapes:
         raise LayoutError("no layer to adapt: targets matched none")
-    sites = tuple(Site(n, *w[:2], spec.rank_of(n), spec.scale_of(n), *w[2:]) for n, w in shapes.items())
+    sites = tuple(_site(spec, name, *widths) for name, widths in shapes.items())
     for name, _ in (*spec.rank_pattern, *spec.alpha_pattern):
         if not any(is_named(site, name) for site in shapes):
             raise LayoutError(
@@ -262,6 +262,10 @@ def layout_of(spec: AdapterSpec, shapes: Mapping[str, Widths], head: Mapping[str
     layout = Layout(spec.row, sites, basis, spec.seed, tuple(sorted((head or {}).items())), spec.hash_size)
     _check_hash(layout)
     return layout
+
+
+def _site(spec: AdapterSpec, name: str, in_features: int, out_features: int, num_experts: int = 0) -> Site:
+    return Site(name, in_features, out_features, spec.rank_of(name), spec.scale_of(name), num_experts)
 
 
 def _check_hash(layout: Layout) -> None:

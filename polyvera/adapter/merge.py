@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from polyvera.adapter.adapted_experts import Adapted
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
-from polyvera.adapter.base_layer import as_stored, dense_weight, is_quantized, plain_layer, weight_name
+from polyvera.adapter.base_layer import as_stored, dense_weight, is_quantized, layer_kind, plain_layer
 from polyvera.adapter.equation import delta_weight
 from polyvera.adapter.inject import eject, load, slot_table
 from polyvera.adapter.layer import AdaptedHead
@@ -147,7 +147,7 @@ class Switch:
         for name, layer in bank.layers.items():
             if is_quantized(layer.base):
                 raise LayoutError(f"{name} is quantized: Switch works on plain weights; use route() instead")
-            fresh[weight_name(layer.base, name)] = as_stored(
+            fresh[layer_kind(layer.base).weight_name(name)] = as_stored(
                 layer.base, merged_weight(layer, dense_weight(layer.base), index)
             )
         for head in bank.heads.values():

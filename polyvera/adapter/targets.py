@@ -14,7 +14,7 @@ from polyvera.adapter.default_targets import default_targets
 from polyvera.adapter.expert_stack import ExpertStack, stacks_of
 from polyvera.adapter.expression import Expressions
 from polyvera.adapter.layer import AdaptedHead, AdaptedLinear
-from polyvera.adapter.layer_use import read_only
+from polyvera.adapter.layer_use import read_only, unused_parts
 from polyvera.adapter.layout import Widths
 from polyvera.adapter.spec import AdapterSpec, is_named
 from polyvera.errors import TargetError, did_you_mean
@@ -54,18 +54,19 @@ def base_layers(model: nn.Module) -> dict[str, BaseLayer]:
     return found
 
 
-def _walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+def _walk(module: nn.Module, prefix: str, unused: frozenset[str] = frozenset()) -> Iterator[tuple[str, nn.Module]]:
     kind: type = type(module)
-    unused = read_only(kind)
+    begin = f"{prefix}." if prefix else ""
+    unused |= {begin + name for name in read_only(kind) | unused_parts(kind)}
     for name, child in module.named_children():
-        full = f"{prefix}.{name}" if prefix else name
-        if name in unused:
+        full = begin + name
+        if full in unused:
             continue
         if isinstance(child, AdaptedLinear | AdaptedExperts):
             yield full, child.base
         elif not isinstance(child, AdaptedHead):
             yield full, child
-            yield from _walk(child, full)
+            yield from _walk(child, full, unused)
 
 
 def find_sites(model: nn.Module, spec: AdapterSpec) -> dict[str, Widths]:
@@ -165,7 +166,9 @@ def _what_is_there(model: nn.Module, ending: str) -> str:
         if is_named(name, ending):
             parent = type(model.get_submodule(name.rpartition(".")[0])).__name__
             why = (
-                f"whose weight {parent} reads without calling it" if is_linear(module) else "and no plain linear layer"
+                f"whose weight {parent} reads without calling it, or does nothing with"
+                if is_linear(module)
+                else "and no plain linear layer"
             )
             return f"; {name} is a {type(module).__name__}, {why}"
     for name, tensor in model.named_parameters():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from polyvera.adapter.adapter import Adapter
-from polyvera.adapter.base_layer import called_module
+from polyvera.adapter.base_layer import layer_kind
 from polyvera.adapter.inject import banks_of
 from polyvera.adapter.layer_use import gets_chosen_tokens
 from polyvera.adapter.targets import base_layers
@@ -73,7 +73,7 @@ def recording(model: nn.Module, layers: set[str], num_rows: int) -> Iterator[Non
         inputs.setdefault(name, []).append(args[0].shape)
 
     hooks = [
-        called_module(layer).register_forward_pre_hook(partial(note, name))
+        layer_kind(layer).module(layer).register_forward_pre_hook(partial(note, name))
         for name, layer in base_layers(model).items()
         if not gets_chosen_tokens(name)
     ]
@@ -82,10 +82,15 @@ def recording(model: nn.Module, layers: set[str], num_rows: int) -> Iterator[Non
     finally:
         for hook in hooks:
             hook.remove()
-    whole = {shape[:-1] for shapes in inputs.values() for shape in shapes if len(shape) == 3 and shape[0] == num_rows}
-    flat = {torch.Size((shape.numel(),)) for shape in whole}
-    pooled = {torch.Size((num_rows,))}
-    layers.update(name for name, shapes in inputs.items() if {s[:-1] for s in shapes} <= whole | flat | pooled)
+    fitting = _fitting({shape for shapes in inputs.values() for shape in shapes}, num_rows)
+    layers.update(name for name, shapes in inputs.items() if set(shapes) <= fitting)
+
+
+def _fitting(shapes: Collection[torch.Size], num_rows: int) -> set[torch.Size]:
+    """Those of inputs that have the rows in their first axis, or all tokens of the rows; one row is packed tokens."""
+    whole = {s for s in shapes if s[0] == num_rows and (len(s) == 3 or num_rows > 1)}
+    counts = {s[0] * s[1] for s in whole if len(s) == 3}
+    return whole | {s for s in shapes if len(s) == 2 and s[0] in counts}
 
 
 def check_sites(ref: AdapterRef, adapter: Adapter, layers: Collection[str]) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from polyvera.adapter.base_layer import called_module
+from polyvera.adapter.base_layer import layer_kind
 from polyvera.adapter.targets import base_layers
 from polyvera.errors import RecipeError, one_line
 from polyvera.model.config import CAUSAL_LM, kind_of, vocabulary_size
@@ -69,7 +69,9 @@ def _loss(model: Any, length: int) -> Tensor:
 def _probed(model: nn.Module, names: Collection[str], probes: dict[str, list[Probe]]) -> Iterator[None]:
     """Adds zeros that want a gradient to the outputs of the layers, in the mode of inference; as before afterwards."""
     layers = base_layers(model)
-    hooks = [called_module(layers[name]).register_forward_hook(_probe(probes[name])) for name in names]
+    hooks = [
+        layer_kind(layers[name]).module(layers[name]).register_forward_hook(_probe(probes[name])) for name in names
+    ]
     wants = [(p, p.requires_grad) for p in model.parameters()]
     was_training = model.training
     model.train(False).requires_grad_(False)

@@ -19,7 +19,7 @@ import torch
 import transformers
 
 from polyvera.adapter.inject import head_tensors
-from polyvera.adapter.layout import Shape
+from polyvera.adapter.layout import Shape, Widths
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import find_sites
 from polyvera.errors import SpecError, did_you_mean, one_line
@@ -72,14 +72,14 @@ KINDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 class ModelShapes:
     """What cost() asks of a model.
 
-    name: its class. num_params: tied weights once. sites: (in_features, out_features) of each adapted layer.
+    name: its class. num_params: tied weights once. sites: the widths of each adapted layer.
     head: the shapes of the spec's head by full name. dtype: the configuration's, None where it names none.
     context_length: the tokens that it reads, as context_length() has it. coverage: what the adapted layers are of it.
     """
 
     name: str
     num_params: int
-    sites: Mapping[str, tuple[int, int]]
+    sites: Mapping[str, Widths]
     head: Mapping[str, Shape]
     dtype: str | None
     context_length: int | None = None

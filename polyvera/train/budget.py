@@ -194,13 +194,18 @@ def orthogonal_weight(budget: Budget, bank: Bank) -> float:
     return ORTHOGONAL if budget.orthogonal is None else budget.orthogonal
 
 
+def _is_kept(d: Tensor) -> Tensor:
+    """Which ranks are used, by any expert of a stack: (rank,)."""
+    return (d != 0) if d.dim() == 1 else (d != 0).any(0)
+
+
 def compacted(adapter: Adapter) -> Adapter:
     """The same adapter without the triplets whose d is 0, where each layer has an A and B of its own; else as it is."""
     if not {"A", "B", "d"} <= set(adapter.layout.stored_letters):
         return adapter
     tensors = adapter.tensors
     shapes = {site.name: site.widths for site in adapter.layout.sites}
-    kept = {name: torch.atleast_2d(tensors[f"{name}.d"] != 0).any(0) for name in shapes}
+    kept = {name: _is_kept(tensors[f"{name}.d"]) for name in shapes}
     for name, mask in kept.items():
         tensors[f"{name}.d"], tensors[f"{name}.A"] = tensors[f"{name}.d"][..., mask], tensors[f"{name}.A"][..., mask, :]
         tensors[f"{name}.B"] = tensors[f"{name}.B"][..., mask]

@@ -5,7 +5,7 @@ import torch
 import transformers
 from torch import nn
 
-from polyvera.adapter.layer_use import read_only
+from polyvera.adapter.layer_use import gets_chosen_tokens, read_only
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import find_sites, linear_layers
 from polyvera.errors import TargetError
@@ -53,3 +53,17 @@ def test_such_a_layer_is_left_out_and_refused_by_name(mamba):
     assert find_sites(mamba, AdapterSpec(targets="all-linear"))
     with pytest.raises(TargetError, match="dt_proj is a Linear, whose weight MambaMixer reads without calling it"):
         find_sites(mamba, AdapterSpec(targets=("dt_proj",)))
+
+
+@pytest.mark.parametrize(
+    ("name", "gets_them"),
+    [
+        ("encoder.block.1.layer.1.mlp.experts.expert_0.wi", True),
+        ("model.layers.0.block_sparse_moe.experts.12.w1", True),
+        ("model.layers.0.mlp.experts.gate_up_proj", False),
+        ("model.layers.0.mlp.shared_experts.up_proj", False),
+        ("model.layers.0.mlp.shared_expert.up_proj", False),
+    ],
+)
+def test_a_listed_expert_gets_the_tokens_that_a_router_chose(name, gets_them):
+    assert gets_chosen_tokens(name) == gets_them

@@ -22,16 +22,18 @@ from transformers import PreTrainedModel
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.inject import eject, extract, inject, load
+from polyvera.adapter.layer_use import gets_chosen_tokens
 from polyvera.adapter.merge import merge
 from polyvera.adapter.route import route
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.adapter.targets import find_sites
+from polyvera.adapter.targets import base_layers, find_sites, linear_layers
 from polyvera.engine.factory import engine_for
 from polyvera.engine.generation.generator import Generator
 from polyvera.engine.generation.request import SamplingParams
 from polyvera.engine.limits import Limits
 from polyvera.errors import PolyveraError
 from polyvera.model.config import end_tokens
+from polyvera.model.coverage import coverage_of
 from polyvera.model.load import Base, load_base
 from polyvera.model.shapes import model_shapes
 from polyvera.model.task import LABEL
@@ -42,6 +44,8 @@ from polyvera.train.trainer import TrainResult, train
 
 METHODS = ("vera", "lora", "dvora")
 TARGETS = ("default", "all-linear")
+EXPERTS = "experts"
+FUSED, LISTED, LEFT_OUT = "fused", "layers", "not adapted"
 EQUAL = "equal"
 TOLERANCE = 1e-3
 
@@ -112,6 +116,21 @@ class Family:
     def model(self) -> PreTrainedModel:
         """Never adapted for longer than a cell."""
         return (self.load().model if self.verbs else self.row.make()).eval()
+
+    @cached_property
+    def experts(self) -> str:
+        """How the family's experts can be adapted, '' where it has none."""
+        layers = base_layers(self.model)
+        if set(layers) - set(linear_layers(self.model)):
+            return FUSED
+        if any(map(gets_chosen_tokens, layers)):
+            return LISTED
+        left = dict(coverage_of(self.model, ()).left_out)
+        return LEFT_OUT if EXPERTS in left else ""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return (*TARGETS, EXPERTS) if self.experts == FUSED else TARGETS
 
     @cached_property
     def inputs(self) -> dict[str, Tensor]:
@@ -197,7 +216,8 @@ def _trains_by_hand(family: Family, method: str, targets: str) -> None:
 
 def _check_trained(adapter: Adapter) -> None:
     letter = "b" if "b" in adapter.layout.method.trained else "B"
-    sites = [site.name for site in adapter.layout.sites if ".experts." not in site.name]  # some get no token in 3 steps
+    names = [site.name for site in adapter.layout.sites]
+    sites = [name for name in names if not gets_chosen_tokens(name)]  # some get none in 3 steps
     dead = [name for name in sites if not bool(adapter.tensors[f"{name}.{letter}"].any())]
     if dead:
         raise DifferentError(f"{len(dead)} of {len(adapter.layout.sites)} layers were never trained, {dead[0]}")
@@ -315,13 +335,17 @@ ONLY = {
     ("plan", "all-linear"): ("vera",),
     ("train, store, load", "default"): ("vera",),
     ("train, store, load", "all-linear"): ("lora", "dvora"),
+    ("engine", EXPERTS): ("vera",),
+    ("plan", EXPERTS): ("vera",),
+    ("train, store, load", EXPERTS): ("vera",),
+    ("mixed batch", EXPERTS): ("vera", "lora"),
 }
 
 
 def cells_of(family: Family) -> Iterator[tuple[str, str, str, str]]:
     """(cell, targets, method, what came of it)."""
     for name, cell in CELLS.items():
-        for targets in TARGETS:
+        for targets in family.targets:
             for method in ONLY.get((name, targets), METHODS):
                 yield name, targets, method, outcome(cell, family, method, targets)
 

@@ -18,7 +18,7 @@ def test_a_family_is_equal_or_refused(name, tmp_path):
     family = Family(ROWS[name], tmp_path)
     cells = [(*cell[:3], cell[3].replace(str(tmp_path), "")) for cell in cells_of(family)]
     assert [cell for cell in cells if cell[3].startswith("failed")] == []
-    line = line_of(name, type(family.model).__name__, cells)
+    line = line_of(name, type(family.model).__name__, family.experts, cells)
     if lines().get(name) != line:
         write(name, line)
         pytest.fail(f"docs/families.md said otherwise of {name}, and now says what came out: look at the difference")
