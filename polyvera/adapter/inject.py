@@ -17,6 +17,7 @@ from polyvera.adapter.basis import Basis, draw_basis
 from polyvera.adapter.expert_stack import is_experts
 from polyvera.adapter.fingerprint import check_fingerprint, fingerprint
 from polyvera.adapter.layer import AdaptedHead, AdaptedLinear
+from polyvera.adapter.layer_use import gets_tokens_first
 from polyvera.adapter.layout import Layout, Shape, layout_of
 from polyvera.adapter.slot_table import SlotTable
 from polyvera.adapter.spec import AdapterSpec
@@ -264,6 +265,7 @@ def _wrap(model: nn.Module, name: str, kind: type[nn.Module], table: SlotTable, 
     if not isinstance(module, Adapted):
         training, module = module.training, kind(module, table)
         module.train(training)
+        module.has_tokens_first = gets_tokens_first(model, name)
         _set(model, name, module)
     module.banks.append(share.train(module.training))  # type: ignore[union-attr,operator]
 

@@ -26,6 +26,10 @@ UNUSED: Mapping[str, frozenset[str]] = {
     name: frozenset(("vision_model.head",))
     for name in ("SiglipForImageClassification", "Siglip2ForImageClassification")
 }
+# The classes whose layers get a batch as (tokens, rows, features).
+TOKENS_FIRST = frozenset(
+    ("XLNetModel", "FSMTEncoder", "FSMTDecoder", "LongformerSelfAttention", "LEDEncoderSelfAttention")
+)
 # Experts that are modules of their own.
 LISTED_EXPERT = re.compile(r"(?:^|\.)experts\.\w*\d+\.")
 
@@ -33,6 +37,13 @@ LISTED_EXPERT = re.compile(r"(?:^|\.)experts\.\w*\d+\.")
 def gets_chosen_tokens(name: str) -> bool:
     """Whether a layer, by its name, is an expert's own, which gets the tokens that a router sends it and not rows."""
     return LISTED_EXPERT.search(name) is not None
+
+
+def gets_tokens_first(model: nn.Module, name: str) -> bool:
+    """Whether a layer of a model gets (tokens, rows, features), by the classes of the modules that it is in."""
+    parts = name.split(".")
+    owners = (model.get_submodule(".".join(parts[:i])) for i in range(len(parts)))
+    return any(type(owner).__name__ in TOKENS_FIRST for owner in owners)
 
 
 def unused_parts(kind: type[nn.Module]) -> frozenset[str]:

@@ -12,6 +12,7 @@ from polyvera.adapter.adapted_experts import Adapted
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
 from polyvera.adapter.base_layer import as_stored, dense_weight, is_quantized, layer_kind, plain_layer
+from polyvera.adapter.dequantize import dequantized, plain_dtype
 from polyvera.adapter.equation import delta_weight
 from polyvera.adapter.inject import eject, load, slot_table
 from polyvera.adapter.layer import AdaptedHead
@@ -39,7 +40,7 @@ def merge(model: nn.Module, slot: int | None = None, *, dequantize: bool = False
 
     model: with adapters in it; it is consumed, since the result shares what is not adapted.
     slot: whose adapter; None takes the only one.
-    dequantize: allow a quantized base, whose adapted layers are then plain.
+    dequantize: allow a quantized base, all of whose layers are then plain.
 
     Raises SlotError for a slot without an adapter, LayoutError for a quantized base without dequantize, or for weights
     that would not be finite.
@@ -48,18 +49,19 @@ def merge(model: nn.Module, slot: int | None = None, *, dequantize: bool = False
     quantized = [n for n, layer in bank.layers.items() if is_quantized(layer.base)]
     if quantized and not dequantize:
         raise LayoutError(
-            f"{quantized[0]} is quantized, and merging into it would round the adapter away: pass dequantize=True for "
-            "plain weights in its place, or merge into the unquantized base"
+            f"{quantized[0]} is quantized, and merging into it would round the adapter away: pass dequantize=True "
+            "(--dequantize) for plain weights in its place, or merge into the unquantized base"
         )
+    dtype = plain_dtype(model) if quantized else None
     with torch.no_grad():
-        plain = {n: _merged_layer(layer, index) for n, layer in bank.layers.items()}
+        plain = {n: _merged_layer(layer, index, dtype) for n, layer in bank.layers.items()}
         heads = {n: _merged_head(model, bank, n, index) for n in bank.heads}
     eject(model)
     for name, module in {**plain, **heads}.items():
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, module)
     _untie(model)
-    return model
+    return dequantized(model) if quantized else model
 
 
 def _untie(model: nn.Module) -> None:
@@ -77,8 +79,9 @@ def _untie(model: nn.Module) -> None:
             part.tie_word_embeddings = False
 
 
-def _merged_layer(layer: LayerBank, index: int) -> nn.Module | nn.Parameter:
-    return plain_layer(layer.base, merged_weight(layer, dense_weight(layer.base), index))
+def _merged_layer(layer: LayerBank, index: int, dtype: torch.dtype | None) -> nn.Module | nn.Parameter:
+    weight = dense_weight(layer.base)
+    return plain_layer(layer.base, merged_weight(layer, weight if dtype is None else weight.to(dtype), index))
 
 
 def _merged_head(model: nn.Module, bank: Bank, name: str, index: int) -> nn.Module:

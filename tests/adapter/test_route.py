@@ -264,3 +264,29 @@ def test_equal_slots_are_one_slot_wherever_rows_are(scramble) -> None:
             assert torch.equal(found, layer(x))
         with pytest.raises(SlotError, match="the tokens that a router chose"), route([1, 2, 1]):
             layer(x)
+
+
+class TokensFirst(nn.Module):
+    """What gets a batch as (tokens, rows, features), under the name of a class that does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj = nn.Linear(32, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.q_proj(x.transpose(0, 1)).transpose(0, 1)
+
+
+TokensFirst.__name__ = "XLNetModel"
+
+
+@pytest.mark.parametrize("num_tokens", [4, 5])
+def test_tokens_before_rows_are_routed_by_rows(num_tokens: int, scramble) -> None:
+    model, x = TokensFirst(), torch.randn(4, num_tokens, 32, generator=torch.Generator().manual_seed(0))
+    scramble(inject(model, AdapterSpec("vera", rank=4, targets="q_proj"), 3))
+    with torch.no_grad():
+        with route([2, 0, 3, 2]):
+            mixed = model(x)
+        for row, slot in enumerate([2, 0, 3, 2]):
+            with route(slot):
+                assert torch.allclose(mixed[row], model(x)[row], atol=1e-6)
