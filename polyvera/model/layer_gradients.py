@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from polyvera.adapter.base_layer import layer_kind
+from polyvera.adapter.route import route
+from polyvera.adapter.slot_table import BASE_SLOT
 from polyvera.adapter.targets import base_layers
 from polyvera.errors import RecipeError, one_line
 from polyvera.model.config import CAUSAL_LM, kind_of, vocabulary_size
+from polyvera.model.inference import evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,6 +56,21 @@ def probe_layers(model: PreTrainedModel, names: Collection[str]) -> LayerProbe:
         tuple(name for name in names if name in dead and not (_is_one_of_many(name) and _kind(name) in alive)),
         tuple(name for name in names if any(out._version for _, out in probes[name])),
     )
+
+
+def check_shortest(model: PreTrainedModel, length: int) -> None:
+    """Raises RecipeError where rows of so few tokens, fewer than probe_layers() tries, cannot be read."""
+    if length >= min(LENGTHS):
+        return
+    ids = torch.zeros((ROWS, length), dtype=torch.long, device=model.device)
+    try:
+        with evaluating(model), route(BASE_SLOT):
+            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    except Exception as error:
+        raise RecipeError(
+            f"{type(model).__name__} cannot read rows of {length} tokens, and there are some: leave out rows of fewer "
+            f"than {min(LENGTHS)} ({one_line(error, 160)})"
+        ) from error
 
 
 def _loss(model: Any, length: int) -> Tensor:

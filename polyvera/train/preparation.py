@@ -34,7 +34,7 @@ from polyvera.model.config import (
     vocabulary_size,
 )
 from polyvera.model.inference import evaluating
-from polyvera.model.layer_gradients import probe_layers
+from polyvera.model.layer_gradients import check_shortest, probe_layers
 from polyvera.model.load import AUTO_DTYPE, Base, load_base
 from polyvera.model.prompt import prompt_form_text
 from polyvera.model.rms_norm import fused_norms
@@ -92,7 +92,9 @@ def encode_tables(recipe: Recipe, tables: Tables, base: Base) -> tuple[Encoded, 
 
     if tables.test is not None:
         measured(base.model, base.tokenizer, tables.test)
-    return encoded(tables.training), None if tables.validation is None else encoded(tables.validation)
+    rows, held_out = encoded(tables.training), None if tables.validation is None else encoded(tables.validation)
+    check_shortest(base.model, min(length for part in (rows, held_out) if part for length in part.lengths))
+    return rows, held_out
 
 
 def tell_form(table: Table, tokenizer: Any, tell: Tell) -> None:

@@ -3,16 +3,11 @@
 import pytest
 import transformers
 from cells import Family, cells_of
-from family_rows import FAULTS, ROWS
+from family_rows import ROWS
 from matrix import line_of, lines, write
 
-PARAMS = [
-    pytest.param(name, marks=pytest.mark.xfail(reason=FAULTS[name], strict=True)) if name in FAULTS else name
-    for name in ROWS
-]
 
-
-@pytest.mark.parametrize("name", PARAMS)
+@pytest.mark.parametrize("name", ROWS)
 def test_a_family_is_equal_or_refused(name, tmp_path):
     transformers.utils.logging.disable_progress_bar()
     family = Family(ROWS[name], tmp_path)
@@ -25,4 +20,4 @@ def test_a_family_is_equal_or_refused(name, tmp_path):
 
 
 def test_the_page_has_every_family_and_no_other():
-    assert set(lines()) == set(ROWS) - set(FAULTS)
+    assert set(lines()) == set(ROWS)
