@@ -49,7 +49,7 @@ class AdaptedExperts(nn.Module):
         for key, after in zip(projections(self.base), (self._activated, self._normed), strict=True):
             y = after(self._projected(key, y, experts, slots, products))
         y = y * top_k_weights.reshape(-1)[order][:, None]
-        summed = y[order.argsort()].view(len(flat), num_chosen, -1).sum(1)
+        summed = y[order.argsort()].view(len(flat), num_chosen, y.shape[-1]).sum(1)
         return summed.to(hidden_states.dtype).view_as(hidden_states)
 
     def _projected(
