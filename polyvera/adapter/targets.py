@@ -105,9 +105,10 @@ def _all_linear(model: nn.Module, layers: Layers) -> set[str]:
 def _experts(model: nn.Module, layers: Layers) -> set[str]:
     found = {n for n, layer in of_text(model, layers).items() if isinstance(layer, ExpertStack)}
     if not found:
-        raise TargetError(
-            f"targets='experts': {type(model).__name__} has no fused experts; 'all-linear' takes the rest"
-        )
+        own = (n.rpartition(".")[0] for n, p in model.named_parameters() if p.dim() == 3 and "experts" in n)
+        kind = next((type(model.get_submodule(name)).__name__ for name in own), "")
+        of = f" but {kind}, which have a forward of their own" if kind else ""
+        raise TargetError(f"targets='experts': {type(model).__name__} has no fused experts{of}; name other layers")
     return found
 
 

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from moe_models import MODELS, make_moe
+from transformers import Llama4ForCausalLM, Llama4TextConfig
 
 from polyvera.adapter.adapted_experts import AdaptedExperts
 from polyvera.adapter.inject import eject, extract, inject, load
@@ -112,3 +113,12 @@ def test_experts_are_a_word_beside_others_and_have_names(moe):
 def test_a_model_without_experts_has_none_to_adapt(small_llama):
     with pytest.raises(TargetError, match="LlamaForCausalLM has no fused experts"):
         find_sites(small_llama, AdapterSpec(targets="experts"))
+
+
+def test_experts_with_a_forward_of_their_own_are_refused_by_name():
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "intermediate_size_mlp": 16, "num_hidden_layers": 1}
+    config = Llama4TextConfig(**sizes, vocab_size=32, num_attention_heads=2, num_key_value_heads=2, num_local_experts=2)
+    with torch.device("meta"):
+        model = Llama4ForCausalLM(config)
+    with pytest.raises(TargetError, match="no fused experts but Llama4TextExperts, which have a forward of their own"):
+        find_sites(model, AdapterSpec(targets="experts"))
