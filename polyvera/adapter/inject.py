@@ -14,7 +14,7 @@ from polyvera.adapter.adapter import NOTHING, Adapter
 from polyvera.adapter.bank import Bank
 from polyvera.adapter.base_layer import layer_kind, widths
 from polyvera.adapter.basis import Basis, draw_basis
-from polyvera.adapter.expert_stack import is_experts
+from polyvera.adapter.expert_stack import form_of
 from polyvera.adapter.fingerprint import check_fingerprint, fingerprint
 from polyvera.adapter.layer import AdaptedHead, AdaptedLinear
 from polyvera.adapter.layer_use import gets_tokens_first
@@ -135,7 +135,7 @@ def add_bank(
     for site in layout.sites:
         base = layers[site.name]
         name, module = layer_kind(base).place(site.name), layer_kind(base).module(base)
-        _wrap(model, name, AdaptedExperts if is_experts(module) else AdaptedLinear, table, bank.layer(site, base))
+        _wrap(model, name, AdaptedExperts if form_of(module) else AdaptedLinear, table, bank.layer(site, base))
     for name in sorted({_head_name(model, key) for key, _ in layout.head}):
         _wrap(model, name, AdaptedHead, table, bank.head(name))
     return bank

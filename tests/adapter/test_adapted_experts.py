@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from moe_models import MODELS, make_moe
-from transformers import Llama4ForCausalLM, Llama4TextConfig
+from moe_models import ALL_MODELS, make_moe
+from transformers import JetMoeConfig, JetMoeForCausalLM
 
 from polyvera.adapter.adapted_experts import AdaptedExperts
 from polyvera.adapter.inject import eject, extract, inject, load
@@ -22,7 +22,7 @@ IDS = torch.randint(0, 64, (4, 9), generator=torch.Generator().manual_seed(5))
 SLOTS = [2, 0, 3, 1]
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=ALL_MODELS)
 def moe(request):
     return make_moe(request.param)
 
@@ -116,9 +116,8 @@ def test_a_model_without_experts_has_none_to_adapt(small_llama):
 
 
 def test_experts_with_a_forward_of_their_own_are_refused_by_name():
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "intermediate_size_mlp": 16, "num_hidden_layers": 1}
-    config = Llama4TextConfig(**sizes, vocab_size=32, num_attention_heads=2, num_key_value_heads=2, num_local_experts=2)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     with torch.device("meta"):
-        model = Llama4ForCausalLM(config)
-    with pytest.raises(TargetError, match="no fused experts but Llama4TextExperts, which have a forward of their own"):
+        model = JetMoeForCausalLM(JetMoeConfig(**sizes, vocab_size=32, num_local_experts=2, kv_channels=8))
+    with pytest.raises(TargetError, match="JetMoeForCausalLM has no fused experts"):
         find_sites(model, AdapterSpec(targets="experts"))

@@ -6,7 +6,7 @@ from moe_models import MODELS, SIZES, make_moe
 from torch import nn
 
 from polyvera.adapter.base_layer import as_stored, bias_of, dense_weight, is_quantized, layer_kind, plain_layer, widths
-from polyvera.adapter.expert_stack import is_experts, projections, stacks_of
+from polyvera.adapter.expert_stack import form_of, stacks_of
 from polyvera.adapter.targets import base_layers, linear_layers
 
 WIDE, INNER, EXPERTS = SIZES["hidden_size"], SIZES["intermediate_size"], SIZES["num_local_experts"]
@@ -15,8 +15,7 @@ WIDE, INNER, EXPERTS = SIZES["hidden_size"], SIZES["intermediate_size"], SIZES["
 @pytest.mark.parametrize("name", MODELS)
 def test_each_projection_of_the_experts_is_a_base_layer(name):
     model = make_moe(name)
-    [experts, *_] = [module for module in model.modules() if is_experts(module)]
-    assert projections(experts) == ("gate_up_proj", "down_proj")
+    [experts, *_] = [module for module in model.modules() if form_of(module)]
     shapes = {key: widths(stack) for key, stack in stacks_of(experts).items()}
     assert shapes == {"gate_up_proj": (WIDE, 2 * INNER, EXPERTS), "down_proj": (INNER, WIDE, EXPERTS)}
     stacks = {n: layer for n, layer in base_layers(model).items() if n not in linear_layers(model)}
@@ -30,4 +29,4 @@ def test_each_projection_of_the_experts_is_a_base_layer(name):
 
 
 def test_other_modules_are_no_experts():
-    assert stacks_of(nn.Linear(3, 4)) == {} and not any(is_experts(m) for m in nn.Sequential(nn.Linear(2, 2)).modules())
+    assert stacks_of(nn.Linear(3, 4)) == {} and not any(form_of(m) for m in nn.Sequential(nn.Linear(2, 2)).modules())

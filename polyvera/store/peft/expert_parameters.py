@@ -16,6 +16,8 @@ from polyvera.adapter.targets import base_layers
 from polyvera.store.peft.tensor_names import ADAPTED
 
 A = "A"
+# Families whose experts PEFT takes the other way round, since their modules do not say how their matrices lie.
+TURNED = frozenset(("llama4", "llama4_text"))
 
 
 def wrapped_name(site: str, sites: Collection[str]) -> str:
@@ -52,5 +54,11 @@ def named_parameters(names: Collection[str], model: nn.Module) -> set[str]:
 
 
 def is_all_stacks(names: Collection[str], model: nn.Module) -> bool:
-    """Whether all parameters that these names stand for, if any, are stacks of experts that can be adapted."""
-    return named_parameters(names, model) <= set(base_layers(model))
+    """Whether all parameters that these names stand for, if any, are stacks of experts that PEFT does not turn."""
+    named, layers = named_parameters(names, model), base_layers(model)
+    return named <= set(layers) and not (named and model_type(model) in TURNED)
+
+
+def model_type(model: nn.Module) -> str:
+    """The family of a model, '' where its configuration names none."""
+    return str(getattr(getattr(model, "config", None), "model_type", ""))

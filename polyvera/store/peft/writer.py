@@ -33,7 +33,7 @@ from polyvera.store.peft.config import (
     row_of,
     stored_shape,
 )
-from polyvera.store.peft.expert_parameters import kept, wrapped_name
+from polyvera.store.peft.expert_parameters import TURNED, kept, model_type, wrapped_name
 from polyvera.store.peft.origin import BARE, origin_config, task_for
 from polyvera.store.peft.rewritten import model_type_of, refusal
 from polyvera.store.peft.sites import widest
@@ -132,7 +132,11 @@ def _check_read(
     """Raises SpecError for what a reader would refuse or take for something else."""
     family = model_type_of(adapter.model or name or "")
     if model is not None:
-        family = str(getattr(getattr(model, "config", None), "model_type", family))
+        family = model_type(model) or family
+    if _stacks(adapter) and family in TURNED:
+        raise SpecError(
+            f"PEFT takes the experts of a {family} the other way round: leave out {_stacks(adapter)[0]}, or use `merge`"
+        )
     linear = [site.name for site in adapter.layout.sites if not site.num_experts]
     reason = refusal(family, config["peft_type"], linear)
     if reason:

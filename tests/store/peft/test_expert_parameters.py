@@ -96,3 +96,12 @@ def test_factors_are_kept_in_two_matrices_and_come_back():
     assert wrapped_name("m.experts.gate_up_proj", both) == "m.experts.base_layer"
     assert wrapped_name("m.experts.down_proj", both) == "m.experts"
     assert wrapped_name("m.experts.gate_up_proj", {"m.experts.gate_up_proj"}) == "m.experts"
+
+
+def test_experts_that_peft_turns_are_refused_both_ways(tmp_path):
+    llama4 = make_moe("llama4")
+    config = LoraConfig(r=3, target_modules=[], target_parameters=["experts.down_proj"])
+    with pytest.raises(SpecError, match="cannot be imported"):
+        import_peft(saved_by_peft(tmp_path / "theirs", llama4, config), llama4)
+    with pytest.raises(SpecError, match="takes the experts of a llama4_text the other way round"):
+        export_peft(trained(llama4, AdapterSpec("lora", 4, "experts")), tmp_path / "out", model=llama4)
