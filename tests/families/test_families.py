@@ -2,7 +2,8 @@
 
 import pytest
 import transformers
-from cells import Family, cells_of
+from cells import cells_of
+from family import Family
 from family_rows import ROWS
 from matrix import line_of, lines, write
 
