@@ -31,7 +31,7 @@ from polyvera.train.tell import Tell, to_nobody
 from polyvera.train.tenants import Tables, first_table
 from polyvera.train.test_rows import with_test_rows
 
-SMALLEST_SIZE, GROWTH = 16, 4
+SMALLEST_SIZE, GROWTH = 4, 4
 NEAREST = 1.2  # sizes whose ratio is less are not told apart
 NOTHING = "nothing"  # the family of no adapter
 

@@ -33,7 +33,10 @@ def freeze_head(base: Base, rows: Sequence[Mapping[str, Any]]) -> None:
         raise RecipeError(f"{len(head.weight)} outputs have {len(names)} names: train the head of this task")
     read, named = _read_by(head, base, rows[:NUM_ROWS]), _read_by(head, base, [_tokens(base, name) for name in names])
     centre = read.mean(0)
-    directions = nn.functional.normalize(named - named.mean(0), dim=1)
+    apart = named - named.mean(0)
+    if not bool((apart.norm(dim=1) > 0).all()):
+        raise RecipeError("the base reads all of the labels' names alike: train the head instead of freezing it")
+    directions = nn.functional.normalize(apart, dim=1)
     weight = SHARPNESS / float((read - centre).norm(dim=1).mean()) * directions
     with torch.no_grad():
         head.weight.copy_(weight)

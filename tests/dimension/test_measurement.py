@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_models import counting_rows
 
 from polyvera.dimension.crossing import crossing
@@ -11,6 +12,7 @@ from polyvera.dimension.family import Family
 from polyvera.dimension.measurement import Measurement, measure
 from polyvera.dimension.point_file import Point
 from polyvera.errors import DataError, RecipeError
+from polyvera.model.config import set_labels
 from polyvera.model.load import Base
 from polyvera.train.recipe import Recipe
 from polyvera.train.trainer import train
@@ -88,9 +90,15 @@ def test_where_a_head_could_answer_it_is_measured_alone(classifier: Base, classe
     assert all(0 in curve.scores for curve in found.curves)
 
 
-def test_a_frozen_head_stays(classifier: Base, classes: str) -> None:
-    found = measure(measurement(classes, (8,), num_seeds=1, frozen_head=True), base=classifier)
-    assert len(found.curves) == 2 and found.metric == {"classes": "accuracy"}
+def test_a_frozen_head_stays(classifier: Base, jsonl: Callable[..., str]) -> None:
+    data = jsonl([{"text": f"w{i % 7}", "label": ("w3", "w5")[i % 2]} for i in range(24)], "words.jsonl")
+    set_labels(classifier.model.config, ("w3", "w5"))
+    found = measure(measurement(data, (8,), num_seeds=1, frozen_head=True), base=classifier)
+    assert len(found.curves) == 2 and found.metric == {"words": "accuracy"}
+    head = classifier.model.get_submodule(classifier.head[0]).weight.clone()
+    again = measure(measurement(data, (8,), num_seeds=1, frozen_head=True), base=classifier)
+    assert torch.equal(head, classifier.model.get_submodule(classifier.head[0]).weight)
+    assert again.curves == found.curves
 
 
 @pytest.mark.parametrize(
