@@ -6,17 +6,16 @@ G (T, O). Its squared norm is the sum of XXᵀ ⊙ GGᵀ, so no (O, I) is ever m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from polyvera.adapter.targets import linear_layers
 from polyvera.data.batching import Collator
 from polyvera.data.target_tokens import TargetTokens
 from polyvera.model.config import pad_token
+from polyvera.model.layer_gradients import Hook, hooked
 from polyvera.model.load import Base
 from polyvera.model.task import Task
 from polyvera.train.loss import row_losses
@@ -31,7 +30,7 @@ def saliencies(base: Base, rows: Sequence[Mapping[str, Any]], task: Task, names:
     """
     found = dict.fromkeys(names, 0.0)
     collate = Collator(pad_token(base.model, base.tokenizer))
-    with _observed(base.model, names, found), torch.enable_grad():
+    with hooked(base.model, {name: _observer(name, found) for name in names}), torch.enable_grad():
         for first in range(0, min(MAX_ROWS, len(rows)), TOGETHER):
             batch = collate(rows[first : first + TOGETHER])
             targets = TargetTokens.of(batch.pop("labels"), task.predicts).to(base.model.device)
@@ -41,25 +40,7 @@ def saliencies(base: Base, rows: Sequence[Mapping[str, Any]], task: Task, names:
     return {name: energy / total if total else 1 / len(found) for name, energy in found.items()}
 
 
-@contextmanager
-def _observed(model: nn.Module, names: Sequence[str], found: dict[str, float]) -> Iterator[None]:
-    """Adds to found what each backward pass shows; no parameter keeps a gradient, and the mode is as before."""
-    layers = linear_layers(model)
-    hooks = [layers[name].register_forward_hook(_observer(name, found)) for name in names]
-    wants = [(p, p.requires_grad) for p in model.parameters()]
-    was_training = model.training
-    model.train(False).requires_grad_(False)
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for parameter, wanted in wants:
-            parameter.requires_grad_(wanted)
-        model.train(was_training)
-
-
-def _observer(name: str, found: dict[str, float]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+def _observer(name: str, found: dict[str, float]) -> Hook:
     def observe(layer: nn.Module, given: Any, out: Tensor) -> Tensor:
         read = given[0].detach().float().flatten(0, -2)
 
