@@ -234,9 +234,9 @@ class PointRuns:
         scores = fleet_scores(
             self._loaded(), adapters, tables, skip=lambda name, error: problems.update({name: message_of(error)})
         )
-        found = {one.name: one for one in scores} if tables else {}
+        scored = {one.name: one for one in scores} if tables else {}
         for tenant in self.everyone:
-            one = found.get(tenant.name)
+            one = scored.get(tenant.name)
             if one is None:
                 yield replace(point, tenant=tenant.name, problem=problems[tenant.name] or "it has no test rows")
             else:

@@ -49,7 +49,7 @@ def _observer(name: str, found: dict[str, float]) -> Hook:
             found[name] += float(((read @ read.T) * (wanted @ wanted.T)).sum())
 
         marked: Tensor = out + torch.zeros_like(out, requires_grad=True)
-        marked.register_hook(take)
+        marked.register_hook(take)  # type: ignore[no-untyped-call]
         return marked
 
     return observe
