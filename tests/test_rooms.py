@@ -24,7 +24,6 @@ ROOMS = (
     ("server", "llm"),
     ("compare",),
     ("dimension",),
-    ("search",),
     ("cli",),
     ("__init__",),
 )
