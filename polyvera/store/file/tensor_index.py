@@ -54,7 +54,7 @@ class PackedArray:
 
 @dataclass(frozen=True, slots=True)
 class PackedStack:
-    """The values (entries, size) and scales (entries) of a stack: their places in a data section and its flat vector."""
+    """The values (entries, size) and scales (entries) of a stack: places in the data section and the flat vector."""
 
     values: PackedArray
     scale: PackedArray | None
