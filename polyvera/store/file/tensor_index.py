@@ -65,7 +65,7 @@ class PackedStack:
         """Fills its part of the flat vector."""
         values = self.values.read(section)
         out = flat[self.begin : self.end].reshape(len(values), -1)
-        stored.unpack(values, self.scale and self.scale.read(section), out)
+        stored.unpack(values, None if self.scale is None else self.scale.read(section), out)
 
 
 @dataclass(frozen=True, eq=False)
