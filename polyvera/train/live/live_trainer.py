@@ -21,6 +21,7 @@ from torch import Tensor
 from polyvera.adapter.adapter import NOTHING, Adapter
 from polyvera.adapter.bank import Bank
 from polyvera.adapter.fingerprint import fingerprint
+from polyvera.adapter.hashing import initial
 from polyvera.adapter.inject import extract
 from polyvera.errors import ConflictError, LayoutError, NonFiniteError, NotFoundError
 from polyvera.model.config import context_length, pad_token, vocabulary_size
@@ -76,7 +77,7 @@ class LiveTrainer:
         pace: Pace = lambda seconds: None,
     ) -> None:
         device = bank.flat.device.type
-        self.base, self.bank, self.moments = base, bank, SlotMoments(bank)
+        self.base, self.bank, self.moments, self.model = base, bank, SlotMoments(bank), model
         self.num_tokens, self.max_length = vocabulary_size(base.model), context_length(base.model, base.tokenizer)
         tokens = batch_tokens or BATCH_TOKENS.get(device, GPU_BATCH_TOKENS)
         self.passes = MixedPass(base, bank, pad_token(base.model, base.tokenizer), tokens, pace=pace)
@@ -152,6 +153,16 @@ class LiveTrainer:
         """A state's numbers as an adapter, which shares them."""
         created = datetime.now(UTC).isoformat(timespec="seconds")
         return replace(self._template, flat=state.weight, scores=scores or NOTHING, created=created)
+
+    def fresh(self, seed: int | None = None) -> RunState:
+        """What a run starts as. seed: of the trained factors that are drawn; None is the bank's own."""
+        if seed is None:
+            return self._fresh
+        weight, spec = self._fresh.weight.clone(), replace(self.bank.spec_of(0), seed=seed)
+        for entry in self.bank.layout.entries.values():
+            if entry.letter in self.bank.layout.method.hashed:
+                weight[entry.offset : entry.offset + entry.size] = initial(entry, spec).flatten()
+        return RunState(weight)
 
     @property
     def names(self) -> list[str]:
