@@ -165,13 +165,12 @@ class RunWorker:
             self._submit(run, coming.pop(run.seq))
 
     def _has_room(self, run: OpenRun, asked: RunOperation) -> bool:
-        row = RUN_CALLS.get(asked.kind)
-        return len(run.waiting) < DEPTH and not (row is not None and row.is_alone and run.waiting)
+        return len(run.waiting) < (1 if RUN_CALLS[asked.kind].is_alone else DEPTH)
 
     def _submit(self, run: OpenRun, asked: RunOperation) -> None:
         """Asks for a call; one that was made before a restart is made again where it changes something."""
-        row = RUN_CALLS.get(asked.kind)
-        if row is None or asked.error is not None or (asked.done_s is not None and row.is_read):
+        row = RUN_CALLS[asked.kind]
+        if asked.error is not None or (asked.done_s is not None and row.is_read):
             return
         call = CalledRun(run.run, run.trainer, self._saver, asked, lambda: self._queue.rows(asked))
         try:

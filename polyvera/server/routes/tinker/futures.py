@@ -9,7 +9,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from polyvera.errors import PolyveraError, UnknownObjectError
-from polyvera.jobs.training_run import RunOperation
+from polyvera.jobs.training_run import LOAD, LOAD_RUN, RunOperation
 from polyvera.server.context import ServerContext, caller_of
 from polyvera.server.routes.tinker.answer_messages import pass_answer
 from polyvera.server.routes.tinker.bodies import FutureBody
@@ -20,6 +20,7 @@ from polyvera.server.routes.tinker.sample_tasks import PREFIX, SampleTasks
 POLL_S = 20.0  # the SDK waits for 45
 PENDING, GONE = 408, 410  # asked for again at once; asked for anew
 USER, SERVER = "user", "server"
+TYPES = {LOAD_RUN: LOAD}  # what the SDK calls an answer
 
 
 def add_futures(router: APIRouter, context: ServerContext, samples: SampleTasks, watch: OperationWatch) -> None:
@@ -53,7 +54,7 @@ def answered(found: RunOperation, logprobs: bytes | None) -> Response:
         return JSONResponse({"error": found.error, "category": USER if found.is_users else SERVER})
     if logprobs is not None:
         return Response(pass_answer((found.answer or {})["loss"], logprobs), media_type=PROTOBUF)
-    return JSONResponse({**(found.answer or {}), "type": found.kind})
+    return JSONResponse({**(found.answer or {}), "type": TYPES.get(found.kind, found.kind)})
 
 
 def pending(id: str) -> Response:

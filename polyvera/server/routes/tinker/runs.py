@@ -38,7 +38,7 @@ def add_runs(router: APIRouter, context: ServerContext) -> None:
     async def get_info(request: HttpRequest) -> dict[str, Any]:
         body = await context.body(request, ModelBody)
         run = await context.run(request, context.training.runs.get, caller_of(request).tenant, body.model_id)
-        base, tokenizer = context.catalog.base, str(context.engine.tokenizer.name_or_path)
+        base, tokenizer = context.catalog.base, tokenizer_of(context)
         arch = type(context.engine.model).__name__
         return {
             "type": "get_info",
@@ -136,9 +136,13 @@ def when(seconds: int) -> str:
 
 def check_base(context: ServerContext, name: str) -> None:
     """Raises ServeError for another base than the one that is served."""
-    known = (context.catalog.base, BASE, str(context.engine.tokenizer.name_or_path))
-    if name not in known:
+    if name not in (context.catalog.base, BASE, tokenizer_of(context)):
         raise ServeError(f"base_model: this server trains {context.catalog.base}, not {name[:200]!r}", "base_model")
+
+
+def tokenizer_of(context: ServerContext) -> str | None:
+    """The base's tokenizer, as transformers finds it."""
+    return str(context.engine.tokenizer.name_or_path) or None
 
 
 def check_scope(scope: str) -> None:
