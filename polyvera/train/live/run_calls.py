@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from polyvera.errors import DataError
 from polyvera.jobs import training_run as kinds
 from polyvera.jobs.operation_queue import RunAnswer
 from polyvera.jobs.pass_rows import logprobs_to_bytes, rows_from_bytes
@@ -63,6 +64,10 @@ def _pass(call: CalledRun) -> Operation:
         for row in rows_from_bytes(call.rows())
     )
     objective = Objective(asked["loss_fn"], tuple(sorted(asked["loss_fn_config"].items())))
+    unused = next((name for row in rows for name in row.inputs if name not in objective.row.inputs), None)
+    if unused is not None:
+        known = ", ".join(objective.row.inputs)
+        raise DataError(f"{objective.name} takes target_tokens, {known}, and not {unused!r}: leave it out")
     return Pass(rows, objective, backward=call.asked.kind == kinds.FORWARD_BACKWARD)
 
 

@@ -29,6 +29,8 @@ def test_a_pass_is_of_its_rows_and_its_loss():
     answer = RUN_CALLS[kinds.FORWARD].answer(asked, made, PassResult(2.0, logprobs))
     assert answer.answer == {"loss": 2.0} and answer.num_tokens == 0
     assert [len(one) for one in logprobs_from_bytes(answer.logprobs)] == [len(row) for row in made.rows]
+    with pytest.raises(DataError, match="and not 'weights': leave it out"):
+        RUN_CALLS[kinds.FORWARD].ask(call(kinds.FORWARD, {"loss_fn": "ppo", "loss_fn_config": {}}, rows_to_bytes(rows)))
     with pytest.raises(DataError, match="must be one of"):
         RUN_CALLS[kinds.FORWARD].ask(call(kinds.FORWARD, {"loss_fn": "x", "loss_fn_config": {}}, rows_to_bytes(rows)))
 

@@ -106,7 +106,7 @@ def test_a_call_that_fails_harms_no_other(tmp_path):
         ids = ask(at, run, 1) + ask(at, other, 2)
         work(trainer, worker)
         assert all(at.answer(id).error and at.answer(id).is_users for id in bad)
-        assert "must be one of" in at.answer(bad[0]).error and "needs logprobs" in at.answer(bad[1]).error
+        assert "must be one of" in at.answer(bad[0]).error and "leave it out" in at.answer(bad[1]).error
         assert all(at.answer(id).error is None for id in ids) and at.tuning.runs.get("acme", unknown).ended_s
         for seed, one in ((1, run), (2, other)):
             assert apart(state_of(trainer, one), expected(seed)) < 1e-5

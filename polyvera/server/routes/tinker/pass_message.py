@@ -40,7 +40,7 @@ def read_pass(data: bytes) -> AskedPass:
         if num_parts(data, DATA, MAX_PARTS) > MAX_PARTS:
             raise ServeError(f"the body has more than {MAX_PARTS:,} parts: send fewer rows at a time")
         message.ParseFromString(data)
-        run, loss = message.model_id, message.loss_fn
+        run, loss = _text(message.model_id), _text(message.loss_fn)
     except (DecodeError, IndexError, KeyError, ValueError) as error:
         raise ServeError(f"the body is not a ForwardBackwardRequest: {str(error)[:200]}") from None
     asked = AskedPass(run, message.seq_id or None, FORWARD if message.forward_only else FORWARD_BACKWARD, {}, None)
@@ -52,13 +52,20 @@ def read_pass(data: bytes) -> AskedPass:
     return AskedPass(asked.run, asked.seq, asked.kind, request, rows_to_bytes(rows))
 
 
+def _text(value: str | bytes) -> str:
+    """Raises ValueError for what is not UTF-8, which comes as bytes."""
+    if isinstance(value, bytes):
+        raise ValueError("a text is not UTF-8")
+    return value
+
+
 def _config(message: Any) -> dict[str, float]:
     given = dict(message.loss_fn_config)
     for name, value in message.loss_fn_config_v2.items():
         if not value.HasField("number"):
             raise DataError(f"loss_fn_config: {name[:MAX_NAME_CHARS]} must be a number")
         given[name] = value.number
-    return {name[:MAX_NAME_CHARS]: float(value) for name, value in given.items()}
+    return {_text(name)[:MAX_NAME_CHARS]: float(value) for name, value in given.items()}
 
 
 def _rows(data: Sequence[Any]) -> list[PassRow]:
@@ -82,7 +89,7 @@ def _row(datum: Any, left: int) -> PassRow:
     tokens = _tokens(datum.model_input)
     if datum.spans or datum.input_spans:
         raise DataError("provenance spans are not used here: leave them out, and choose another loss_fn")
-    found = {name: _array(tensor, name, len(tokens), left) for name, tensor in datum.loss_fn_inputs.items()}
+    found = {_text(name): _array(tensor, name, len(tokens), left) for name, tensor in datum.loss_fn_inputs.items()}
     if TARGETS not in found:
         raise DataError(f"loss_fn_inputs must have {TARGETS}, and has {_said(found)}")
     targets = found.pop(TARGETS)

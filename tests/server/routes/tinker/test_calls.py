@@ -56,7 +56,7 @@ def test_losses_of_policies_are_sums(acme, loss):
     )
     assert found.metrics["loss:sum"] == pytest.approx(plain, rel=1e-4)
     wrong = acme.passed(run, 3, supervised(), loss)
-    assert wrong["category"] == "user" and "needs logprobs" in wrong["error"]
+    assert wrong["category"] == "user" and "leave it out" in wrong["error"]
     assert acme.step(run, 4)["metrics"]["step"] == 1
 
 
