@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from polyvera.jobs.fine_tuning_job import JobChoices
+from polyvera.jobs.fine_tuning_job import DPO, SUPERVISED, JobChoices
 from polyvera.server.fields import ModelName
 from polyvera.server.neutral_fields import INTEGRATIONS
 from polyvera.server.request_body import RequestBody
@@ -36,11 +36,38 @@ class Supervised(RequestBody):
     hyperparameters: Hyperparameters = Hyperparameters()
 
 
+class DpoHyperparameters(Hyperparameters):
+    """Those of DPO. beta: how far the likelihood of an answer may leave the base's."""
+
+    beta: Auto | Annotated[float, Field(gt=0, le=10)] = "auto"
+
+
+class Dpo(RequestBody):
+    """The choices of training by preferences."""
+
+    hyperparameters: DpoHyperparameters = DpoHyperparameters()
+
+
 class TrainingMethod(RequestBody):
     """How to train."""
 
-    type: Literal["supervised"]
-    supervised: Supervised = Supervised()
+    type: Literal["supervised", "dpo"]
+    supervised: Supervised | None = None
+    dpo: Dpo | None = None
+
+    @model_validator(mode="after")
+    def _own(self) -> TrainingMethod:
+        other = DPO if self.type == SUPERVISED else SUPERVISED
+        if getattr(self, other) is not None:
+            raise ValueError(f"{other} goes with type {other!r}, and type is {self.type!r}")
+        return self
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        """Those of its type."""
+        own = getattr(self, self.type)
+        default = Supervised() if self.type == SUPERVISED else Dpo()
+        return (default if own is None else own).hyperparameters  # type: ignore[no-any-return]
 
 
 class FineTuningBody(RequestBody):
@@ -66,12 +93,15 @@ class FineTuningBody(RequestBody):
     @property
     def chosen(self) -> Hyperparameters:
         """The hyperparameters, wherever they stand."""
-        return self.hyperparameters or (self.method or TrainingMethod(type="supervised")).supervised.hyperparameters
+        return self.hyperparameters or (self.method or TrainingMethod(type="supervised")).hyperparameters
 
     @property
     def choices(self) -> JobChoices:
         """What the job keeps of it."""
         seed = secrets.randbelow(2**31) if self.seed is None else self.seed
         given = (self.chosen.n_epochs, self.chosen.batch_size, self.chosen.learning_rate_multiplier)
-        epochs, batch_size, multiplier = (None if one == AUTO else one for one in given)
-        return JobChoices(seed, self.suffix, epochs, batch_size, multiplier, self.metadata)  # type: ignore[arg-type]
+        numbers = [None if one == AUTO else one for one in given]
+        objective = SUPERVISED if self.method is None else self.method.type
+        beta = getattr(self.chosen, "beta", AUTO)
+        own = {"objective": objective, "beta": None if beta == AUTO else beta}
+        return JobChoices(seed, self.suffix, *numbers, self.metadata, **own)  # type: ignore[arg-type]

@@ -23,6 +23,7 @@ from polyvera.adapter.bank import Bank
 from polyvera.adapter.fingerprint import fingerprint
 from polyvera.adapter.hashing import initial
 from polyvera.adapter.inject import extract
+from polyvera.adapter.slot_table import BASE_SLOT
 from polyvera.errors import ConflictError, LayoutError, NonFiniteError, NotFoundError
 from polyvera.model.config import context_length, pad_token, vocabulary_size
 from polyvera.model.load import Base
@@ -236,7 +237,7 @@ class LiveTrainer:
     def _results(self, taken: Sequence[RunningPass]) -> list[PassResult | Exception]:
         """What each pass gives; where the mixed batches raise, each alone, so that one's rows harm no other's."""
         try:
-            return [*self.passes.run([(self._slot(one.run), one.asked) for one in taken])]
+            return [*self.passes.run([(self._slot(one), one.asked) for one in taken])]
         except Exception:
             for one in taken:
                 self._restore(one)
@@ -244,7 +245,7 @@ class LiveTrainer:
 
     def _alone(self, one: RunningPass) -> PassResult | Exception:
         try:
-            return self.passes.run([(self._slot(one.run), one.asked)])[0]
+            return self.passes.run([(self._slot(one), one.asked)])[0]
         except Exception as error:  # whatever one run's rows raise is that run's alone
             return error
 
@@ -260,9 +261,9 @@ class LiveTrainer:
         grad = self.moments.grads[one.run.index]
         grad.zero_() if one.before is None else grad.copy_(one.before)
 
-    def _slot(self, run: LiveRun) -> int:
-        assert run.index is not None
-        return self.bank.slots[run.index]
+    def _slot(self, one: RunningPass) -> int:
+        assert one.run.index is not None
+        return BASE_SLOT if one.asked.is_base else self.bank.slots[one.run.index]
 
     def _step(self, runs: Sequence[LiveRun]) -> None:
         """The step that each of them waits for, those with the same settings together."""
