@@ -34,6 +34,12 @@ CREATE TABLE IF NOT EXISTS checkpoints (
     model TEXT NOT NULL, metrics TEXT NOT NULL, UNIQUE (job, step));
 CREATE TABLE IF NOT EXISTS usage (
     tenant TEXT NOT NULL, day TEXT NOT NULL, tokens INTEGER NOT NULL, PRIMARY KEY (tenant, day));
+CREATE TABLE IF NOT EXISTS uploads (
+    id TEXT PRIMARY KEY, tenant TEXT NOT NULL, filename TEXT NOT NULL, purpose TEXT NOT NULL,
+    num_bytes INTEGER NOT NULL, created_s INTEGER NOT NULL, expires_s INTEGER NOT NULL, status TEXT NOT NULL, file TEXT);
+CREATE TABLE IF NOT EXISTS parts (
+    id TEXT PRIMARY KEY, upload TEXT NOT NULL, num_bytes INTEGER NOT NULL, created_s INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS parts_of_upload ON parts (upload);
 CREATE TABLE IF NOT EXISTS sessions (
     id TEXT PRIMARY KEY, tenant TEXT NOT NULL, display_name TEXT, metadata TEXT NOT NULL, created_s INTEGER NOT NULL,
     seen_s INTEGER NOT NULL, ended_s INTEGER);
@@ -48,6 +54,7 @@ CREATE TABLE IF NOT EXISTS operations (
     number INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL, seq INTEGER NOT NULL, kind TEXT NOT NULL,
     request TEXT NOT NULL, rows BLOB, created_s REAL NOT NULL, done_s REAL, answer TEXT, logprobs BLOB, error TEXT,
     is_users INTEGER NOT NULL DEFAULT 0, UNIQUE (run, seq));
+CREATE INDEX IF NOT EXISTS waiting_operations ON operations (run) WHERE done_s IS NULL;
 CREATE TABLE IF NOT EXISTS weights (
     path TEXT PRIMARY KEY, tenant TEXT NOT NULL, run TEXT NOT NULL, seq INTEGER NOT NULL, kind TEXT NOT NULL,
     name TEXT NOT NULL, file TEXT, adapter TEXT, num_bytes INTEGER NOT NULL, method TEXT NOT NULL,

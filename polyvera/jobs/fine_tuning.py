@@ -12,6 +12,7 @@ from polyvera.jobs.sampler_table import SamplerTable
 from polyvera.jobs.saved_weights import WeightsTable
 from polyvera.jobs.training_files import TrainingFiles
 from polyvera.jobs.training_policy import TrainingPolicy
+from polyvera.jobs.upload_table import UploadTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class FineTuning:
     policy: TrainingPolicy
     database: Database
     files: TrainingFiles
+    uploads: UploadTable
     jobs: JobTable
     runs: RunTable
     operations: OperationTable
@@ -32,5 +34,7 @@ class FineTuning:
         """That of the policy's folder, which is made. Raises StoreUnavailableError."""
         database = Database(policy.folder)
         files, jobs = TrainingFiles(database, policy.max_tenant_bytes), JobTable(database, policy)
+        uploads = UploadTable(database, files, policy.max_tenant_bytes)
         runs, operations = RunTable(database), OperationTable(database, policy)
-        return cls(policy, database, files, jobs, runs, operations, WeightsTable(database), SamplerTable(database))
+        weights, samplers = WeightsTable(database), SamplerTable(database)
+        return cls(policy, database, files, uploads, jobs, runs, operations, weights, samplers)

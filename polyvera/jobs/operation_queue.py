@@ -16,6 +16,7 @@ from typing import Any
 from polyvera.jobs.database import Database
 from polyvera.jobs.job_table import today
 from polyvera.jobs.operation_table import COLUMNS
+from polyvera.jobs.run_table import end_runs, end_session
 from polyvera.jobs.training_run import RunOperation, TrainingRun
 
 MAX_ATTEMPTS = 5
@@ -53,7 +54,8 @@ class OperationQueue:
             connection.execute(f"UPDATE runs SET attempts = attempts + 1 WHERE id IN ({UNDONE})")
             broken = connection.execute("SELECT id, attempts FROM runs WHERE attempts > ?", (MAX_ATTEMPTS,)).fetchall()
             for row in broken:
-                _give_up(connection, row["id"], f"the trainer ended {row['attempts']} times while it made this call")
+                why = f"the trainer ended {row['attempts']} times while it made this call"
+                end_runs(connection, "id", row["id"], why, is_users=False)
 
     def new(self) -> Sequence[RunOperation]:
         """The next calls that have come, in the order in which they came."""
@@ -69,8 +71,9 @@ class OperationQueue:
     def ended(self, ids: Iterable[str]) -> set[str]:
         """Which of these runs have ended."""
         known = set(ids)
-        rows = self._database.rows("SELECT id FROM runs WHERE ended_s IS NOT NULL") if known else []
-        return known & {row["id"] for row in rows}
+        query = "SELECT id FROM runs WHERE ended_s IS NOT NULL AND id IN (SELECT value FROM json_each(?))"
+        rows = self._database.rows(query, (json.dumps([*known]),)) if known else []
+        return {row["id"] for row in rows}
 
     def rows(self, asked: RunOperation) -> bytes:
         """The rows of a pass."""
@@ -85,7 +88,7 @@ class OperationQueue:
     def end(self, run: str) -> None:
         """Ends a run that cannot be trained."""
         with self._database.changing() as connection:
-            connection.execute("UPDATE runs SET ended_s = ? WHERE id = ?", (int(time.time()), run))
+            end_runs(connection, "id", run)
 
     def record(self, answers: Sequence[RunAnswer]) -> None:
         """Keeps what calls gave, all of it at once; what a call gave before stands, and costs once."""
@@ -106,9 +109,7 @@ class OperationQueue:
         with self._database.changing() as connection:
             silent = "SELECT id FROM sessions WHERE ended_s IS NULL AND seen_s < ?"
             for row in connection.execute(silent, (now - SILENT_S,)).fetchall():
-                for table, key in (("sessions", "id"), ("runs", "session")):
-                    change = f"UPDATE {table} SET ended_s = ? WHERE {key} = ? AND ended_s IS NULL"
-                    connection.execute(change, (int(now), row["id"]))
+                end_session(connection, row["id"])
             old = "run IN (SELECT id FROM runs WHERE ended_s IS NOT NULL OR saved_seq >= operations.seq)"
             connection.execute(f"DELETE FROM operations WHERE done_s < ? AND {old}", (now - KEPT_S,))
 
@@ -129,9 +130,3 @@ def _record(connection: Connection, answer: RunAnswer) -> None:
         ON CONFLICT DO UPDATE SET tokens = tokens + ?3
         """
         connection.execute(add, (answer.run, today(), answer.num_tokens))
-
-
-def _give_up(connection: Connection, run: str, why: str) -> None:
-    change = "UPDATE operations SET done_s = ?, error = ? WHERE run = ? AND done_s IS NULL"
-    connection.execute(change, (time.time(), why, run))
-    connection.execute("UPDATE runs SET ended_s = ?, attempts = 0 WHERE id = ?", (int(time.time()), run))

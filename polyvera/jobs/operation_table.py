@@ -18,9 +18,11 @@ from polyvera.jobs.training_run import FIRST_SEQ, RunChoices, RunOperation, run_
 LATE = "this call came too late: later ones of its run have been made without it"
 MAX_WAITING, MAX_WAITING_BYTES = 256, 256 << 20
 COLUMNS = "run, seq, kind, request, done_s, answer, error, is_users"
-WAITING = (
-    "SELECT COUNT(*) AS num, COALESCE(SUM(LENGTH(rows)), 0) AS bytes FROM operations WHERE run = ? AND done_s IS NULL"
-)
+WAITING = "SELECT COUNT(*) FROM operations WHERE run = ? AND done_s IS NULL"
+WAITING_BYTES = """
+SELECT COALESCE(SUM(LENGTH(rows)), 0) FROM operations
+WHERE done_s IS NULL AND run IN (SELECT id FROM runs WHERE tenant = ? AND ended_s IS NULL)
+"""
 OPEN_RUNS = "SELECT COUNT(*) FROM runs WHERE tenant = ? AND ended_s IS NULL"
 OWN = f"SELECT {COLUMNS}, logprobs FROM operations WHERE run = ? AND seq = ?"
 
@@ -85,7 +87,7 @@ class OperationTable:
                 connection.execute("SELECT 1 FROM operations WHERE run = ? AND seq = ?", (run, place)).fetchone()
                 is None
             ):
-                _check_waiting(connection, run, 0 if rows is None else len(rows))
+                _check_waiting(connection, tenant, run, 0 if rows is None else len(rows))
                 self._check_tokens(connection, tenant, rows)
                 _insert(connection, asked, rows)
                 connection.execute("UPDATE runs SET seen_s = ? WHERE id = ?", (int(time.time()), run))
@@ -147,10 +149,13 @@ def _next_seq(connection: Connection, run: str, saved: int) -> int:
     return 1 + max(FIRST_SEQ, saved, found or 0)
 
 
-def _check_waiting(connection: Connection, run: str, num_bytes: int) -> None:
-    row = connection.execute(WAITING, (run,)).fetchone()
-    if row["num"] >= MAX_WAITING or row["bytes"] + num_bytes > MAX_WAITING_BYTES:
-        raise BusyError(f"{row['num']} calls of this run wait already: wait for their answers first")
+def _check_waiting(connection: Connection, tenant: str, run: str, num_bytes: int) -> None:
+    num = connection.execute(WAITING, (run,)).fetchone()[0]
+    if num >= MAX_WAITING:
+        raise BusyError(f"{num} calls of this run wait already: wait for their answers first")
+    waiting = connection.execute(WAITING_BYTES, (tenant,)).fetchone()[0] if num_bytes else 0
+    if waiting + num_bytes > MAX_WAITING_BYTES:
+        raise BusyError(f"rows of {waiting:,} bytes of yours wait already: wait for their answers first")
 
 
 def _batches(items: Sequence[str], size: int) -> Iterable[Sequence[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from sqlite3 import Connection
 from typing import Any
 from uuid import uuid4
 
@@ -12,6 +13,7 @@ from polyvera.errors import QuotaError, UnknownObjectError
 from polyvera.jobs.database import Database
 from polyvera.jobs.training_run import TrainingRun, TrainingSession
 
+ENDED = "the training run has ended: go on from weights that it saved"
 SEEN_S = 30  # how exactly it is known when a session was last heard of
 MAX_SESSIONS = 10_000
 OPEN_SESSIONS = "SELECT COUNT(*) FROM sessions WHERE tenant = ? AND ended_s IS NULL"
@@ -51,11 +53,7 @@ class RunTable:
         """Ends a session and its runs; what they saved stays. Raises UnknownObjectError."""
         self.session(tenant, id)
         with self._database.changing() as connection:
-            for change in (
-                "UPDATE sessions SET ended_s = ? WHERE id = ? AND ended_s IS NULL",
-                "UPDATE runs SET ended_s = ? WHERE session = ? AND ended_s IS NULL",
-            ):
-                connection.execute(change, (int(time.time()), id))
+            end_session(connection, id)
 
     def sessions(self, tenant: str, limit: int, offset: int) -> Sequence[str]:
         """Ids of a tenant's sessions, the newest first."""
@@ -84,4 +82,20 @@ class RunTable:
         """Ends a run; what it saved stays. Raises UnknownObjectError."""
         self.get(tenant, id)
         with self._database.changing() as connection:
-            connection.execute("UPDATE runs SET ended_s = ? WHERE id = ? AND ended_s IS NULL", (int(time.time()), id))
+            end_runs(connection, "id", id)
+
+
+def end_session(connection: Connection, id: str) -> None:
+    """Ends a session and its runs."""
+    change = "UPDATE sessions SET ended_s = ? WHERE id = ? AND ended_s IS NULL"
+    connection.execute(change, (int(time.time()), id))
+    end_runs(connection, "session", id)
+
+
+def end_runs(connection: Connection, column: str, value: str, why: str = ENDED, *, is_users: bool = True) -> None:
+    """Ends the runs that have that value in that column; what they still wait for fails."""
+    runs = f"SELECT id FROM runs WHERE {column} = ? AND ended_s IS NULL"
+    change = f"UPDATE operations SET done_s = ?, error = ?, is_users = ?, rows = NULL WHERE run IN ({runs})"
+    connection.execute(f"{change} AND done_s IS NULL", (time.time(), why, is_users, value))
+    change = f"UPDATE runs SET ended_s = ?, attempts = 0 WHERE {column} = ? AND ended_s IS NULL"
+    connection.execute(change, (int(time.time()), value))

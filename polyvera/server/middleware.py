@@ -29,7 +29,7 @@ from polyvera.server.tracing import RequestTracer
 log = logging.getLogger(__name__)
 ALWAYS_OPEN = ("/health", "/ready", "/version")
 PAGE = ("/", "/page/", "/favicon.ico")
-UPLOADS = ("/v1/adapters/", "/v1/files", "/api/v1/forward_backward")
+UPLOADS = ("/v1/adapters/", "/v1/files", "/v1/uploads", "/api/v1/forward_backward")
 TINKER_PREFIX = "tml-"  # without which the tinker package sends no key
 MIN_BYTES_PER_S = 16_384
 REQUEST_ID = "x-request-id"

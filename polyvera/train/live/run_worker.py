@@ -236,10 +236,6 @@ class RunWorker:
         self._coming.pop(id, None)
         run.trainer.close(id)
         self._path(id).unlink(missing_ok=True)
-        words = "the training run has ended"
-        for one in run.waiting:
-            if one.call is not None:
-                self._answers.append(RunAnswer(id, one.seq, error=words, is_users=True))
 
     # --- what is done ---
 

@@ -11,7 +11,7 @@ from polyvera.errors import ForbiddenError, ServeError
 from polyvera.jobs.sampler_table import SamplingSession
 from polyvera.server.context import ServerContext, caller_of
 from polyvera.server.routes.tinker.bodies import SampleBody, SamplingSessionBody
-from polyvera.server.routes.tinker.runs import check_base
+from polyvera.server.routes.tinker.runs import check_base, tokenizer_of
 from polyvera.server.routes.tinker.sample_tasks import SampleTasks
 from polyvera.store.reference import AdapterRef
 
@@ -31,7 +31,8 @@ def add_samplers(router: APIRouter, context: ServerContext, samples: SampleTasks
     @router.get("/samplers/{id}")
     async def sampler(request: HttpRequest, id: str) -> dict[str, Any]:
         found = await context.run(request, context.training.samplers.get, caller_of(request).tenant, id)
-        return {"sampler_id": found.id, "base_model": context.catalog.base, "model_path": found.path}
+        base = tokenizer_of(context) or context.catalog.base  # by which the SDK looks for a tokenizer
+        return {"sampler_id": found.id, "base_model": base, "model_path": found.path}
 
     @router.post("/asample")
     async def asample(request: HttpRequest) -> dict[str, Any]:

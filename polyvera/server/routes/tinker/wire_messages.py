@@ -82,7 +82,7 @@ def _classes() -> Mapping[str, Any]:
         for field in fields:
             _add_field(message, *field)
     pool = descriptor_pool.DescriptorPool()  # of our own: the SDK's may be in the same process
-    pool.Add(file)  # type: ignore[no-untyped-call]
+    pool.Add(file)
     found = (pool.FindMessageTypeByName(f"{PACKAGE}.{name}") for name in MESSAGES)
     return {descriptor.name: message_factory.GetMessageClass(descriptor) for descriptor in found}
 
