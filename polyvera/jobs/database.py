@@ -36,7 +36,8 @@ CREATE TABLE IF NOT EXISTS usage (
     tenant TEXT NOT NULL, day TEXT NOT NULL, tokens INTEGER NOT NULL, PRIMARY KEY (tenant, day));
 CREATE TABLE IF NOT EXISTS uploads (
     id TEXT PRIMARY KEY, tenant TEXT NOT NULL, filename TEXT NOT NULL, purpose TEXT NOT NULL,
-    num_bytes INTEGER NOT NULL, created_s INTEGER NOT NULL, expires_s INTEGER NOT NULL, status TEXT NOT NULL, file TEXT);
+    num_bytes INTEGER NOT NULL, created_s INTEGER NOT NULL, expires_s INTEGER NOT NULL,
+    status TEXT NOT NULL, file TEXT);
 CREATE TABLE IF NOT EXISTS parts (
     id TEXT PRIMARY KEY, upload TEXT NOT NULL, num_bytes INTEGER NOT NULL, created_s INTEGER NOT NULL);
 CREATE INDEX IF NOT EXISTS parts_of_upload ON parts (upload);
