@@ -22,12 +22,14 @@ class OperationWatch:
         self._operations, self._path = operations, path
         self._waiting: Counter[str] = Counter()
         self._done: dict[str, asyncio.Event] = {}
+        self._seen: set[str] = set()  # of those who wait, who was looked for since they began to
         self._looking: asyncio.Task[None] | None = None
 
     async def wait(self, id: str, timeout_s: float) -> None:
         """Returns when that call has its answer, or after so long."""
         event = self._done.setdefault(id, asyncio.Event())
         self._waiting[id] += 1
+        self._seen.discard(id)  # it may be there since it was last looked for
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look())
         try:
@@ -40,13 +42,12 @@ class OperationWatch:
                 del self._waiting[id], self._done[id]
 
     async def _look(self) -> None:
-        watch, seen = ChangeWatch(self._path), set[str]()
+        watch = ChangeWatch(self._path)
         try:
             while self._done:
-                new = self._done.keys() - seen
-                if watch.has_changed() or new:
-                    seen = {*self._done}
-                    for id in await asyncio.to_thread(self._operations.done, seen):
+                if watch.has_changed() or self._done.keys() - self._seen:
+                    self._seen = {*self._done}
+                    for id in await asyncio.to_thread(self._operations.done, [*self._seen]):
                         if id in self._done:
                             self._done[id].set()
                 await asyncio.sleep(LOOK_S)

@@ -31,8 +31,9 @@ def add_runs(router: APIRouter, context: ServerContext) -> None:
         check_base(context, body.base_model)
         lora, metadata = body.lora_config, dict(body.user_metadata)
         choices = RunChoices(lora.rank, lora.seed, method_of(metadata), lora.trained)
-        given = (tenant, body.session_id, body.model_seq_id, CREATE, choices, metadata, {})
-        return submitted(await context.run(request, context.training.operations.create_run, *given))
+        given = (tenant, body.session_id, body.model_seq_id, CREATE, choices, metadata)
+        create = context.training.operations.create_run
+        return submitted(await context.run(request, create, *given, request={}))
 
     @router.post("/get_info")
     async def get_info(request: HttpRequest) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from polyvera.server.routes.tinker.bodies import FinishBody, HeartbeatBody, Sess
 
 TESTED = ((0, 38), (0, 38))  # the first and the last minor version of the SDK that this was tested with
 MAX_PAGE = 1000
-Limit, Offset = Annotated[int, Query(ge=1, le=MAX_PAGE)], Annotated[int, Query(ge=0, le=10**9)]
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
+Offset = Annotated[int, Query(ge=0, le=10**9)]
 # Flags of the SDK; those left out are at its own defaults.
 FLAGS = {"parallel_fwdbwd_chunks": True, "proto_compress_fwdbwd": False, "sample_use_retrieve_futures": False}
 DYNAMIC_FLAGS = {"sample_cancel_enabled": True}

@@ -53,12 +53,12 @@ class RawTinker:
         headers = {"X-API-Key": f"tml-{key}"}
         self.http = httpx.Client(base_url=f"{url}/api/v1", headers=headers, timeout=LONGEST_WAIT)
 
-    def post(self, path: str, **body: Any) -> dict[str, Any]:
+    def post(self, path: str, /, **body: Any) -> dict[str, Any]:
         found = self.http.post(path, json=body)
         assert found.is_success, found.text
         return found.json()
 
-    def get(self, path: str, **query: Any) -> dict[str, Any]:
+    def get(self, path: str, /, **query: Any) -> dict[str, Any]:
         found = self.http.get(path, params=query)
         assert found.is_success, found.text
         return found.json()
