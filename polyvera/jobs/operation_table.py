@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from sqlite3 import Connection
+from types import MappingProxyType
 from typing import Any
 
 from polyvera.errors import BusyError, QuotaError, UnknownObjectError
@@ -15,6 +16,7 @@ from polyvera.jobs.job_table import tokens_left
 from polyvera.jobs.training_policy import TrainingPolicy
 from polyvera.jobs.training_run import FIRST_SEQ, RunChoices, RunOperation, run_id
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 LATE = "this call came too late: later ones of its run have been made without it"
 MAX_WAITING, MAX_WAITING_BYTES = 256, 256 << 20
 COLUMNS = "run, seq, kind, request, done_s, answer, error, is_users"
@@ -41,7 +43,7 @@ class OperationTable:
         kind: str,
         choices: RunChoices,
         metadata: Mapping[str, Any],
-        request: Mapping[str, Any],
+        request: Mapping[str, Any] = NOTHING,
     ) -> RunOperation:
         """Makes a session's run, by its first call. Raises UnknownObjectError, QuotaError."""
         id, now = run_id(session, number), int(time.time())

@@ -33,7 +33,7 @@ def add_runs(router: APIRouter, context: ServerContext) -> None:
         choices = RunChoices(lora.rank, lora.seed, method_of(metadata), lora.trained)
         given = (tenant, body.session_id, body.model_seq_id, CREATE, choices, metadata)
         create = context.training.operations.create_run
-        return submitted(await context.run(request, create, *given, request={}))
+        return submitted(await context.run(request, create, *given))
 
     @router.post("/get_info")
     async def get_info(request: HttpRequest) -> dict[str, Any]:

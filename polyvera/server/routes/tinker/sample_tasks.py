@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, OrderedDict
+from collections import Counter, deque
 from dataclasses import dataclass
 from time import monotonic
 
@@ -18,19 +18,21 @@ from polyvera.server.routes.tinker.answer_messages import sample_answer
 from polyvera.server.routes.tinker.bodies import SampleBody
 from polyvera.store.reference import AdapterRef
 
-KEPT_S, MAX_KEPT = 600.0, 20_000
+KEPT_S, MAX_BYTES = 600.0, 256 << 20
 PREFIX = "sample-"
+OWN_BYTES = 2048  # of a task itself
 
 
 @dataclass(eq=False)
 class SampleTask:
-    """One request for samples. done_s: when it ended, by time.monotonic()."""
+    """One request for samples. done_s: when it ended, by time.monotonic(). num_bytes: what it takes then."""
 
     id: str
     tenant: str
     num: int
     task: asyncio.Task[bytes]
-    done_s: float | None = None
+    done_s: float = 0.0
+    num_bytes: int = OWN_BYTES
 
 
 class SampleTasks:
@@ -38,7 +40,8 @@ class SampleTasks:
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
-        self._tasks: OrderedDict[str, SampleTask] = OrderedDict()
+        self._tasks: dict[str, SampleTask] = {}
+        self._ends, self._num_bytes = deque[SampleTask](), 0  # those that ended, the first one first
         self._num: Counter[str] = Counter()  # samples under way, of each tenant
 
     def submit(self, request: HttpRequest, body: SampleBody, adapter: AdapterRef | None) -> str:
@@ -62,6 +65,8 @@ class SampleTasks:
         """The answer, None where it is not there in time. Raises UnknownObjectError, and what ended it."""
         found = self._found(tenant, id)
         await asyncio.wait((found.task,), timeout=timeout_s)
+        if found.task.cancelled():
+            raise UnknownObjectError(f"the request {id[:120]} was cancelled")
         return found.task.result() if found.task.done() else None
 
     def cancel(self, tenant: str, id: str) -> None:
@@ -78,19 +83,21 @@ class SampleTasks:
         self._tasks[made.id] = made
         self._num[made.tenant] += made.num
         made.task.add_done_callback(lambda task: self._ended(made))
-        now = monotonic()
-        while (oldest := next(iter(self._tasks.values()))).done_s is not None and (
-            oldest.done_s < now - KEPT_S or len(self._tasks) > MAX_KEPT
-        ):
-            del self._tasks[oldest.id]
 
     def _ended(self, made: SampleTask) -> None:
-        made.done_s = monotonic()
+        """Keeps an answer for a while, in which its client may ask again, and the last ones within a bound."""
         self._num[made.tenant] -= made.num
         if not self._num[made.tenant]:
             del self._num[made.tenant]
-        if not made.task.cancelled():
-            made.task.exception()  # it is told to whoever asks
+        made.done_s = monotonic()
+        if not made.task.cancelled() and made.task.exception() is None:  # an error is told to whoever asks
+            made.num_bytes += len(made.task.result())
+        self._ends.append(made)
+        self._num_bytes += made.num_bytes
+        while self._ends and (self._num_bytes > MAX_BYTES or self._ends[0].done_s < made.done_s - KEPT_S):
+            oldest = self._ends.popleft()
+            self._num_bytes -= oldest.num_bytes
+            self._tasks.pop(oldest.id, None)
 
     async def _drawn(
         self, caller: Caller, body: SampleBody, adapter: AdapterRef | None, all_params: list[SamplingParams]

@@ -6,6 +6,8 @@ import pytest
 from raw_tinker import RawTinker
 from tuned_server import tuned
 
+from polyvera.server.routes.tinker import sample_tasks
+
 PROMPT = {"chunks": [{"type": "encoded_text", "tokens": [5, 6]}]}
 
 
@@ -33,6 +35,18 @@ def test_a_request_that_is_sent_twice_is_one(idle):
     assert client.post("/asample", **without) != client.post("/asample", **without)
 
 
+def test_old_answers_are_forgotten(idle, monkeypatch):
+    client, _ = idle
+    first = client.post("/asample", **ask(client, 1, sampling_params={"max_tokens": 1}))
+    assert client.result(first)
+    monkeypatch.setattr(sample_tasks, "MAX_BYTES", 1)
+    second = client.post("/asample", **ask(client, 1, sampling_params={"max_tokens": 1}))
+    ends = time.monotonic() + 60
+    while client.http.post("/retrieve_future", json={"request_id": second["request_id"]}).status_code != 410:
+        assert time.monotonic() < ends
+    assert client.http.post("/retrieve_future", json={"request_id": first["request_id"]}).status_code == 410
+
+
 def test_more_than_a_request_may_ask_for_is_refused(idle):
     client, _ = idle
     asked = ask(client, 0, num_samples=64, sampling_params={"max_tokens": 100, "stop": []})
@@ -41,7 +55,9 @@ def test_more_than_a_request_may_ask_for_is_refused(idle):
     assert set(statuses) == {200, 429} and statuses[0] == 200
     for one in found:
         if one.is_success:
-            assert client.http.post("/cancel_future", json={"request_id": one.json()["request_id"]}).is_success
+            given = {"request_id": one.json()["request_id"]}
+            assert client.http.post("/cancel_future", json=given).is_success
+            assert client.http.post("/retrieve_future", json=given).status_code == 410
     ends = time.monotonic() + 60
     while client.http.post("/asample", json={**asked, "seq_id": 99, "num_samples": 1}).status_code == 429:
         assert time.monotonic() < ends
