@@ -23,6 +23,7 @@ ROOMS = (
     ("replicas", "train"),
     ("server", "llm"),
     ("compare",),
+    ("dimension",),
     ("cli",),
     ("__init__", "__main__"),
 )
