@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from http import HTTPStatus
 from ipaddress import ip_address
 from time import monotonic
 from urllib.parse import urlsplit
@@ -29,7 +30,8 @@ from polyvera.server.tracing import RequestTracer
 log = logging.getLogger(__name__)
 ALWAYS_OPEN = ("/health", "/ready", "/version")
 PAGE = ("/", "/page/", "/favicon.ico")
-UPLOADS = ("/v1/adapters/", "/v1/files")
+UPLOADS = ("/v1/adapters/", "/v1/files", "/v1/uploads", "/api/v1/forward_backward")
+TINKER_PREFIX = "tml-"  # without which the tinker package sends no key
 MIN_BYTES_PER_S = 16_384
 REQUEST_ID = "x-request-id"
 LENGTH = re.compile("[0-9]{1,18}")
@@ -97,7 +99,11 @@ class AuthMiddleware:
             await response(scope, receive, bounded)
             return
         scope.setdefault("state", {}).update(caller=caller, request_id=request_id)
-        await self._app(scope, body, bounded)
+        try:
+            await self._app(scope, body, bounded)
+        except Exception:
+            record.status = record.status or HTTPStatus.INTERNAL_SERVER_ERROR  # which Starlette answers, outside
+            raise
 
     def _body(self, scope: Scope, receive: Receive) -> Receive:
         """Raises ServeError for an encoding that is not taken."""
@@ -133,8 +139,8 @@ class AuthMiddleware:
             return EVERYONE
         if path == PAGE[0] or path.startswith(PAGE[1:]):
             return Caller("", (), base=False, admin=False)
-        anthropic = headers.get("x-api-key", "")
-        scheme, _, secret = headers.get("authorization", f"Bearer {anthropic}").partition(" ")
+        own = headers.get("x-api-key", "").removeprefix(TINKER_PREFIX)
+        scheme, _, secret = headers.get("authorization", f"Bearer {own}").partition(" ")
         if scheme.lower() != "bearer" or not secret.strip():
             raise AccessError("this server needs an API key: send the header `Authorization: Bearer KEY`")
         return self._keys.caller(secret.strip())

@@ -8,7 +8,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from cells import CELLS, EQUAL
+from cells import CELLS
+from family import EQUAL
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 BEGIN, END = "<!-- matrix -->\n", "<!-- end -->"
