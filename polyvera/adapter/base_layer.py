@@ -121,7 +121,8 @@ def _conv1d(layer: Any, weight: Tensor) -> nn.Module:
 
 
 def _linear(layer: Any, weight: Tensor) -> nn.Module:
-    return _with_weight(nn.Linear(*weight.shape[::-1], bias=False, device="meta"), layer, weight)
+    out_features, in_features = weight.shape
+    return _with_weight(nn.Linear(in_features, out_features, bias=False, device="meta"), layer, weight)
 
 
 def _with_weight(made: nn.Module, layer: nn.Module, weight: Tensor) -> nn.Module:

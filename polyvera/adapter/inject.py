@@ -265,7 +265,7 @@ def _wrap(model: nn.Module, name: str, kind: type[nn.Module], table: SlotTable, 
     if not isinstance(module, Adapted):
         training, module = module.training, kind(module, table)
         module.train(training)
-        module.has_tokens_first = gets_tokens_first(model, name)
+        module.has_tokens_first = gets_tokens_first(model, name)  # type: ignore[assignment]
         _set(model, name, module)
     module.banks.append(share.train(module.training))  # type: ignore[union-attr,operator]
 
