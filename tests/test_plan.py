@@ -11,7 +11,7 @@ import pytest
 
 from polyvera.adapter.basis import draw_basis
 from polyvera.adapter.layout import layout_of
-from polyvera.adapter.method import METHODS
+from polyvera.adapter.method import METHODS, WAVES
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import LayoutError, SpecError
 from polyvera.plan import (
@@ -132,6 +132,8 @@ def test_every_frozen_factor_of_the_table_is_counted_once():
         for magnitude in (False, True):
             each = planned(name, 3, shapes, magnitude=magnitude)
             frozen_A = not row.factors["A"].trained
+            layers = 1 if row.init in WAVES else len(shapes)  # layers as wide as each other share waves
+            assert each.frozen_bytes == 4 * 3 * layers * sum({"A": 6, "B": 10}[letter] for letter in row.made)
             assert (each.basis_bytes, each.frozen_bytes > 0) == (
                 (4 * 3 * (6 + 10), False) if row.shares_basis else (0, frozen_A)
             )

@@ -8,7 +8,7 @@ from tiny_folder import save_tiny
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import FormatError
 from polyvera.model.load import load_base
-from polyvera.store.formats import FORMATS, base_skeleton, format_of
+from polyvera.store.formats import FORMATS, base_of, format_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 READ = [form for form in FORMATS.values() if not form.file_name]
@@ -42,6 +42,6 @@ def test_a_format_that_is_only_written_reads_nothing(tmp_path):
 def test_a_base_is_known_by_its_shapes(folder, tmp_path):
     base = load_base(str(folder)).model
     adapter = trained(base, AdapterSpec(rank=4))
-    found = base_skeleton(adapter, str(folder))
+    found = base_of(adapter, str(folder))
     assert type(found) is type(base) and all(p.is_meta for p in found.parameters())
-    assert base_skeleton(adapter) is None and base_skeleton(adapter, str(tmp_path / "none")) is None
+    assert base_of(adapter) is None and base_of(adapter, str(tmp_path / "none")) is None
