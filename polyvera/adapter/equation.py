@@ -6,7 +6,7 @@
 Shapes: A (rank, in), d (rank,), C (rank, rank), B (out, rank), b (out,), m (out,); x (..., in), u = A x (..., rank),
 y (..., out). d, C, b and m may carry leading axes that broadcast against the rows of x: one adapter a row. An absent
 letter is 1. The core C is applied to u first; what is left is the equation without it. `scale` is (factor, divisor),
-the number that stands for b in the LoRA rows. The norm is a constant of the backward pass (DoRA, Liu 2024, section 4.3).
+the number that stands for b in the LoRA rows. The norm is a constant of the backward pass (DoRA, Liu 2024, 4.3).
 """
 
 from __future__ import annotations

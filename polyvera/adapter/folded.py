@@ -19,7 +19,7 @@ def folded(adapter: Adapter, *, magnitude: bool = False, model: nn.Module | None
 
     The rank is the largest of all layers, at least 1; a layer of fewer has rows of A and columns of B that are 0.
     magnitude: takes an adapter with a magnitude, whose m (out,) stays beside A and B. model: the bare base, which a
-    basis that is computed from its weights needs. Raises SpecError for a magnitude unasked, BasisError without the base.
+    basis that is computed from its weights needs. Raises SpecError for a magnitude unasked, BasisError without one.
     """
     if "m" in adapter.layout.method.factors and not magnitude:
         raise SpecError(
