@@ -66,4 +66,5 @@ def _rank(spec: AdapterSpec) -> int:
 
 
 def _of_basis(spec: AdapterSpec) -> float:
-    return _rank(spec) * BASES_BY_RANK[spec.basis_init] if spec.basis_init in BASES_BY_RANK else KAIMING_BASIS
+    init = spec.basis_init or ""
+    return _rank(spec) * BASES_BY_RANK[init] if init in BASES_BY_RANK else KAIMING_BASIS

@@ -82,8 +82,9 @@ def waves(init: str, seed: int, letter: str, rank: int, width: int) -> Tensor:
 def _cosines(frequency: Number, width: int) -> Table:
     """The DCT-II: cos π k (j + 1/2) / width, of norm 1. Angles are a table's, so that processors agree on the bits."""
     table = np.cos(np.arange(4 * width) * (pi / (2 * width)))
-    found = table[frequency * (2 * np.arange(width) + 1) % (4 * width)]
-    return found * np.where(frequency == 0, sqrt(1 / width), sqrt(2 / width))
+    found: Table = table[frequency * (2 * np.arange(width) + 1) % (4 * width)]
+    found *= np.where(frequency == 0, sqrt(1 / width), sqrt(2 / width))
+    return found
 
 
 def _sines_and_cosines(frequency: Number, width: int) -> Table:
@@ -91,8 +92,9 @@ def _sines_and_cosines(frequency: Number, width: int) -> Table:
     angles = np.arange(width) * (2 * pi / width)
     periods = (frequency + 1) // 2
     at = periods * np.arange(width) % width
-    found = np.where(frequency % 2 == 1, np.cos(angles)[at], np.where(frequency == 0, 1.0, np.sin(angles)[at]))
-    return found * np.where((frequency == 0) | (2 * periods == width), sqrt(1 / width), sqrt(2 / width))
+    found: Table = np.where(frequency % 2 == 1, np.cos(angles)[at], np.where(frequency == 0, 1.0, np.sin(angles)[at]))
+    found *= np.where((frequency == 0) | (2 * periods == width), sqrt(1 / width), sqrt(2 / width))
+    return found
 
 
 WAVES_OF: Mapping[str, Callable[[Number, int], Table]] = {FOURIER: _sines_and_cosines, DCT: _cosines}
@@ -124,7 +126,7 @@ def directions(base: nn.Module, rank: int) -> dict[str, Tensor]:
     """
     weight = base.weight
     assert isinstance(weight, Tensor)
-    known = _DIRECTIONS.get(weight)
+    known = _DIRECTIONS.get(weight)  # type: ignore[no-untyped-call]
     if known is None or known[0] != weight._version or known[1] < rank:
         known = _DIRECTIONS[weight] = (weight._version, rank, _singular(dense_weight(base), rank))
     U, sigma, V = known[2]

@@ -73,7 +73,7 @@ def with_rival(base: Base, rival: Rival, choices: Mapping[str, Any]) -> RivalBas
     from polyvera.adapter.targets import find_sites
 
     try:
-        from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+        from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PeftType
     except ImportError:
         raise RecipeError("rivals are trained by PEFT's own code: pip install peft") from None
     model: Any = base.model
@@ -81,8 +81,10 @@ def with_rival(base: Base, rival: Rival, choices: Mapping[str, Any]) -> RivalBas
     chosen = rival.choices(shapes) | dict(choices)
     before = {id(p) for p in model.parameters()}
     try:
-        config = PEFT_TYPE_TO_CONFIG_MAPPING[rival.peft_type](target_modules=list(shapes), **chosen)
-        PEFT_TYPE_TO_TUNER_MAPPING[rival.peft_type](model, config, "default")
+        make: Any = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(rival.peft_type)]
+        PEFT_TYPE_TO_TUNER_MAPPING[PeftType(rival.peft_type)](
+            model, make(target_modules=list(shapes), **chosen), "default"
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise RecipeError(f"this PEFT does not make {rival.peft_type} with {chosen}: {error!r}") from error
     model.eval()
@@ -100,6 +102,6 @@ def piece_length(shapes: Shapes) -> int:
 
 def banked_bytes(choices: Mapping[str, Any], shapes: Shapes, num: int) -> int:
     """VB-LoRA: the bank, and for each piece of a vector k indices of a byte and k - 1 weights."""
-    length, k = choices["vector_length"], choices["topk"]
-    pieces = sum(choices["r"] * (width // length) for pair in shapes.values() for width in pair)
-    return FP32 * choices["num_vectors"] * length + pieces * (k * INDEX + (k - 1) * FP32)
+    length, k = int(choices["vector_length"]), int(choices["topk"])
+    pieces = sum(int(choices["r"]) * (width // length) for pair in shapes.values() for width in pair)
+    return FP32 * int(choices["num_vectors"]) * length + pieces * (k * INDEX + (k - 1) * FP32)
