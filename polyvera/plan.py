@@ -7,7 +7,7 @@ those of tensors: a file's header (some KB) and a step's activations come on top
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from types import MappingProxyType
 from typing import Any
@@ -189,10 +189,13 @@ def compare(
 ) -> tuple[Cost, ...]:
     """The cost of every method of the table on the same layers, then of full fine-tuning.
 
-    shapes, num_base_params, head, base_dtype, stored: as cost() takes them. rank: None takes each method's own.
+    shapes, num_base_params, head, base_dtype, stored: as cost() takes them. rank: None takes each method's own; of
+    singular vectors no more than the narrowest layer has.
     Raises as cost().
     """
-    specs = [AdapterSpec(method=name, rank=rank) for name in METHODS]
+    most = min((width for pair in shapes.values() for width in pair), default=1)
+    several = [AdapterSpec(method=name, rank=rank) for name in METHODS]
+    specs = [replace(s, rank=min(s.rank or s.row.rank, most)) if s.row.reads_base else s for s in several]
     rows = [cost(s, shapes, num_base_params, head=head, base_dtype=base_dtype, stored=stored) for s in specs]
     return (*rows, full_cost(num_base_params, head=head, base_dtype=base_dtype))
 

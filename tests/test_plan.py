@@ -203,6 +203,8 @@ def test_compare_has_every_method_at_its_own_rank_and_the_baseline_last():
     assert [row.method for row in rows] == [*METHODS, FULL]
     assert [row.rank for row in rows] == [*(method.rank for method in METHODS.values()), None]
     assert {row.rank for row in compare(ROBERTA_BASE, 1, rank=7)[:-1]} == {7}
+    for row in compare(ROBERTA_BASE, 1, rank=1024)[:-1]:
+        assert row.rank == (768 if METHODS[row.method].reads_base else 1024)
     for row in rows[:-1]:
         assert row == cost(AdapterSpec(method=row.method), ROBERTA_BASE, 125_000_000)
 
