@@ -81,7 +81,7 @@ def test_gradients_of_a_mixed_batch_equal_one_at_a_time(
     for row, slot in enumerate(slots):
         if slot:
             (logits(small_llama, ids[row : row + 1], slot) * weights[row : row + 1]).sum().backward()
-    agree(mixed, gradients(small_llama))
+    agree(mixed, gradients(small_llama), 5e-5)  # sums in another order
 
 
 @every
