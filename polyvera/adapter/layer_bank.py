@@ -31,11 +31,16 @@ Products = Callable[
 ]  # of rows with the matrices of a stack, as grouped_linear has them
 
 
+def _as_wide(mask: Tensor, value: Tensor) -> Tensor:
+    """The mask with as many axes as the value, which may be a matrix a row."""
+    return mask.view(*mask.shape, *(1,) * (value.dim() - mask.dim()))
+
+
 class LayerBank(nn.Module):
     """One layer's share of a bank: each trained factor with a leading slot axis, and the frozen ones it needs.
 
-    A, B, d, b, m: Parameter (slots, *shape) where trained; A (rank, in), B (out, rank) of a row that draws one for each
-    layer.
+    A, B, C, d, b, m: Parameter (slots, *shape) where trained; A (rank, in), B (out, rank) of a row that has one for
+    each layer.
     """
 
     def __init__(
@@ -95,7 +100,7 @@ class LayerBank(nn.Module):
             d = own.get("d")
             if "A" in own and d is not None:
                 A, d = (A * d[0][:, None]).to(A.dtype), None
-            v = Vectors(B, d, own.get("b"), self.site.scale, own.get("m"), norm)
+            v = self._vectors(B, d, own, norm)
             return adapt_rows(y, self._input(x, A), v, index, self._bias())
         dtype = self._product_dtype(x)
         A = own["A"].to(dtype) if "A" in own else self.get_buffer("A").to(dtype)
@@ -108,10 +113,9 @@ class LayerBank(nn.Module):
         index = torch.where(slots < 0, -1, slots * self.site.num_experts + experts)
         own = {letter: getattr(self, letter).flatten(0, 1) for letter in self._trained}
         norm = self.norm_rows().flatten(0, 1) if "m" in own else None
-        if self.bank.basis is not None:
+        if self.bank.basis is not None and "C" not in own:
             A, B = self._pair(x.device, self._product_dtype(x))
-            v = Vectors(B, own.get("d"), own.get("b"), self.site.scale, own.get("m"), norm)
-            return adapt_rows(y, self._input(x, A), v, index)
+            return adapt_rows(y, self._input(x, A), self._vectors(B, own.get("d"), own, norm), index)
         with without_autocast(x):
             w = self._expanded(self._dropped(x).to(self._product_dtype(x)), own, index, products)
         b, m, norm = (None if t is None else picked(t, index, y) for t in (own.get("b"), own.get("m"), norm))
@@ -119,12 +123,19 @@ class LayerBank(nn.Module):
         return torch.where(is_own(index, y), out, y)
 
     def _expanded(self, x: Tensor, own: Mapping[str, Tensor], index: Tensor, products: Products) -> Tensor:
-        """B (d ⊙ A x) with factors of each slot's experts, or of the experts alone where they are frozen."""
-        frozen = torch.where(index < 0, -1, index % self.site.num_experts)
-        stacks = {k: (own[k], index) if k in own else (self.get_buffer(k), frozen) for k in ("A", "B")}
-        (A, of_A), (B, of_B) = stacks.values()
-        u = products(x, A.to(x.dtype), of_A)
-        return products(u if "d" not in own else u * picked(own["d"], index, u), B.to(x.dtype), of_B)
+        """B C (d ⊙ A x) with matrices of each slot's experts, of the experts alone, or of all of them."""
+        u = self._times("A", x, own, index, products)
+        u = u if "d" not in own else u * picked(own["d"], index, u)
+        u = u if "C" not in own else self._times("C", u, own, index, products)
+        return self._times("B", u, own, index, products)
+
+    def _times(self, letter: str, x: Tensor, own: Mapping[str, Tensor], index: Tensor, products: Products) -> Tensor:
+        if letter in own:
+            return products(x, own[letter].to(x.dtype), index)
+        frozen = dict(zip("AB", self._pair(x.device, x.dtype, own), strict=True))[letter]
+        if frozen.dim() == 2:
+            return F.linear(x, frozen)
+        return products(x, frozen, torch.where(index < 0, -1, index % self.site.num_experts))
 
     def _is_indexed(self, x: Tensor, y: Tensor) -> bool:
         """Whether rows of several slots go through the kernels: there the stacks are read where they lie."""
@@ -189,15 +200,15 @@ class LayerBank(nn.Module):
         return {letter: getattr(self, letter).unbind(0) for letter in self.bank.layout.method.trained}
 
     def _vectors(self, B: Tensor, d: Tensor | None, own: Mapping[str, Tensor], norm: Tensor | None) -> Vectors:
-        return Vectors(B, d, own.get("b"), self.site.scale, own.get("m"), norm)
+        return Vectors(B, d, own.get("b"), self.site.scale, own.get("m"), norm, own.get("C"))
 
     def _gather(self, x: Tensor, pick: Pick) -> tuple[Tensor, Vectors]:
-        """Each row's own d, b and m over the norm."""
+        """Each row's own d, C, b and m over the norm."""
         A, B = self._pair(x.device, self._product_dtype(x))
         own = {k: pick.gather(getattr(self, k), x) for k in self.bank.layout.method.trained}
         mask = None if pick.mask is None else pick.gather_mask(x)
         if mask is not None:  # nothing of a slot reaches the rows of others, not even 0 times its infinity
-            own = {k: torch.where(mask > 0, v, 0.0) for k, v in own.items()}
+            own = {k: torch.where(_as_wide(mask, v) > 0, v, 0.0) for k, v in own.items()}
         norm = None
         if "m" in own:
             every = torch.stack([self._norm_to_use(i, self.of_slot(i)) for i in pick.used])

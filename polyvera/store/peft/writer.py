@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.folded import factors_of, folded, folded_rank
 from polyvera.adapter.layout import Site
+from polyvera.adapter.method import method_named
 from polyvera.errors import BasisError, SpecError
 from polyvera.model.load import public_name
 from polyvera.store.folder import check_free, write_folder
@@ -72,7 +73,8 @@ def export_peft(
     what is known of the adapter's base. save_projection=False leaves the basis out, for PEFT to draw it again: only
     where PEFT's draw on a base of base_dtype (None: of the basis's own dtype) is the same.
     overwrite: replaces a folder that holds nothing but an exported adapter. model: the bare base, which may be on the
-    meta device; with it target_modules are short names where those name nothing else. dtype: of the numbers; None is
+    meta device unless the basis is computed from its weights; with it target_modules are short names where those name
+    nothing else. dtype: of the numbers; None is
     the narrowest that keeps them. rank_at_most: what a server of LoRAs takes.
 
     Warns of what PEFT computes otherwise. Raises SpecError for layers that PEFT would take for others, for a magnitude
@@ -83,7 +85,7 @@ def export_peft(
     _check_stacks(adapter, _magnitude(adapter, as_lora))
     named = None if base_dtype is None else str(base_dtype).removeprefix("torch.")
     native = not as_lora and _is_native(adapter)
-    config, tensors = _native(adapter) if native else _folded(adapter, _magnitude(adapter, as_lora))
+    config, tensors = _native(adapter) if native else _folded(adapter, _magnitude(adapter, as_lora), model)
     _check_read(adapter, config, model, model_name, rank_at_most)
     trained = tensors | {PREFIX + key: adapter.tensors[key] for key, _ in adapter.layout.head}
     chosen = exact_dtype(trained.values()) if dtype is None else dtype_named(dtype)
@@ -177,7 +179,13 @@ def _is_native(adapter: Adapter) -> bool:
         fits = min(ranks) > 0
     if _stacks(adapter) and (kind is not LORA or "m" in row.factors):  # PEFT's target_parameters are plain LoRA's
         return False
-    return fits and set(row.trained) <= set(row.peft_keys) and (spec.scaling or row.scaling) in kind.scalings
+    own_pair = method_named(spec.method).shares_basis and not row.shares_basis
+    return (
+        fits
+        and not own_pair
+        and set(row.trained) <= set(row.peft_keys)
+        and (spec.scaling or row.scaling) in kind.scalings
+    )
 
 
 def _native(adapter: Adapter) -> tuple[Config, Tensors]:
@@ -219,10 +227,10 @@ def _named(adapter: Adapter, site: Site, kind: PeftMethod, letter: str, key: str
     return {f"{PREFIX}{site.name}.{key}": value.reshape(stored_shape(kind, letter, tuple(value.shape)))}
 
 
-def _folded(adapter: Adapter, magnitude: bool) -> tuple[Config, Tensors]:
+def _folded(adapter: Adapter, magnitude: bool, model: nn.Module | None) -> tuple[Config, Tensors]:
     """The equal LoRA of one rank, alpha = rank, so that no reader scales it; with a magnitude where the row has one."""
     keys, rank = row_of(LORA, magnitude).peft_keys, folded_rank(adapter)
-    layers = folded(adapter, magnitude=magnitude)
+    layers = folded(adapter, magnitude=magnitude, model=model)
     tensors: Tensors = {}
     for site in adapter.layout.sites:
         for letter, value in layers[site.name].items():
