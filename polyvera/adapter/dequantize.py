@@ -10,7 +10,7 @@ from torch import nn
 from polyvera.adapter.base_layer import dense_weight, is_linear, is_quantized, plain_layer
 
 # What transformers keeps on a model, and in its configuration, of how it was quantized.
-MARKS = ("hf_quantizer", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit")
+MARKS = ("hf_quantizer", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit", "_weight_conversions")
 CONFIGS = ("quantization_config", "_pre_quantization_dtype")
 
 

@@ -89,7 +89,7 @@ class AdaptedLinear(nn.Module):
         x, y = (x.transpose(0, 1), y.transpose(0, 1)) if turned else (x, y)
         for layer_bank, pick in used:
             y = layer_bank(x, y, pick)
-        return y.transpose(0, 1) if turned else y
+        return y.transpose(0, 1).contiguous() if turned else y
 
     def _compiled(self, x: Tensor, y: Tensor) -> Tensor:
         share: Any

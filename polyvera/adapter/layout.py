@@ -274,7 +274,7 @@ def _check_rank(layout: Layout) -> None:
     for site in layout.sites if layout.method.reads_base else ():
         if site.num_experts:
             raise LayoutError(
-                f"{site.name} is a stack of experts, which has no basis of singular vectors: leave it out"
+                f"{site.name} is a stack of experts, which have no singular vectors in common: leave it out"
             )
         most = min(site.in_features, site.out_features)
         if site.rank > most:

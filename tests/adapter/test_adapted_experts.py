@@ -14,9 +14,11 @@ from polyvera.adapter.method import METHODS
 from polyvera.adapter.route import Route, route
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import find_sites
-from polyvera.errors import TargetError
+from polyvera.errors import LayoutError, TargetError
 
-SPECS = [AdapterSpec(name, rank=4, targets="experts", magnitude=m) for name in METHODS for m in (False, True)]
+OWN = [name for name, row in METHODS.items() if not row.reads_base]
+OF_BASE = [name for name, row in METHODS.items() if row.reads_base]
+SPECS = [AdapterSpec(name, rank=4, targets="experts", magnitude=m) for name in OWN for m in (False, True)]
 every = pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.method + "+m" * s.magnitude)
 IDS = torch.randint(0, 64, (4, 9), generator=torch.Generator().manual_seed(5))
 SLOTS = [2, 0, 3, 1]
@@ -101,6 +103,12 @@ def test_an_expert_costs_two_short_vectors(moe):
     assert bank.layout.num_params == sum(s.num_experts * (s.rank + s.out_features) for s in sites)
     key = bank.layout.basis
     assert key is not None and key.num_params == 4 * (key.in_max + key.out_max)
+
+
+@pytest.mark.parametrize("method", OF_BASE)
+def test_a_basis_of_the_weights_is_refused(moe, method):
+    with pytest.raises(LayoutError, match="a stack of experts, which have no singular vectors in common"):
+        inject(moe, AdapterSpec(method, rank=4, targets="experts"))
 
 
 def test_experts_are_a_word_beside_others_and_have_names(moe):

@@ -55,7 +55,11 @@ def quantized(request, tmp_path):
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**SIZES)).save_pretrained(tmp_path / "plain")
     config = CONFIGS[request.param]()
-    return AutoModelForCausalLM.from_pretrained(tmp_path / "plain", quantization_config=config, dtype=torch.float32)
+    made = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", quantization_config=config, dtype=torch.float32)
+    if not request.param.startswith("nf4"):
+        return made
+    made.save_pretrained(tmp_path / "quantized")  # as people have it: quantized on disk
+    return AutoModelForCausalLM.from_pretrained(tmp_path / "quantized", dtype=torch.float32)
 
 
 def logits(model):
