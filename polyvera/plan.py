@@ -190,11 +190,12 @@ def compare(
     """The cost of every method of the table on the same layers, then of full fine-tuning.
 
     shapes, num_base_params, head, base_dtype, stored: as cost() takes them. rank: None takes each method's own; of
-    singular vectors no more than the narrowest layer has.
+    singular vectors no more than the narrowest layer has, and no such method where a layer is a stack of experts.
     Raises as cost().
     """
-    most = min((width for pair in shapes.values() for width in pair), default=1)
-    several = [AdapterSpec(method=name, rank=rank) for name in METHODS]
+    most = min((width for pair in shapes.values() for width in pair[:2]), default=1)
+    has_experts = any(len(pair) > 2 for pair in shapes.values())
+    several = [AdapterSpec(method=n, rank=rank) for n, row in METHODS.items() if not (has_experts and row.reads_base)]
     specs = [replace(s, rank=min(s.rank or s.row.rank, most)) if s.row.reads_base else s for s in several]
     rows = [cost(s, shapes, num_base_params, head=head, base_dtype=base_dtype, stored=stored) for s in specs]
     return (*rows, full_cost(num_base_params, head=head, base_dtype=base_dtype))
