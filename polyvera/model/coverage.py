@@ -72,4 +72,5 @@ def _kind(model: nn.Module, name: str, weight: Tensor, is_linear: bool, is_text:
         return BESIDE
     if "conv" in type(owner).__name__.lower() and not is_linear:
         return CONVOLUTIONS
-    return LINEAR if is_linear else EXPERTS if weight.dim() == 3 else OTHERS
+    is_of_experts = weight.dim() == 3 and "expert" in f"{name} {type(owner).__name__}".lower()
+    return LINEAR if is_linear else EXPERTS if is_of_experts else OTHERS
