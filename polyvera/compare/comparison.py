@@ -19,7 +19,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from polyvera.adapter.method import METHODS
-from polyvera.compare.baseline import BASELINES
+from polyvera.compare.baseline import BASELINES, PARTS
 from polyvera.errors import DivergedError, RecipeError, did_you_mean
 from polyvera.settings.source import Source, read_toml
 from polyvera.train.memory import forget_peak, peak_bytes
@@ -35,7 +35,8 @@ Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 class Comparison(BaseModel):
     """What is compared, on what. Raises RecipeError.
 
-    methods: rows of the table, 'full', or 'head' (a linear probe). factors: multiples of each method's own learning
+    methods: rows of the table, 'full', 'head' (a linear probe), 'base', or 'mean' (of the adapters of a
+    store, which method.mean.store names, and nothing more). factors: multiples of each method's own learning
     rate that the sweep tries. extensions: how many more it tries beyond the lowest or the highest of them.
     settings: keys of a Recipe for all runs; method: more of them for one method; task: more of them for each task, and
     `score`, the name of the result to compare by, and `also`, names of further results to tell.
@@ -74,6 +75,11 @@ class Comparison(BaseModel):
         except RecipeError as error:
             raise RecipeError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
 
+    def trying(self, method: str) -> Self:
+        """The comparison with the factors that are tried for a method: one where nothing of it moves."""
+        is_swept = method not in BASELINES or BASELINES[method].is_swept
+        return self if is_swept else self.model_copy(update={"factors": (1.0,)})
+
     def plans(self, factor: float, seed: int) -> Iterator[PlannedRun]:
         """One run of each method on each task."""
         for task, own in self.task.items():
@@ -104,8 +110,9 @@ class PlannedRun:
         baseline = BASELINES.get(self.method)
         what = {"method": self.method, "seed": self.seed} if baseline is None else dict(baseline.choices)
         whole = Recipe.read(Source({**self.choices, **what, "run_seed": self.seed})).replaced(**UNPUBLISHED)
-        rate, lr = ("lr", whole.learning_rate) if baseline is None else (baseline.rate, baseline.lr)
-        return whole.replaced(**{rate: self.factor * lr})
+        if baseline is None:
+            return whole.replaced(lr=self.factor * whole.learning_rate)
+        return whole.replaced(**{baseline.rate: self.factor * baseline.lr if baseline.is_swept else baseline.lr})
 
 
 @dataclass(frozen=True)
@@ -170,7 +177,7 @@ def compare(comparison: Comparison, folder: Path, watch: Watch = lambda run: Non
 
     finals = []
     for planned in comparison.plans(comparison.factors[0], comparison.seeds[0]):
-        losses = swept(comparison, partial(loss_at, planned))
+        losses = swept(comparison.trying(planned.method), partial(loss_at, planned))
         best = min(losses, key=lambda factor: losses[factor])
         is_edge = len(losses) > 1 and best in (min(losses), max(losses))
         chosen = replace(planned, is_edge=is_edge)
@@ -221,8 +228,9 @@ def trained(planned: PlannedRun, phase: str) -> Run:
         if phase == FINAL:
             raise
         return _diverged(planned, recipe)
+    trains = BASELINES[planned.method].trains if planned.method in BASELINES else PARTS
     head = 0 if result.adapter is None else result.adapter.layout.num_head_params
-    has_adapter = planned.method not in BASELINES or BASELINES[planned.method].has_adapter
+    sizes = {"adapter": result.num_trained - head, "head": head}
     if phase == FINAL:
         _check_scores(planned, result.scores)
     value, loss = (float(result.scores.get(name, float("nan"))) for name in (planned.score, "eval_loss"))
@@ -237,8 +245,8 @@ def trained(planned: PlannedRun, phase: str) -> Run:
         planned.score,
         value,
         loss,
-        result.num_trained if has_adapter else head,
-        head,
+        sum(sizes[part] for part in trains),
+        sizes["head"] if "head" in trains else 0,
         result.num_steps,
         round(result.seconds, 1),
         peak_bytes(),

@@ -6,10 +6,14 @@ import pytest
 from tiny_folder import save_tiny_encoder
 
 from polyvera.adapter.method import METHODS
-from polyvera.compare.baseline import FULL, HEAD
+from polyvera.compare.baseline import BASE, FULL, HEAD, MEAN_ONLY
 from polyvera.compare.comparison import FINAL, RUNS, SWEEP, Comparison, Run, beyond, compare, read, swept
+from polyvera.data import tables as rows
 from polyvera.errors import RecipeError
-from polyvera.train.recipe import HEAD_LR
+from polyvera.evaluate.evaluate import evaluate
+from polyvera.model.load import load_base
+from polyvera.train.recipe import HEAD_LR, Recipe
+from polyvera.train.trainer import train
 
 FIRST, *_ = METHODS
 
@@ -99,6 +103,23 @@ def test_an_edge_is_marked_and_a_rate_that_diverges_is_no_choice(choices: dict[s
     [run] = compare(high, tmp_path / "high")
     assert (run.factor, run.is_edge) == (1.0, 1)
     assert [r.eval_loss for r in read(tmp_path / "high" / RUNS) if r.factor == 1e30] == [float("inf")]
+
+
+def test_the_base_and_a_mean_are_scored_as_they_are(choices: dict[str, Any], tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    settings = {**choices["settings"], "method": FIRST, "rank": 2}
+    own = choices["task"]["count"]
+    recipe = Recipe(**settings, data=own["data"], test=own["test"], name="other", store=store, lr=0.1)
+    trained = train(recipe, progress=False)
+    two = {"methods": [BASE, MEAN_ONLY], "method": {MEAN_ONLY: {"store": store}}, "settings": settings, "seeds": [0]}
+    base, mean = compare(Comparison(**{**choices, **two}), tmp_path / "out")
+    bare = load_base(settings["model"])
+    found = evaluate(bare.model, bare.tokenizer, rows.read(own["test"])).scores
+    assert base.others["perplexity"] == pytest.approx(found["perplexity"], rel=1e-4)
+    assert mean.others["perplexity"] == pytest.approx(trained.scores["perplexity"], rel=1e-4)
+    assert base.others != mean.others
+    assert (base.stored_bytes, mean.stored_bytes) == (0, 0)
+    assert not [run for run in read(tmp_path / "out" / RUNS) if run.phase == SWEEP]
 
 
 def test_a_linear_probe_moves_its_head_alone(choices: dict[str, Any], tmp_path: Path) -> None:
