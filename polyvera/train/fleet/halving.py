@@ -26,6 +26,9 @@ class Rung:
 RUNGS = (Rung(0.105, 1, 2), Rung(0.16, 0, 1), Rung(0.25, 0, 0))
 
 
+MIN_LOSSES = 4
+
+
 def moved(factor: Callable[[int], float], num_steps: int, total: int) -> float:
     """The share of a run's movement that its first num_steps make. factor: of the schedule at a step, from 0."""
     return sum(map(factor, range(num_steps))) / sum(map(factor, range(total)))
@@ -47,7 +50,8 @@ def best_rate(losses: Mapping[float, Sequence[float]], expected: float) -> float
     """The rate of the lowest mean loss; of those that are not distinguishable from it, the one nearest to `expected`.
 
     losses: of each rate on the same rows, in the same order. Two are not distinguishable where the mean of their
-    differences is within one standard error (Breiman 1984, the 1 SE rule). Without any finite loss, the lowest rate.
+    differences is within one standard error (Breiman 1984, the 1 SE rule), for which there have to be MIN_LOSSES of
+    them. Without any finite loss, the lowest rate.
     """
     finite = {lr: own for lr, own in losses.items() if isfinite(fmean(own))}
     if not finite:
@@ -59,5 +63,5 @@ def best_rate(losses: Mapping[float, Sequence[float]], expected: float) -> float
 
 def _is_tie(losses: Sequence[float], lowest: Sequence[float]) -> bool:
     differences = [x - y for x, y in zip(losses, lowest, strict=True)]
-    error = stdev(differences) / sqrt(len(differences)) if len(differences) > 1 else 0.0
+    error = stdev(differences) / sqrt(len(differences)) if len(differences) >= MIN_LOSSES else 0.0
     return fmean(differences) <= error

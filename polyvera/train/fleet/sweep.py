@@ -93,15 +93,15 @@ class Sweep:
         )
 
 
-def rungs(recipe: Recipe, rows: SweepRows) -> tuple[int, ...]:
-    """The steps after which candidates are compared.
+def step_of(rung: Rung, recipe: Recipe, rows: SweepRows) -> int:
+    """The steps after which a rung compares candidates.
 
-    Where the training rows are what candidates are compared on, all are in the first pass.
+    Where the training rows are what candidates are compared on, they are in the first pass.
     """
     late = max(0.0, recipe.warmup - WARMUP)
-    steps = (ceil(min(1.0, rung.share * rows.stretch + late) * rows.total) for rung in RUNGS)
+    step = ceil(min(1.0, rung.share * rows.stretch + late) * rows.total)
     epoch, _ = num_steps(recipe, len(rows.training), 1)
-    return tuple(step if rows.held_out is not None else min(step, epoch) for step in steps)
+    return step if rows.held_out is not None else min(step, epoch)
 
 
 def sweep(recipe: Recipe, base: Base, everyone: Sequence[SweepRows], start: Adapter | None = None) -> Sweep:
@@ -131,7 +131,7 @@ class RateSearch:
         self.members: dict[tuple[float, str], Member] = {}
         self.tried: dict[float, TriedRate] = {}
         self.losses: dict[float, list[float]] = {}
-        last = [(rungs(recipe, rows)[-1], rows.total) for rows in everyone]
+        last = [(step_of(RUNGS[-1], recipe, rows), rows.total) for rows in everyone]
         self.share = fmean(step / total for step, total in last)
         self.movement = fmean(moved(lr_factor(recipe, total), step, total) for step, total in last)
         self.slots = list(bank.slots)
@@ -163,7 +163,7 @@ class RateSearch:
 
     def train(self, rung: Rung) -> None:
         """Brings all that train to the rung, and drops those that do not go on."""
-        targets = {name: rungs(self.recipe, rows)[RUNGS.index(rung)] for name, rows in self.everyone.items()}
+        targets = {name: step_of(rung, self.recipe, rows) for name, rows in self.everyone.items()}
         self._first_steps()
         while behind := [m for m in self.members.values() if m.step < targets[m.name]]:
             self._round(behind)

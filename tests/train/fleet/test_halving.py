@@ -15,9 +15,10 @@ def test_the_lowest_mean_loss_is_the_best() -> None:
 
 
 def test_what_cannot_be_distinguished_goes_to_the_expected_rate() -> None:
-    losses = {0.1: [0.6, 0.4, 0.5], 0.2: [0.5, 0.45, 0.5], 0.4: [0.9, 0.9, 0.9]}
+    losses = {0.1: [0.6, 0.4, 0.5, 0.5], 0.2: [0.5, 0.45, 0.5, 0.5], 0.4: [0.9, 0.9, 0.9, 0.9]}
     assert best_rate(losses, expected=0.1) == 0.1
     assert best_rate(losses, expected=0.3) == 0.2
+    assert best_rate({lr: own[:3] for lr, own in losses.items()}, expected=0.1) == 0.2  # too few to say
 
 
 def test_a_small_difference_that_every_row_has_is_one() -> None:

@@ -22,7 +22,7 @@ from polyvera.train.fleet.sweep import (
     Sweep,
     SweepRows,
     TriedRate,
-    rungs,
+    step_of,
     sweep,
 )
 from polyvera.train.preparation import adapted, encode_tables
@@ -73,7 +73,7 @@ def test_a_candidate_equals_its_run_alone(tmp_path, case: str) -> None:
         found = {lr: bank.take(member.slot) for (lr, _), member in search.members.items()}
     for lr in RATES:
         alone = train(
-            recipe.replaced(data=path, lr=lr, max_steps=rungs(recipe, everyone[0])[0]),
+            recipe.replaced(data=path, lr=lr, max_steps=step_of(RUNGS[0], recipe, everyone[0])),
             base=Base(make(), make_tokenizer()),
             progress=False,
         )
@@ -178,15 +178,16 @@ def test_the_line_says_choice_losses_and_cost() -> None:
 def test_rungs_are_shares_of_the_run_within_the_first_pass(base: Base, choices: Any, expected: Any) -> None:
     recipe = recipe_of(**choices)
     rows = rows_of(recipe, base, counting_rows(48))
-    assert rungs(recipe, rows) == expected
-    assert rungs(recipe, SweepRows("", rows.training, rows.training, 100))[-1] > 24
+    assert tuple(step_of(rung, recipe, rows) for rung in RUNGS) == expected
+    assert step_of(RUNGS[-1], recipe, SweepRows("", rows.training, rows.training, 100)) > 24
 
 
 def test_few_tenants_of_many_are_followed_further(base: Base) -> None:
     recipe = recipe_of(max_steps=20)
     rows = rows_of(recipe, base, counting_rows(48)).training
-    assert rungs(recipe, SweepRows("", rows, None, 20, stretch=2.0)) == (5, 7, 10)
-    assert rungs(recipe, SweepRows("", rows, rows, 20, stretch=4.0))[-1] == 20
+    further = SweepRows("", rows, None, 20, stretch=2.0)
+    assert [step_of(rung, recipe, further) for rung in RUNGS] == [5, 7, 10]
+    assert step_of(RUNGS[-1], recipe, SweepRows("", rows, rows, 20, stretch=4.0)) == 20
 
 
 def test_held_out_rows_are_compared_in_parts(base: Base) -> None:
