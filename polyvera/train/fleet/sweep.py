@@ -32,6 +32,7 @@ FACTORS = tuple(2.0**k for k in range(-3, 5))  # multiples of the method's own r
 WARMUP = 0.06  # that the rungs are for; a longer one moves them
 RATIO = 2.0  # from one rate to the next beyond an edge
 BEYOND, EXTENSIONS = 2, 3  # rates beyond an edge at a time, and how many times
+LAST = 0.25  # the share of its steps so far whose losses a candidate is judged by: earlier ones favour high rates
 PARTS = 8  # of the held-out rows, whose losses tell how far a difference can be trusted
 
 
@@ -214,12 +215,12 @@ class RateSearch:
             self.tried[lr] = TriedRate(lr, self._num_steps(lr), mean if isfinite(mean := fmean(own)) else inf)
 
     def _losses(self) -> Mapping[tuple[float, str], list[float]]:
-        """Each candidate's losses as shares of its first: of the later half of its steps, or of parts of other rows."""
+        """Each candidate's losses as shares of its first: of its last steps, or of parts of held-out rows."""
         self.fleet.members = [m for m in self.members.values() if m.held_out is not None]
         parts = [self._held_out_losses(part) for part in range(PARTS)] if self.fleet.members else []
         found = {}
         for key, m in self.members.items():
-            own = m.losses[-ceil(m.step / 2) :] if m.held_out is None else [part[m.index] for part in parts]
+            own = m.losses[-ceil(m.step * LAST) :] if m.held_out is None else [part[m.index] for part in parts]
             found[key] = [loss / m.losses[0] for loss in own]
         return found
 
