@@ -90,6 +90,7 @@ def choices() -> argparse.Namespace:
     parser.add_argument("--first", type=int, default=0, help="the first of the tasks, to take others")
     parser.add_argument("--limit", type=int, default=10, help="test rows of each task")
     parser.add_argument("--rates", type=float, nargs="*", default=[0.02, 0.06, 0.2, 0.6])
+    parser.add_argument("--no-sweep", action="store_true", help="the given rates alone")
     parser.add_argument("--method", default="vera")
     parser.add_argument("--plain", action="store_true", help="ask without the chat template")
     parser.add_argument("--names", nargs="*", help="these tasks, instead of evenly spaced ones")
@@ -106,7 +107,7 @@ def main() -> None:
         cost(asked, base)
         return
     lines = []
-    for lr in (AUTO, *asked.rates):
+    for lr in (*([] if asked.no_sweep else [AUTO]), *asked.rates):
         scores, line = arm(asked, base, lr)
         lines.append(line | {name: f"{one.scores[one.main]:.3f}" for name, one in scores.items()})
         print(line, flush=True)

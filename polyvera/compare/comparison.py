@@ -164,19 +164,29 @@ def compare(comparison: Comparison, folder: Path, watch: Watch = lambda run: Non
     """Every final run of a comparison, those of an earlier call taken from the folder. Raises PolyveraError."""
     done = {_key(run): run for run in read(folder / RUNS)}
 
+    def keep(run: Run) -> None:
+        done[_key(run)] = run
+        _append(folder / RUNS, run)
+        watch(run)
+
     def made(planned: PlannedRun, phase: str) -> Run:
-        key = (planned.task, planned.method, phase, planned.factor, planned.seed)
+        key = _key_of(planned, phase)
         if key not in done:
-            done[key] = trained(planned, phase)
-            _append(folder / RUNS, done[key])
-            watch(done[key])
+            keep(trained(planned, phase))
         return done[key]
 
     def loss_at(planned: PlannedRun, factor: float) -> float:
         return made(_at(planned, factor, planned.seed), SWEEP).eval_loss
 
+    def fill(planned: PlannedRun, factors: Sequence[float]) -> None:
+        """Makes those runs of a sweep that are not there yet, where they can be slots of one bank."""
+        missing = [one for f in factors if _key_of(one := _at(planned, f, planned.seed), SWEEP) not in done]
+        for run in in_slots(missing) if len(missing) > 1 else ():
+            keep(run)
+
     finals = []
     for planned in comparison.plans(comparison.factors[0], comparison.seeds[0]):
+        fill(planned, comparison.trying(planned.method).factors)
         losses = swept(comparison.trying(planned.method), partial(loss_at, planned))
         best = min(losses, key=lambda factor: losses[factor])
         is_edge = len(losses) > 1 and best in (min(losses), max(losses))
@@ -255,6 +265,25 @@ def trained(planned: PlannedRun, phase: str) -> Run:
     )
 
 
+def in_slots(every: Sequence[PlannedRun]) -> list[Run]:
+    """Runs of one sweep, which differ in their factor alone, as slots of one bank; [] where they cannot be."""
+    from polyvera.compare.slot_sweep import slot_sweep, takes_slots
+
+    first, *_ = every
+    recipes = [planned.recipe().replaced(test=None) for planned in every]
+    if first.method in BASELINES or not takes_slots(recipes[0]):
+        return []
+    forget_peak()
+    found = slot_sweep(recipes[0], [recipe.learning_rate for recipe in recipes])
+    return [
+        Run(
+            *(first.task, first.method, SWEEP, planned.factor, first.seed, one.lr, first.score, float("nan")),
+            *(one.eval_loss, one.num_params, one.num_head_params, one.num_steps, one.seconds, peak_bytes()),
+        )
+        for planned, one in zip(every, found, strict=True)
+    ]
+
+
 def _rate(planned: PlannedRun, recipe: Recipe) -> float:
     """The rate that is swept."""
     is_of_head = planned.method in BASELINES and BASELINES[planned.method].rate == "head_lr"
@@ -299,6 +328,10 @@ def _append(path: Path, run: Run) -> None:
 
 def _at(planned: PlannedRun, factor: float, seed: int) -> PlannedRun:
     return replace(planned, factor=factor, seed=seed)
+
+
+def _key_of(planned: PlannedRun, phase: str) -> tuple[str, str, str, float, int]:
+    return (planned.task, planned.method, phase, planned.factor, planned.seed)
 
 
 def _key(run: Run) -> tuple[str, str, str, float, int]:
