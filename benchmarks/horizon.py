@@ -22,7 +22,6 @@ from polyvera.model.load import Base
 from polyvera.train.fleet.fleet import Fleet, views_for_gradients
 from polyvera.train.fleet.halving import RUNGS, best_rate, going_on, moved, whole_run_rate
 from polyvera.train.fleet.journal import Journal
-from polyvera.train.fleet.sweep import LAST
 from polyvera.train.preparation import adapted, encode_tables, read_tables
 from polyvera.train.schedule import lr_factor
 
@@ -30,13 +29,16 @@ STRETCHES = (1.0, 2.0, 4.0)
 
 
 def chosen(recipe: Recipe, losses: Mapping[float, Sequence[float]], total: int, stretch: float) -> float:
-    """The rate that a sweep over these candidates takes. losses: of each step, fewer where a run broke off."""
+    """The rate that a sweep over these candidates would take by the loss of the step after each rung, with fewer rows.
+
+    losses: of each step, fewer where a run broke off.
+    """
     factor, left, best = lr_factor(recipe, total), {*losses}, 0.0
     last = ceil(min(1.0, RUNGS[-1].share * stretch) * total)
     for rung in RUNGS:
         step = ceil(min(1.0, rung.share * stretch) * total)
-        left = {lr for lr in left if len(losses[lr]) >= step}
-        own = {lr: [loss / losses[lr][0] for loss in losses[lr][step - ceil(step * LAST) : step]] for lr in left}
+        left = {lr for lr in left if len(losses[lr]) > min(step, total - 1)}
+        own = {lr: [losses[lr][min(step, total - 1)] / losses[lr][0]] for lr in left}
         best = best_rate(own, recipe.learning_rate / sqrt(moved(factor, last, total)))
         left = going_on(left, best, rung)
     return whole_run_rate(best, moved(factor, last, total))

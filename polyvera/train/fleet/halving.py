@@ -23,7 +23,7 @@ class Rung:
     num_below: int
 
 
-RUNGS = (Rung(0.105, 1, 2), Rung(0.16, 0, 1), Rung(0.25, 0, 0))
+RUNGS = (Rung(0.1, 1, 2), Rung(0.15, 0, 1), Rung(0.25, 0, 0))
 
 
 MIN_LOSSES = 4

@@ -23,7 +23,7 @@ from polyvera.model.load import Base
 from polyvera.store.durable import replace_file
 from polyvera.train.fleet.fleet import SLOTS, labelled
 from polyvera.train.fleet.halving import RUNGS
-from polyvera.train.fleet.sweep import FACTORS, Sweep, SweepRows, sweep
+from polyvera.train.fleet.sweep import FACTORS, Sweep, SweepRows, step_of, sweep
 from polyvera.train.preparation import encode_tables
 from polyvera.train.recipe import Recipe
 from polyvera.train.schedule import num_steps
@@ -119,26 +119,31 @@ def _rate(
 
 
 def sweep_rows(name: str, recipe: Recipe, rows: Encoded, held_out: Encoded | None, stretch: float = 1.0) -> SweepRows:
-    """The rows that a sweep trains on and those that it chooses by. Raises DataError where they are too few."""
-    epoch, total = num_steps(recipe, len(rows), 1)
+    """The rows that a sweep trains on and those that it chooses by. Raises DataError where they are too few.
+
+    The latter are validation rows, else the last of the first pass, which no rung comes to, else a part held out.
+    """
+    _, total = num_steps(recipe, len(rows), 1)
     if len(rows) < MIN_ROWS or total < MIN_STEPS:
         raise DataError(
             f"{len(rows)} rows in {total} steps say too little; it takes {MIN_ROWS} rows and {MIN_STEPS} steps"
         )
-    if RUNGS[1].share * stretch * total <= epoch:
-        return SweepRows(name, PackedRows.of(rows), None, total, stretch)
-    num_trained = total * recipe.batch_size * recipe.accumulate
-    most = min(MAX_HELD_OUT, max(MIN_HELD_OUT, num_trained // ROWS_A_HELD_OUT))
+    num_a_step = recipe.batch_size * recipe.accumulate
+    most = min(MAX_HELD_OUT, max(MIN_HELD_OUT, total * num_a_step // ROWS_A_HELD_OUT))
     if held_out is not None:
-        watched = PackedRows.of(_part(held_out, range(len(held_out))[:most]))
-        return SweepRows(name, PackedRows.of(rows), watched, total, stretch)
+        watched = _part(held_out, range(len(held_out))[:most])
+        return SweepRows(name, PackedRows.of(rows), PackedRows.of(watched), total, stretch)
+    packed = PackedRows.of(rows)
+    lengths = packed.lengths if recipe.group_by_length else None
+    ordered = order(len(rows), recipe.run_seed, 0, lengths, recipe.batch_size)
+    if step_of(RUNGS[-1], recipe, total, stretch) * num_a_step + most <= len(rows):
+        return SweepRows(name, packed, PackedRows.of(_part(rows, ordered[-most:])), total, stretch)
     most = min(most, int(HELD_OUT_SHARE * len(rows)))
     if most < MIN_HELD_OUT:
         raise DataError(
             f"{len(rows)} rows for {total} steps are too few to hold {MIN_HELD_OUT} out; give validation, or more rows"
         )
-    shuffled = order(len(rows), recipe.run_seed, 0)
-    first, rest = sorted(shuffled[:most]), sorted(shuffled[most:])
+    first, rest = sorted(ordered[:most]), sorted(ordered[most:])
     return SweepRows(name, PackedRows.of(_part(rows, rest)), PackedRows.of(_part(rows, first)), total, stretch)
 
 

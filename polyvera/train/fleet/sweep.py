@@ -11,8 +11,10 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil, inf, isfinite, sqrt
 from statistics import fmean
+from typing import Any
 
 import torch
 
@@ -26,13 +28,12 @@ from polyvera.train.fleet.journal import Journal
 from polyvera.train.fleet.member import Member
 from polyvera.train.preparation import adapted
 from polyvera.train.recipe import Recipe
-from polyvera.train.schedule import lr_factor, num_steps
+from polyvera.train.schedule import lr_factor
 
 FACTORS = tuple(2.0**k for k in range(-3, 5))  # multiples of the method's own rate
 WARMUP = 0.06  # that the rungs are for; a longer one moves them
 RATIO = 2.0  # from one rate to the next beyond an edge
 BEYOND, EXTENSIONS = 2, 3  # rates beyond an edge at a time, and how many times
-LAST = 0.25  # the share of its steps so far whose losses a candidate is judged by: earlier ones favour high rates
 PARTS = 8  # of the held-out rows, whose losses tell how far a difference can be trusted
 
 
@@ -40,13 +41,13 @@ PARTS = 8  # of the held-out rows, whose losses tell how far a difference can be
 class SweepRows:
     """One tenant's rows.
 
-    held_out: what candidates are compared on; None for the training rows, each before it is trained on. total: the
+    held_out: what candidates are compared on; rows of the training set among them come after the last rung. total: the
     steps of the whole run. stretch: what multiplies the steps to each rung.
     """
 
     name: str
     training: PackedRows
-    held_out: PackedRows | None
+    held_out: PackedRows
     total: int
     stretch: float = 1.0
 
@@ -94,15 +95,10 @@ class Sweep:
         )
 
 
-def step_of(rung: Rung, recipe: Recipe, rows: SweepRows) -> int:
-    """The steps after which a rung compares candidates.
-
-    Where the training rows are what candidates are compared on, they are in the first pass.
-    """
+def step_of(rung: Rung, recipe: Recipe, total: int, stretch: float) -> int:
+    """The steps of `total` after which a rung compares candidates."""
     late = max(0.0, recipe.warmup - WARMUP)
-    step = ceil(min(1.0, rung.share * rows.stretch + late) * rows.total)
-    epoch, _ = num_steps(recipe, len(rows.training), 1)
-    return step if rows.held_out is not None else min(step, epoch)
+    return ceil(min(1.0, rung.share * stretch + late) * total)
 
 
 def sweep(recipe: Recipe, base: Base, everyone: Sequence[SweepRows], start: Adapter | None = None) -> Sweep:
@@ -132,10 +128,12 @@ class RateSearch:
         self.members: dict[tuple[float, str], Member] = {}
         self.tried: dict[float, TriedRate] = {}
         self.losses: dict[float, list[float]] = {}
-        last = [(step_of(RUNGS[-1], recipe, rows), rows.total) for rows in everyone]
+        last = [(step_of(RUNGS[-1], recipe, one.total, one.stretch), one.total) for one in everyone]
         self.share = fmean(step / total for step, total in last)
         self.movement = fmean(moved(lr_factor(recipe, total), step, total) for step, total in last)
         self.slots = list(bank.slots)
+        together = recipe.batch_size if self.fleet.row.embeds else 1  # rows whose texts are compared with each other
+        self.num_parts = min(PARTS, max(1, min(len(one.held_out) for one in everyone) // together))
 
     def run(self) -> float:
         """Every rung; the rate that is left."""
@@ -164,7 +162,7 @@ class RateSearch:
 
     def train(self, rung: Rung) -> None:
         """Brings all that train to the rung, and drops those that do not go on."""
-        targets = {name: step_of(rung, self.recipe, rows) for name, rows in self.everyone.items()}
+        targets = {name: step_of(rung, self.recipe, rows.total, rows.stretch) for name, rows in self.everyone.items()}
         self._first_steps()
         while behind := [m for m in self.members.values() if m.step < targets[m.name]]:
             self._round(behind)
@@ -215,17 +213,14 @@ class RateSearch:
             self.tried[lr] = TriedRate(lr, self._num_steps(lr), mean if isfinite(mean := fmean(own)) else inf)
 
     def _losses(self) -> Mapping[tuple[float, str], list[float]]:
-        """Each candidate's losses as shares of its first: of its last steps, or of parts of held-out rows."""
-        self.fleet.members = [m for m in self.members.values() if m.held_out is not None]
-        parts = [self._held_out_losses(part) for part in range(PARTS)] if self.fleet.members else []
-        found = {}
-        for key, m in self.members.items():
-            own = m.losses[-ceil(m.step * LAST) :] if m.held_out is None else [part[m.index] for part in parts]
-            found[key] = [loss / m.losses[0] for loss in own]
-        return found
-
-    def _held_out_losses(self, part: int) -> list[float]:
-        return self.fleet.losses_on(lambda m: list(m.held_out or ())[part::PARTS])
+        """Each candidate's losses on parts of its held-out rows, as shares of its first; infinite where it raises."""
+        self.fleet.members = list(self.members.values())
+        parts = [self.fleet.losses_on(partial(_part, i, self.num_parts)) for i in range(self.num_parts)]
+        left = {m.index for m in self.fleet.members}
+        return {
+            key: [part[m.index] / m.losses[0] if m.index in left else inf for part in parts]
+            for key, m in self.members.items()
+        }
 
     def _num_steps(self, lr: float) -> int:
         return max(m.step for (rate, _), m in self.members.items() if rate == lr)
@@ -233,6 +228,11 @@ class RateSearch:
     def _drop(self, lr: float) -> None:
         for key in [key for key in self.members if key[0] == lr]:
             self.slots.append(self.members.pop(key).slot)
+
+
+def _part(number: int, num: int, member: Member) -> list[dict[str, Any]]:
+    """One of `num` parts of a member's held-out rows."""
+    return list(member.held_out or ())[number::num]
 
 
 def _rounded(lr: float) -> float:

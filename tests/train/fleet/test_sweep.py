@@ -42,7 +42,8 @@ def recipe_of(**choices: Any) -> Recipe:
 def rows_of(recipe: Recipe, base: Base, rows: list[dict[str, str]], name: str = "") -> SweepRows:
     found = table("x", [(i, row) for i, row in enumerate(rows)], {}, chat=False)
     encoded, _ = encode_tables(recipe, Tables(found, None, None), base)
-    return SweepRows(name, PackedRows.of(encoded), None, recipe.max_steps or 0)
+    packed = PackedRows.of(encoded)
+    return SweepRows(name, packed, packed, recipe.max_steps or 0)
 
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -73,7 +74,7 @@ def test_a_candidate_equals_its_run_alone(tmp_path, case: str) -> None:
         found = {lr: bank.take(member.slot) for (lr, _), member in search.members.items()}
     for lr in RATES:
         alone = train(
-            recipe.replaced(data=path, lr=lr, max_steps=step_of(RUNGS[0], recipe, everyone[0])),
+            recipe.replaced(data=path, lr=lr, max_steps=step_of(RUNGS[0], recipe, 24, 1.0)),
             base=Base(make(), make_tokenizer()),
             progress=False,
         )
@@ -114,10 +115,9 @@ def test_the_choice_stands_for_the_best_of_the_last_rung(base: Base) -> None:
 
 
 def test_an_edge_is_extended_until_the_loss_turns(base: Base) -> None:
-    found = swept(base, lr=1e-4)
-    assert len(found.tried) == len(FACTORS) + BEYOND * EXTENSIONS
-    assert max(one.lr for one in found.tried) == found.best > 1e-4 * max(FACTORS)
-    assert found.is_edge
+    found = swept(base, lr=1e-3)
+    assert len(FACTORS) < len(found.tried) <= len(FACTORS) + BEYOND * EXTENSIONS
+    assert found.best > 1e-3 * max(FACTORS)
 
 
 @pytest.mark.parametrize(
@@ -168,34 +168,28 @@ def test_the_line_says_choice_losses_and_cost() -> None:
 
 
 @pytest.mark.parametrize(
-    ("choices", "expected"),
+    ("total", "warmup", "stretch", "expected"),
     [
-        ({"max_steps": 100, "batch_size": 1}, (11, 16, 25)),
-        ({"max_steps": 20, "batch_size": 2}, (3, 4, 5)),
-        ({"max_steps": 100, "batch_size": 2, "warmup": 0.26}, (24, 24, 24)),
+        (100, 0.06, 1.0, [10, 15, 25]),
+        (20, 0.06, 1.0, [2, 3, 5]),
+        (100, 0.26, 1.0, [30, 35, 45]),
+        (20, 0.06, 2.0, [4, 6, 10]),
+        (20, 0.06, 4.0, [8, 12, 20]),
     ],
 )
-def test_rungs_are_shares_of_the_run_within_the_first_pass(base: Base, choices: Any, expected: Any) -> None:
-    recipe = recipe_of(**choices)
-    rows = rows_of(recipe, base, counting_rows(48))
-    assert tuple(step_of(rung, recipe, rows) for rung in RUNGS) == expected
-    assert step_of(RUNGS[-1], recipe, SweepRows("", rows.training, rows.training, 100)) > 24
-
-
-def test_few_tenants_of_many_are_followed_further(base: Base) -> None:
-    recipe = recipe_of(max_steps=20)
-    rows = rows_of(recipe, base, counting_rows(48)).training
-    further = SweepRows("", rows, None, 20, stretch=2.0)
-    assert [step_of(rung, recipe, further) for rung in RUNGS] == [5, 7, 10]
-    assert step_of(RUNGS[-1], recipe, SweepRows("", rows, rows, 20, stretch=4.0)) == 20
+def test_rungs_are_shares_of_the_run(total: int, warmup: float, stretch: float, expected: list[int]) -> None:
+    recipe = recipe_of(max_steps=total, warmup=warmup)
+    assert [step_of(rung, recipe, total, stretch) for rung in RUNGS] == expected
 
 
 def test_held_out_rows_are_compared_in_parts(base: Base) -> None:
     recipe = recipe_of()
     rows = rows_of(recipe, base, counting_rows(48)).training
-    with adapted(recipe, base, 2) as bank, views_for_gradients():
-        search = RateSearch(recipe, base, bank, [SweepRows("", rows, rows, 24)], None)
-        search.admit(RATES[:2])
-        search.train(RUNGS[0])
-        assert {len(own) for own in search.losses.values()} == {PARTS}
-        assert search.tried[RATES[0]].loss == pytest.approx(sum(search.losses[RATES[0]]) / PARTS)
+    few = rows_of(recipe, base, counting_rows(3)).training
+    for held_out, num in ((rows, PARTS), (few, 3)):
+        with adapted(recipe, base, 2) as bank, views_for_gradients():
+            search = RateSearch(recipe, base, bank, [SweepRows("", rows, held_out, 24)], None)
+            search.admit(RATES[:2])
+            search.train(RUNGS[0])
+            assert {len(own) for own in search.losses.values()} == {num}
+            assert search.tried[RATES[0]].loss == pytest.approx(sum(search.losses[RATES[0]]) / num)
