@@ -98,7 +98,7 @@ class Sweep:
 def step_of(rung: Rung, recipe: Recipe, total: int, stretch: float) -> int:
     """The steps of `total` after which a rung compares candidates."""
     late = max(0.0, recipe.warmup - WARMUP)
-    return ceil(min(1.0, rung.share * stretch + late) * total)
+    return ceil(round(min(1.0, rung.share * stretch + late) * total, 6))
 
 
 def sweep(recipe: Recipe, base: Base, everyone: Sequence[SweepRows], start: Adapter | None = None) -> Sweep:
