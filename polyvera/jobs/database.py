@@ -34,6 +34,37 @@ CREATE TABLE IF NOT EXISTS checkpoints (
     model TEXT NOT NULL, metrics TEXT NOT NULL, UNIQUE (job, step));
 CREATE TABLE IF NOT EXISTS usage (
     tenant TEXT NOT NULL, day TEXT NOT NULL, tokens INTEGER NOT NULL, PRIMARY KEY (tenant, day));
+CREATE TABLE IF NOT EXISTS uploads (
+    id TEXT PRIMARY KEY, tenant TEXT NOT NULL, filename TEXT NOT NULL, purpose TEXT NOT NULL,
+    num_bytes INTEGER NOT NULL, created_s INTEGER NOT NULL, expires_s INTEGER NOT NULL,
+    status TEXT NOT NULL, file TEXT);
+CREATE TABLE IF NOT EXISTS parts (
+    id TEXT PRIMARY KEY, upload TEXT NOT NULL, num_bytes INTEGER NOT NULL, created_s INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS parts_of_upload ON parts (upload);
+CREATE TABLE IF NOT EXISTS sessions (
+    id TEXT PRIMARY KEY, tenant TEXT NOT NULL, display_name TEXT, metadata TEXT NOT NULL, created_s INTEGER NOT NULL,
+    seen_s INTEGER NOT NULL, ended_s INTEGER);
+CREATE INDEX IF NOT EXISTS sessions_of_tenant ON sessions (tenant, created_s);
+CREATE TABLE IF NOT EXISTS runs (
+    id TEXT PRIMARY KEY, tenant TEXT NOT NULL, session TEXT NOT NULL, number INTEGER NOT NULL, choices TEXT NOT NULL,
+    metadata TEXT NOT NULL, created_s INTEGER NOT NULL, seen_s INTEGER NOT NULL, ended_s INTEGER,
+    saved_seq INTEGER NOT NULL DEFAULT -1, attempts INTEGER NOT NULL DEFAULT 0, method TEXT, rank INTEGER,
+    UNIQUE (session, number));
+CREATE INDEX IF NOT EXISTS runs_of_tenant ON runs (tenant, created_s);
+CREATE TABLE IF NOT EXISTS operations (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL, seq INTEGER NOT NULL, kind TEXT NOT NULL,
+    request TEXT NOT NULL, rows BLOB, created_s REAL NOT NULL, done_s REAL, answer TEXT, logprobs BLOB, error TEXT,
+    is_users INTEGER NOT NULL DEFAULT 0, UNIQUE (run, seq));
+CREATE INDEX IF NOT EXISTS waiting_operations ON operations (run) WHERE done_s IS NULL;
+CREATE TABLE IF NOT EXISTS weights (
+    path TEXT PRIMARY KEY, tenant TEXT NOT NULL, run TEXT NOT NULL, seq INTEGER NOT NULL, kind TEXT NOT NULL,
+    name TEXT NOT NULL, file TEXT, adapter TEXT, num_bytes INTEGER NOT NULL, method TEXT NOT NULL,
+    rank INTEGER NOT NULL, metadata TEXT NOT NULL, created_s INTEGER NOT NULL, expires_s INTEGER,
+    is_named INTEGER NOT NULL DEFAULT 1);
+CREATE INDEX IF NOT EXISTS weights_of_run ON weights (run, created_s);
+CREATE TABLE IF NOT EXISTS samplers (
+    id TEXT PRIMARY KEY, tenant TEXT NOT NULL, session TEXT NOT NULL, path TEXT, adapter TEXT,
+    created_s INTEGER NOT NULL);
 """
 
 
@@ -77,3 +108,21 @@ class Database:
                 yield connection
         except sqlite3.DatabaseError as error:
             raise StoreUnavailableError(f"the database of jobs {self.path} cannot be used: {error}") from error
+
+
+class ChangeWatch:
+    """Says whether anyone has changed the database since it was last asked, in microseconds; for one caller."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = sqlite3.connect(path, BUSY_S, check_same_thread=False)
+        self._seen: int | None = None
+
+    def has_changed(self) -> bool:
+        """Whether there is anything new; the first time there is."""
+        (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+        changed, self._seen = version != self._seen, version
+        return bool(changed)
+
+    def close(self) -> None:
+        """Ends it."""
+        self._connection.close()

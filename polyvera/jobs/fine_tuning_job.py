@@ -12,6 +12,7 @@ QUEUED, RUNNING, PAUSED = "queued", "running", "paused"
 SUCCEEDED, FAILED, CANCELLED = "succeeded", "failed", "cancelled"
 ACTIVE = (QUEUED, RUNNING, PAUSED)
 
+SUPERVISED, DPO = "supervised", "dpo"
 FINE_TUNED = "ft"  # the first part of the names of what tenants trained; the second is the tenant's own
 OPEN_TENANT = "open"  # of a server without keys
 ID_CHARS = 8
@@ -19,7 +20,10 @@ ID_CHARS = 8
 
 @dataclass(frozen=True, slots=True)
 class JobChoices:
-    """What a job's creator chose. None is auto: the server's own choice. lr_multiplier: of the method's own rate."""
+    """What a job's creator chose. None is auto: the server's own choice. lr_multiplier: of the method's own rate.
+
+    objective: what the rows are trained by, SUPERVISED or DPO. beta: how far DPO may leave the base.
+    """
 
     seed: int
     suffix: str | None = None
@@ -27,6 +31,8 @@ class JobChoices:
     batch_size: int | None = None
     lr_multiplier: float | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    objective: str = SUPERVISED
+    beta: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

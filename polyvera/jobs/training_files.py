@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from sqlite3 import Row
+from sqlite3 import Row as DatabaseRow
 from uuid import uuid4
 
-from polyvera.data.row_files import read_rows
+from polyvera.data.row_files import Row, read_rows
 from polyvera.data.tables import Table, table
 from polyvera.errors import ConflictError, DataError, QuotaError, ServeError, UnknownObjectError
 from polyvera.jobs.database import Database
 from polyvera.store.durable import make_folder, replace_file
 
 FILES = "files"
+PREFERENCE = {"input": "prompt", "preferred_output": "chosen", "non_preferred_output": "rejected"}  # theirs: ours
 SUFFIX = ".jsonl"
 USED = "SELECT COALESCE(SUM(num_bytes), 0) AS used, COUNT(*) AS num FROM files WHERE tenant = ?"
 MAX_FILES = 10_000
@@ -96,7 +97,7 @@ class TrainingFiles:
             values = (file.id, file.tenant, file.filename, file.purpose, file.num_bytes, file.num_rows, file.created_s)
             connection.execute("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", values)
 
-    def _check_room(self, row: Row, more: int) -> None:
+    def _check_room(self, row: DatabaseRow, more: int) -> None:
         if row["num"] >= MAX_FILES:
             raise QuotaError(f"you have {row['num']:,} files: delete some first")
         if row["used"] + more > self._max_bytes:
@@ -114,11 +115,24 @@ def _check_parts(data: bytes) -> None:
 
 
 def read_table(path: Path, filename: str) -> Table:
-    """The rows of a file to write text by, under the name that its owner knows. Raises DataError, with the rows."""
+    """The rows of a file to write text by, or to prefer it, under the name that its owner knows. Raises DataError."""
     try:
-        found = table(filename, read_rows(str(path)))
+        found = table(filename, ((number, _ours(row)) for number, row in read_rows(str(path))))
     except DataError as error:
         raise DataError(str(error).replace(str(path), filename)) from None
-    if not found.row.writes:
-        raise DataError(f"{filename} has rows for {found.task}: give messages, or prompt and completion")
+    if not (found.row.writes or found.row.compares):
+        wanted = "messages, prompt and completion, or input with preferred_output and non_preferred_output"
+        raise DataError(f"{filename} has rows for {found.task}: give {wanted}")
     return found
+
+
+def _ours(row: Row) -> Row:
+    """A preference as OpenAI's API has it, as our own files do; any other row as it is."""
+    if {*row} != {*PREFERENCE} or not isinstance(row["input"], Mapping):
+        return row
+    turns = {**row["input"]}
+    messages = turns.pop("messages", None)
+    said = {name: value for name, value in turns.items() if value not in (None, [], True)}  # parallel_tool_calls
+    if said:
+        raise DataError(f"input: {next(iter(said))} is not trained on: leave it out")
+    return {ours: messages if theirs == "input" else row[theirs] for theirs, ours in PREFERENCE.items()}

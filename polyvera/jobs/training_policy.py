@@ -47,6 +47,7 @@ class TrainingPolicy:
         Count | None, Described("Tokens that one tenant may train on in a day (UTC); by default any number.", TRAIN)
     ] = None
     max_epochs: Annotated[Annotated[int, Ge(1)], Described("Epochs of one job.", TRAIN)] = 50
+    max_runs: Annotated[Count, Described("Open runs of one tenant that it trains call by call.", TRAIN)] = 1024
 
     def __post_init__(self) -> None:
         check(self, ServeError)

@@ -26,13 +26,6 @@ def regex_grammar(pattern: str) -> str:
     return str(tree["grammars"][0]["lark_grammar"])
 
 
-def any_grammar(text: str) -> str:
-    """A grammar of Lark, or of GBNF."""
-    from llguidance.gbnf_to_lark import any_to_lark
-
-    return str(any_to_lark(text))
-
-
 def call_grammar(format_: ToolFormat, functions: Sequence[Mapping[str, Any]], most: int, token: int | None) -> str:
     """Of answers that are from one call of some functions to so many, written as the model's family writes them.
 

@@ -89,7 +89,14 @@ class AnswerStream:
 
     async def whole(self, request: HttpRequest) -> list[Answer]:
         """All answers; cancelled where the client goes."""
-        return await while_there(request, self._gathered())
+        return await while_there(request, self.gathered())
+
+    async def gathered(self) -> list[Answer]:
+        """All answers."""
+        answers = [Answer() for _ in self.requests]
+        async for i, output in self.parts():
+            answers[i].add(output)
+        return answers
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -128,12 +135,6 @@ class AnswerStream:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    async def _gathered(self) -> list[Answer]:
-        answers = [Answer() for _ in self.requests]
-        async for i, output in self.parts():
-            answers[i].add(output)
-        return answers
 
     def _submit(self, asked: Sequence[tuple[Sequence[int], SamplingParams]], adapter: AdapterRef | None) -> None:
         for i, (prompt, params) in enumerate(asked):

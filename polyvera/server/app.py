@@ -47,10 +47,12 @@ from polyvera.server.routes import (
     operations,
     responses,
     scores,
+    uploads,
     versions,
 )
 from polyvera.server.routes import fine_tuning as jobs
 from polyvera.server.routes import usage as usage_routes
+from polyvera.server.routes.tinker import router as tinker
 from polyvera.server.tracing import RequestTracer, tracer_to
 from polyvera.server.usage import UsageStore, open_usage
 
@@ -109,7 +111,7 @@ def make_app(
         lifespan=_closing(context, lines, tracer),
     )
     texts = (completions, responses, messages, embeddings, scores)
-    for router in (*texts, models, operations, usage_routes, history, versions, aliases, files, jobs):
+    for router in (*texts, models, operations, usage_routes, history, versions, aliases, files, uploads, jobs, tinker):
         app.include_router(router.routes(context))
     app.include_router(adapters.routes(context, engine.fingerprint))
     _add_description(app)

@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from polyvera.jobs.fine_tuning_job import JobChoices
+from polyvera.jobs.fine_tuning_job import DPO, SUPERVISED, JobChoices
+from polyvera.jobs.upload_table import MAX_PARTS
 from polyvera.server.fields import ModelName
-from polyvera.server.neutral_fields import INTEGRATIONS
+from polyvera.server.neutral_fields import INTEGRATIONS, UPLOAD
 from polyvera.server.request_body import RequestBody
 
 MAX_PAGE = 100
@@ -22,12 +23,40 @@ Metadata = Annotated[
 ]
 
 
+class UploadBody(RequestBody):
+    """/v1/uploads: a file that will come in parts."""
+
+    neutral = UPLOAD
+
+    filename: Annotated[str, Field(min_length=1, max_length=255)]
+    purpose: Literal["fine-tune"]
+    bytes: Annotated[int, Field(ge=1, le=2**40)]
+
+    @model_validator(mode="after")
+    def _named(self) -> UploadBody:
+        if not self.filename.isprintable():
+            raise ValueError("filename must be printable")
+        return self
+
+
+class CompleteBody(RequestBody):
+    """/v1/uploads/ID/complete: the parts in their order."""
+
+    part_ids: Annotated[list[FileId], Field(min_length=1, max_length=MAX_PARTS)]
+    md5: Annotated[str, Field(pattern="^[0-9a-fA-F]{32}$")] | None = None
+
+
 class Hyperparameters(RequestBody):
     """What a job's creator may choose; auto is the server's choice."""
 
     n_epochs: Auto | Annotated[int, Field(ge=1, le=10_000)] = "auto"
     batch_size: Auto | Annotated[int, Field(ge=1, le=256)] = "auto"
     learning_rate_multiplier: Auto | Annotated[float, Field(ge=1e-3, le=1e3)] = "auto"
+
+    @property
+    def beta_or_auto(self) -> str | float:
+        """DPO's, where there is one."""
+        return AUTO
 
 
 class Supervised(RequestBody):
@@ -36,11 +65,43 @@ class Supervised(RequestBody):
     hyperparameters: Hyperparameters = Hyperparameters()
 
 
+class DpoHyperparameters(Hyperparameters):
+    """Those of DPO. beta: how far the likelihood of an answer may leave the base's."""
+
+    beta: Auto | Annotated[float, Field(gt=0, le=10)] = "auto"
+
+    @property
+    def beta_or_auto(self) -> str | float:
+        """DPO's."""
+        return self.beta
+
+
+class Dpo(RequestBody):
+    """The choices of training by preferences."""
+
+    hyperparameters: DpoHyperparameters = DpoHyperparameters()
+
+
 class TrainingMethod(RequestBody):
     """How to train."""
 
-    type: Literal["supervised"]
-    supervised: Supervised = Supervised()
+    type: Literal["supervised", "dpo"]
+    supervised: Supervised | None = None
+    dpo: Dpo | None = None
+
+    @model_validator(mode="after")
+    def _own(self) -> TrainingMethod:
+        other = DPO if self.type == SUPERVISED else SUPERVISED
+        if getattr(self, other) is not None:
+            raise ValueError(f"{other} goes with type {other!r}, and type is {self.type!r}")
+        return self
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        """Those of its type."""
+        own = getattr(self, self.type)
+        default = Supervised() if self.type == SUPERVISED else Dpo()
+        return (default if own is None else own).hyperparameters
 
 
 class FineTuningBody(RequestBody):
@@ -66,12 +127,16 @@ class FineTuningBody(RequestBody):
     @property
     def chosen(self) -> Hyperparameters:
         """The hyperparameters, wherever they stand."""
-        return self.hyperparameters or (self.method or TrainingMethod(type="supervised")).supervised.hyperparameters
+        return self.hyperparameters or (self.method or TrainingMethod(type="supervised")).hyperparameters
 
     @property
     def choices(self) -> JobChoices:
         """What the job keeps of it."""
         seed = secrets.randbelow(2**31) if self.seed is None else self.seed
-        given = (self.chosen.n_epochs, self.chosen.batch_size, self.chosen.learning_rate_multiplier)
-        epochs, batch_size, multiplier = (None if one == AUTO else one for one in given)
-        return JobChoices(seed, self.suffix, epochs, batch_size, multiplier, self.metadata)  # type: ignore[arg-type]
+        chosen = self.chosen
+        epochs, batch_size, multiplier, beta = (
+            None if one == AUTO else one
+            for one in (chosen.n_epochs, chosen.batch_size, chosen.learning_rate_multiplier, chosen.beta_or_auto)
+        )
+        objective = SUPERVISED if self.method is None else self.method.type
+        return JobChoices(seed, self.suffix, epochs, batch_size, multiplier, self.metadata, objective, beta)  # type: ignore[arg-type]

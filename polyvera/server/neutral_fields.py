@@ -107,6 +107,7 @@ VECTOR: Neutral = {
     "request_id": None,
 }
 INTEGRATIONS: Neutral = {"integrations": ([],)}
+UPLOAD: Neutral = {"mime_type": None}
 CLASSIFY: Neutral = {**VECTOR, "dimensions": ()}
 SCORE: Neutral = {**VECTOR, "encoding_format": ("float",)}
 DOCUMENT: Neutral = {"id": None, "type": ("text",)}

@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from polyvera.server import requests
-from polyvera.server.job_requests import FineTuningBody
+from polyvera.server.job_requests import CompleteBody, FineTuningBody, UploadBody
 from polyvera.server.message_body import CountBody, MessageBody
 from polyvera.server.request_body import RequestBody
 from polyvera.server.response_body import ResponseBody
@@ -34,15 +34,15 @@ BODIES: Mapping[str, type[RequestBody]] = {
     "/v1/unload_lora_adapter": requests.UnloadBody,
     "/v1/aliases": requests.AliasBody,
     "/v1/fine_tuning/jobs": FineTuningBody,
+    "/v1/uploads": UploadBody,
+    "/v1/uploads/{id}/complete": CompleteBody,
 }
-FILES, UPLOAD = "/v1/adapters/{name}", "/v1/files"
-FORM: Mapping[str, Any] = {
-    "type": "object",
-    "required": ["file", "purpose"],
-    "properties": {
-        "file": {"type": "string", "format": "binary"},
-        "purpose": {"type": "string", "enum": ["fine-tune"]},
-    },
+FILES = "/v1/adapters/{name}"
+BINARY: Mapping[str, Any] = {"type": "string", "format": "binary"}
+PURPOSE: Mapping[str, Any] = {"type": "string", "enum": ["fine-tune"]}
+FORMS: Mapping[str, Mapping[str, Any]] = {
+    "/v1/files": {"file": BINARY, "purpose": PURPOSE},
+    "/v1/uploads/{id}/parts": {"data": BINARY},
 }
 ERROR: Mapping[str, Any] = {
     "type": "object",
@@ -86,8 +86,9 @@ def _complete(path: str, method: str, operation: dict[str, Any], names: Mapping[
     elif path.startswith(FILES) and method in ("post", "put"):
         content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
         operation["requestBody"] = {"required": True, "content": content}
-    elif path == UPLOAD and method == "post":
-        operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": dict(FORM)}}}
+    elif path in FORMS and method == "post":
+        schema = {"type": "object", "required": [*FORMS[path]], "properties": dict(FORMS[path])}
+        operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
     error = {"application/json": {"schema": {"$ref": REF.format(model="Error")}}}
     operation["responses"] = {
         **{code: told for code, told in operation["responses"].items() if code != "422"},

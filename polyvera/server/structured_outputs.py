@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from polyvera.engine.generation.request import MAX_SCHEMA_CHARS
 from polyvera.errors import SamplingError
-from polyvera.server.answer_grammar import any_grammar, choice_grammar, regex_grammar
+from polyvera.server.answer_grammar import choice_grammar, regex_grammar
 from polyvera.server.neutral_fields import STRUCTURES
 from polyvera.server.request_body import RequestBody
 
@@ -45,6 +45,6 @@ class StructuredOutputs(RequestBody):
         if self.choice is not None:
             return choice_grammar(self.choice)
         try:
-            return any_grammar(self.grammar) if self.grammar else regex_grammar(self.regex) if self.regex else None
+            return self.grammar if self.regex is None else regex_grammar(self.regex)
         except (ValueError, RecursionError) as error:
             raise SamplingError(f"structured_outputs: {str(error)[:500]}", "structured_outputs") from None

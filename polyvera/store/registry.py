@@ -24,7 +24,8 @@ from polyvera.errors import (
     StoreError,
 )
 from polyvera.store.file.codec import Header, check_digest, decode, encode, read_header
-from polyvera.store.file.read_into import Row, fill
+from polyvera.store.file.packed_bits import Numbers
+from polyvera.store.file.read_into import fill
 from polyvera.store.local_files import open_files
 from polyvera.store.paths import ADAPTERS, ALIASES, adapter_path, alias_path, parse_adapter, parse_alias
 from polyvera.store.reference import MAX_VERSION, AdapterRef, check_alias, check_name, check_version, parse_reference
@@ -273,7 +274,7 @@ class Registry:
         with suppress(DamagedFileError):
             self._stored.exact(ref.name, ref.version)
 
-    def _filled(self, row: Row, bank: Bank, ref: AdapterRef, base: str) -> AdapterSpec | None:
+    def _filled(self, row: Numbers, bank: Bank, ref: AdapterRef, base: str) -> AdapterSpec | None:
         """The spec of an adapter whose numbers are in the row of an empty slot now, else None."""
         descriptor = self.files.descriptor(adapter_path(ref.name, ref.version))
         if descriptor is None:

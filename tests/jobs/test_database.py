@@ -3,7 +3,7 @@
 import pytest
 
 from polyvera.errors import StoreUnavailableError
-from polyvera.jobs.database import FILE, Database
+from polyvera.jobs.database import FILE, ChangeWatch, Database
 
 USE = "INSERT INTO usage VALUES (?, ?, ?)"
 
@@ -27,3 +27,13 @@ def test_a_place_that_holds_no_database_is_refused(tmp_path):
     (tmp_path / FILE).write_bytes(b"no database at all, and long enough to be looked at" * 50)
     with pytest.raises(StoreUnavailableError, match="cannot be used"):
         Database(tmp_path)
+
+
+def test_a_change_is_seen_once(tmp_path):
+    database = Database(tmp_path)
+    watch = ChangeWatch(database.path)
+    assert watch.has_changed() and not watch.has_changed()
+    with database.changing() as connection:
+        connection.execute(USE, ("acme", "today", 1))
+    assert watch.has_changed() and not watch.has_changed()
+    watch.close()

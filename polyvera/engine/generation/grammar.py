@@ -79,7 +79,7 @@ class Grammars:
         return self._begun(text, SCHEMA)
 
     def of_grammar(self, grammar: str) -> Grammar:
-        """The same for a grammar in llguidance's form of Lark."""
+        """The same for a grammar of Lark, as llguidance reads it, or of GBNF."""
         return self._begun(LARK + grammar.removeprefix(LARK), "grammar")
 
     def _begun(self, text: str, what: str) -> Grammar:

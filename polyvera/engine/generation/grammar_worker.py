@@ -41,11 +41,15 @@ class Vocabulary:
 
 
 def grammar_of(schema: str) -> str:
-    """llguidance's grammar of a JSON schema, or a grammar of Lark that begins with LARK. Raises ValueError."""
+    """llguidance's grammar of a JSON schema, or of a grammar of Lark or GBNF that follows LARK.
+
+    Raises whatever the library raises, and may take for ever: for one that was not tried, the worker calls it.
+    """
     from llguidance import LLMatcher
+    from llguidance.gbnf_to_lark import any_to_lark
 
     if schema.startswith(LARK):
-        return schema
+        return LARK + str(any_to_lark(schema.removeprefix(LARK)))
     return LLMatcher.grammar_from_json_schema(schema, defaults=COMPACT)
 
 
@@ -78,8 +82,8 @@ def _problem(tokenizer: Any, schema: str) -> str:
         if not matcher.is_error():
             matcher.compute_bitmask()
         return str(matcher.get_error())
-    except (ValueError, RecursionError) as error:
-        return str(error)
+    except Exception as error:  # a plain one, where the library's way from GBNF finds no root
+        return str(error) or type(error).__name__
 
 
 def _bound_memory() -> None:

@@ -12,7 +12,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 
 from polyvera.errors import ServeError
-from polyvera.jobs.fine_tuning_job import ACTIVE, SUCCEEDED, FineTuningJob, JobCheckpoint, JobEvent
+from polyvera.jobs.fine_tuning_job import ACTIVE, DPO, SUCCEEDED, FineTuningJob, JobCheckpoint, JobEvent
 from polyvera.server.catalog import BASE
 from polyvera.server.context import ServerContext, caller_of
 from polyvera.server.job_requests import AUTO, MAX_PAGE, FineTuningBody
@@ -135,6 +135,8 @@ def shown(job: FineTuningJob) -> dict[str, Any]:
         "batch_size": chosen.batch_size or AUTO,
         "learning_rate_multiplier": chosen.lr_multiplier or AUTO,
     }
+    if chosen.objective == DPO:
+        hyperparameters["beta"] = chosen.beta or AUTO
     error = job.error
     return {
         "id": job.id,
@@ -149,7 +151,7 @@ def shown(job: FineTuningJob) -> dict[str, Any]:
         "validation_file": job.validation_file,
         "result_files": [],
         "hyperparameters": hyperparameters,
-        "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+        "method": {"type": chosen.objective, chosen.objective: {"hyperparameters": hyperparameters}},
         "trained_tokens": job.trained_tokens if job.status == SUCCEEDED else None,
         "seed": chosen.seed,
         "metadata": dict(chosen.metadata),

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 import xxhash
-from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 
@@ -36,6 +35,7 @@ from polyvera.store.file.header import (
     read_own,
     second_line,
 )
+from polyvera.store.file.packed_bits import Numbers
 from polyvera.store.file.stored_dtype import SCALE, error_made, stored_dtype_named
 from polyvera.store.file.tensor_index import BASIS_A, BASIS_B, TensorIndex, check_directory, index_of, index_within
 
@@ -73,7 +73,7 @@ def encode(adapter: Adapter, dtype: str = "float32") -> bytes:
     line = first_line(adapter, stored.name)
     index = index_of(line)
     tensors = dict(_packed(index, flat))
-    restored = _unpacked(index, tensors)
+    restored = _unpacked(index, _section(index, tensors))
     _check_finite(index.layout, restored, f"its values are out of the range of {stored.name}; store float32")
     error = None if stored.is_exact else error_made(flat, restored)
     return _sealed(save(tensors | _basis_tensors(adapter), {KEY: f"{line}\n{second_line(adapter, error)}"}))
@@ -152,25 +152,34 @@ def _packed(index: TensorIndex, flat: Tensor) -> Iterator[tuple[str, Tensor]]:
             yield stack.key + SCALE, scale
 
 
+def _section(index: TensorIndex, tensors: Mapping[str, Tensor]) -> memoryview:
+    """The data section of a file of those tensors, with zeros for the others."""
+    section = bytearray(index.data_bytes)
+    for name, tensor in tensors.items():
+        at = index.tensors[name]
+        section[at.begin : at.end] = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+    return memoryview(section)
+
+
 def _flat(index: TensorIndex, section: memoryview) -> Tensor:
     """The flat vector in fp32: the data section itself where it is stored as it is."""
     if index.flat_at is None:
-        return _unpacked(index, {name: tensor.read(section) for name, tensor in index.tensors.items()})
+        return _unpacked(index, section)
     return torch.frombuffer(section, dtype=torch.float32, count=index.layout.num_params, offset=index.flat_at)
 
 
-def _unpacked(index: TensorIndex, tensors: Mapping[str, Tensor]) -> Tensor:
+def _unpacked(index: TensorIndex, section: memoryview) -> Tensor:
     """The flat vector in fp32."""
     flat = torch.empty(index.layout.num_params)
-    unpack(index, tensors, flat)
+    unpack(index, section, flat.numpy())
     return flat
 
 
-def unpack(index: TensorIndex, tensors: Mapping[str, Tensor], flat: Tensor) -> None:
-    """Fills the flat vector, fp32, with the numbers of a file's tensors. Raises FormatError."""
-    for stack in index.layout.stacks:
-        out = _rows(stack, flat[stack.offset : stack.offset + stack.size])
-        index.stored.unpack(_rows(stack, tensors[stack.key]), tensors.get(stack.key + SCALE), out)
+def unpack(index: TensorIndex, section: memoryview, flat: Numbers) -> None:
+    """Fills the flat vector with the numbers of a data section, which may be of any size. Raises FormatError."""
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for what is not finite
+        for stack in index.packed_stacks:
+            stack.unpack(index.stored, section, flat)
 
 
 def _rows(stack: Stack, values: Tensor) -> Tensor:
@@ -194,7 +203,7 @@ def _basis(index: TensorIndex, section: memoryview) -> Basis | None:
     return basis
 
 
-def is_finite(values: NDArray[np.float32]) -> bool:
+def is_finite(values: Numbers) -> bool:
     """Whether no number is NaN or infinity: the sum of squares is neither then, unless it is too large."""
     with np.errstate(over="ignore", invalid="ignore"):
         return isfinite(np.dot(values, values)) or bool(np.isfinite(values).all())

@@ -5,20 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
 from polyvera.errors import FormatError
 from polyvera.store.file.codec import LENGTH_BYTES, Header, check_parts, header_text, is_finite, unpack
+from polyvera.store.file.packed_bits import Numbers
 from polyvera.store.file.tensor_index import BASIS_A, TensorIndex
 
 HEAD_BYTES = 4096
-Row = NDArray[np.float32]
 
 
 def fill(
-    row: Row, descriptor: int, digest: str = "", takes: Callable[[Header], bool] = lambda header: True
+    row: Numbers, descriptor: int, digest: str = "", takes: Callable[[Header], bool] = lambda header: True
 ) -> Header | None:
     """The header of a file whose flat vector, every byte checked, is now in `row`; the file is open for reading.
 
@@ -32,7 +28,7 @@ def fill(
     return None
 
 
-def _read(descriptor: int, row: Row, digest: str) -> Header | None:
+def _read(descriptor: int, row: Numbers, digest: str) -> Header | None:
     if not hasattr(os, "preadv"):
         return None
     section = row.data.cast("B")
@@ -50,11 +46,10 @@ def _read(descriptor: int, row: Row, digest: str) -> Header | None:
         return None
 
 
-def _unpacked(index: TensorIndex, section: memoryview, row: Row) -> bool:
+def _unpacked(index: TensorIndex, section: memoryview, row: Numbers) -> bool:
     """Whether the row is the flat vector now, whose memory the section lies in."""
     if index.layout.num_params != len(row) or BASIS_A in index.tensors:
         return False
     if index.flat_at is None:
-        copy = memoryview(bytearray(section))
-        unpack(index, {name: tensor.read(copy) for name, tensor in index.tensors.items()}, torch.from_numpy(row))
+        unpack(index, memoryview(bytes(section)), row)
     return True

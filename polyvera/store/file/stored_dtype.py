@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from functools import partial
 from math import prod
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from polyvera.adapter.layout import Shape
 from polyvera.errors import FormatError, did_you_mean
-from polyvera.store.file.packed_bits import largest_step, pack_steps, packed_size, unpack_steps
+from polyvera.store.file.packed_bits import Numbers, largest_step, pack_steps, packed_size, unpack_steps
 
 SCALE = ".scale"
 INT8_MAX = 127
@@ -23,11 +25,21 @@ BYTE_BITS = 8
 CODES: Mapping[torch.dtype, str] = MappingProxyType(
     {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8", torch.uint8: "U8"}
 )
+# How numpy reads the bytes of each; it has no bfloat16, whose bits are the upper half of a float32's.
+ARRAYS: Mapping[torch.dtype, np.dtype[Any]] = MappingProxyType(
+    {
+        torch.float32: np.dtype("<f4"),
+        torch.bfloat16: np.dtype("<u2"),
+        torch.int8: np.dtype("i1"),
+        torch.uint8: np.dtype("u1"),
+    }
+)
 # What the scale of packed steps may be, as shares of the one that makes the largest value the largest step.
 SHARES = tuple(0.15 + 0.85 * i / 23 for i in range(24))
 
 Pack = Callable[[Tensor], tuple[Tensor, Tensor | None]]
-Unpack = Callable[[Tensor, Tensor | None, Tensor], object]
+Array = NDArray[Any]
+Unpack = Callable[[Array, Array | None, Numbers], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +48,8 @@ class StoredDtype:
 
     bits: of a number; those of less than 8 are packed, each entry into whole bytes. dtype: of the stored tensor.
     pack: (entries, size) fp32 -> the same in `dtype`, and one number in `scale` for each entry where that is a dtype.
-    unpack: fills an fp32 (entries, size) with the inverse. is_exact: whether unpack gives back every bit.
+    unpack: fills an fp32 (entries, size) with the inverse, from arrays of ARRAYS: an adapter is a few short rows, for
+        each of which torch would take longer to begin than numpy to end. is_exact: whether it gives back every bit.
     format: the oldest format of a file that has it.
     """
 
@@ -61,9 +74,13 @@ def _to_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
     return steps.round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8), scale
 
 
-def _from_int8(rows: Tensor, scale: Tensor | None, out: Tensor) -> None:
+def _from_int8(values: Array, scale: Array | None, out: Numbers) -> None:
     assert scale is not None
-    torch.mul(rows.float(), scale[:, None], out=out)
+    np.multiply(values, scale[:, None], out=out)
+
+
+def _from_bfloat16(values: Array, _: Array | None, out: Numbers) -> None:
+    np.left_shift(values, 16, out=out.view(np.uint32), dtype=np.uint32)
 
 
 def _to_bits(bits: int, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,12 +99,12 @@ def _steps(rows: Tensor, scale: Tensor, most: int) -> Tensor:
     return (rows / torch.where(scale > 0, scale.float(), torch.inf)[:, None]).round().clamp(-most, most)
 
 
-def _from_bits(bits: int, rows: Tensor, scale: Tensor | None, out: Tensor) -> None:
+def _from_bits(bits: int, values: Array, scale: Array | None, out: Numbers) -> None:
     assert scale is not None
-    steps = out.numpy()  # torch would wake its threads for a product of this size
-    unpack_steps(rows.numpy(), bits, steps)
-    with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for what is not finite
-        np.multiply(steps, scale.float().numpy()[:, None], out=steps)
+    widened = np.empty(len(scale), np.float32)
+    _from_bfloat16(scale, None, widened)
+    unpack_steps(values, bits, out)
+    np.multiply(out, widened[:, None], out=out)
 
 
 def _packed(bits: int) -> StoredDtype:
@@ -101,9 +118,9 @@ STORED_DTYPES: Mapping[str, StoredDtype] = MappingProxyType(
         row.name: row
         for row in (
             StoredDtype(
-                "float32", 32, torch.float32, lambda x: (x, None), lambda x, _, out: out.copy_(x), is_exact=True
+                "float32", 32, torch.float32, lambda x: (x, None), lambda x, _, out: np.copyto(out, x), is_exact=True
             ),
-            StoredDtype("bfloat16", 16, torch.bfloat16, lambda x: (x.bfloat16(), None), lambda x, _, out: out.copy_(x)),
+            StoredDtype("bfloat16", 16, torch.bfloat16, lambda x: (x.bfloat16(), None), _from_bfloat16),
             StoredDtype("int8", 8, torch.int8, _to_int8, _from_int8, scale=torch.float32),
             _packed(4),
             _packed(3),

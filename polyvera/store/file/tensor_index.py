@@ -8,16 +8,19 @@ from functools import cached_property, lru_cache
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from polyvera.adapter.layout import Layout, Shape, layout_of
+from polyvera.adapter.layout import Layout, Shape, Stack, layout_of
 from polyvera.adapter.method import factor_shape
 from polyvera.adapter.spec import GIVEN, AdapterSpec, BasisKey
 from polyvera.errors import FormatError, PolyveraError
 from polyvera.store.file.header import CommonHeader, read_common
 from polyvera.store.file.layer_pattern import MAX_SITES, num_layers, unfold
-from polyvera.store.file.stored_dtype import BYTE_BITS, CODES, SCALE, StoredDtype, stored_dtype_named
+from polyvera.store.file.packed_bits import Numbers
+from polyvera.store.file.stored_dtype import ARRAYS, BYTE_BITS, CODES, SCALE, StoredDtype, stored_dtype_named
 
 BASIS_A, BASIS_B = "basis.A", "basis.B"
 
@@ -34,6 +37,35 @@ class StoredTensor:
     def read(self, section: memoryview) -> Tensor:
         """A view of the data section."""
         return torch.frombuffer(section[self.begin : self.end], dtype=self.dtype).view(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedArray:
+    """A tensor of a file as numpy reads it, from byte `begin` of the data section."""
+
+    dtype: np.dtype[Any]
+    shape: Shape
+    begin: int
+
+    def read(self, section: memoryview) -> NDArray[Any]:
+        """A view of the data section."""
+        return np.ndarray(self.shape, self.dtype, section, self.begin)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedStack:
+    """The values (entries, size) and scales (entries) of a stack: places in the data section and the flat vector."""
+
+    values: PackedArray
+    scale: PackedArray | None
+    begin: int
+    end: int
+
+    def unpack(self, stored: StoredDtype, section: memoryview, flat: Numbers) -> None:
+        """Fills its part of the flat vector."""
+        values = self.values.read(section)
+        out = flat[self.begin : self.end].reshape(len(values), -1)
+        stored.unpack(values, None if self.scale is None else self.scale.read(section), out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +90,19 @@ class TensorIndex:
     def data_bytes(self) -> int:
         """The length of the data section."""
         return max(t.end for t in self.tensors.values())
+
+    @cached_property
+    def packed_stacks(self) -> tuple[PackedStack, ...]:
+        """Where each stack of the flat vector lies."""
+        return tuple(map(self._packed, self.layout.stacks))
+
+    def _packed(self, stack: Stack) -> PackedStack:
+        values, num = self.tensors[stack.key], len(stack.entries)
+        dtype, scale = ARRAYS[values.dtype], None
+        if self.stored.scale is not None:
+            scale = PackedArray(ARRAYS[self.stored.scale], (num,), self.tensors[stack.key + SCALE].begin)
+        shape = num, (values.end - values.begin) // dtype.itemsize // num
+        return PackedStack(PackedArray(dtype, shape, values.begin), scale, stack.offset, stack.offset + stack.size)
 
     @cached_property
     def flat_at(self) -> int | None:

@@ -14,6 +14,7 @@ from polyvera.data.encoding import IGNORED
 from polyvera.errors import DataError
 
 WEIGHTS = "weights"
+MAX_TARGETS = 8192  # of a row, each of which has the logits of the whole vocabulary
 Tokens = NDArray[np.int64]
 Numbers = NDArray[np.float32]
 NO_INPUTS: Mapping[str, Numbers] = MappingProxyType({})
@@ -69,6 +70,9 @@ class Datum:
         """Raises DataError for a token that the model has no embedding for, and a row that is too long for it."""
         if max_length is not None and len(self.tokens) > max_length:
             raise DataError(f"a row has {len(self.tokens):,} tokens, and the model reads {max_length:,}")
+        most = max(MAX_TARGETS, max_length or 0)
+        if len(self.positions) > most:
+            raise DataError(f"a row has {len(self.positions):,} targets, and at most {most:,} are taken")
         for name, ids in (("tokens", self.tokens), ("targets", self.targets)):
             beyond = ids[(ids < 0) | (ids >= num_tokens)]
             if len(beyond):

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from polyvera.data.packed_rows import PackedRows
 from polyvera.errors import RecipeError
-from polyvera.model.task import LM, TASKS
+from polyvera.jobs.fine_tuning_job import SUPERVISED
 from polyvera.train import checkpoint
 from polyvera.train.fleet.adamw import AdamSettings
 from polyvera.train.fleet.step_rows import StepRows
-from polyvera.train.live.datum import Datum
+from polyvera.train.live.job_loss import DEFAULT_BETA, JOB_LOSSES, EncodedRows, WeightedPass
 from polyvera.train.live.live_trainer import LiveTrainer
-from polyvera.train.live.operation import OptimizerStep, Pass, PassResult, Result, TakeState
+from polyvera.train.live.operation import OptimizerStep, PassResult, Result, TakeState
 from polyvera.train.live.run_state import RunState
-from polyvera.train.loss import num_items
 from polyvera.train.recipe import Recipe
 
 RECENT = 10
@@ -43,7 +42,8 @@ class JobRun:
     """A job that trains.
 
     id: of the job, and of its run in the trainer. path: of the file that its state is saved to. losses: of each step so
-    far, in nats. epoch_end: what an epoch has just ended with, until someone takes it away.
+    far, in nats. epoch_end: what an epoch has just ended with, until someone takes it away. objective: a key of
+    JOB_LOSSES. beta: of DPO.
 
     Raises RecipeError where the file is of other rows, or damaged.
     """
@@ -56,11 +56,14 @@ class JobRun:
         rows: PackedRows,
         held_out: PackedRows | None,
         path: Path,
+        objective: str = SUPERVISED,
+        beta: float | None = None,
     ) -> None:
         self.id, self.losses, self.epoch_end = id, list[float](), cast(EpochEnd | None, None)
         self.steps = StepRows(recipe, rows)
         self._trainer, self._recipe, self._path = trainer, recipe, path
         self._rows, self._held_out = rows, held_out
+        self._loss, self._beta = JOB_LOSSES[objective], DEFAULT_BETA if beta is None else beta
         self._settings = AdamSettings(weight_decay=recipe.weight_decay)
         self._work = self._trained()
         self._waits: Futures = ()
@@ -121,25 +124,38 @@ class JobRun:
     def _trained(self) -> Iterator[Futures]:
         """All of its work, in parts that it waits for; nothing is where it rests."""
         while self.step < self.steps.total:
-            passed, stepped = self._asked()
+            made = yield from self._weighed(self.steps.of(self.step))
+            passed, stepped = self._trainer.submit(self.id, made.asked), self._stepped()
             yield passed, stepped
-            self.losses.append(cast(PassResult, passed.result(0)).loss)
+            self.losses.append(_loss_of(passed) if made.loss is None else made.loss)
             if self.step % self.steps.epoch_steps == 0 or self.step == self.steps.total:
                 yield from self._epoch_ended()
             yield ()
 
-    def _asked(self) -> tuple[Future[Result], Future[Result]]:
-        rows = _rows_of(self.steps.of(self.step))
+    def _weighed(self, rows: EncodedRows) -> Generator[Futures, None, WeightedPass]:
+        """The pass that trains on these rows, and what it needs to know before."""
+        before = [self._trainer.submit(self.id, one) for one in self._loss.before(rows)]
+        if before:
+            yield before
+        return self._loss.trained(rows, [cast(PassResult, one.result(0)) for one in before], self._beta)
+
+    def _stepped(self) -> Future[Result]:
         rate = self._recipe.learning_rate * self.steps.factor(self.step)
-        passed = self._trainer.submit(self.id, Pass(rows))
-        return passed, self._trainer.submit(self.id, OptimizerStep(rate, self._settings, self._recipe.clip))
+        return self._trainer.submit(self.id, OptimizerStep(rate, self._settings, self._recipe.clip))
+
+    def _watched(self, rows: EncodedRows) -> Generator[Futures, None, float]:
+        """The mean loss of these rows."""
+        made = yield from self._weighed(rows)
+        if made.loss is not None:
+            return made.loss
+        passed = self._trainer.submit(self.id, replace(made.asked, backward=False))
+        yield (passed,)
+        return _loss_of(passed)
 
     def _epoch_ended(self) -> Iterator[Futures]:
-        watched = [] if self._held_out is None else [Pass(_rows_of([*self._held_out]), backward=False)]
-        passes = [self._trainer.submit(self.id, one) for one in watched]
+        valid = None if self._held_out is None else (yield from self._watched([*self._held_out]))
         taken = self.take_state()
-        yield *passes, taken
-        valid = cast(PassResult, passes[0].result(0)).loss if passes else None
+        yield (taken,)
         epoch = -(-self.step // self.steps.epoch_steps)
         self.epoch_end = EpochEnd(epoch, self.step, cast(RunState, taken.result(0)), valid)
 
@@ -157,7 +173,5 @@ class JobRun:
         return torch.tensor(list(bytes.fromhex(self._rows.sha256)), dtype=torch.uint8)
 
 
-def _rows_of(rows: Sequence[Mapping[str, Any]]) -> tuple[Datum, ...]:
-    """Rows with the weight that makes the sum of their losses the mean over their target tokens."""
-    count = sum(num_items(row, TASKS[LM]) for row in rows)
-    return tuple(Datum.of_row(row, 1 / count) for row in rows)
+def _loss_of(passed: Future[Result]) -> float:
+    return cast(PassResult, passed.result(0)).loss

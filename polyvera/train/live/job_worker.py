@@ -12,9 +12,10 @@ from functools import partial
 from typing import cast
 
 from polyvera.data.packed_rows import PackedRows
+from polyvera.data.tables import Table
 from polyvera.errors import DataError, NonFiniteError, NotFoundError, QuotaError, RecipeError, StoreError
 from polyvera.jobs.database import Database
-from polyvera.jobs.fine_tuning_job import CANCELLED, FineTuningJob, JobError
+from polyvera.jobs.fine_tuning_job import CANCELLED, DPO, SUPERVISED, FineTuningJob, JobError
 from polyvera.jobs.job_queue import JobQueue, Progress
 from polyvera.jobs.training_files import TrainingFiles, read_table
 from polyvera.jobs.training_policy import TrainingPolicy
@@ -128,7 +129,8 @@ class JobWorker:
     def _begin(self, coming: ComingJob) -> None:
         job, recipe = coming.job, self._recipe_of(coming.job)
         rows, held_out = coming.rows.result(0)
-        run = JobRun(job.id, self._trainer, recipe, rows, held_out, self._folder / f"{job.id}.safetensors")
+        path, chosen = self._folder / f"{job.id}.safetensors", job.choices
+        run = JobRun(job.id, self._trainer, recipe, rows, held_out, path, chosen.objective, chosen.beta)
         self._jobs[job.id] = WorkedJob(job, run)
         total = run.steps.total
         self._queue.plan(job, total, run.steps.tokens_until(total), self._policy.max_daily_tokens)
@@ -143,6 +145,8 @@ class JobWorker:
     def _rows(self, job: FineTuningJob) -> tuple[PackedRows, PackedRows | None]:
         ids = [id for id in (job.training_file, job.validation_file) if id is not None]
         tables = [read_table(self._files.path(id), self._files.get(job.tenant, id).filename) for id in ids]
+        for one in tables:
+            _check_objective(job, one)
         whole = Tables(tables[0], tables[1] if len(tables) > 1 else None, None)
         encoded, watched = encode_tables(self._recipe_of(job), whole, self._trainer.base)
         return PackedRows.of(encoded), None if watched is None else PackedRows.of(watched)
@@ -218,6 +222,13 @@ class JobWorker:
         worked = self._jobs.pop(id, None)
         if worked is not None:
             worked.run.close(forget=forget)
+
+
+def _check_objective(job: FineTuningJob, rows: Table) -> None:
+    """Raises DataError for rows of another kind than the job is to be trained by."""
+    own = DPO if rows.row.compares else SUPERVISED
+    if own != job.choices.objective:
+        raise DataError(f"{rows.source} has rows for method {own}, and the job's is {job.choices.objective}")
 
 
 def _told(error: Exception) -> JobError:

@@ -21,7 +21,9 @@ from torch import Tensor
 from polyvera.adapter.adapter import NOTHING, Adapter
 from polyvera.adapter.bank import Bank
 from polyvera.adapter.fingerprint import fingerprint
+from polyvera.adapter.hashing import initial
 from polyvera.adapter.inject import extract
+from polyvera.adapter.slot_table import BASE_SLOT
 from polyvera.errors import ConflictError, LayoutError, NonFiniteError, NotFoundError
 from polyvera.model.config import context_length, pad_token, vocabulary_size
 from polyvera.model.load import Base
@@ -76,7 +78,7 @@ class LiveTrainer:
         pace: Pace = lambda seconds: None,
     ) -> None:
         device = bank.flat.device.type
-        self.base, self.bank, self.moments = base, bank, SlotMoments(bank)
+        self.base, self.bank, self.moments, self.model = base, bank, SlotMoments(bank), model
         self.num_tokens, self.max_length = vocabulary_size(base.model), context_length(base.model, base.tokenizer)
         tokens = batch_tokens or BATCH_TOKENS.get(device, GPU_BATCH_TOKENS)
         self.passes = MixedPass(base, bank, pad_token(base.model, base.tokenizer), tokens, pace=pace)
@@ -153,6 +155,16 @@ class LiveTrainer:
         created = datetime.now(UTC).isoformat(timespec="seconds")
         return replace(self._template, flat=state.weight, scores=scores or NOTHING, created=created)
 
+    def fresh(self, seed: int | None = None) -> RunState:
+        """What a run starts as. seed: of the trained factors that are drawn; None is the bank's own."""
+        if seed is None:
+            return self._fresh
+        weight, spec = self._fresh.weight.clone(), replace(self.bank.spec_of(0), seed=seed)
+        for entry in self.bank.layout.entries.values():
+            if entry.letter in self.bank.layout.method.hashed:
+                weight[entry.offset : entry.offset + entry.size] = initial(entry, spec).flatten()
+        return RunState(weight)
+
     @property
     def names(self) -> list[str]:
         """The runs that are open."""
@@ -225,7 +237,7 @@ class LiveTrainer:
     def _results(self, taken: Sequence[RunningPass]) -> list[PassResult | Exception]:
         """What each pass gives; where the mixed batches raise, each alone, so that one's rows harm no other's."""
         try:
-            return [*self.passes.run([(self._slot(one.run), one.asked) for one in taken])]
+            return [*self.passes.run([(self._slot(one), one.asked) for one in taken])]
         except Exception:
             for one in taken:
                 self._restore(one)
@@ -233,7 +245,7 @@ class LiveTrainer:
 
     def _alone(self, one: RunningPass) -> PassResult | Exception:
         try:
-            return self.passes.run([(self._slot(one.run), one.asked)])[0]
+            return self.passes.run([(self._slot(one), one.asked)])[0]
         except Exception as error:  # whatever one run's rows raise is that run's alone
             return error
 
@@ -249,9 +261,9 @@ class LiveTrainer:
         grad = self.moments.grads[one.run.index]
         grad.zero_() if one.before is None else grad.copy_(one.before)
 
-    def _slot(self, run: LiveRun) -> int:
-        assert run.index is not None
-        return self.bank.slots[run.index]
+    def _slot(self, one: RunningPass) -> int:
+        assert one.run.index is not None
+        return BASE_SLOT if one.asked.is_base else self.bank.slots[one.run.index]
 
     def _step(self, runs: Sequence[LiveRun]) -> None:
         """The step that each of them waits for, those with the same settings together."""

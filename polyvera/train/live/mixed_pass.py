@@ -64,7 +64,7 @@ class MixedPass:
         totals, found = [0.0] * len(passes), dict[tuple[int, int], Numbers]()
         for is_trained in (True, False):
             own = [row for row in rows if row.backward == is_trained]
-            for numbers in packed([len(row.row) for row in own], self.batch_tokens):
+            for numbers in packed([max(len(row.row), len(row.row.positions)) for row in own], self.batch_tokens):
                 self._timed([own[i] for i in numbers], is_trained, totals, found)
         return [
             PassResult(totals[i], tuple(found[i, place] for place in range(len(one.rows))))

@@ -20,16 +20,20 @@ BELOW = {"beta1": 1.0, "beta2": 1.0}
 class Pass:
     """A forward pass over rows, and the backward pass, which adds to the run's gradient, unless backward is False.
 
-    Raises DataError for no rows, and for rows that lack what the loss needs.
+    is_base: of the bare base, without a backward pass. Raises DataError for no rows, and for rows that lack what the
+    loss needs.
     """
 
     rows: tuple[Datum, ...]
     objective: Objective = field(default_factory=Objective)
     backward: bool = True
+    is_base: bool = False
 
     def __post_init__(self) -> None:
         if not self.rows:
             raise DataError("a pass has no rows")
+        if self.is_base and self.backward:
+            raise DataError("the base is not trained: backward must be False")
         for row in self.rows:
             self.objective.check(row.inputs)
 

@@ -20,6 +20,8 @@ from polyvera.store.file_lock import exclusive
 from polyvera.store.registry import Registry
 from polyvera.train.live.job_worker import JobWorker
 from polyvera.train.live.live_trainer import LiveTrainer
+from polyvera.train.live.run_trainers import RunTrainers
+from polyvera.train.live.run_worker import RunWorker
 from polyvera.train.preparation import adapted
 from polyvera.train.recipe import Recipe
 
@@ -66,14 +68,25 @@ def train_jobs(start: TrainerStart, ended: Event, on_ready: Callable[[], None] =
         base = place(load_base(start.model))
         with adapted(start.recipe, base, start.policy.slots) as bank:
             assert bank is not None
-            parked = start.policy.folder / "parked"
-            trainer = LiveTrainer(base, bank, model=start.model, folder=parked, pace=resting(start.policy.share))
-            worker = JobWorker(trainer, database, Registry(start.store), start.recipe, start.policy)
+            policy, pace, registry = start.policy, resting(start.policy.share), Registry(start.store)
+            parked = policy.folder / "parked"
+            trainer = LiveTrainer(base, bank, model=start.model, folder=parked, pace=pace)
+            jobs = JobWorker(trainer, database, registry, start.recipe, policy)
+            runs = RunWorker(RunTrainers(trainer, policy.slots, parked, pace), database, registry, policy)
             on_ready()
-            while not ended.is_set():
-                if not worker.work():
-                    ended.wait(IDLE_S)
-            worker.save()
+            work(jobs, runs, ended)
+
+
+def work(jobs: JobWorker, runs: RunWorker, ended: Event) -> None:
+    """Trains jobs and runs in the same rounds until `ended` is set, and saves then what trains."""
+    while not ended.is_set():
+        runs.take()
+        is_busy = jobs.work()
+        runs.work()
+        if not (is_busy or runs.is_busy):
+            runs.wait(ended, IDLE_S)
+    jobs.save()
+    runs.close()
 
 
 def resting(share: float) -> Callable[[float], None]:

@@ -78,6 +78,22 @@ def test_a_file_of_validation_is_watched(training):
     assert job.status == "succeeded" and job.validation_file == held_out and last.metrics.full_valid_loss > 0
 
 
+def test_a_job_learns_what_is_preferred(training):
+    asked = {"messages": [{"role": "user", "content": "the true thing"}]}
+    better, worse = ([{"role": "assistant", "content": text}] for text in ("is this", "thing the"))
+    rows = [{"input": asked, "preferred_output": better, "non_preferred_output": worse}] * 2
+    file = training.upload(training.acme, rows)
+    method = {"type": "dpo", "dpo": {"hyperparameters": {"n_epochs": 2, "beta": 0.5}}}
+    made = training.acme.fine_tuning.jobs.create(model="tiny", training_file=file, method=method)
+    job = wait(training.acme, made.id)
+    assert job.status == "succeeded" and job.method.type == "dpo" and job.method.dpo.hyperparameters.beta == 0.5
+    events = training.acme.fine_tuning.jobs.list_events(job.id, limit=20).data
+    losses = [event.data["train_loss"] for event in events if event.type == "metrics"]
+    assert losses[-1] == pytest.approx(0.6931, abs=1e-3) and losses[0] < losses[-1]
+    other = wait(training.acme, training.acme.fine_tuning.jobs.create(model="tiny", training_file=file).id)
+    assert other.status == "failed" and "rows for method dpo" in other.error.message
+
+
 def test_a_job_that_cannot_be_trained_says_why(training):
     long = [{"prompt": "the", "completion": "thing " * 600}]
     file = training.upload(training.acme, long)
@@ -130,7 +146,9 @@ def test_lists_go_on_behind_an_item(idle):
         ({"model": "ft/acme/x"}, "fine-tunes tiny"),
         ({"hyperparameters": {"n_epochs": 10}}, "at most 9"),
         ({"hyperparameters": {"n_epochs": 10**9}}, "n_epochs"),
-        ({"method": {"type": "dpo"}}, "supervised"),
+        ({"method": {"type": "reinforcement"}}, "supervised"),
+        ({"method": {"type": "dpo", "supervised": {}}}, "supervised goes with type"),
+        ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": -1.0}}}}, "beta"),
         ({"suffix": "../x"}, "suffix"),
         ({"extra_body": {"lora_rank": 3}}, "does not know it"),
     ],

@@ -98,6 +98,13 @@ def test_an_answer_is_of_the_form_that_was_asked_for(at: Served, given: dict[str
     assert wrong.status_code == 400 and wrong.json()["error"]["param"] == "structured_outputs"
 
 
+@pytest.mark.parametrize("grammar", ["00", "r ::= 'a'", "root ::= " + "(" * 9999, "\n" * 60_000])
+def test_a_grammar_that_cannot_be_read_is_refused_in_time(at: Served, grammar: str) -> None:
+    asked = {"model": "acme/one", "prompt": "x", "structured_outputs": {"grammar": grammar}}
+    wrong = at.http().post("/v1/completions", json=asked, timeout=60)
+    assert wrong.status_code == 400 and wrong.json()["error"]["param"] == "structured_outputs"
+
+
 @pytest.mark.parametrize("num", [0, 1])
 def test_the_log_probabilities_of_a_prompt(at: Served, num: int) -> None:
     client = at.openai()

@@ -23,6 +23,9 @@ from polyvera.model.load import Base
 from polyvera.store.registry import Registry
 from polyvera.train.live.job_worker import JobWorker
 from polyvera.train.live.live_trainer import LiveTrainer
+from polyvera.train.live.run_trainers import RunTrainers
+from polyvera.train.live.run_worker import RunWorker
+from polyvera.train.live.trainer_main import work
 from polyvera.train.recipe import Recipe
 
 ROWS = [
@@ -79,7 +82,6 @@ def _train(root: Path, policy: TrainingPolicy, ended: Event) -> None:
     recipe = Recipe(model="tiny", data="memory", rank=4, batch_size=2)
     bank = inject(base.model, recipe.spec(), 4)
     trainer = LiveTrainer(base, bank)
-    worker = JobWorker(trainer, Database(policy.folder), Registry(root / "store"), recipe, policy)
-    while not ended.is_set():
-        if not worker.work():
-            ended.wait(0.05)
+    database, registry = Database(policy.folder), Registry(root / "store")
+    jobs = JobWorker(trainer, database, registry, recipe, policy)
+    work(jobs, RunWorker(RunTrainers(trainer, 4, root / "parked"), database, registry, policy), ended)

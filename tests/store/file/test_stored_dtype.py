@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from polyvera.errors import FormatError
-from polyvera.store.file.stored_dtype import SHARES, STORED_DTYPES, error_made, stored_dtype_named
+from polyvera.store.file.stored_dtype import ARRAYS, SHARES, STORED_DTYPES, error_made, stored_dtype_named
 
 ROWS = torch.randn(3, 40, generator=torch.Generator().manual_seed(0)) * torch.tensor([[1.0], [100.0], [0.0]])
 BOUNDS = {"float32": 0.0, "bfloat16": 2**-8, "int8": 0.5 / 127}  # of the largest value of an entry
@@ -16,8 +19,14 @@ RELATIVE = {"int4": 0.13, "int3": 0.26}  # error of normal numbers
 
 def restored(name: str, rows: torch.Tensor) -> torch.Tensor:
     kept, out = stored_dtype_named(name), torch.full(rows.shape, 9.0)
-    kept.unpack(*kept.pack(rows), out)
+    values, scale = kept.pack(rows)
+    kept.unpack(as_array(values), None if scale is None else as_array(scale), out.numpy())
     return out
+
+
+def as_array(tensor: torch.Tensor) -> NDArray[Any]:
+    """What numpy reads in the tensor's bytes."""
+    return tensor.view(torch.uint8).numpy().view(ARRAYS[tensor.dtype])
 
 
 @pytest.mark.parametrize("name", STORED_DTYPES)

@@ -9,6 +9,7 @@ from polyvera.data.encoding import encode
 from polyvera.data.packed_rows import PackedRows
 from polyvera.data.tables import table
 from polyvera.errors import RecipeError
+from polyvera.jobs.fine_tuning_job import DPO
 from polyvera.model.load import Base
 from polyvera.train.live.job_run import JobRun
 from polyvera.train.recipe import Recipe
@@ -54,6 +55,22 @@ def test_a_job_trains_as_the_solo_loop_does(tmp_path):
     assert (found.weight - alone).norm() < 1e-4 * alone.norm() and run.step == 9
     assert [(end.epoch, end.step, end.valid_loss) for end in ended] == [(1, 3, None), (2, 6, None), (3, 9, None)]
     assert torch.equal(ended[-1].state.weight, found.weight) and 0 < run.train_loss < run.losses[0]
+
+
+def test_a_job_of_preferences_trains_as_the_solo_loop_does(tmp_path):
+    import json
+
+    own = [{"prompt": r["prompt"], "chosen": r["completion"], "rejected": "w9 w9"} for r in counting_rows(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+    encoded = PackedRows.of(encode(table("rows", enumerate(own, 1)), make_tokenizer(), 60))
+    with live(num_slots=2) as trainer:
+        run = JobRun("job", trainer, recipe(), encoded, encoded, tmp_path / "job.safetensors", DPO)
+        ended = go(trainer, run)
+        found = state_of(trainer, "job")
+    solo = recipe().replaced(data=str(tmp_path / "rows.jsonl"))
+    alone = train(solo, base=Base(make_model(), make_tokenizer()), progress=False).adapter.flat
+    assert (found.weight - alone).norm() < 1e-3 * alone.norm() and run.step == 6
+    assert run.losses[0] == pytest.approx(0.6931, abs=1e-3) and ended[-1].valid_loss < run.losses[0]
 
 
 def test_a_job_goes_on_from_its_save(tmp_path):

@@ -14,6 +14,8 @@ def test_a_pass_needs_rows_and_what_its_loss_needs():
     assert Pass((row,)).backward
     with pytest.raises(DataError, match="no rows"):
         Pass(())
+    with pytest.raises(DataError, match="the base is not trained"):
+        Pass((row,), is_base=True)
     with pytest.raises(DataError, match="lacks logprobs"):
         Pass((row,), Objective("ppo"))
 

@@ -1,0 +1,76 @@
+"""Calls: passes, optimizer steps, and what is saved and loaded, put in line as they come."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+
+from polyvera.jobs.training_run import LOAD, OPTIMIZER_STEP, SAVE, SAVE_FOR_SAMPLER, RunOperation
+from polyvera.server.context import ServerContext, caller_of
+from polyvera.server.routes.tinker.bodies import (
+    CallBody,
+    LoadWeightsBody,
+    OptimStepBody,
+    SaveForSamplerBody,
+    SaveWeightsBody,
+)
+from polyvera.server.routes.tinker.pass_message import AskedPass, read_pass
+from polyvera.server.routes.tinker.runs import load_run, submitted
+
+PROTOBUF = "application/x-protobuf"
+
+
+def add_calls(router: APIRouter, context: ServerContext) -> None:
+    """What a run is asked to do."""
+
+    @router.post("/forward_backward")
+    async def forward_backward(request: HttpRequest) -> dict[str, Any]:
+        if request.headers.get("content-type", "").partition(";")[0].strip() != PROTOBUF:
+            raise HTTPException(415, f"send Content-Type: {PROTOBUF}, as tinker does")
+        asked: AskedPass = await context.run(request, read_pass, await request.body())
+        given = (asked.run, asked.seq, asked.kind, asked.request, asked.rows, asked.error)
+        tenant, operations = caller_of(request).tenant, context.training.operations
+        return submitted(await context.run(request, operations.submit, tenant, *given))
+
+    @router.post("/optim_step")
+    async def optim_step(request: HttpRequest) -> dict[str, Any]:
+        body = await context.body(request, OptimStepBody)
+        return submitted(await _submit(context, request, body, OPTIMIZER_STEP, body.adam_params.model_dump()))
+
+    @router.post("/save_weights")
+    async def save_weights(request: HttpRequest) -> dict[str, Any]:
+        body = await context.body(request, SaveWeightsBody)
+        asked = {**_kept(body), "overwrite": body.overwrite}
+        return submitted(await _submit(context, request, body, SAVE, asked))
+
+    @router.post("/save_weights_for_sampler")
+    async def save_weights_for_sampler(request: HttpRequest) -> dict[str, Any]:
+        body = await context.body(request, SaveForSamplerBody)
+        number = body.sampling_session_seq_id
+        asked = {**_kept(body), "is_named": body.path is not None, "sampling_session_seq_id": number}
+        return submitted(await _submit(context, request, body, SAVE_FOR_SAMPLER, asked))
+
+    @router.post("/load_weights")
+    async def load_weights(request: HttpRequest) -> dict[str, Any]:
+        body = await context.body(request, LoadWeightsBody)
+        if body.model_id is None:
+            return await load_run(context, request, body)
+        asked = {"path": body.path, "optimizer": body.optimizer}
+        call = CallBody(model_id=body.model_id, seq_id=body.seq_id)
+        return submitted(await _submit(context, request, call, LOAD, asked))
+
+
+async def _submit(
+    context: ServerContext, request: HttpRequest, body: CallBody, kind: str, asked: dict[str, Any]
+) -> RunOperation:
+    tenant, operations = caller_of(request).tenant, context.training.operations
+    seq = body.seq_id or None  # 0 is that of a run's beginning, and says nothing here
+    return await context.run(request, operations.submit, tenant, body.model_id, seq, kind, asked)
+
+
+def _kept(body: SaveWeightsBody | SaveForSamplerBody) -> dict[str, Any]:
+    name = body.path or f"unnamed-{body.seq_id or 0:06d}"
+    return {"name": name, "ttl_seconds": body.ttl_seconds, "user_metadata": dict(body.user_metadata)}

@@ -1,0 +1,94 @@
+"""A file comes in parts, is whole or nothing, and is its tenant's alone."""
+
+from hashlib import md5
+
+import pytest
+from some_jobs import DATA, opened
+
+from polyvera.errors import ConflictError, QuotaError, ServeError, UnknownObjectError
+from polyvera.jobs import upload_table
+
+SIZE, HALF = len(DATA), len(DATA) // 2
+
+
+def begun(tuning, tenant="acme", size=SIZE):
+    return tuning.uploads.create(tenant, "rows.jsonl", "fine-tune", size).id
+
+
+def sent(tuning, id, *parts):
+    return [tuning.uploads.add_part("acme", id, part).id for part in parts]
+
+
+def test_parts_become_a_file_in_the_order_that_is_said(tmp_path):
+    tuning = opened(tmp_path)
+    id = begun(tuning)
+    second, first = sent(tuning, id, DATA[HALF:], DATA[:HALF])
+    upload, file = tuning.uploads.complete("acme", id, [first, second], md5(DATA).hexdigest())
+    assert upload.status == "completed" and upload.file == file.id and tuning.files.path(file.id).read_bytes() == DATA
+    assert not list((tmp_path / "uploads").iterdir())
+    for again in (lambda: sent(tuning, id, b"x"), lambda: tuning.uploads.cancel("acme", id)):
+        with pytest.raises(ConflictError, match="is completed"):
+            again()
+
+
+def test_what_is_not_whole_is_refused_and_can_be_mended(tmp_path):
+    tuning = opened(tmp_path)
+    id = begun(tuning)
+    [first] = sent(tuning, id, DATA[:HALF])
+    for parts, checksum, words in (
+        ([first], None, "the parts have"),
+        ([first, "part_x"], None, "is no part of it"),
+        ([first, first], None, "stands twice"),
+    ):
+        with pytest.raises(ServeError, match=words):
+            tuning.uploads.complete("acme", id, parts, checksum)
+    [second] = sent(tuning, id, DATA[HALF:])
+    with pytest.raises(ServeError, match="another checksum"):
+        tuning.uploads.complete("acme", id, [first, second], "0" * 32)
+    with pytest.raises(ServeError, match="more than the"):
+        sent(tuning, id, b"x")
+    assert tuning.uploads.complete("acme", id, [first, second], None)[1].num_bytes == len(DATA)
+
+
+def test_a_file_that_cannot_be_trained_on_is_refused(tmp_path):
+    tuning = opened(tmp_path)
+    id = begun(tuning, size=4)
+    with pytest.raises(ServeError, match="rows.jsonl"):
+        tuning.uploads.complete("acme", id, sent(tuning, id, b"junk"), None)
+    assert tuning.uploads.get("acme", id).status == "pending" and not tuning.files.list("acme")
+
+
+def test_another_tenants_upload_is_not_there(tmp_path):
+    tuning = opened(tmp_path)
+    id = begun(tuning)
+    for reach in (
+        lambda: tuning.uploads.get("globex", id),
+        lambda: tuning.uploads.add_part("globex", id, b"x"),
+        lambda: tuning.uploads.complete("globex", id, [], None),
+        lambda: tuning.uploads.cancel("globex", id),
+    ):
+        with pytest.raises(UnknownObjectError, match="No such Upload"):
+            reach()
+
+
+def test_uploads_have_bounds_and_an_end(tmp_path, monkeypatch):
+    tuning = opened(tmp_path, max_tenant_bytes=100)
+    with pytest.raises(QuotaError, match="101 bytes"):
+        begun(tuning, size=101)
+    one, other = begun(tuning, size=60), begun(tuning, size=60)
+    sent(tuning, one, b"x" * 60)
+    with pytest.raises(QuotaError, match="pending parts take 60"):
+        sent(tuning, other, b"x" * 60)
+    with pytest.raises(ServeError, match="of some bytes"):
+        sent(tuning, other, b"")
+    monkeypatch.setattr(upload_table, "MAX_PENDING", 2)
+    with pytest.raises(QuotaError, match="2 of your uploads"):
+        begun(tuning, size=1)
+    with tuning.database.changing() as connection:
+        connection.execute("UPDATE uploads SET expires_s = 5")
+    with pytest.raises(ConflictError, match="is expired"):
+        sent(tuning, other, b"x")
+    begun(tuning, size=1)
+    assert not list((tmp_path / "uploads").iterdir())
+    with pytest.raises(UnknownObjectError):
+        tuning.uploads.get("acme", one)
