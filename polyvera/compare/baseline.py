@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from polyvera.adapter.method import METHODS
+from polyvera.compare.rival import Rival, banked_bytes, piece_length
 from polyvera.train.recipe import FULL_LR, HEAD_LR, SMALLEST
 from polyvera.train.warm_start import MEAN
 
@@ -20,13 +21,15 @@ SMALLEST_RANK = 1
 class Baseline:
     """A baseline. choices: keys of a Recipe. rate: the key of the rate that is swept, lr: its usual value.
 
-    trains: which numbers are a run's own; where there are none, no rate is swept either.
+    trains: which numbers are a run's own; where there are none, no rate is swept either. rival: what PEFT puts into the
+    base, whose parameters are then all that trains.
     """
 
     choices: Mapping[str, Any]
     rate: str
     lr: float
     trains: tuple[str, ...] = PARTS
+    rival: Rival | None = None
 
     @property
     def is_swept(self) -> bool:
@@ -36,6 +39,23 @@ class Baseline:
 
 # An adapter whose own numbers never move; beside it a head alone is a linear probe.
 STILL = {"method": next(iter(METHODS)), "rank": SMALLEST_RANK, "lr": SMALLEST}
+# PEFT trains VB-LoRA's bank at a tenth of its logits' rate; here both have the one that is swept.
+RIVALS: Mapping[str, tuple[float, Rival]] = MappingProxyType(
+    {
+        "peft-fourierft": (3e-2, Rival("FOURIERFT", lambda shapes: {"n_frequency": 256})),
+        "peft-ia3": (1e-2, Rival("IA3", lambda shapes: {"feedforward_modules": []})),
+        "peft-randlora": (3e-3, Rival("RANDLORA", lambda shapes: {"r": 32})),
+        "peft-unilora": (5e-2, Rival("UNILORA", lambda shapes: {"r": 4, "theta_d_length": 1024})),
+        "peft-vblora": (
+            1e-2,
+            Rival(
+                "VBLORA",
+                lambda shapes: {"r": 4, "num_vectors": 16, "topk": 2, "vector_length": piece_length(shapes)},
+                banked_bytes,
+            ),
+        ),
+    }
+)
 # One step that moves nothing: a clipped gradient is far below AdamW's ε.
 UNTRAINED = {"lr": SMALLEST, "clip": SMALLEST, "weight_decay": 0.0, "max_steps": 1, "epochs": None}
 BASELINES: Mapping[str, Baseline] = MappingProxyType(
@@ -44,5 +64,6 @@ BASELINES: Mapping[str, Baseline] = MappingProxyType(
         HEAD: Baseline(STILL, "head_lr", HEAD_LR, ("head",)),
         BASE: Baseline({**STILL, **UNTRAINED, "init_from": None}, "lr", SMALLEST, ()),
         MEAN_ONLY: Baseline({**UNTRAINED, "init_from": MEAN}, "lr", SMALLEST, ()),
+        **{name: Baseline({"full": True}, "lr", lr, rival=rival) for name, (lr, rival) in RIVALS.items()},
     }
 )

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
-from math import inf, isfinite
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -20,6 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from polyvera.adapter.method import METHODS
 from polyvera.compare.baseline import BASELINES, PARTS
+from polyvera.compare.bracket import bracketed
+from polyvera.compare.rival import Rival, num_head_params, rival_base, with_head_rate
 from polyvera.errors import DivergedError, RecipeError, did_you_mean
 from polyvera.settings.source import Source, read_toml
 from polyvera.train.memory import forget_peak, peak_bytes
@@ -39,7 +41,8 @@ class Comparison(BaseModel):
     store, which method.mean.store names, and nothing more). factors: multiples of each method's own learning
     rate that the sweep tries. extensions: how many more it tries beyond the lowest or the highest of them.
     settings: keys of a Recipe for all runs; method: more of them for one method; task: more of them for each task, and
-    `score`, the name of the result to compare by, and `also`, names of further results to tell.
+    `score`, the name of the result to compare by, and `also`, names of further results to tell. A method that is PEFT's
+    own takes `peft`, choices of PEFT's config.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -75,10 +78,9 @@ class Comparison(BaseModel):
         except RecipeError as error:
             raise RecipeError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
 
-    def trying(self, method: str) -> Self:
-        """The comparison with the factors that are tried for a method: one where nothing of it moves."""
-        is_swept = method not in BASELINES or BASELINES[method].is_swept
-        return self if is_swept else self.model_copy(update={"factors": (1.0,)})
+    def factors_of(self, method: str) -> tuple[float, ...]:
+        """The factors that are tried for a method: one where nothing of it moves."""
+        return self.factors if method not in BASELINES or BASELINES[method].is_swept else (1.0,)
 
     def plans(self, factor: float, seed: int) -> Iterator[PlannedRun]:
         """One run of each method on each task."""
@@ -89,7 +91,10 @@ class Comparison(BaseModel):
                     if name in choices:
                         raise RecipeError(f"{name} has no effect: a comparison publishes no adapters; remove it")
                 score, also = str(choices.pop("score", "accuracy")), tuple(choices.pop("also", ()))
-                yield PlannedRun(task, method, factor, seed, score, choices, also)
+                peft = choices.pop("peft", {})
+                if peft and rival_of(method) is None:
+                    raise RecipeError(f"method {method!r}: peft={peft} is for methods of PEFT's own code; remove it")
+                yield PlannedRun(task, method, factor, seed, score, choices, also, peft=peft)
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,7 @@ class PlannedRun:
     choices: Mapping[str, Any]
     also: tuple[str, ...] = ()
     is_edge: bool = False
+    peft: Mapping[str, Any] = field(default_factory=dict)
 
     def recipe(self) -> Recipe:
         """The recipe of the run. Raises RecipeError."""
@@ -120,7 +126,8 @@ class Run:
     """What came of a run. also: further results, 'name=value' with spaces between.
 
     bytes are of fp32 numbers; peak_bytes the most memory that the process held. is_edge: 1 where the rate is the lowest
-    or the highest that was tried, so that a better one may lie beyond.
+    or the highest that was tried, so that a better one may lie beyond. rival_bytes: of what PEFT's own code trains, as
+    PEFT would store it.
     """
 
     task: str
@@ -139,6 +146,7 @@ class Run:
     peak_bytes: int
     also: str = ""
     is_edge: int = 0
+    rival_bytes: int = 0
 
     @property
     def others(self) -> dict[str, float]:
@@ -149,12 +157,12 @@ class Run:
     @property
     def stored_bytes(self) -> int:
         """What is stored, the head included."""
-        return FP32 * self.num_params
+        return self.adapter_bytes + FP32 * self.num_head_params
 
     @property
     def adapter_bytes(self) -> int:
         """What is stored without the head."""
-        return FP32 * (self.num_params - self.num_head_params)
+        return self.rival_bytes or FP32 * (self.num_params - self.num_head_params)
 
 
 Watch = Callable[[Run], None]
@@ -186,43 +194,14 @@ def compare(comparison: Comparison, folder: Path, watch: Watch = lambda run: Non
 
     finals = []
     for planned in comparison.plans(comparison.factors[0], comparison.seeds[0]):
-        fill(planned, comparison.trying(planned.method).factors)
-        losses = swept(comparison.trying(planned.method), partial(loss_at, planned))
+        factors = comparison.factors_of(planned.method)
+        fill(planned, factors)
+        losses = bracketed(factors, comparison.extensions, partial(loss_at, planned))
         best = min(losses, key=lambda factor: losses[factor])
         is_edge = len(losses) > 1 and best in (min(losses), max(losses))
         chosen = replace(planned, is_edge=is_edge)
         finals += [made(_at(chosen, best, seed), FINAL) for seed in comparison.seeds]
     return finals
-
-
-def swept(comparison: Comparison, loss_of: Callable[[float], float]) -> dict[float, float]:
-    """The validation loss at each factor that is tried: those of the comparison, then on beyond an edge that is best.
-
-    loss_of: trains with a factor; it is not called where there is only one. A loss that is no number is infinite.
-    """
-    factors = sorted(comparison.factors)
-    if len(factors) == 1:
-        return {factors[0]: 0.0}
-
-    def loss(factor: float) -> float:
-        found = loss_of(factor)
-        return found if isfinite(found) else inf
-
-    losses = {factor: loss(factor) for factor in factors}
-    for _ in range(comparison.extensions):
-        further = beyond(losses)
-        if further is None:
-            break
-        losses[further] = loss(further)
-    return losses
-
-
-def beyond(losses: Mapping[float, float]) -> float | None:
-    """The next factor where the best is the lowest or the highest, as far from it as its neighbour; else None."""
-    low, *_, high = factors = sorted(losses)
-    best = min(factors, key=lambda factor: losses[factor])
-    ratios = {low: low / factors[1], high: high / factors[-2]}
-    return best * ratios[best] if best in ratios and isfinite(losses[best]) else None
 
 
 def trained(planned: PlannedRun, phase: str) -> Run:
@@ -231,15 +210,18 @@ def trained(planned: PlannedRun, phase: str) -> Run:
 
     recipe = planned.recipe()
     recipe = recipe if phase == FINAL else recipe.replaced(test=None)
+    method = rival_of(planned.method)
+    rival = None if method is None else rival_base(recipe, method, planned.peft)
+    recipe = recipe if rival is None else with_head_rate(recipe, rival.base)
     forget_peak()
     try:
-        result = train(recipe, progress=False)
+        result = train(recipe, base=None if rival is None else rival.base, progress=False)
     except DivergedError:
         if phase == FINAL:
             raise
         return _diverged(planned, recipe)
+    head = num_head_params(result)
     trains = BASELINES[planned.method].trains if planned.method in BASELINES else PARTS
-    head = 0 if result.adapter is None else result.adapter.layout.num_head_params
     sizes = {"adapter": result.num_trained - head, "head": head}
     if phase == FINAL:
         _check_scores(planned, result.scores)
@@ -262,6 +244,7 @@ def trained(planned: PlannedRun, phase: str) -> Run:
         peak_bytes(),
         also,
         int(planned.is_edge),
+        0 if rival is None else rival.stored_bytes,
     )
 
 
@@ -282,6 +265,11 @@ def in_slots(every: Sequence[PlannedRun]) -> list[Run]:
         )
         for planned, one in zip(every, found, strict=True)
     ]
+
+
+def rival_of(method: str) -> Rival | None:
+    """What PEFT puts into the base, None for what is not PEFT's own."""
+    return BASELINES[method].rival if method in BASELINES else None
 
 
 def _rate(planned: PlannedRun, recipe: Recipe) -> float:

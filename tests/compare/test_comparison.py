@@ -7,7 +7,7 @@ from tiny_folder import save_tiny_encoder
 
 from polyvera.adapter.method import METHODS
 from polyvera.compare.baseline import BASE, FULL, HEAD, MEAN_ONLY
-from polyvera.compare.comparison import FINAL, RUNS, SWEEP, Comparison, Run, beyond, compare, read, swept
+from polyvera.compare.comparison import FINAL, RUNS, SWEEP, Comparison, Run, compare, read
 from polyvera.data import tables as rows
 from polyvera.errors import RecipeError
 from polyvera.evaluate.evaluate import evaluate
@@ -80,22 +80,6 @@ def test_a_score_that_no_run_has_is_refused(choices: dict[str, Any], tmp_path: P
     choices["task"]["count"] |= change
     with pytest.raises(RecipeError, match="did you mean 'token_accuracy'"):
         compare(Comparison(**{**choices, "factors": [1.0]}), tmp_path / "out")
-
-
-def test_a_sweep_goes_on_beyond_an_edge_until_the_loss_turns(choices: dict[str, Any]) -> None:
-    comparison = Comparison(**{**choices, "factors": [1.0, 3.0], "extensions": 5})
-    assert list(swept(comparison, lambda factor: abs(factor - 27))) == [1, 3, 9, 27, 81]
-    assert list(swept(comparison, lambda factor: factor)) == pytest.approx([1, 3, *(3.0**-k for k in range(1, 6))])
-    assert list(swept(comparison, lambda factor: abs(factor - 9))) == [1, 3, 9, 27]
-    assert beyond({1: 5.0, 2: 1.0, 4: float("inf")}) is None
-    assert beyond({1: float("inf"), 2: float("inf")}) is None
-
-
-def test_one_factor_is_not_tried(choices: dict[str, Any]) -> None:
-    def never(factor: float) -> float:
-        raise AssertionError(factor)
-
-    assert list(swept(Comparison(**{**choices, "factors": [2.0]}), never)) == [2.0]
 
 
 def test_an_edge_is_marked_and_a_rate_that_diverges_is_no_choice(choices: dict[str, Any], tmp_path: Path) -> None:
