@@ -26,8 +26,8 @@ QUESTIONS = tuple(
     for ask in ("What is", "Why do people like", "How would you describe", "Where do we find")
     for thing in ("bread", "rain", "the sea", "music", "a bicycle", "winter", "chess", "a forest", "tea", "the moon")
 )
-GROUP, NUM_QUESTIONS, MAX_TOKENS, MAX_WORDS = 8, 4, 32, 12
-LEARNING_RATE = 1e-2
+GROUP, NUM_QUESTIONS, MAX_TOKENS, MAX_WORDS = 8, 2, 24, 10
+LEARNING_RATE = 2e-2
 
 
 def reward(text: str, *, is_whole: bool) -> float:
