@@ -54,7 +54,7 @@ def datum_of(prompt: Sequence[int], sequence: Any, advantage: float) -> types.Da
 
 def step_of(client: Any, tokenizer: Any, questions: Sequence[str]) -> float:
     """Samples, rewards, and makes one optimizer step; the mean reward of what was sampled."""
-    sampler = client.save_weights_and_get_sampling_client()
+    sampler = client.save_weights_and_get_sampling_client().result()
     params = types.SamplingParams(max_tokens=MAX_TOKENS, temperature=1.0)
     prompts = [prompt_of(tokenizer, question) for question in questions]
     asked = [
