@@ -23,8 +23,9 @@ ROOMS = (
     ("replicas", "train"),
     ("server", "llm"),
     ("compare",),
+    ("dimension",),
     ("cli",),
-    ("__init__",),
+    ("__init__", "__main__"),
 )
 LINE = {room: line for line, rooms in enumerate(ROOMS) for room in rooms}
 # Neither imports the other, wherever they stand.

@@ -42,10 +42,15 @@ class Taken:
 
 @dataclass(frozen=True)
 class Whole:
-    """A parameter of a verb that is a whole model, with a flag for each of its settings. argument: as in Taken."""
+    """A parameter of a verb that is a whole model, with a flag for each of its settings.
+
+    argument: as in Taken; name: of the setting that it is. without: settings that have no flag.
+    """
 
     model: type[SettingsModel] = Recipe
     argument: str = ""
+    name: str = MAIN
+    without: tuple[str, ...] = ()
 
 
 Marker = Taken | Whole
@@ -117,7 +122,8 @@ def _settings(marker: Marker) -> dict[str, Setting]:
     every = marker.model.settings()
     if isinstance(marker, Taken):
         return {marker.name: every[marker.name]} if marker.is_shown else {}
-    return {path: one for path, one in every.items() if not any(other.startswith(f"{path}.") for other in every)}
+    shown = {path: one for path, one in every.items() if path.partition(".")[0] not in marker.without}
+    return {path: one for path, one in shown.items() if not any(other.startswith(f"{path}.") for other in every)}
 
 
 def _flags(marker: Marker) -> Iterator[inspect.Parameter]:
@@ -183,7 +189,7 @@ def _parameter(word: str) -> str:
 
 
 def _is_argument(marker: Marker | None, path: str) -> bool:
-    return bool(marker and marker.argument) and path == getattr(marker, "name", MAIN)
+    return marker is not None and bool(marker.argument) and path == marker.name
 
 
 def _write(word: str, marker: Marker | None = None) -> str:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from http import HTTPStatus
 from ipaddress import ip_address
 from time import monotonic
 from urllib.parse import urlsplit
@@ -98,7 +99,11 @@ class AuthMiddleware:
             await response(scope, receive, bounded)
             return
         scope.setdefault("state", {}).update(caller=caller, request_id=request_id)
-        await self._app(scope, body, bounded)
+        try:
+            await self._app(scope, body, bounded)
+        except Exception:
+            record.status = record.status or HTTPStatus.INTERNAL_SERVER_ERROR  # which Starlette answers, outside
+            raise
 
     def _body(self, scope: Scope, receive: Receive) -> Receive:
         """Raises ServeError for an encoding that is not taken."""

@@ -138,6 +138,20 @@ def test_every_request_is_counted_and_told_once_whoever_ends_it(tmp_path: Path) 
     assert 'polyvera_refused_total{status="401"} 1.0' in text
 
 
+def test_a_request_that_fails_within_is_told_as_such() -> None:
+    lines, metrics = Lines(), Metrics()
+    http = client(ServerConfig("tiny"), metrics=metrics, lines=lines)
+
+    def fail() -> None:
+        raise RuntimeError("a fault")
+
+    http.app.add_api_route("/v1/fault", fail)  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError):
+        http.get("/v1/fault")
+    assert [(row["path"], row["status"], row["is_whole"]) for row in lines.rows] == [("/v1/fault", 500, False)]
+    assert 'polyvera_requests_total{route="/v1/fault",status="500"} 1.0' in metrics.text().decode()
+
+
 def test_a_reload_does_all_of_it_whatever_fails(caplog: pytest.LogCaptureFixture) -> None:
     done: list[int] = []
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -58,7 +58,7 @@ class Fleet:
     """The tenants that train, those that wait, and the bank that they share.
 
     base: the model, with the bank in it. journal: what became of each tenant. kind: of rows. start: the adapter that
-    all begin from, None for the identity. row: what all rows are for.
+    all begin from, None for the identity. row: what all rows are for. own: settings of a tenant's own, by its name.
     """
 
     recipe: Recipe
@@ -71,6 +71,7 @@ class Fleet:
     members: list[Member] = field(default_factory=list)
     traffic: Traffic = field(default_factory=Traffic)
     row: Task = TASKS[LM]
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.optimizer = SlotAdamW(self.bank, self.recipe)
@@ -265,7 +266,8 @@ class Fleet:
         tables = labelled(tenant.tables(self.recipe), self.kind, self.base)
         encoded, watched = encode_tables(self.recipe, tables, self.base)
         rows, held_out = PackedRows.of(encoded), None if watched is None else PackedRows.of(watched)
-        member = self.seated(tenant.name, slot, self.recipe, rows, held_out, tables.training.labels)
+        recipe = self.recipe.replaced(**self.own.get(tenant.name, {}))
+        member = self.seated(tenant.name, slot, recipe, rows, held_out, tables.training.labels)
         state = self.states.pop(tenant.name, None)
         if state is not None:
             member.restore(state)
@@ -297,7 +299,7 @@ class Fleet:
         adapter = extract(self.bank, member.slot, None, scores)
         flat = adapter.flat if member.best.numbers is None else member.best.numbers
         adapter = replace(adapter, base=self.fingerprint, flat=flat)
-        return said(self.recipe, adapter, self.kind, member.labels)
+        return said(member.recipe, adapter, self.kind, member.labels)
 
     def _leave(self, member: Member, outcome: Outcome) -> None:
         self.journal.record(outcome)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.errors import message_of
@@ -57,8 +59,9 @@ def train_here(
     resume: bool = False,
     watch: Watch = lambda fleet: None,
     tell: Tell = to_stderr,
+    own: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> FleetResult:
-    """Trains every tenant; arguments as train_fleet() has them.
+    """Trains every tenant; arguments as train_fleet() has them. own: settings of a tenant's own, by its name.
 
     registry: where adapters go; None leaves them in the outcomes. start: called for the adapter that all begin from,
     unless the run that is resumed has kept it.
@@ -83,7 +86,9 @@ def train_here(
         recipe = recipe.replaced(lr=rate.lr)
         with adapted(recipe, base, min(recipe.slots or SLOTS, len(line))) as bank:
             assert bank is not None
-            fleet = Fleet(recipe, base, bank, journal, deque(line), kind, begun, traffic=traffic, row=first.row)
+            fleet = Fleet(
+                recipe, base, bank, journal, deque(line), kind, begun, traffic=traffic, row=first.row, own=own
+            )
             fleet.run(watch)
     return FleetResult(tuple(journal.outcomes.values()), traffic, time.monotonic() - started, base, rate=rate)
 
