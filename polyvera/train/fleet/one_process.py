@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -60,8 +60,10 @@ def train_here(
     watch: Watch = lambda fleet: None,
     tell: Tell = to_stderr,
     own: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    sites: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> FleetResult:
     """Trains every tenant; arguments as train_fleet() has them. own: settings of a tenant's own, by its name.
+    sites: the layers that a tenant adapts, by its name; all by default.
 
     registry: where adapters go; None leaves them in the outcomes. start: called for the adapter that all begin from,
     unless the run that is resumed has kept it.
