@@ -116,9 +116,10 @@ def search(
     saliency = runs.saliency()
     most = ", ".join(f"{name} {share:.0%}" for name, share in sorted(saliency.items(), key=lambda pair: -pair[1])[:5])
     tell(f"the gradient asks most of {most}")
+    uniform = runs.proposer.uniform()
     proposed = {
-        SALIENT: runs.proposer.salient(saliency, task.num_proposals),
-        UNIFORM: runs.proposer.uniform(),
+        SALIENT: [*uniform, *runs.proposer.salient(saliency, max(1, task.num_proposals - len(uniform)))],
+        UNIFORM: uniform,
         RANDOM: runs.proposer.random(task.num_proposals, task.recipe.run_seed),
     }
     ways = [runs.way(name, candidates, watch) for name, candidates in proposed.items()]
@@ -184,8 +185,11 @@ class SearchRuns:
 
 
 def winning_recipe(found: Found) -> Recipe:
-    """The recipe that trains what the search found, as `polyvera train` takes it, at the rate of its first seed."""
+    """The recipe that trains what the search found, as `polyvera train` takes it, at the rate of its first seed.
+
+    Without test rows, whose scores would go into the header.
+    """
     best = found.ways[0]
-    own = found.task.recipe
+    own = found.task.recipe.replaced(test=None)
     name = Path(own.data).stem
     return own.replaced(**best.winner.choices(found.layers), lr=best.lrs[0], stored=found.task.stored, name=name)
