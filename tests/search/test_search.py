@@ -26,8 +26,8 @@ def test_a_search_finds_what_fits(found: Found, tmp_path: Path, counting: str) -
     assert all(way.num_bytes <= BYTES and len(way.scores) == len(way.lrs) == 2 for way in found.ways)
     assert sum(found.saliency.values()) == pytest.approx(1)
     (tmp_path / "recipe.toml").write_text(recipe_text(found))
-    recipe = Recipe.from_toml(tmp_path / "recipe.toml").replaced(name=None, stored="float32")
-    assert recipe.targets != "default" and recipe.data == counting
+    recipe = Recipe.from_toml(tmp_path / "recipe.toml")
+    assert (recipe.name, recipe.stored, recipe.data) == ("counting", "int4", counting)
     best = found.ways[0]
     assert recipe.spec().method == best.winner.method and recipe.lr == best.lrs[0]
 
