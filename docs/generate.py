@@ -22,6 +22,7 @@ from polyvera.adapter.method import (
     LETTERS,
     METHODS,
     NORMAL,
+    OWN_BASES,
     ROW_NORM,
     SCALE,
     ZEROS,
@@ -42,7 +43,7 @@ BLOCK = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TREE_COLUMN = 28
 PLAN_COLUMNS = ("method", "rank", "trained", "stored", "per GiB", "10,000 of them", "training", "trains on")
 # What each letter adds to the numbers that a layer of I inputs and O outputs stores at rank r.
-SIZES = {"A": "r·I", "B": "O·r", "d": "r", "b": "O", "m": "O"}
+SIZES = {"A": "r·I", "B": "O·r", "C": "r·r", "d": "r", "b": "O", "m": "O"}
 INITS = {
     KAIMING: "kaiming",
     NORMAL: "N(0, 0.02²)",
@@ -50,6 +51,7 @@ INITS = {
     D_INIT: f"{AdapterSpec().d_init:g}",
     ROW_NORM: "‖W‖",
     BASIS: "kaiming",
+    **{init: init for init in OWN_BASES},
 }
 
 # The shapes of two models, as their published configurations give them.

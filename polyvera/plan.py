@@ -7,13 +7,13 @@ those of tensors: a file's header (some KB) and a step's activations come on top
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from types import MappingProxyType
 from typing import Any
 
 from polyvera.adapter.layout import Entry, Layout, Shape, layout_of
-from polyvera.adapter.method import DRAWN, METHODS, factor_shape
+from polyvera.adapter.method import METHODS, WAVES, factor_shape
 from polyvera.adapter.spec import DTYPES, GIVEN, AdapterSpec
 from polyvera.errors import SpecError, did_you_mean
 
@@ -56,7 +56,7 @@ class Cost:
     num_params, stored_bytes: the head included; num_head_params, head_bytes: the head's share of them. num_slot_params:
     numbers in a slot, more than are trained where a hash makes them.
     slot_bytes: one slot of a bank, fp32; for full fine-tuning a whole copy in the base's dtype.
-    basis_bytes: the one shared frozen pair, fp32. frozen_bytes: the factors drawn for each layer, fp32.
+    basis_bytes: the one shared frozen pair, fp32. frozen_bytes: the frozen matrices that layers have of their own.
     constant_bytes: what a magnitude on a frozen A keeps of W and A, fp32. base_bytes: the frozen base weights.
     """
 
@@ -189,10 +189,13 @@ def compare(
 ) -> tuple[Cost, ...]:
     """The cost of every method of the table on the same layers, then of full fine-tuning.
 
-    shapes, num_base_params, head, base_dtype, stored: as cost() takes them. rank: None takes each method's own.
+    shapes, num_base_params, head, base_dtype, stored: as cost() takes them. rank: None takes each method's own; of
+    singular vectors no more than the narrowest layer has.
     Raises as cost().
     """
-    specs = [AdapterSpec(method=name, rank=rank) for name in METHODS]
+    most = min((width for pair in shapes.values() for width in pair), default=1)
+    several = [AdapterSpec(method=name, rank=rank) for name in METHODS]
+    specs = [replace(s, rank=min(s.rank or s.row.rank, most)) if s.row.reads_base else s for s in several]
     rows = [cost(s, shapes, num_base_params, head=head, base_dtype=base_dtype, stored=stored) for s in specs]
     return (*rows, full_cost(num_base_params, head=head, base_dtype=base_dtype))
 
@@ -247,13 +250,14 @@ def _stored_bytes(entries: Iterable[Entry], stored: str) -> int:
 
 
 def _num_drawn(layout: Layout) -> int:
-    """Numbers of the factors that each layer draws from the seed and keeps beside its slots."""
-    drawn = [
-        letter
-        for letter, factor in layout.method.factors.items()
-        if factor.init in DRAWN and not (factor.trained or factor.shared)
-    ]
-    return sum(prod(factor_shape(x, s.rank, s.in_features, s.out_features)) for s in layout.sites for x in drawn)
+    """Numbers of the frozen matrices that layers have of their own; layers as wide as each other share their waves."""
+    found = {
+        (x, shape if layout.method.factors[x].init in WAVES else site.name): prod(shape)
+        for site in layout.sites
+        for x in layout.method.made
+        for shape in [factor_shape(x, site.rank, site.in_features, site.out_features)]
+    }
+    return sum(found.values())
 
 
 def _num_constants(layout: Layout) -> int:

@@ -11,7 +11,7 @@ import pytest
 
 from polyvera.adapter.basis import draw_basis
 from polyvera.adapter.layout import layout_of
-from polyvera.adapter.method import METHODS
+from polyvera.adapter.method import METHODS, WAVES
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import LayoutError, SpecError
 from polyvera.plan import (
@@ -132,6 +132,8 @@ def test_every_frozen_factor_of_the_table_is_counted_once():
         for magnitude in (False, True):
             each = planned(name, 3, shapes, magnitude=magnitude)
             frozen_A = not row.factors["A"].trained
+            layers = 1 if row.init in WAVES else len(shapes)  # layers as wide as each other share waves
+            assert each.frozen_bytes == 4 * 3 * layers * sum({"A": 6, "B": 10}[letter] for letter in row.made)
             assert (each.basis_bytes, each.frozen_bytes > 0) == (
                 (4 * 3 * (6 + 10), False) if row.shares_basis else (0, frozen_A)
             )
@@ -201,6 +203,8 @@ def test_compare_has_every_method_at_its_own_rank_and_the_baseline_last():
     assert [row.method for row in rows] == [*METHODS, FULL]
     assert [row.rank for row in rows] == [*(method.rank for method in METHODS.values()), None]
     assert {row.rank for row in compare(ROBERTA_BASE, 1, rank=7)[:-1]} == {7}
+    for row in compare(ROBERTA_BASE, 1, rank=1024)[:-1]:
+        assert row.rank == (768 if METHODS[row.method].reads_base else 1024)
     for row in rows[:-1]:
         assert row == cost(AdapterSpec(method=row.method), ROBERTA_BASE, 125_000_000)
 

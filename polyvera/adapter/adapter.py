@@ -10,15 +10,16 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from polyvera.adapter.basis import Basis, draw_basis, draw_factor
+from polyvera.adapter.basis import Basis, draw_basis
 from polyvera.adapter.hashing import hashing_of
+from polyvera.adapter.layer_basis import frozen_factors
 from polyvera.adapter.layout import Layout, Shape, Site, layout_of
-from polyvera.adapter.method import DRAWN, factor_shape
 from polyvera.adapter.spec import GIVEN, AdapterSpec
 from polyvera.errors import BasisError, LayoutError
 
 NOTHING: Mapping[str, float] = MappingProxyType({})
 UNKNOWN: Mapping[str, str] = MappingProxyType({})
+UNCOMPUTED: Mapping[str, Tensor] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -40,6 +41,7 @@ class Adapter:
     task: what the head is for, a key of model.task.TASKS; '' is one of the labels, or text without labels.
     threshold: the probability from which one of several labels counts.
     origin: what else is known of the base, in PEFT's words: base_model_class, revision, task_type.
+    computed: the frozen matrices that come from the base's weights, by `site.letter`, where they are at hand.
 
     Raises LayoutError if spec, layout, basis and numbers do not belong together.
     """
@@ -59,6 +61,7 @@ class Adapter:
     task: str = ""
     threshold: float = 0.5
     origin: Mapping[str, str] = field(default_factory=lambda: UNKNOWN)
+    computed: Mapping[str, Tensor] = field(default_factory=lambda: UNCOMPUTED)
 
     def __post_init__(self) -> None:
         if self.flat.shape != (self.layout.num_params,):
@@ -101,14 +104,14 @@ class Adapter:
             )
         return basis
 
+    def frozen(self, site: Site) -> dict[str, Tensor]:
+        """The matrices of one layer that are neither trained nor shared, by letter, fp32 on the CPU.
 
-def drawn_factors(layout: Layout, site: Site) -> dict[str, Tensor]:
-    """The factors of one layer that are drawn from the layout's seed and never stored, by letter, fp32 on the CPU."""
-    drawn = {k: f for k, f in layout.method.factors.items() if f.init in DRAWN and not (f.trained or f.shared)}
-    sizes = (site.rank, site.in_features, site.out_features)
-    return {
-        k: draw_factor(f.init, layout.seed or 0, f"{site.name}.{k}", factor_shape(k, *sizes)) for k, f in drawn.items()
-    }
+        Raises BasisError where they come from the base's weights and are not at hand; with_base() computes them.
+        """
+        if not self.computed:
+            return frozen_factors(self.layout, site)
+        return {x: self.computed[f"{site.name}.{x}"] for x in self.layout.method.made}
 
 
 def adapter_from(

@@ -9,11 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from polyvera.adapter.adapter import Adapter, drawn_factors
+from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.basis import Basis
 from polyvera.adapter.hashing import Hashing, check_same_hash, hashing_of, initial
 from polyvera.adapter.layer import HeadBank
 from polyvera.adapter.layer_bank import LayerBank
+from polyvera.adapter.layer_basis import Copies, frozen_factors
 from polyvera.adapter.layout import Entry, Layout, Site
 from polyvera.adapter.lazy_zeros import zeros
 from polyvera.adapter.method import ROW_NORM
@@ -61,6 +62,7 @@ class Bank:
         self.heads: dict[str, HeadBank] = {}
         self._tied: dict[int, nn.Parameter] = {}
         self._shared: dict[tuple[str, int], SharedInput] = {}
+        self._copies = Copies(device, dtype)
         self._accepted = self.layout
         self.slots: tuple[int, ...] = tuple(table.add(self, num_slots))
 
@@ -125,7 +127,7 @@ class Bank:
         """The share of one layer, its trained factors as parameters that are columns of `flat`."""
         parent = site.name.rpartition(".")[0]
         shared = self._shared.setdefault((parent, site.in_features), SharedInput())
-        layer = LayerBank(self, site, base, shared, self._frozen(site))
+        layer = LayerBank(self, site, base, shared, self._frozen(site, base))
         for letter in self.layout.method.trained:
             layer.register_parameter(letter, self._parameter(self.layout.entries[f"{site.name}.{letter}"]))
         self.layers[site.name] = layer
@@ -265,9 +267,9 @@ class Bank:
         self.version += 1
         self._written[index] = self.version
 
-    def _frozen(self, site: Site) -> dict[str, Tensor]:
-        """The factors of one layer that are drawn from the layout's seed and never stored."""
-        return {k: t.to(self.flat.device, self.dtype) for k, t in drawn_factors(self.layout, site).items()}
+    def _frozen(self, site: Site, base: nn.Module) -> dict[str, Tensor]:
+        """The matrices of one layer that are neither trained nor shared, and never stored."""
+        return {k: self._copies.of(t) for k, t in frozen_factors(self.layout, site, base).items()}
 
     def _write(self, index: int, row: Tensor) -> None:
         with torch.no_grad():

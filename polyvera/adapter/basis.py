@@ -152,13 +152,42 @@ def _orthogonal(stream: Stream, key: BasisKey) -> tuple[Array, Array]:
     return A.astype(np.float32), np.ascontiguousarray(B.astype(np.float32))
 
 
+def _tight_frame(stream: Stream, key: BasisKey) -> tuple[Array, Array]:
+    A = sqrt(2.0 * max(key.rank / key.in_max, 1.0)) * _frame(stream, key.rank, key.in_max)
+    B = sqrt(2.0 * max(key.out_max / key.rank, 1.0)) * _frame(stream, key.rank, key.out_max).T
+    return A.astype(np.float32), np.ascontiguousarray(B.astype(np.float32))
+
+
+def _frame(stream: Stream, rows: int, columns: int) -> NDArray[np.float64]:
+    """A matrix (rows, columns) whose shorter side is orthonormal."""
+    return orthonormal(stream, rows, columns) if rows <= columns else orthonormal(stream, columns, rows).T
+
+
+def _hadamard(stream: Stream, key: BasisKey) -> tuple[Array, Array]:
+    A = sqrt(2.0 / key.in_max) * _signs(stream, key.rank, key.in_max)
+    B = sqrt(2.0 / key.rank) * _signs(stream, key.out_max, key.rank)
+    return A.astype(np.float32), B.astype(np.float32)
+
+
+def _signs(stream: Stream, rows: int, columns: int) -> NDArray[np.float64]:
+    """Rows and columns of Sylvester's matrix of ±1, drawn without repetition, and the sign of each column."""
+    size = 1 << (max(rows, columns) - 1).bit_length()
+    chosen = stream.permutation(size)[:rows, None] & stream.permutation(size)[None, :columns]
+    for shift in (16, 8, 4, 2, 1):  # the parity of the bits
+        chosen ^= chosen >> shift
+    return (1.0 - 2.0 * (chosen & 1)) * (1.0 - 2.0 * stream.randint(2, size=columns))
+
+
 # One entry an init. Kaiming as in PEFT; uniform [0, 0.1] is the ablation of the VeRA paper; orthogonal has
-# rows (of A) and columns (of B) at right angles and the average size of kaiming's.
+# rows (of A) and columns (of B) at right angles, in blocks where there are more of them than they are long; a tight
+# frame has its shorter side orthonormal instead; Hadamard's are of ±1. All but uniform have kaiming's average size.
 BASES: dict[str, Callable[[Stream, BasisKey], tuple[Array, Array]]] = {
     "kaiming_uniform": _kaiming_uniform,
     "kaiming_normal": _kaiming_normal,
     "uniform": _uniform,
     "orthogonal": _orthogonal,
+    "tight_frame": _tight_frame,
+    "hadamard": _hadamard,
 }
 
 # The per-layer factors that are drawn: a stream of its own for each layer and letter, so that neither the order of

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyvera.adapter.equation import Vectors, adapt_naive, add_delta, is_fused, kernels, without_autocast
+from polyvera.adapter.equation import Vectors, adapt_naive, add_delta, is_fused, kernels, mixed, without_autocast
 from polyvera.adapter.method import Scale
 
 # Up to so many, one launch that reads B again for each block of tokens is faster than three that read it once.
@@ -30,7 +30,11 @@ def is_own(index: Tensor, like: Tensor) -> Tensor:
 
 
 def adapt_rows(y: Tensor, u: Tensor, v: Vectors, index: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The output of each row by its own slot. v: B (out, rank), and stacks d (slots, rank), b, m, norm (slots, out)."""
+    """The output of each row by its own slot.
+
+    v: B (out, rank), and stacks d (slots, rank), C (slots, rank, rank), b, m, norm (slots, out).
+    """
+    u, v = _mixed_rows(u, v, index, y)
     trains = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (y, u, v.d, v.b, v.m))
     if v.B.requires_grad or not is_fused(y, u, v.B):
         return adapt_rows_naive(y, u, v, index, bias)
@@ -44,10 +48,22 @@ def adapt_rows(y: Tensor, u: Tensor, v: Vectors, index: Tensor, bias: Tensor | N
 
 def adapt_rows_naive(y: Tensor, u: Tensor, v: Vectors, index: Tensor, bias: Tensor | None = None) -> Tensor:
     """The same in plain operations, which compilers fuse: the reference of the kernels."""
-    # of a single slot there is nothing to gather, and its gradients are plain sums
-    own = (None if t is None else t[0] if len(t) == 1 else picked(t, index, y) for t in (v.d, v.b, v.m, v.norm))
-    d, b, m, norm = own
+    u, v = _mixed_rows(u, v, index, y)
+    d, b, m, norm = (_own(t, index, y) for t in (v.d, v.b, v.m, v.norm))
     return torch.where(is_own(index, y), adapt_naive(y, u, Vectors(v.B, d, b, v.scale, m, norm), bias), y)
+
+
+def _mixed_rows(u: Tensor, v: Vectors, index: Tensor, y: Tensor) -> tuple[Tensor, Vectors]:
+    """u with each row's own core applied, and the stacks that are left."""
+    if v.C is None:
+        return u, v
+    u, _ = mixed(u, Vectors(v.B, _own(v.d, index, y), C=_own(v.C, index, y)))
+    return u, Vectors(v.B, None, v.b, v.scale, v.m, v.norm)
+
+
+def _own(stack: Tensor | None, index: Tensor, like: Tensor) -> Tensor | None:
+    """Each row's own of a stack; of a single slot there is nothing to gather, and its gradients are plain sums."""
+    return None if stack is None else stack[0] if len(stack) == 1 else picked(stack, index, like)
 
 
 def adapt_rows_by_factors(

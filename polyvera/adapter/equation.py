@@ -1,12 +1,12 @@
 """The one equation, plain and fast.
 
-    y = g ⊙ (W x + b ⊙ B (d ⊙ A x))          g = m / ‖W + ΔW‖ of each row, or 1
-    ΔW = diag(b) B diag(d) A
+    y = g ⊙ (W x + b ⊙ B C (d ⊙ A x))        g = m / ‖W + ΔW‖ of each row, or 1
+    ΔW = diag(b) B C diag(d) A
 
-Shapes: A (rank, in), d (rank,), B (out, rank), b (out,), m (out,); x (..., in), u = A x (..., rank), y (..., out).
-d, b and m may carry leading axes that broadcast against the rows of x: one adapter a row. An absent vector is 1.
-`scale` is (factor, divisor), the number that stands for b in the LoRA rows. The norm is a constant of the backward
-pass (DoRA, Liu 2024, section 4.3).
+Shapes: A (rank, in), d (rank,), C (rank, rank), B (out, rank), b (out,), m (out,); x (..., in), u = A x (..., rank),
+y (..., out). d, C, b and m may carry leading axes that broadcast against the rows of x: one adapter a row. An absent
+letter is 1. The core C is applied to u first; what is left is the equation without it. `scale` is (factor, divisor),
+the number that stands for b in the LoRA rows. The norm is a constant of the backward pass (DoRA, Liu 2024, 4.3).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from polyvera.adapter.packed_linear import is_packed, linear
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """What stands between u = A x and the output: B, d, b, scale, and m over the row norm."""
+    """What stands between u = A x and the output: B, d, b, scale, m over the row norm, and the core C."""
 
     B: Tensor
     d: Tensor | None = None
@@ -35,19 +35,55 @@ class Vectors:
     scale: Scale = ONE
     m: Tensor | None = None
     norm: Tensor | None = None
+    C: Tensor | None = None
 
 
 def delta(
-    x: Tensor, A: Tensor, B: Tensor, d: Tensor | None = None, b: Tensor | None = None, scale: Scale = ONE
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    d: Tensor | None = None,
+    b: Tensor | None = None,
+    scale: Scale = ONE,
+    C: Tensor | None = None,
 ) -> Tensor:
-    """b ⊙ B (d ⊙ A x), in the order in which PEFT rounds it. (..., in) -> (..., out)."""
-    return _scaled(_expand(F.linear(x, A), B, d), b, scale)
+    """b ⊙ B C (d ⊙ A x), in the order in which PEFT rounds it. (..., in) -> (..., out)."""
+    u, v = mixed(F.linear(x, A), Vectors(B, d, b, scale, C=C))
+    return _scaled(_expand(u, B, v.d), b, scale)
 
 
-def delta_weight(A: Tensor, B: Tensor, d: Tensor | None = None, b: Tensor | None = None, scale: Scale = ONE) -> Tensor:
-    """ΔW = diag(b) B diag(d) A, (out, in)."""
-    product = (B if b is None else b[:, None] * B) @ (A if d is None else d[:, None] * A)
+def delta_weight(
+    A: Tensor,
+    B: Tensor,
+    d: Tensor | None = None,
+    b: Tensor | None = None,
+    scale: Scale = ONE,
+    C: Tensor | None = None,
+) -> Tensor:
+    """ΔW = diag(b) B C diag(d) A, (out, in)."""
+    right = A if d is None else d[:, None] * A
+    product = (B if b is None else b[:, None] * B) @ (right if C is None else C @ right)
     return _scaled(product, None, scale)
+
+
+def mixed(u: Tensor, v: Vectors) -> tuple[Tensor, Vectors]:
+    """u (..., rank) and v as they are without a core; else C (d ⊙ u), and what is left of v.
+
+    v.C: (rank, rank), (1, rank, rank), or with the leading axes of d: one for each row or for each token.
+    """
+    if v.C is None:
+        return u, v
+    with without_autocast(u):
+        z = u if v.d is None else (v.d * u).to(u.dtype)
+        return _mixed(z, v.C.to(u.dtype)), Vectors(v.B, None, v.b, v.scale, v.m, v.norm)
+
+
+def _mixed(z: Tensor, C: Tensor) -> Tensor:
+    if C.numel() == C.shape[-1] ** 2:  # one for all
+        return F.linear(z, C.view(C.shape[-2:]))
+    if C.shape[-3] == 1:  # one for all tokens of a row
+        return z @ C.squeeze(-3).mT
+    return (z.unsqueeze(-2) @ C.mT).squeeze(-2)
 
 
 def row_norm(W: Tensor, dW: Tensor) -> Tensor:
@@ -71,11 +107,12 @@ class NormParts:
 
 
 def factored_row_norm(parts: NormParts, vectors: Vectors) -> Tensor:
-    """row_norm without a dense ΔW: ‖W‖² + 2⟨W Aᵀ, C⟩ + ⟨C A Aᵀ, C⟩ by rows, C = diag(b) B diag(d). (out,), fp32."""
-    C = vectors.B if vectors.d is None else vectors.B * vectors.d
+    """row_norm without a dense ΔW: ‖W‖² + 2⟨W Aᵀ, S⟩ + ⟨S A Aᵀ, S⟩ by rows, S = diag(b) B C diag(d). (out,), fp32."""
+    S = vectors.B if vectors.C is None else vectors.B @ vectors.C
+    S = S if vectors.d is None else S * vectors.d
     factor = vectors.scale[0] / vectors.scale[1]
-    C = C * factor if vectors.b is None else C * vectors.b[:, None]
-    square = parts.square + ((2 * parts.WA + C @ parts.AA) * C).sum(1)
+    S = S * factor if vectors.b is None else S * vectors.b[:, None]
+    square = parts.square + ((2 * parts.WA + S @ parts.AA) * S).sum(1)
     return torch.where(square > 0, square, 1.0).sqrt()
 
 
@@ -108,6 +145,7 @@ def adapt(y: Tensor, u: Tensor, v: Vectors, bias: Tensor | None = None, is_fresh
     y (..., out) in the base's dtype, u (..., rank) in the adapter's; returns the dtype of y. is_fresh: nobody else
     reads y, so that it may be written over.
     """
+    u, v = mixed(u, v)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (y, u, v.B, v.d, v.b, v.m)):
         if v.m is None and _is_one(v) and is_fused(y, u, v.B):
             return _AdaptOne.apply(y, u, v.B, v.d, v.b, v.scale, is_fresh)  # type: ignore[no-untyped-call,no-any-return]
@@ -122,6 +160,7 @@ def adapt(y: Tensor, u: Tensor, v: Vectors, bias: Tensor | None = None, is_fresh
 
 def adapt_naive(y: Tensor, u: Tensor, v: Vectors, bias: Tensor | None = None) -> Tensor:
     """The same in plain operations: the reference of the fast path, and the forward of both."""
+    u, v = mixed(u, v)
     return add_delta(y, _expand(u, v.B, v.d), v, bias)
 
 

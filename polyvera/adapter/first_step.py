@@ -7,6 +7,7 @@ s the scaling, and signs that do not depend on the other numbers, an element of 
     B is 0 (LoRA):    s η √r ‖A‖              = η s √(r/3) / √I    for A uniform within ±1/√I
     d is 0 (AdaLoRA): s η √r ‖A‖ ‖B‖
     b is 0 (VeRA):      η √r ‖A‖ ‖B‖ d_init   = η 2 d_init / √I    for the kaiming basis, at any rank
+    C is 0 (LoRA-XS):   η r ‖A‖ ‖B‖           = η 2 √r / √I        for a basis of kaiming's size
 
 where ‖·‖ is the root mean square of an element. W's own is near 1/√I in trained models, so the width I cancels: what
 is left is `reach`, the relative change of W for each unit of the rate. The table's rates, which were measured, come out
@@ -19,7 +20,7 @@ from collections.abc import Callable, Mapping
 from math import prod, sqrt
 from types import MappingProxyType
 
-from polyvera.adapter.method import BASIS, D_INIT, KAIMING, NORMAL, ROW_NORM, SCALE, ZEROS
+from polyvera.adapter.method import BASIS, D_INIT, KAIMING, NORMAL, OWN_BASES, ROW_NORM, SCALE, ZEROS
 from polyvera.adapter.spec import AdapterSpec
 
 WIDTH = 768  # where an init does not follow the width of its layer
@@ -35,13 +36,13 @@ COLUMNS: Mapping[str, Callable[[AdapterSpec], float]] = MappingProxyType(
 # How large the numbers of a letter are at the start by its init, those of A times √I; 1 for what moves by the rate.
 SIZES: Mapping[str, Callable[[AdapterSpec, str], float]] = MappingProxyType(
     {
-        ZEROS: lambda spec, letter: 1.0,
+        ZEROS: lambda spec, letter: sqrt(_rank(spec)) if letter == "C" else 1.0,
         ROW_NORM: lambda spec, letter: 1.0,
         D_INIT: lambda spec, letter: abs(spec.d_init),
         KAIMING: lambda spec, letter: 1 / sqrt(3 * COLUMNS[letter](spec)),
         NORMAL: lambda spec, letter: sqrt(0.02**2 * sqrt(WIDTH)),
         SCALE: lambda spec, letter: abs(spec.scale_of("")[0] / spec.scale_of("")[1]),
-        BASIS: lambda spec, letter: sqrt(_of_basis(spec) / sqrt(_rank(spec))),
+        **dict.fromkeys((BASIS, *OWN_BASES), lambda spec, letter: sqrt(_of_basis(spec) / sqrt(_rank(spec)))),
     }
 )
 
@@ -65,4 +66,5 @@ def _rank(spec: AdapterSpec) -> int:
 
 
 def _of_basis(spec: AdapterSpec) -> float:
-    return _rank(spec) * BASES_BY_RANK[spec.init] if spec.init in BASES_BY_RANK else KAIMING_BASIS
+    init = spec.basis_init or ""
+    return _rank(spec) * BASES_BY_RANK[init] if init in BASES_BY_RANK else KAIMING_BASIS

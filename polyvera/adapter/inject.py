@@ -11,15 +11,16 @@ from torch import Tensor, nn
 
 from polyvera.adapter.adapter import NOTHING, Adapter
 from polyvera.adapter.bank import Bank
-from polyvera.adapter.base_layer import widths
+from polyvera.adapter.base_layer import is_quantized, widths
 from polyvera.adapter.basis import Basis, draw_basis
 from polyvera.adapter.fingerprint import check_fingerprint, fingerprint
 from polyvera.adapter.layer import AdaptedHead, AdaptedLinear
+from polyvera.adapter.layer_basis import frozen_factors
 from polyvera.adapter.layout import Layout, Shape, layout_of
 from polyvera.adapter.slot_table import SlotTable
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import find_sites, head_of, linear_layers
-from polyvera.errors import LayoutError, SlotError, SpecError, TargetError, did_you_mean
+from polyvera.errors import BasisError, LayoutError, SlotError, SpecError, TargetError, did_you_mean
 
 
 def inject(
@@ -153,7 +154,28 @@ def extract(bank: Bank, slot: int, model: nn.Module | None = None, scores: Mappi
     named = str(getattr(model, "name_or_path", ""))
     origin = {} if model is None else {"base_model_class": type(model).__name__}
     taken = replace(bank.extract(slot), base=base, model=named, scores=dict(scores), created=created)
-    return replace(taken, origin=origin)
+    return replace(taken, origin=origin, computed=_computed(bank))
+
+
+def _computed(bank: Bank) -> dict[str, Tensor]:
+    """The frozen matrices that a bank computed from the base's weights."""
+    letters = bank.layout.method.made if bank.layout.method.reads_base else ()
+    return {f"{n}.{x}": layer.get_buffer(x).float().cpu() for n, layer in bank.layers.items() for x in letters}
+
+
+def with_base(adapter: Adapter, model: nn.Module | None) -> Adapter:
+    """The adapter with the frozen matrices that come from the base's weights; itself where none do, or without a model.
+
+    model: the bare base. Raises BasisError for one without weights, LayoutError for one whose layers don't fit.
+    """
+    if adapter.computed or model is None or not adapter.layout.method.reads_base:
+        return adapter
+    _check_fits(model, adapter.layout)
+    layers = linear_layers(model)
+    if any(next(layers[name].parameters()).is_meta for name in adapter.layout.site_names):
+        raise BasisError(f"the basis is computed from the base's weights, and this {type(model).__name__} has none")
+    made = {site.name: frozen_factors(adapter.layout, site, layers[site.name]) for site in adapter.layout.sites}
+    return replace(adapter, computed={f"{n}.{x}": t.cpu() for n, own in made.items() for x, t in own.items()})
 
 
 def eject(model: nn.Module) -> nn.Module:
@@ -217,6 +239,11 @@ def _check_fits(model: nn.Module, layout: Layout, any_classes: bool = False) -> 
             raise LayoutError(
                 f"{site.name} is {widths(layers[site.name])} (in, out) wide here, "
                 f"the adapter was made for {(site.in_features, site.out_features)}"
+            )
+        if layout.method.reads_base and is_quantized(layers[site.name]):
+            raise LayoutError(
+                f"{site.name} is quantized, and the basis is computed from the base's own weights: take the base "
+                "unquantized, or a basis that is drawn (init)"
             )
     classes = num_classes(model, layout) if any_classes else None
     for key, shape in layout.head:

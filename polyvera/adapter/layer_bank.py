@@ -17,11 +17,16 @@ from polyvera.adapter.route import Pick
 from polyvera.adapter.shared_input import SharedInput, project_input
 
 
+def _as_wide(mask: Tensor, value: Tensor) -> Tensor:
+    """The mask with as many axes as the value, which may be a matrix a row."""
+    return mask.view(*mask.shape, *(1,) * (value.dim() - mask.dim()))
+
+
 class LayerBank(nn.Module):
     """One layer's share of a bank: each trained factor with a leading slot axis, and the frozen ones it needs.
 
-    A, B, d, b, m: Parameter (slots, *shape) where trained; A (rank, in), B (out, rank) of a row that draws one for each
-    layer.
+    A, B, C, d, b, m: Parameter (slots, *shape) where trained; A (rank, in), B (out, rank) of a row that has one for
+    each layer.
     """
 
     def __init__(
@@ -80,7 +85,7 @@ class LayerBank(nn.Module):
             d = own.get("d")
             if "A" in own and d is not None:
                 A, d = (A * d[0][:, None]).to(A.dtype), None
-            v = Vectors(B, d, own.get("b"), self.site.scale, own.get("m"), norm)
+            v = self._vectors(B, d, own, norm)
             return adapt_rows(y, self._input(x, A), v, index, self._bias())
         dtype = self._product_dtype(x)
         A = own["A"].to(dtype) if "A" in own else self.get_buffer("A").to(dtype)
@@ -151,15 +156,15 @@ class LayerBank(nn.Module):
         return {letter: getattr(self, letter).unbind(0) for letter in self.bank.layout.method.trained}
 
     def _vectors(self, B: Tensor, d: Tensor | None, own: Mapping[str, Tensor], norm: Tensor | None) -> Vectors:
-        return Vectors(B, d, own.get("b"), self.site.scale, own.get("m"), norm)
+        return Vectors(B, d, own.get("b"), self.site.scale, own.get("m"), norm, own.get("C"))
 
     def _gather(self, x: Tensor, pick: Pick) -> tuple[Tensor, Vectors]:
-        """Each row's own d, b and m over the norm."""
+        """Each row's own d, C, b and m over the norm."""
         A, B = self._pair(x.device, self._product_dtype(x))
         own = {k: pick.gather(getattr(self, k), x) for k in self.bank.layout.method.trained}
         mask = None if pick.mask is None else pick.gather_mask(x)
         if mask is not None:  # nothing of a slot reaches the rows of others, not even 0 times its infinity
-            own = {k: torch.where(mask > 0, v, 0.0) for k, v in own.items()}
+            own = {k: torch.where(_as_wide(mask, v) > 0, v, 0.0) for k, v in own.items()}
         norm = None
         if "m" in own:
             every = torch.stack([self._norm_to_use(i, self.of_slot(i)) for i in pick.used])

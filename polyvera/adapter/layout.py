@@ -251,8 +251,20 @@ def layout_of(
             )
     basis = basis_key(spec, shapes) if spec.row.shares_basis else None
     layout = Layout(spec.row, sites, basis, spec.seed, tuple(sorted((head or {}).items())), spec.hash_size)
+    _check_rank(layout)
     _check_hash(layout)
     return layout
+
+
+def _check_rank(layout: Layout) -> None:
+    """Raises LayoutError for more directions of a weight than it has."""
+    for site in layout.sites if layout.method.reads_base else ():
+        most = min(site.in_features, site.out_features)
+        if site.rank > most:
+            raise LayoutError(
+                f"rank={site.rank}, but the weight of {site.name} has {most} singular vectors: take a lower rank, or "
+                "leave the layer out"
+            )
 
 
 def _check_hash(layout: Layout) -> None:
@@ -277,4 +289,4 @@ def basis_key(spec: AdapterSpec, shapes: Mapping[str, tuple[int, int]]) -> Basis
             f"in_max={in_max}, out_max={out_max} is narrower than the widest adapted layer ({widest_in} in, "
             f"{widest_out} out); widen the basis or adapt fewer layers"
         )
-    return BasisKey(spec.init, spec.seed, spec.rank or spec.row.rank, in_max, out_max, spec.basis_dtype)
+    return BasisKey(spec.basis_init or "", spec.seed, spec.rank or spec.row.rank, in_max, out_max, spec.basis_dtype)

@@ -25,7 +25,7 @@ def merged_weight(layer: LayerBank, W: Tensor, slot: int) -> Tensor:
     that is not finite.
     """
     f = layer.matrices(slot)
-    summed = W.float() + delta_weight(f["A"], f["B"], f.get("d"), f.get("b"), layer.site.scale)
+    summed = W.float() + delta_weight(f["A"], f["B"], f.get("d"), f.get("b"), layer.site.scale, f.get("C"))
     if "m" in f:
         summed = (f["m"] / layer.row_norm(slot))[:, None] * summed
     if not bool(torch.isfinite(summed).all()):

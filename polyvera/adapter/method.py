@@ -1,8 +1,8 @@
 """The table: which letters of the one equation each method has, and which of them it trains.
 
-    y = g ⊙ (W x + b ⊙ B (d ⊙ A x))          g = m / ‖W + ΔW‖ of each row, or 1
+    y = g ⊙ (W x + b ⊙ B C (d ⊙ A x))        g = m / ‖W + ΔW‖ of each row, or 1
 
-Shapes: A (rank, in), d (rank,), B (out, rank), b (out,), m (out,). An absent vector is 1.
+Shapes: A (rank, in), d (rank,), C (rank, rank), B (out, rank), b (out,), m (out,). An absent letter is 1.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from polyvera.errors import SpecError, did_you_mean
 
-LETTERS = ("A", "B", "d", "b", "m")
+LETTERS = ("A", "B", "C", "d", "b", "m")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +69,33 @@ class Method:
         return all(x in self.factors and self.factors[x].shared for x in ("A", "B"))
 
     @property
+    def made(self) -> tuple[str, ...]:
+        """The frozen matrices that each layer has of its own, which are made again instead of stored."""
+        return tuple(x for x, f in self.factors.items() if f.init in MADE and not (f.trained or f.shared))
+
+    @property
     def draws_by_seed(self) -> bool:
-        """Whether a frozen factor of each layer is drawn from the seed instead of stored."""
-        return any(f.init in DRAWN and not f.trained and not f.shared for f in self.factors.values())
+        """Whether a frozen matrix of each layer depends on the seed."""
+        return any(self.factors[x].init != SVD for x in self.made)
+
+    @property
+    def reads_base(self) -> bool:
+        """Whether a frozen matrix of each layer is computed from the base's own weights."""
+        return any(self.factors[x].init == SVD for x in self.made)
+
+    @property
+    def init(self) -> str | None:
+        """The basis that its frozen pair is by default, None where it has no pair to choose."""
+        if self.shares_basis:
+            return KAIMING_UNIFORM
+        return self.factors["A"].init if self.factors["A"].init in OWN_BASES else None
+
+    def on_basis(self, init: str | None) -> Method:
+        """The same row with its frozen pair of another basis; None is its own."""
+        if init is None or init == self.init:
+            return self
+        pair = Factor(init) if init in OWN_BASES else SHARED
+        return replace(self, factors={**self.factors, "A": pair, "B": pair})
 
     @property
     def takes_alpha(self) -> bool:
@@ -90,7 +114,13 @@ D_INIT = "d_init"  # the constant spec.d_init
 ROW_NORM = "row_norm"  # ‖W‖ of each row
 BASIS = "basis"  # the shared pair named by a BasisKey
 SCALE = "scale"  # the number that a rule of SCALINGS gives
-DRAWN = (KAIMING, NORMAL)
+SVD = "svd"  # directions of the layer's own weight, those of the largest singular values
+FOURIER = "fourier"  # waves of whole periods, sines and cosines, of frequencies drawn from the seed
+DCT = "dct"  # waves of half periods, cosines (the DCT-II), of frequencies drawn from the seed
+WAVES = (FOURIER, DCT)
+OWN_BASES = (SVD, *WAVES)  # those of each layer's own widths; A and B are the same for all layers as wide, save svd's
+MADE = (KAIMING, NORMAL, *OWN_BASES)
+KAIMING_UNIFORM = "kaiming_uniform"  # the shared pair that is the default
 
 SHARED = Factor(BASIS, shared=True)
 MAGNITUDE = Factor(ROW_NORM, trained=True)
@@ -99,7 +129,9 @@ LOW_RANK = {"A": Factor(KAIMING, trained=True), "B": Factor(ZEROS, trained=True)
 VECTORS = {"A": SHARED, "B": SHARED, "d": Factor(D_INIT, trained=True), "b": Factor(ZEROS, trained=True)}
 TIED_B = Factor(ZEROS, trained=True, tied=True)
 OWN, GROWN = Factor(KAIMING), Factor(ZEROS, trained=True)
+SVD_PAIR, WAVE_PAIR = ({"A": Factor(init), "B": Factor(init)} for init in (SVD, FOURIER))
 TIED, D_ONLY = "after Renduchintala 2023", "after Kopiczko 2023"
+RASTA, WAVE_D = "after Bałazy 2024", "after Gao 2024"
 LORA_KEYS = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"}
 VERA_KEYS = {"d": "vera_lambda_d", "b": "vera_lambda_b"}
 ADALORA_KEYS = {"A": "lora_A", "B": "lora_B", "d": "lora_E"}
@@ -140,6 +172,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             Method("vera-d", {"A": SHARED, "B": SHARED, "d": GROWN}, D_ONLY, "none", 256, 6e-2, "LORA", LORA_KEYS),
             Method("vera-d-own", {"A": OWN, "B": OWN, "d": GROWN}, D_ONLY, "none", 256, 6e-2, "LORA", LORA_KEYS),
             Method("dvora", {**VECTORS, "m": MAGNITUDE}, "Liu 2024", "none", 256, 6e-2, "LORA", LORA_KEYS),
+            Method("lora-xs", {**SVD_PAIR, "C": GROWN}, "Bałazy 2024", "none", 16, 2e-3, "LORA", LORA_KEYS),
+            Method("rasta", {"A": SHARED, "B": SHARED, "C": GROWN}, RASTA, "none", 16, 2e-3, "LORA", LORA_KEYS),
+            Method("fourier-d", {**WAVE_PAIR, "d": GROWN}, WAVE_D, "none", 256, 6e-2, "LORA", LORA_KEYS),
         )
     }
 )
@@ -167,10 +202,11 @@ def method_named(name: str) -> Method:
 
 
 def factor_shape(letter: str, rank: int, in_features: int, out_features: int) -> tuple[int, ...]:
-    """The shape of one letter in one layer: A (rank, in), d (rank,), B (out, rank), b and m (out,)."""
+    """The shape of one letter in one layer: A (rank, in), d (rank,), C (rank, rank), B (out, rank), b and m (out,)."""
     shapes: dict[str, tuple[int, ...]] = {
         "A": (rank, in_features),
         "B": (out_features, rank),
+        "C": (rank, rank),
         "d": (rank,),
         "b": (out_features,),
         "m": (out_features,),

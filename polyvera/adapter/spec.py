@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from polyvera.adapter.method import D_INIT, SCALINGS, Method, Scale, method_named
+from polyvera.adapter.method import D_INIT, OWN_BASES, SCALINGS, Method, Scale, method_named
 from polyvera.errors import SpecError, did_you_mean
 
 Pattern = tuple[tuple[str, float], ...]
 DTYPES = ("float32", "bfloat16", "float16")
-BASIS_INITS = ("kaiming_uniform", "kaiming_normal", "uniform", "orthogonal")
+SHARED_BASES = ("kaiming_uniform", "kaiming_normal", "uniform", "orthogonal", "tight_frame", "hadamard")
+BASIS_INITS = (*SHARED_BASES, *OWN_BASES)
 GIVEN = "given"
 
 
@@ -44,7 +45,8 @@ class AdapterSpec:
     targets: 'default', 'all-linear', a regular expression for the whole layer name, or endings of layer names.
     rank, alpha, scaling: None takes the method's own; alpha is the numerator of the scaling rule and starts as rank.
     magnitude: adds a trained row norm m to any row of the table.
-    init, seed, in_max, out_max, basis_dtype: the frozen pair; None takes the widest target.
+    init: the basis that the frozen pair is, one of BASIS_INITS; None takes the method's own.
+    seed, in_max, out_max, basis_dtype: of that pair; None takes the widest target.
     rank_pattern, alpha_pattern: (layer name or its ending, value) pairs that differ from rank and alpha.
     head: modules trained whole and stored with the adapter.
     hash_size: trains and stores so many numbers, of which a fixed hash makes all trained letters but a magnitude; None
@@ -59,7 +61,7 @@ class AdapterSpec:
     scaling: str | None = None
     magnitude: bool = False
     seed: int = 0
-    init: str = "kaiming_uniform"
+    init: str | None = None
     d_init: float = 0.1
     dropout: float = 0.0
     in_max: int | None = None
@@ -77,6 +79,8 @@ class AdapterSpec:
             object.__setattr__(self, "targets", tuple(self.targets))
         for name in ("rank_pattern", "alpha_pattern"):
             object.__setattr__(self, name, tuple(sorted((str(k), v) for k, v in getattr(self, name))))
+        if self.init is not None and self.init == method_named(self.method).init:
+            object.__setattr__(self, "init", None)
         for problem in self._problems():
             raise SpecError(problem)
 
@@ -104,17 +108,19 @@ class AdapterSpec:
             yield f"alpha_pattern {unscaled}: remove it"
         if self.rank_pattern and row.shares_basis:
             yield f"rank_pattern is not used by {self.method} (all layers share one basis of one rank): remove it"
-        if self.init not in (*BASIS_INITS, GIVEN):
-            near = did_you_mean(self.init, BASIS_INITS)
+        if self.init not in (*BASIS_INITS, GIVEN, None):
+            near = did_you_mean(str(self.init), BASIS_INITS)
             yield f"init={self.init!r} must be one of: {', '.join(BASIS_INITS)}{near}"
         if self.basis_dtype not in DTYPES:
             yield f"basis_dtype={self.basis_dtype!r} must be one of: {', '.join(DTYPES)}"
         yield from self._unused()
 
     def _unused(self) -> Iterator[str]:
-        """What is asked of a shared basis, or of d, where the method has none."""
+        """What is asked of a basis, or of d, where the method has none."""
         row = self.row
-        for name in ("init", "in_max", "out_max", "basis_dtype"):
+        if self.init is not None and row.init is None:
+            yield f"init={self.init!r} is not used by {self.method} (it has no basis to choose): remove it"
+        for name in ("in_max", "out_max", "basis_dtype"):
             if not row.shares_basis and getattr(self, name) != _DEFAULTS[name]:
                 yield f"{name}={getattr(self, name)!r} is not used by {self.method} (it has no shared basis): remove it"
         if all(factor.init != D_INIT for factor in row.factors.values()) and self.d_init != _DEFAULTS["d_init"]:
@@ -122,9 +128,15 @@ class AdapterSpec:
 
     @property
     def row(self) -> Method:
-        """The table row, with a magnitude where one was asked for."""
+        """The table row, on the basis and with the magnitude that were asked for."""
         row = method_named(self.method)
+        row = row if row.init is None else row.on_basis(self.init)
         return row.with_magnitude() if self.magnitude else row
+
+    @property
+    def basis_init(self) -> str | None:
+        """The basis that the frozen pair is, None where there is none to choose."""
+        return self.init or self.row.init
 
     def rank_of(self, site: str) -> int:
         """The rank of one layer."""

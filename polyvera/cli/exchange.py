@@ -151,11 +151,11 @@ def exported(adapter: Adapter, target: Path, form: str, model: str | None, asked
 
     Raises RecipeError for an unknown format, SpecError for an option that it does not use.
     """
-    from polyvera.store.formats import base_skeleton
+    from polyvera.store.formats import base_of
 
     chosen = _format(form)
     check_options(chosen.name, chosen.write, asked)
-    return chosen.write(adapter, target, model=base_skeleton(adapter, model), **asked)
+    return chosen.write(adapter, target, model=base_of(adapter, model), **asked)
 
 
 def check_options(form: str, function: Callable[..., Any], asked: Iterable[str]) -> None:

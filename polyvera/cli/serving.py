@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from polyvera.engine.protocol import EmbeddingEngine, ServedEngine
     from polyvera.jobs.fine_tuning import FineTuning
     from polyvera.replicas.replica_pool import ReplicaPool
+    from polyvera.server.address import Address
     from polyvera.store.reference import AdapterRef
     from polyvera.store.registry import Registry
 
@@ -33,22 +34,23 @@ def serve(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Load and check everything, but do not listen.")] = False,
 ) -> None:
     """Serve any mix of a store's adapters in one batch, behind OpenAI's HTTP API."""
+    from polyvera.server.address import Address
     from polyvera.store.registry import Registry
 
-    _run(serving, Registry(serving.store), None if dry_run else (serving.host, serving.port))
+    _run(serving, Registry(serving.store), None if dry_run else Address(serving.host, serving.port, serving.uds))
 
 
-def _run(serving: Serving, registry: Registry, address: tuple[str, int] | None) -> None:
+def _run(serving: Serving, registry: Registry, address: Address | None) -> None:
     from polyvera.server.app import make_app
     from polyvera.server.metrics import Metrics
     from polyvera.server.middleware import ServerState
-    from polyvera.server.server import Server, bound, check_address, reload_at_hangup
+    from polyvera.server.server import Server, reload_at_hangup
     from polyvera.server.usage import open_usage
 
     config = serving.config
     if address is not None:
-        check_address(address[0], config)
-    own = None if address is None else bound(*address)
+        address.check(config)
+    own = None if address is None else address.bound()
     refs = _checked(registry, config, serving.pin)
     usage, metrics, state = open_usage(config.usage, registry.url), Metrics(), ServerState()
     reload_at_hangup(state)
@@ -62,7 +64,7 @@ def _run(serving: Serving, registry: Registry, address: tuple[str, int] | None) 
         typer.echo(_costs(engine) if engine.embedding is None else _vectors(engine.embedding))
         if address is None:
             return
-        server = Server(app, engine, config, state, *address, own)
+        server = Server(app, engine, config, state, address, own)
         typer.echo(
             f"{server.url} (OpenAI's API under /v1); SIGTERM or Ctrl-C stops it when the running answers are done"
         )

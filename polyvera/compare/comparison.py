@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from math import inf, isfinite
 from pathlib import Path
@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from polyvera.adapter.method import METHODS
 from polyvera.compare.baseline import BASELINES
+from polyvera.compare.rival import Rival, num_head_params, rival_base, with_head_rate
 from polyvera.errors import DivergedError, RecipeError, did_you_mean
 from polyvera.settings.source import Source, read_toml
 from polyvera.train.memory import forget_peak, peak_bytes
@@ -38,7 +39,8 @@ class Comparison(BaseModel):
     methods: rows of the table, 'full', or 'head' (a linear probe). factors: multiples of each method's own learning
     rate that the sweep tries. extensions: how many more it tries beyond the lowest or the highest of them.
     settings: keys of a Recipe for all runs; method: more of them for one method; task: more of them for each task, and
-    `score`, the name of the result to compare by, and `also`, names of further results to tell.
+    `score`, the name of the result to compare by, and `also`, names of further results to tell. A method that is PEFT's
+    own takes `peft`, choices of PEFT's config.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -83,7 +85,10 @@ class Comparison(BaseModel):
                     if name in choices:
                         raise RecipeError(f"{name} has no effect: a comparison publishes no adapters; remove it")
                 score, also = str(choices.pop("score", "accuracy")), tuple(choices.pop("also", ()))
-                yield PlannedRun(task, method, factor, seed, score, choices, also)
+                peft = choices.pop("peft", {})
+                if peft and rival_of(method) is None:
+                    raise RecipeError(f"method {method!r}: peft={peft} is for methods of PEFT's own code; remove it")
+                yield PlannedRun(task, method, factor, seed, score, choices, also, peft=peft)
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,7 @@ class PlannedRun:
     choices: Mapping[str, Any]
     also: tuple[str, ...] = ()
     is_edge: bool = False
+    peft: Mapping[str, Any] = field(default_factory=dict)
 
     def recipe(self) -> Recipe:
         """The recipe of the run. Raises RecipeError."""
@@ -113,7 +119,8 @@ class Run:
     """What came of a run. also: further results, 'name=value' with spaces between.
 
     bytes are of fp32 numbers; peak_bytes the most memory that the process held. is_edge: 1 where the rate is the lowest
-    or the highest that was tried, so that a better one may lie beyond.
+    or the highest that was tried, so that a better one may lie beyond. rival_bytes: of what PEFT's own code trains, as
+    PEFT would store it.
     """
 
     task: str
@@ -132,6 +139,7 @@ class Run:
     peak_bytes: int
     also: str = ""
     is_edge: int = 0
+    rival_bytes: int = 0
 
     @property
     def others(self) -> dict[str, float]:
@@ -142,12 +150,12 @@ class Run:
     @property
     def stored_bytes(self) -> int:
         """What is stored, the head included."""
-        return FP32 * self.num_params
+        return self.adapter_bytes + FP32 * self.num_head_params
 
     @property
     def adapter_bytes(self) -> int:
         """What is stored without the head."""
-        return FP32 * (self.num_params - self.num_head_params)
+        return self.rival_bytes or FP32 * (self.num_params - self.num_head_params)
 
 
 Watch = Callable[[Run], None]
@@ -214,14 +222,17 @@ def trained(planned: PlannedRun, phase: str) -> Run:
 
     recipe = planned.recipe()
     recipe = recipe if phase == FINAL else recipe.replaced(test=None)
+    method = rival_of(planned.method)
+    rival = None if method is None else rival_base(recipe, method, planned.peft)
+    recipe = recipe if rival is None else with_head_rate(recipe, rival.base)
     forget_peak()
     try:
-        result = train(recipe, progress=False)
+        result = train(recipe, base=None if rival is None else rival.base, progress=False)
     except DivergedError:
         if phase == FINAL:
             raise
         return _diverged(planned, recipe)
-    head = 0 if result.adapter is None else result.adapter.layout.num_head_params
+    head = num_head_params(result)
     has_adapter = planned.method not in BASELINES or BASELINES[planned.method].has_adapter
     if phase == FINAL:
         _check_scores(planned, result.scores)
@@ -244,7 +255,13 @@ def trained(planned: PlannedRun, phase: str) -> Run:
         peak_bytes(),
         also,
         int(planned.is_edge),
+        0 if rival is None else rival.stored_bytes,
     )
+
+
+def rival_of(method: str) -> Rival | None:
+    """What PEFT puts into the base, None for what is not PEFT's own."""
+    return BASELINES[method].rival if method in BASELINES else None
 
 
 def _rate(planned: PlannedRun, recipe: Recipe) -> float:

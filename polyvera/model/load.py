@@ -47,13 +47,14 @@ class Base:
     """A base model and its tokenizer.
 
     untrained: modules behind the backbone that its files lack weights of. embeds: whether it is for vectors alone, so
-    that no head is trained.
+    that no head is trained. trained: the parameters that full fine-tuning trains, None for all.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     untrained: tuple[str, ...] = ()
     embeds: bool = False
+    trained: frozenset[str] | None = None
 
     @property
     def head(self) -> tuple[str, ...]:

@@ -131,6 +131,9 @@ class Serving(ServedModel, TrainingParts):
 
     host: Annotated[str, Described("An address; others than this machine's own need keys.", HTTP)] = "127.0.0.1"
     port: Annotated[int, Ge(0), Le(65_535), Described("0 takes a free one.", HTTP)] = 8000
+    uds: Annotated[
+        Path | None, Described("A unix socket's path, instead of host and port; its file is its user's alone.", HTTP)
+    ] = None
     replicas: Annotated[
         Count,
         Described(

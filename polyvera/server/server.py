@@ -16,9 +16,9 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from polyvera.engine.protocol import ServedEngine
-from polyvera.errors import ServeError
+from polyvera.server.address import Address, url_of
 from polyvera.server.config import ServerConfig
-from polyvera.server.middleware import ServerState, is_loopback
+from polyvera.server.middleware import ServerState
 
 log = logging.getLogger(__name__)
 KEEP_ALIVE_S = 75
@@ -118,10 +118,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 class Server:
-    """One app on one port, bound at once. run() returns after SIGTERM or SIGINT, when the running answers are done.
+    """One app at one address, bound at once. run() returns after SIGTERM or SIGINT, when the running answers are done.
 
-    own: a socket that bound() gave for this address. Raises ServeError for an address that is taken, or that other
-    machines reach without a file of keys.
+    own: a socket that the address gave before. Raises ServeError for an address that is taken, or that other machines
+    reach without a file of keys.
     """
 
     def __init__(
@@ -130,17 +130,16 @@ class Server:
         engine: ServedEngine,
         config: ServerConfig,
         state: ServerState,
-        host: str,
-        port: int,
+        address: Address,
         own: socket.socket | None = None,
     ) -> None:
-        check_address(host, config)
-        self._engine, self._config, self._state = engine, config, state
-        self._socket = own or bound(host, port)
+        address.check(config)
+        self._engine, self._config, self._state, self._address = engine, config, state, address
+        self._socket = own or address.bound()
         try:
             self._socket.listen(BACKLOG)
         except OSError as error:  # taken while the model was loaded
-            raise _taken(host, port, error) from None
+            raise address.taken(error) from None
         options = uvicorn.Config(
             app,
             http=partial(  # type: ignore[arg-type]
@@ -166,7 +165,10 @@ class Server:
         gc.collect()
         gc.freeze()  # the model's objects and the libraries': a collection beside the requests need not look at them
         reload_at_hangup(self._state)
-        self._server.run(sockets=[self._socket])
+        try:
+            self._server.run(sockets=[self._socket])
+        finally:
+            self._address.left()
 
     def stop(self) -> None:
         """Takes no new requests, lets the running answers end, and then returns from run(). Any thread."""
@@ -177,8 +179,7 @@ class Server:
     @property
     def url(self) -> str:
         """Where it listens."""
-        host, port = self._socket.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return url_of(self._socket)
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if self._state.is_draining and number == signal.SIGINT:  # asked twice; at the third time nobody is waited for
@@ -206,32 +207,3 @@ def reload_at_hangup(state: ServerState) -> None:
 
     if hasattr(signal, "SIGHUP") and current_thread() is main_thread():
         signal.signal(signal.SIGHUP, on_hangup)
-
-
-def bound(host: str, port: int) -> socket.socket:
-    """A socket that has this address and does not listen yet. Raises ServeError for one that is taken."""
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        found = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            found.bind(address[:2])
-        except OSError:
-            found.close()
-            raise
-        return found
-    except OSError as error:
-        raise _taken(host, port, error) from None
-
-
-def _taken(host: str, port: int, error: OSError) -> ServeError:
-    return ServeError(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port")
-
-
-def check_address(host: str, config: ServerConfig) -> None:
-    """Raises ServeError for an address that other machines reach without a file of keys."""
-    if config.keys is None and not is_loopback(host):
-        raise ServeError(
-            f"host={host!r} can be reached from other machines, and there are no keys: make some with `polyvera keys "
-            "FILE --add TENANT`, and give --keys FILE; or listen on 127.0.0.1"
-        )

@@ -83,12 +83,15 @@ def format_of(folder: Path) -> AdapterFormat:
     return found
 
 
-def base_skeleton(adapter: Adapter, name: str | None = None) -> PreTrainedModel | None:
+def base_of(adapter: Adapter, name: str | None = None) -> PreTrainedModel | None:
     """The base of an adapter without weights, None where its configuration is not on this machine.
 
-    name: the base, where it is not the one that the adapter names.
+    name: the base, where it is not the one that the adapter names. With weights where the basis is computed from them.
     """
     own = adapter.origin.get(CLASS, "")
     task = TASKS.get(adapter.origin.get(TASK, ""), SEQ_CLS if adapter.labels else CAUSAL_LM)
     base = name or adapter.model
-    return skeleton(base, OWN_CLASSES.get(own, own) or task.auto) if base else None
+    kind = OWN_CLASSES.get(own, own) or task.auto
+    if base and adapter.layout.method.reads_base:
+        return load_as(base, kind)
+    return skeleton(base, kind) if base else None

@@ -171,7 +171,8 @@ def adapted(recipe: Recipe, base: Base, num_slots: int = 1) -> Iterator[Bank | N
     try:
         with fused_norms(model):
             if spec is None:
-                model.requires_grad_(True)
+                for name, parameter in model.named_parameters():
+                    parameter.requires_grad_(base.trained is None or name in base.trained)
                 yield None
             else:
                 bank = inject(model, spec, num_slots)

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field
 
 from polyvera.adapter.first_step import default_lr
 from polyvera.adapter.method import D_INIT, METHODS, ZEROS, Method
-from polyvera.adapter.spec import AdapterSpec
+from polyvera.adapter.spec import BASIS_INITS, AdapterSpec
 from polyvera.errors import PolyveraError, RecipeError, ReferenceNameError, SpecError
 from polyvera.model.task import TASKS
 from polyvera.settings.field import DEFAULT_STORE, MODEL, STORE, Count, Described, Fraction, Positive
@@ -98,7 +98,7 @@ class Recipe(SettingsModel):
     scaling: Annotated[str | None, Described("The scaling rule, such as 'alpha/sqrt(r)' (rsLoRA).", ADAPTER)] = None
     dropout: Annotated[Fraction, Described("Dropout on the input of A.", ADAPTER)] = 0.0
     seed: Annotated[int, Described("Names the frozen basis and the start of the factors.", ADAPTER)] = 0
-    init: Annotated[str, Described("How the frozen basis is drawn.", ADAPTER)] = "kaiming_uniform"
+    init: Annotated[str | None, Described(f"The frozen basis: {', '.join(BASIS_INITS)}.", ADAPTER)] = None
     d_init: Annotated[float, Described("Where the vector d starts.", ADAPTER)] = 0.1
     in_max: Annotated[Count | None, Described("Width of the basis; by default that of the widest layer.", ADAPTER)] = (
         None

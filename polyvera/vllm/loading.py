@@ -11,7 +11,9 @@ from vllm.lora.lora_model import LoRAModel
 from vllm.lora.lora_weights import LoRALayerWeights
 from vllm.model_executor.models.utils import PPMissingLayer
 
-from polyvera.adapter.adapter import Adapter, drawn_factors
+from polyvera.adapter.adapter import Adapter
+from polyvera.adapter.basis import Basis
+from polyvera.adapter.folded import factors_of, plain
 from polyvera.adapter.layout import Site
 from polyvera.errors import LayoutError, SpecError, did_you_mean
 from polyvera.vllm.settings import KINDS, Settings, as_matrices, as_vectors
@@ -41,10 +43,10 @@ def lora_model(adapter: Adapter, manager: Any, number: int, settings: Settings) 
     for site in here:
         _check_site(site, sites[site.name], manager)
     ranks = max(site.rank for site in layout.sites)
-    if not layout.method.shares_basis:
-        _check_rank(ranks, manager.lora_config.max_lora_rank)
-        return LoRAModel(number, ranks, {sites[s.name]: _matrices(adapter, s, manager) for s in here})
     basis = adapter.basis()
+    if not as_vectors(layout.method):
+        _check_rank(ranks, manager.lora_config.max_lora_rank)
+        return LoRAModel(number, ranks, {sites[s.name]: _matrices(adapter, s, basis, manager) for s in here})
     assert basis is not None
     manager.polyvera_pair.bind(basis)
     return LoRAModel(number, ranks, _vectors(adapter, here, sites, manager))
@@ -53,10 +55,15 @@ def lora_model(adapter: Adapter, manager: Any, number: int, settings: Settings) 
 def _check_served(adapter: Adapter, settings: Settings) -> None:
     row = adapter.layout.method
     served = settings.vectors if as_vectors(row) else settings.matrices and as_matrices(row)
-    if not served or (row.shares_basis and "m" in row.factors and not settings.gain):
+    if not served or (as_vectors(row) and "m" in row.factors and not settings.gain):
         raise SpecError(
             f"this engine does not serve {row.name} adapters: vLLM's matrices take no magnitude, and {KINDS} chooses "
             "among the rest when the engine starts"
+        )
+    if row.reads_base:
+        raise SpecError(
+            f"the basis of this {row.name} adapter is computed from the base's weights, which vLLM keeps in a form of "
+            "its own: `polyvera export --as-lora`, and serve the LoRA"
         )
 
 
@@ -72,14 +79,9 @@ def _vectors(adapter: Adapter, sites: list[Site], names: Mapping[str, str], mana
     return loras
 
 
-def _matrices(adapter: Adapter, site: Site, manager: Any) -> LoRALayerWeights:
-    own = {letter: adapter.tensors.get(f"{site.name}.{letter}") for letter in ("A", "B", "d")}
-    f = {**drawn_factors(adapter.layout, site), **{k: t for k, t in own.items() if t is not None}}
-    factor, divisor = site.scale
-    B = f["B"] * (factor / divisor)
-    B = B * f["d"] if "d" in f else B
-    dtype = manager.lora_config.lora_dtype
-    return LoRALayerWeights(site.name, site.rank, site.rank, f["A"].to(dtype), B.to(dtype), 1)
+def _matrices(adapter: Adapter, site: Site, basis: Basis | None, manager: Any) -> LoRALayerWeights:
+    f, dtype = plain(factors_of(adapter, site, basis), site), manager.lora_config.lora_dtype
+    return LoRALayerWeights(site.name, site.rank, site.rank, f["A"].to(dtype), f["B"].to(dtype), 1)
 
 
 def _check_rank(rank: int, most: int) -> None:

@@ -17,12 +17,12 @@ OFF = f"or start it without this plugin ({KINDS}=none)"
 
 def as_vectors(row: Method) -> bool:
     """Whether an adapter is vectors beside one shared pair."""
-    return row.shares_basis
+    return row.shares_basis and "C" not in row.factors
 
 
 def as_matrices(row: Method) -> bool:
     """Whether an adapter is a product of two matrices, which is what vLLM itself serves."""
-    return not row.shares_basis and "m" not in row.factors
+    return not as_vectors(row) and "m" not in row.factors
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from polyvera.adapter.basis import BASES, draw_basis, draw_factor, given_basis
-from polyvera.adapter.method import KAIMING
+from polyvera.adapter.layer_basis import MAKERS
+from polyvera.adapter.method import KAIMING, MADE, OWN_BASES
 from polyvera.adapter.spec import BASIS_INITS, BasisKey
 from polyvera.errors import BasisError
 
@@ -33,7 +34,7 @@ def test_the_draw_is_pefts(seed: int, rank: int, in_max: int, out_max: int) -> N
 
 
 def test_every_init_has_an_entry_and_a_spec_knows_it() -> None:
-    assert set(BASES) == set(BASIS_INITS)
+    assert (*BASES, *OWN_BASES) == BASIS_INITS and set(MAKERS) == set(MADE)
 
 
 PRINT = (
@@ -84,6 +85,19 @@ def test_orthogonal_rows_are_at_right_angles_even_past_the_width() -> None:
     A = draw_basis(BasisKey("orthogonal", 0, 24, 16, 40)).A.double()
     for block in (A[:16], A[16:]):
         assert torch.allclose(block @ block.T, 2 * torch.eye(len(block), dtype=torch.float64), atol=1e-6)
+
+
+@pytest.mark.parametrize(("rank", "width"), [(24, 16), (16, 24)])
+def test_a_tight_frame_has_its_shorter_side_orthonormal(rank: int, width: int) -> None:
+    A = draw_basis(BasisKey("tight_frame", 0, rank, width, 40)).A.double()
+    inner = A @ A.T if rank <= width else A.T @ A
+    assert torch.allclose(inner, inner[0, 0] * torch.eye(len(inner), dtype=torch.float64), atol=1e-6)
+
+
+def test_hadamards_rows_are_at_right_angles_where_no_column_is_cut() -> None:
+    basis = draw_basis(BasisKey("hadamard", 0, 24, 64, 40))
+    assert torch.allclose(basis.A @ basis.A.T, 2 * torch.eye(24), atol=1e-5)
+    assert {abs(x) for x in basis.B.flatten().tolist()} == {float(torch.tensor(2 / 24).sqrt())}
 
 
 def test_the_basis_dtype_rounds_the_values() -> None:

@@ -21,21 +21,23 @@ def seeded():
 
 
 def stacks(letters):
-    shapes = {"d": (SLOTS, RANK), "b": (SLOTS, OUT), "m": (SLOTS, OUT), "norm": (SLOTS, OUT)}
+    shapes = {"d": (SLOTS, RANK), "b": (SLOTS, OUT), "m": (SLOTS, OUT), "norm": (SLOTS, OUT), "C": (SLOTS, RANK, RANK)}
     return {x: drawn(*shapes[x]).abs() + 0.5 if x in letters else None for x in shapes}
 
 
 def of_slot(B, own, slot):
     return Vectors(B, *(None if own[x] is None else own[x][slot] for x in "db"), SCALE, *(
-        None if own[x] is None else own[x][slot] for x in ("m", "norm")
+        None if own[x] is None else own[x][slot] for x in ("m", "norm", "C")
     ))  # fmt: skip
 
 
-@pytest.mark.parametrize("letters", [("d", "b"), ("b",), ("d",), (), ("d", "b", "m", "norm")])
+@pytest.mark.parametrize(
+    "letters", [("d", "b"), ("b",), ("d",), (), ("d", "b", "m", "norm"), ("C",), (*"dbC", "m", "norm")]
+)
 @pytest.mark.parametrize("way", [adapt_rows, adapt_rows_naive])
 def test_each_row_is_computed_as_alone(way, letters):
     y, u, B, own, bias = drawn(4, TOKENS, OUT), drawn(4, TOKENS, RANK), drawn(OUT, RANK), stacks(letters), drawn(OUT)
-    v = Vectors(B, own["d"], own["b"], SCALE, own["m"], own["norm"])
+    v = Vectors(B, own["d"], own["b"], SCALE, own["m"], own["norm"], own["C"])
     found = way(y, u, v, INDEX, bias)
     for row, slot in enumerate(INDEX.tolist()):
         alone = y[row] if slot < 0 else adapt_naive(y[row], u[row], of_slot(B, own, slot), bias)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from polyvera.adapter.adapter import Adapter, drawn_factors
+from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.equation import delta_weight
 from polyvera.adapter.first_step import WIDTH, default_lr, reach
 from polyvera.adapter.inject import extract, inject
-from polyvera.adapter.method import METHODS
+from polyvera.adapter.method import METHODS, SVD
 from polyvera.adapter.route import route
-from polyvera.adapter.spec import AdapterSpec
+from polyvera.adapter.spec import BASIS_INITS, AdapterSpec
 
 LR = 1e-3
 CASES: list[dict[str, Any]] = [
@@ -21,8 +21,9 @@ CASES: list[dict[str, Any]] = [
     {"method": "lora", "rank": 32, "scaling": "alpha/sqrt(r)"},
     {"method": "vera", "rank": 16},
     {"method": "vera", "rank": 512, "d_init": 1.0},
-    {"method": "vera", "init": "uniform"},
-    {"method": "vera", "init": "orthogonal"},
+    *({"method": "vera", "init": init} for init in BASIS_INITS if init not in (AdapterSpec().basis_init, SVD)),
+    {"method": "vera", "init": SVD, "rank": 128},
+    {"method": "rasta", "rank": 64},
 ]
 
 
@@ -42,10 +43,10 @@ def test_reach_is_the_change_of_w_in_a_first_step(choices: dict[str, Any]) -> No
 def _delta_weight(adapter: Adapter) -> Tensor:
     site, basis = adapter.layout.sites[0], adapter.basis()
     letters = {key.rpartition(".")[2]: t for key, t in adapter.tensors.items()}
-    letters |= drawn_factors(adapter.layout, site)
+    letters |= adapter.frozen(site)
     if basis is not None:
         letters |= {"A": basis.A, "B": basis.B}
-    return delta_weight(*(letters.get(letter) for letter in "ABdb"), scale=site.scale)
+    return delta_weight(*(letters.get(letter) for letter in "ABdb"), site.scale, letters.get("C"))
 
 
 @pytest.mark.parametrize("choices", CASES, ids=str)

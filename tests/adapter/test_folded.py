@@ -24,7 +24,7 @@ def test_the_product_is_the_change_of_the_weight(row):
     assert {f["A"].shape[0] for f in layers.values()} == {folded_rank(adapter)} == {4}
     for site in adapter.layout.sites:
         f, own = layers[site.name], factors_of(adapter, site, basis)
-        wanted = delta_weight(own["A"], own["B"], own.get("d"), own.get("b"), site.scale)
+        wanted = delta_weight(own["A"], own["B"], own.get("d"), own.get("b"), site.scale, own.get("C"))
         torch.testing.assert_close(f["B"] @ f["A"], wanted, rtol=1e-5, atol=1e-6)
         assert ("m" in f) == ("m" in row.trained)
 

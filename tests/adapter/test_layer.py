@@ -13,6 +13,7 @@ from polyvera.adapter.layer_bank import LayerBank
 from polyvera.adapter.method import METHODS
 from polyvera.adapter.route import checkpoint_context, route
 from polyvera.adapter.spec import AdapterSpec
+from polyvera.errors import LayoutError
 
 SPECS = {
     f"{n}{'+m' if m else ''}": AdapterSpec(n, rank=4, targets="all-linear", magnitude=m)
@@ -80,7 +81,7 @@ def test_gradients_of_a_mixed_batch_equal_one_at_a_time(
     for row, slot in enumerate(slots):
         if slot:
             (logits(small_llama, ids[row : row + 1], slot) * weights[row : row + 1]).sum().backward()
-    agree(mixed, gradients(small_llama))
+    agree(mixed, gradients(small_llama), 5e-5)  # sums in another order
 
 
 @every
@@ -206,7 +207,7 @@ def test_matrices_give_the_delta_that_the_forward_adds(model: nn.Module, spec: A
         with torch.no_grad(), route(2):
             found = model.get_submodule(name)(x)
         f, W = layer.matrices(1), dense_weight(layer.base)
-        merged = W + delta_weight(f["A"], f["B"], f.get("d"), f.get("b"), layer.site.scale)
+        merged = W + delta_weight(f["A"], f["B"], f.get("d"), f.get("b"), layer.site.scale, f.get("C"))
         g = f["m"] / merged.norm(dim=1) if "m" in f else torch.ones(len(W))
         bias = 0 if layer.base.bias is None else layer.base.bias
         assert torch.allclose(found, x @ (g[:, None] * merged).T + bias, atol=1e-5)
@@ -241,7 +242,12 @@ def test_a_quantized_base_works_unchanged(kind: str, spec: AdapterSpec, scramble
     x = torch.randn(4, 3, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         bare = base(x)
-    bank = inject(base, AdapterSpec.from_dict({**spec.to_dict(), "targets": ("0", "2")}), 2)
+    spec = AdapterSpec.from_dict({**spec.to_dict(), "targets": ("0", "2")})
+    if spec.row.reads_base:
+        with pytest.raises(LayoutError, match="0 is quantized, and the basis is computed"):
+            inject(base, spec, 2)
+        return
+    bank = inject(base, spec, 2)
     with torch.no_grad():
         assert torch.equal(base_at(base, x, 1), bare)
     scramble(bank)

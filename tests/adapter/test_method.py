@@ -1,7 +1,7 @@
 import pytest
 
-from polyvera.adapter.method import LETTERS, METHODS, SCALINGS, factor_shape, method_named
-from polyvera.adapter.spec import AdapterSpec
+from polyvera.adapter.method import LETTERS, METHODS, OWN_BASES, SCALINGS, factor_shape, method_named
+from polyvera.adapter.spec import BASIS_INITS, AdapterSpec
 from polyvera.errors import SpecError
 
 
@@ -12,6 +12,23 @@ def test_a_row_trains_something_and_knows_all_its_letters(name: str) -> None:
     assert row.trained and all(row.factors[letter].trained for letter in row.trained)
     assert not any(row.factors[letter].shared for letter in row.trained)
     assert row.scaling in SCALINGS and (row.scaling != "none") == ("b" in row.factors and "b" not in row.trained)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_frozen_pair_is_of_any_basis_and_of_its_own_by_default(name: str) -> None:
+    row = METHODS[name]
+    is_frozen = not {"A", "B"} & set(row.trained)
+    assert row.on_basis(row.init) is row and (is_frozen or row.init is None)
+    for init in BASIS_INITS if row.init is not None else ():
+        other = AdapterSpec(name, init=init).row
+        assert other.trained == row.trained and other.shares_basis == (init not in OWN_BASES)
+        assert other.init == (init if init in OWN_BASES else "kaiming_uniform")
+        assert other.made == (("A", "B") if init in OWN_BASES else ())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_core_stands_between_frozen_matrices(name: str) -> None:
+    assert "C" not in METHODS[name].factors or not {"A", "B"} & set(METHODS[name].trained)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -27,7 +44,7 @@ def test_an_unknown_method_names_the_nearest() -> None:
 
 
 def test_shapes_of_the_letters() -> None:
-    assert [factor_shape(k, 3, 5, 7) for k in LETTERS] == [(3, 5), (7, 3), (3,), (7,), (7,)]
+    assert [factor_shape(k, 3, 5, 7) for k in LETTERS] == [(3, 5), (7, 3), (3, 3), (3,), (7,), (7,)]
 
 
 @pytest.mark.parametrize(

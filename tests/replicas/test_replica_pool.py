@@ -18,6 +18,7 @@ from polyvera.engine.generation.request import CANCELLED, FAILED, LENGTH, Reques
 from polyvera.engine.limits import Limits
 from polyvera.errors import BusyError, ClosedError, SamplingError, ServeError, SpecError, StoreError
 from polyvera.replicas.replica_pool import ReplicaPool
+from polyvera.server.address import Address
 from polyvera.server.app import make_app
 from polyvera.server.config import ServerConfig
 from polyvera.server.metrics import Metrics
@@ -39,7 +40,7 @@ def at(folder: Path) -> Iterator[Served]:
     metrics, state = Metrics(), ServerState()
     registry = Registry(folder / "store")
     with ReplicaPool(str(folder / "tiny"), registry, LIMITS, metrics.observe, num=2) as engine:
-        server = Server(make_app(engine, settings, metrics, state), engine, settings, state, "127.0.0.1", 0)
+        server = Server(make_app(engine, settings, metrics, state), engine, settings, state, Address(port=0))
         thread = Thread(target=server.run, daemon=True)
         thread.start()
         yield Served(server.url, engine, registry, some_adapters(make_base(CONTEXT)), server, None)  # type: ignore[arg-type]

@@ -2,7 +2,6 @@
 
 import signal
 import socket
-from pathlib import Path
 from threading import Event
 
 import pytest
@@ -11,14 +10,15 @@ from tiny_serve import make_llama, make_tokenizer
 
 from polyvera.engine.generation.generator import Generator
 from polyvera.errors import ServeError
+from polyvera.server.address import Address
 from polyvera.server.config import ServerConfig
 from polyvera.server.middleware import ServerState
-from polyvera.server.server import Server, bound, check_address, reload_at_hangup
+from polyvera.server.server import Server, reload_at_hangup
 
 
 def made(port: int, host: str = "127.0.0.1") -> Server:
     engine = Generator(make_llama(), make_tokenizer())
-    return Server(FastAPI(), engine, ServerConfig("tiny"), ServerState(), host, port)
+    return Server(FastAPI(), engine, ServerConfig("tiny"), ServerState(), Address(host, port))
 
 
 def test_a_free_port_is_taken_before_it_runs() -> None:
@@ -30,18 +30,6 @@ def test_a_free_port_is_taken_before_it_runs() -> None:
         made(int(port))
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com", ""])
-def test_a_public_address_needs_keys(tmp_path: Path, host: str) -> None:
-    with pytest.raises(ServeError, match="--keys FILE"):
-        check_address(host, ServerConfig("tiny"))
-    check_address(host, ServerConfig("tiny", keys=tmp_path / "keys.json"))
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
-def test_a_loopback_address_needs_none(host: str) -> None:
-    check_address(host, ServerConfig("tiny"))
-
-
 def test_a_stopping_server_says_so_and_drains_once() -> None:
     server = made(0)
     for _ in range(2):
@@ -50,15 +38,15 @@ def test_a_stopping_server_says_so_and_drains_once() -> None:
 
 
 def test_a_socket_that_was_bound_before_is_used() -> None:
-    own = bound("127.0.0.1", 0)
+    own = Address(port=0).bound()
     port = own.getsockname()[1]
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=10)
     engine = Generator(make_llama(), make_tokenizer())
-    server = Server(FastAPI(), engine, ServerConfig("tiny"), ServerState(), "127.0.0.1", port, own)
+    server = Server(FastAPI(), engine, ServerConfig("tiny"), ServerState(), Address(port=port), own)
     assert server.url == f"http://127.0.0.1:{port}"
     with pytest.raises(ServeError, match="cannot listen"):
-        bound("127.0.0.1", port)
+        Address(port=port).bound()
 
 
 def test_a_hangup_reloads() -> None:

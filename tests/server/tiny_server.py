@@ -20,6 +20,7 @@ from polyvera.engine.factory import engine_for
 from polyvera.engine.limits import Limits
 from polyvera.jobs.fine_tuning import FineTuning
 from polyvera.model.load import Base
+from polyvera.server.address import Address
 from polyvera.server.api_keys import KeyFile
 from polyvera.server.app import make_app
 from polyvera.server.config import ServerConfig
@@ -86,6 +87,7 @@ def fronted(
     *,
     with_keys: bool = False,
     fine_tuning: FineTuning | None = None,
+    address: Address | None = None,
     **settings: Any,
 ) -> Iterator[Served]:
     """The same for any base and adapters. fine_tuning: of a server that trains."""
@@ -99,9 +101,8 @@ def fronted(
         keys.add("nobody", ["nobody/*"])
     chosen, metrics, state = ServerConfig(base="tiny", **settings), Metrics(), ServerState()
     with engine_for(base, registry, limits or Limits(max_rows=8), metrics.observe) as engine:
-        server = Server(
-            make_app(engine, chosen, metrics, state, fine_tuning=fine_tuning), engine, chosen, state, "127.0.0.1", 0
-        )
+        app = make_app(engine, chosen, metrics, state, fine_tuning=fine_tuning)
+        server = Server(app, engine, chosen, state, address or Address(port=0))
         thread = Thread(target=server.run, daemon=True)
         thread.start()
         try:

@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.basis import draw_basis, given_basis
+from polyvera.adapter.layer_basis import frozen_factors
 from polyvera.adapter.layout import Shape, layout_of
 from polyvera.adapter.spec import AdapterSpec
 
@@ -36,7 +38,18 @@ def drawn(
     layout = layout_of(chosen, widths, head)
     flat = torch.randn(layout.num_params, generator=torch.Generator().manual_seed(seed))
     sha256 = "" if layout.basis is None else draw_basis(layout.basis).sha256
-    return Adapter(chosen, layout, flat, sha256, None, BASE, SCORES, CREATED)
+    adapter = Adapter(chosen, layout, flat, sha256, None, BASE, SCORES, CREATED)
+    return replace(adapter, computed=of_a_base(adapter)) if layout.method.reads_base else adapter
+
+
+def of_a_base(adapter: Adapter) -> dict[str, torch.Tensor]:
+    """What bases that are computed from weights are, of a base with random ones."""
+    numbers, found = torch.Generator().manual_seed(8), {}
+    for site in adapter.layout.sites:
+        layer = nn.Linear(site.in_features, site.out_features)
+        layer.weight.data = torch.randn(layer.weight.shape, generator=numbers)
+        found |= {f"{site.name}.{x}": t for x, t in frozen_factors(adapter.layout, site, layer).items()}
+    return found
 
 
 def with_given_basis(adapter: Adapter) -> Adapter:

@@ -56,7 +56,7 @@ def gguf_tensors(adapter: Adapter, model: nn.Module | None) -> dict[str, Tensor]
     row, config = _architecture(adapter, model), getattr(model, "config", None)
     if adapter.layout.head:
         raise SpecError(f"a GGUF adapter holds no head, and this one has {adapter.layout.head[0][0]}: use `merge`")
-    layers = folded(adapter)
+    layers = folded(adapter, model=model)
     names = _names(row, config, list(layers))
     found: dict[str, Tensor] = {}
     for site, factors in layers.items():

@@ -31,15 +31,15 @@ def export_mlx(
 ) -> Path:
     """Writes adapters.safetensors and adapter_config.json: the equal LoRA, or DoRA, of one rank and of scale 1.
 
-    model: unused; formats are called alike. dtype: of the numbers; None is the narrowest that keeps them. overwrite:
-    replaces a folder that holds nothing but such an adapter. Raises SpecError for a head, or a layer that mlx-lm calls
-    otherwise; StoreError.
+    model: the bare base, which a basis that is computed from its weights needs. dtype: of the numbers; None is the
+    narrowest that keeps them. overwrite: replaces a folder that holds nothing but such an adapter. Raises SpecError for
+    a head, or a layer that mlx-lm calls otherwise; BasisError, StoreError.
     """
     path = Path(folder).absolute()
     check_free(path, (CONFIG_NAME, WEIGHTS_NAME), overwrite)
     _check(adapter)
     magnitude = "m" in adapter.layout.method.factors
-    layers = folded(adapter, magnitude=magnitude)
+    layers = folded(adapter, magnitude=magnitude, model=model)
     tensors: dict[str, Tensor] = {
         f"{n}.{LETTERS[k]}": t.T if t.dim() > 1 else t for n, f in layers.items() for k, t in f.items()
     }

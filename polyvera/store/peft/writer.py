@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.folded import factors_of, folded, folded_rank
+from polyvera.adapter.method import method_named
 from polyvera.errors import BasisError, SpecError
 from polyvera.model.load import public_name
 from polyvera.store.folder import check_free, write_folder
@@ -69,7 +70,8 @@ def export_peft(
     what is known of the adapter's base. save_projection=False leaves the basis out, for PEFT to draw it again: only
     where PEFT's draw on a base of base_dtype (None: of the basis's own dtype) is the same.
     overwrite: replaces a folder that holds nothing but an exported adapter. model: the bare base, which may be on the
-    meta device; with it target_modules are short names where those name nothing else. dtype: of the numbers; None is
+    meta device unless the basis is computed from its weights; with it target_modules are short names where those name
+    nothing else. dtype: of the numbers; None is
     the narrowest that keeps them. rank_at_most: what a server of LoRAs takes.
 
     Warns of what PEFT computes otherwise. Raises SpecError for layers that PEFT would take for others, for a magnitude
@@ -79,7 +81,7 @@ def export_peft(
     check_free(path, OWN_FILES, overwrite)
     named = None if base_dtype is None else str(base_dtype).removeprefix("torch.")
     native = not as_lora and _is_native(adapter)
-    config, tensors = _native(adapter) if native else _folded(adapter, _magnitude(adapter, as_lora))
+    config, tensors = _native(adapter) if native else _folded(adapter, _magnitude(adapter, as_lora), model)
     _check_read(adapter, config, model, model_name, rank_at_most)
     trained = tensors | {PREFIX + key: adapter.tensors[key] for key, _ in adapter.layout.head}
     chosen = exact_dtype(trained.values()) if dtype is None else dtype_named(dtype)
@@ -160,7 +162,13 @@ def _is_native(adapter: Adapter) -> bool:
         fits = max(ranks) <= _rank(adapter) and not spec.alpha_pattern and (spec.alpha is None or spec.alpha > 0)
     else:
         fits = min(ranks) > 0
-    return fits and set(row.trained) <= set(row.peft_keys) and (spec.scaling or row.scaling) in kind.scalings
+    own_pair = method_named(spec.method).shares_basis and not row.shares_basis
+    return (
+        fits
+        and not own_pair
+        and set(row.trained) <= set(row.peft_keys)
+        and (spec.scaling or row.scaling) in kind.scalings
+    )
 
 
 def _native(adapter: Adapter) -> tuple[Config, Tensors]:
@@ -186,10 +194,10 @@ def _native(adapter: Adapter) -> tuple[Config, Tensors]:
     return {**config, "use_dora": "m" in row.factors, **_patterns(_rank(adapter), ranks, alphas)}, tensors
 
 
-def _folded(adapter: Adapter, magnitude: bool) -> tuple[Config, Tensors]:
+def _folded(adapter: Adapter, magnitude: bool, model: nn.Module | None) -> tuple[Config, Tensors]:
     """The equal LoRA of one rank, alpha = rank, so that no reader scales it; with a magnitude where the row has one."""
     keys, rank = row_of(LORA, magnitude).peft_keys, folded_rank(adapter)
-    layers = folded(adapter, magnitude=magnitude)
+    layers = folded(adapter, magnitude=magnitude, model=model)
     tensors = {f"{PREFIX}{n}.{keys[k]}": t for n, factors in layers.items() for k, t in factors.items()}
     scale = {LORA.alpha or "": rank, "use_rslora": False, "use_dora": magnitude}
     return {"peft_type": LORA.name, LORA.rank: rank, **scale, "rank_pattern": {}, "alpha_pattern": {}}, tensors
