@@ -89,7 +89,17 @@ def train_here(
         with adapted(recipe, base, min(recipe.slots or SLOTS, len(line))) as bank:
             assert bank is not None
             fleet = Fleet(
-                recipe, base, bank, journal, deque(line), kind, begun, traffic=traffic, row=first.row, own=own
+                recipe,
+                base,
+                bank,
+                journal,
+                deque(line),
+                kind,
+                begun,
+                traffic=traffic,
+                row=first.row,
+                own=own,
+                sites=sites,
             )
             fleet.run(watch)
     return FleetResult(tuple(journal.outcomes.values()), traffic, time.monotonic() - started, base, rate=rate)
