@@ -14,7 +14,7 @@ import csv
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
-from time import perf_counter
+from time import perf_counter, process_time
 
 from polyvera import Recipe, load_base, train, train_fleet
 from polyvera.data.tables import read
@@ -28,13 +28,22 @@ AUTO = "auto"
 
 
 def recipe_of(asked: argparse.Namespace, lr: float | str, **more: object) -> Recipe:
-    """80 rows in 20 steps of 4, by the chat template."""
-    own = {"model": "smollm2", "data": "in memory", "columns": COLUMNS, "chat": True, "too_long": "skip", "lr": lr}
+    """80 rows in 20 steps of 4, by the chat template unless asked plainly."""
+    own = {
+        "model": "smollm2",
+        "data": "in memory",
+        "columns": COLUMNS,
+        "chat": not asked.plain,
+        "too_long": "skip",
+        "lr": lr,
+    }
     return Recipe(**own, method=asked.method, batch_size=4, max_steps=20, max_rows=80, **more)
 
 
 def names_of(asked: argparse.Namespace) -> list[str]:
     """Evenly spaced tasks, so that kinds of tasks are mixed."""
+    if asked.names:
+        return list(asked.names)
     every = sorted(path.stem for path in (asked.data / "train").glob("*.jsonl"))
     return every[asked.first :: max(1, len(every) // asked.tasks)][: asked.tasks]
 
@@ -47,7 +56,7 @@ def arm(asked: argparse.Namespace, base: Base, lr: float | str) -> tuple[dict[st
     result = train_fleet(recipe_of(asked, lr, fleet=True), everyone=everyone, base=base)
     seconds = perf_counter() - started
     adapters = {o.name: o.adapter for o in result.of(FINISHED) if o.adapter is not None}
-    tests = {name: read(asked.data / "test" / f"{name}.jsonl", COLUMNS, chat=True) for name in adapters}
+    tests = {name: read(asked.data / "test" / f"{name}.jsonl", COLUMNS, chat=not asked.plain) for name in adapters}
     rows = {name: replace(table, examples=table.examples[: asked.limit]) for name, table in tests.items()}
     scores = {one.name: one for one in fleet_scores(base, adapters, rows)}
     line = {"arm": lr, "lr": result.rate.lr if result.rate else lr, "seconds": f"{seconds:.0f}"}
@@ -57,15 +66,20 @@ def arm(asked: argparse.Namespace, base: Base, lr: float | str) -> tuple[dict[st
 
 
 def cost(asked: argparse.Namespace, base: Base) -> None:
-    """Runs of one tenant with a given rate and with a sweep, in turn; prints the ratio of their times."""
+    """Runs of one tenant with a given rate and with a sweep, in turn; prints the ratios of their times.
+
+    Processor time beside wall time, which other work on the machine changes less.
+    """
     data = str(asked.data / "train" / f"{names_of(asked)[0]}.jsonl")
     for _ in range(asked.rounds):
         times = []
         for lr in (0.06, AUTO):
-            started = perf_counter()
-            train(recipe_of(asked, lr).replaced(data=data), base=base, progress=False)
-            times.append(perf_counter() - started)
-        print(f"given {times[0]:.1f} s, swept {times[1]:.1f} s, {times[1] / times[0]:.2f} times")
+            started = perf_counter(), process_time()
+            result = train(recipe_of(asked, lr).replaced(data=data), base=base, progress=False)
+            times.append((perf_counter() - started[0], process_time() - started[1]))
+        for what, given, swept in zip(("wall", "processor"), *times, strict=True):
+            print(f"{what}: given {given:.1f} s, swept {swept:.1f} s, {swept / given:.2f} times")
+        print(result.rate.text, flush=True)
 
 
 def choices() -> argparse.Namespace:
@@ -76,7 +90,10 @@ def choices() -> argparse.Namespace:
     parser.add_argument("--first", type=int, default=0, help="the first of the tasks, to take others")
     parser.add_argument("--limit", type=int, default=10, help="test rows of each task")
     parser.add_argument("--rates", type=float, nargs="*", default=[0.02, 0.06, 0.2, 0.6])
+    parser.add_argument("--no-sweep", action="store_true", help="the given rates alone")
     parser.add_argument("--method", default="vera")
+    parser.add_argument("--plain", action="store_true", help="ask without the chat template")
+    parser.add_argument("--names", nargs="*", help="these tasks, instead of evenly spaced ones")
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--output", type=Path)
@@ -90,7 +107,7 @@ def main() -> None:
         cost(asked, base)
         return
     lines = []
-    for lr in (AUTO, *asked.rates):
+    for lr in (*([] if asked.no_sweep else [AUTO]), *asked.rates):
         scores, line = arm(asked, base, lr)
         lines.append(line | {name: f"{one.scores[one.main]:.3f}" for name, one in scores.items()})
         print(line, flush=True)

@@ -26,8 +26,8 @@ QUESTIONS = tuple(
     for ask in ("What is", "Why do people like", "How would you describe", "Where do we find")
     for thing in ("bread", "rain", "the sea", "music", "a bicycle", "winter", "chess", "a forest", "tea", "the moon")
 )
-GROUP, NUM_QUESTIONS, MAX_TOKENS, MAX_WORDS = 8, 4, 32, 12
-LEARNING_RATE = 1e-2
+GROUP, NUM_QUESTIONS, MAX_TOKENS, MAX_WORDS = 8, 2, 24, 10
+LEARNING_RATE = 2e-2
 
 
 def reward(text: str, *, is_whole: bool) -> float:
@@ -54,7 +54,7 @@ def datum_of(prompt: Sequence[int], sequence: Any, advantage: float) -> types.Da
 
 def step_of(client: Any, tokenizer: Any, questions: Sequence[str]) -> float:
     """Samples, rewards, and makes one optimizer step; the mean reward of what was sampled."""
-    sampler = client.save_weights_and_get_sampling_client()
+    sampler = client.save_weights_and_get_sampling_client().result()
     params = types.SamplingParams(max_tokens=MAX_TOKENS, temperature=1.0)
     prompts = [prompt_of(tokenizer, question) for question in questions]
     asked = [

@@ -56,7 +56,7 @@ def main() -> None:
         tokens = sum(sum(row.loss_fn_inputs["weights"].data) for row in batch)
         print(f"step {step + 1}: {passed.result().metrics['loss:sum'] / tokens:.3f} nats a token")
         stepped.result()
-    sampler = client.save_weights_and_get_sampling_client()
+    sampler = client.save_weights_and_get_sampling_client().result()
     # --8<-- [end:client]
     params = types.SamplingParams(max_tokens=40, temperature=0.0)
     prompt = types.ModelInput.from_ints(prompt_of(tokenizer, QUESTION))

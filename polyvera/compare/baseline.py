@@ -10,8 +10,10 @@ from typing import Any
 from polyvera.adapter.method import METHODS
 from polyvera.compare.rival import Rival, banked_bytes, piece_length
 from polyvera.train.recipe import FULL_LR, HEAD_LR, SMALLEST
+from polyvera.train.warm_start import MEAN
 
-FULL, HEAD = "full", "head"
+FULL, HEAD, BASE, MEAN_ONLY = "full", "head", "base", "mean"
+PARTS = ("adapter", "head")
 SMALLEST_RANK = 1
 
 
@@ -19,18 +21,23 @@ SMALLEST_RANK = 1
 class Baseline:
     """A baseline. choices: keys of a Recipe. rate: the key of the rate that is swept, lr: its usual value.
 
-    has_adapter: whether the numbers beside the head are its own. rival: what PEFT puts into the base, whose parameters
-    are then all that trains.
+    trains: which numbers are a run's own; where there are none, no rate is swept either. rival: what PEFT puts into the
+    base, whose parameters are then all that trains.
     """
 
     choices: Mapping[str, Any]
     rate: str
     lr: float
-    has_adapter: bool = True
+    trains: tuple[str, ...] = PARTS
     rival: Rival | None = None
 
+    @property
+    def is_swept(self) -> bool:
+        """Whether there is a rate to choose."""
+        return bool(self.trains)
 
-# A head alone (a linear probe) is an adapter whose own numbers never move.
+
+# An adapter whose own numbers never move; beside it a head alone is a linear probe.
 STILL = {"method": next(iter(METHODS)), "rank": SMALLEST_RANK, "lr": SMALLEST}
 # PEFT trains VB-LoRA's bank at a tenth of its logits' rate; here both have the one that is swept.
 RIVALS: Mapping[str, tuple[float, Rival]] = MappingProxyType(
@@ -49,10 +56,14 @@ RIVALS: Mapping[str, tuple[float, Rival]] = MappingProxyType(
         ),
     }
 )
+# One step that moves nothing: a clipped gradient is far below AdamW's ε.
+UNTRAINED = {"lr": SMALLEST, "clip": SMALLEST, "weight_decay": 0.0, "max_steps": 1, "epochs": None}
 BASELINES: Mapping[str, Baseline] = MappingProxyType(
     {
         FULL: Baseline({"full": True}, "lr", FULL_LR),
-        HEAD: Baseline(STILL, "head_lr", HEAD_LR, has_adapter=False),
+        HEAD: Baseline(STILL, "head_lr", HEAD_LR, ("head",)),
+        BASE: Baseline({**STILL, **UNTRAINED, "init_from": None}, "lr", SMALLEST, ()),
+        MEAN_ONLY: Baseline({**UNTRAINED, "init_from": MEAN}, "lr", SMALLEST, ()),
         **{name: Baseline({"full": True}, "lr", lr, rival=rival) for name, (lr, rival) in RIVALS.items()},
     }
 )

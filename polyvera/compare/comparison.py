@@ -12,14 +12,15 @@ import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
-from math import inf, isfinite
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from polyvera.adapter.method import METHODS
-from polyvera.compare.baseline import BASELINES
+from polyvera.compare.baseline import BASELINES, PARTS
+from polyvera.compare.bracket import bracketed
 from polyvera.compare.rival import Rival, num_head_params, rival_base, with_head_rate
 from polyvera.errors import DivergedError, RecipeError, did_you_mean
 from polyvera.settings.source import Source, read_toml
@@ -36,7 +37,8 @@ Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 class Comparison(BaseModel):
     """What is compared, on what. Raises RecipeError.
 
-    methods: rows of the table, 'full', or 'head' (a linear probe). factors: multiples of each method's own learning
+    methods: rows of the table, 'full', 'head' (a linear probe), 'base', or 'mean' (of the adapters of a
+    store, which method.mean.store names, and nothing more). factors: multiples of each method's own learning
     rate that the sweep tries. extensions: how many more it tries beyond the lowest or the highest of them.
     settings: keys of a Recipe for all runs; method: more of them for one method; task: more of them for each task, and
     `score`, the name of the result to compare by, and `also`, names of further results to tell. A method that is PEFT's
@@ -76,6 +78,10 @@ class Comparison(BaseModel):
         except RecipeError as error:
             raise RecipeError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
 
+    def factors_of(self, method: str) -> tuple[float, ...]:
+        """The factors that are tried for a method: one where nothing of it moves."""
+        return self.factors if method not in BASELINES or BASELINES[method].is_swept else (1.0,)
+
     def plans(self, factor: float, seed: int) -> Iterator[PlannedRun]:
         """One run of each method on each task."""
         for task, own in self.task.items():
@@ -110,8 +116,9 @@ class PlannedRun:
         baseline = BASELINES.get(self.method)
         what = {"method": self.method, "seed": self.seed} if baseline is None else dict(baseline.choices)
         whole = Recipe.read(Source({**self.choices, **what, "run_seed": self.seed})).replaced(**UNPUBLISHED)
-        rate, lr = ("lr", whole.learning_rate) if baseline is None else (baseline.rate, baseline.lr)
-        return whole.replaced(**{rate: self.factor * lr})
+        if baseline is None:
+            return whole.replaced(lr=self.factor * whole.learning_rate)
+        return whole.replaced(**{baseline.rate: self.factor * baseline.lr if baseline.is_swept else baseline.lr})
 
 
 @dataclass(frozen=True)
@@ -165,55 +172,36 @@ def compare(comparison: Comparison, folder: Path, watch: Watch = lambda run: Non
     """Every final run of a comparison, those of an earlier call taken from the folder. Raises PolyveraError."""
     done = {_key(run): run for run in read(folder / RUNS)}
 
+    def keep(run: Run) -> None:
+        done[_key(run)] = run
+        _append(folder / RUNS, run)
+        watch(run)
+
     def made(planned: PlannedRun, phase: str) -> Run:
-        key = (planned.task, planned.method, phase, planned.factor, planned.seed)
+        key = _key_of(planned, phase)
         if key not in done:
-            done[key] = trained(planned, phase)
-            _append(folder / RUNS, done[key])
-            watch(done[key])
+            keep(trained(planned, phase))
         return done[key]
 
     def loss_at(planned: PlannedRun, factor: float) -> float:
         return made(_at(planned, factor, planned.seed), SWEEP).eval_loss
 
+    def fill(planned: PlannedRun, factors: Sequence[float]) -> None:
+        """Makes those runs of a sweep that are not there yet, where they can be slots of one bank."""
+        missing = [one for f in factors if _key_of(one := _at(planned, f, planned.seed), SWEEP) not in done]
+        for run in in_slots(missing) if len(missing) > 1 else ():
+            keep(run)
+
     finals = []
     for planned in comparison.plans(comparison.factors[0], comparison.seeds[0]):
-        losses = swept(comparison, partial(loss_at, planned))
+        factors = comparison.factors_of(planned.method)
+        fill(planned, factors)
+        losses = bracketed(factors, comparison.extensions, partial(loss_at, planned))
         best = min(losses, key=lambda factor: losses[factor])
         is_edge = len(losses) > 1 and best in (min(losses), max(losses))
         chosen = replace(planned, is_edge=is_edge)
         finals += [made(_at(chosen, best, seed), FINAL) for seed in comparison.seeds]
     return finals
-
-
-def swept(comparison: Comparison, loss_of: Callable[[float], float]) -> dict[float, float]:
-    """The validation loss at each factor that is tried: those of the comparison, then on beyond an edge that is best.
-
-    loss_of: trains with a factor; it is not called where there is only one. A loss that is no number is infinite.
-    """
-    factors = sorted(comparison.factors)
-    if len(factors) == 1:
-        return {factors[0]: 0.0}
-
-    def loss(factor: float) -> float:
-        found = loss_of(factor)
-        return found if isfinite(found) else inf
-
-    losses = {factor: loss(factor) for factor in factors}
-    for _ in range(comparison.extensions):
-        further = beyond(losses)
-        if further is None:
-            break
-        losses[further] = loss(further)
-    return losses
-
-
-def beyond(losses: Mapping[float, float]) -> float | None:
-    """The next factor where the best is the lowest or the highest, as far from it as its neighbour; else None."""
-    low, *_, high = factors = sorted(losses)
-    best = min(factors, key=lambda factor: losses[factor])
-    ratios = {low: low / factors[1], high: high / factors[-2]}
-    return best * ratios[best] if best in ratios and isfinite(losses[best]) else None
 
 
 def trained(planned: PlannedRun, phase: str) -> Run:
@@ -233,7 +221,8 @@ def trained(planned: PlannedRun, phase: str) -> Run:
             raise
         return _diverged(planned, recipe)
     head = num_head_params(result)
-    has_adapter = planned.method not in BASELINES or BASELINES[planned.method].has_adapter
+    trains = BASELINES[planned.method].trains if planned.method in BASELINES else PARTS
+    sizes = {"adapter": result.num_trained - head, "head": head}
     if phase == FINAL:
         _check_scores(planned, result.scores)
     value, loss = (float(result.scores.get(name, float("nan"))) for name in (planned.score, "eval_loss"))
@@ -248,8 +237,8 @@ def trained(planned: PlannedRun, phase: str) -> Run:
         planned.score,
         value,
         loss,
-        result.num_trained if has_adapter else head,
-        head,
+        sum(sizes[part] for part in trains),
+        sizes["head"] if "head" in trains else 0,
         result.num_steps,
         round(result.seconds, 1),
         peak_bytes(),
@@ -257,6 +246,25 @@ def trained(planned: PlannedRun, phase: str) -> Run:
         int(planned.is_edge),
         0 if rival is None else rival.stored_bytes,
     )
+
+
+def in_slots(every: Sequence[PlannedRun]) -> list[Run]:
+    """Runs of one sweep, which differ in their factor alone, as slots of one bank; [] where they cannot be."""
+    from polyvera.compare.slot_sweep import slot_sweep, takes_slots
+
+    first, *_ = every
+    recipes = [planned.recipe().replaced(test=None) for planned in every]
+    if first.method in BASELINES or not takes_slots(recipes[0]):
+        return []
+    forget_peak()
+    found = slot_sweep(recipes[0], [recipe.learning_rate for recipe in recipes])
+    return [
+        Run(
+            *(first.task, first.method, SWEEP, planned.factor, first.seed, one.lr, first.score, float("nan")),
+            *(one.eval_loss, one.num_params, one.num_head_params, one.num_steps, one.seconds, peak_bytes()),
+        )
+        for planned, one in zip(every, found, strict=True)
+    ]
 
 
 def rival_of(method: str) -> Rival | None:
@@ -308,6 +316,10 @@ def _append(path: Path, run: Run) -> None:
 
 def _at(planned: PlannedRun, factor: float, seed: int) -> PlannedRun:
     return replace(planned, factor=factor, seed=seed)
+
+
+def _key_of(planned: PlannedRun, phase: str) -> tuple[str, str, str, float, int]:
+    return (planned.task, planned.method, phase, planned.factor, planned.seed)
 
 
 def _key(run: Run) -> tuple[str, str, str, float, int]:

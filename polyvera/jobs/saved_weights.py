@@ -14,8 +14,9 @@ from polyvera.jobs.database import Database
 
 SCHEME = "tinker://"
 TRAINING, SAMPLER = "weights", "sampler_weights"
-USED = "SELECT COALESCE(SUM(num_bytes), 0) FROM weights WHERE tenant = ?"
-NAMED = "FROM weights WHERE tenant = ? AND is_named = 1 AND (expires_s IS NULL OR expires_s > ?)"
+KEPT = "FROM weights WHERE tenant = ? AND (expires_s IS NULL OR expires_s > ?)"
+USED = f"SELECT COALESCE(SUM(num_bytes), 0) {KEPT}"
+NAMED = f"{KEPT} AND is_named = 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,7 @@ class WeightsTable:
 
     def get(self, tenant: str, path: str) -> SavedWeights:
         """A tenant's weights. Raises UnknownObjectError."""
-        query = "SELECT * FROM weights WHERE path = ? AND tenant = ? AND (expires_s IS NULL OR expires_s > ?)"
-        rows = self._database.rows(query, (path, tenant, int(time.time())))
+        rows = self._database.rows(f"SELECT * {KEPT} AND path = ?", (tenant, int(time.time()), path))
         if not rows:
             raise UnknownObjectError(f"there are no weights {path[:200]!r}")
         return SavedWeights.of(rows[0])
@@ -88,20 +88,21 @@ class WeightsTable:
         Raises ConflictError for a name that is taken, QuotaError.
         """
         with self._database.changing() as connection:
-            row = connection.execute("SELECT * FROM weights WHERE path = ?", (weights.path,)).fetchone()
+            given = (weights.tenant, int(time.time()))
+            row = connection.execute(f"SELECT * {KEPT} AND path = ?", (*given, weights.path)).fetchone()
             if row is not None and row["seq"] != weights.seq and not replace:
                 raise ConflictError(f"{weights.path} is saved already: choose another name, or overwrite it")
-            used = connection.execute(USED, (weights.tenant,)).fetchone()[0] - (0 if row is None else row["num_bytes"])
+            used = connection.execute(USED, given).fetchone()[0] - (0 if row is None else row["num_bytes"])
             if used + weights.num_bytes > max_bytes:
                 raise QuotaError(f"what you saved takes {used:,} bytes of your {max_bytes:,}: delete some of it first")
             _insert(connection, weights)
             if sampler is not None:
                 add_sampler(connection, sampler, weights)
 
-    def files(self, path: str) -> str | None:
-        """The file of what is saved under a path, None where there is none."""
-        rows = self._database.rows("SELECT file FROM weights WHERE path = ?", (path,))
-        return rows[0]["file"] if rows else None
+    def former(self, path: str) -> SavedWeights | None:
+        """What is saved under a path, though it may have expired; None where nothing is."""
+        rows = self._database.rows("SELECT * FROM weights WHERE path = ?", (path,))
+        return SavedWeights.of(rows[0]) if rows else None
 
     def unwanted(self, num_kept: int) -> Sequence[SavedWeights]:
         """What has expired, and what no name was given to but for the last of each run."""

@@ -53,6 +53,14 @@ def read_tables(recipe: Recipe) -> Tables:
     return only_tenant(recipe).tables(recipe)
 
 
+def loaded(recipe: Recipe, base: Base | None = None) -> tuple[Tables, Base]:
+    """The rows, with their classes in the order of the model's outputs, and the model, where none is given."""
+    tables = read_tables(recipe)
+    table = tables.training
+    base = base or load_base(recipe.model, task=table.task, dtype=recipe.dtype, labels=table.labels)
+    return tables.labelled(class_names(base, table)), base
+
+
 def class_names(base: Base, table: Table) -> tuple[str, ...]:
     """The classes of the table in the order of the model's outputs, which get these names. Raises RecipeError."""
     if not table.row.has_head:

@@ -23,7 +23,7 @@ from polyvera.errors import RecipeError
 from polyvera.evaluate.evaluate import evaluate
 from polyvera.model.answer import Meaning
 from polyvera.model.config import pad_token
-from polyvera.model.load import Base, load_base
+from polyvera.model.load import Base
 from polyvera.store.reference import AdapterRef
 from polyvera.train import checkpoint
 from polyvera.train.budget import Allocator, compacted, schedule
@@ -36,10 +36,9 @@ from polyvera.train.preparation import (
     check_head_lr,
     check_loads,
     check_start,
-    class_names,
     encode_tables,
+    loaded,
     meaning_in,
-    read_tables,
     registry_of,
     said,
     tell_form,
@@ -48,7 +47,6 @@ from polyvera.train.recipe import Recipe
 from polyvera.train.rounding import NUM_ROUNDING_ROWS, rounded, rounds, without_pruned
 from polyvera.train.schedule import seed_everything
 from polyvera.train.tell import to_nobody, to_stderr
-from polyvera.train.tenants import Tables
 from polyvera.train.warm_start import warm_start
 
 if TYPE_CHECKING:
@@ -132,7 +130,7 @@ def _trained(
     from polyvera.train.hf_trainer import AdapterTrainer, arguments, columns_of  # seconds, that importing train() saves
 
     started = time.monotonic()
-    tables, base = _loaded(recipe, base)
+    tables, base = loaded(recipe, base)
     tell = to_stderr if progress and _is_first_process() else to_nobody
     tell_form(tables.training, base.tokenizer, tell)
     rows, held_out = encode_tables(recipe, tables, base)
@@ -197,14 +195,6 @@ def _scores(
         return scores
     found = evaluate(base.model, base.tokenizer, test, slot, meanings={slot: meaning})
     return {**scores, **found.scores}
-
-
-def _loaded(recipe: Recipe, base: Base | None) -> tuple[Tables, Base]:
-    """The rows, with their classes in the order of the model's outputs, and the model."""
-    tables = read_tables(recipe)
-    table = tables.training
-    base = base or load_base(recipe.model, task=table.task, dtype=recipe.dtype, labels=table.labels)
-    return tables.labelled(class_names(base, table)), base
 
 
 def _moved(base: Base, device: torch.device) -> Any:

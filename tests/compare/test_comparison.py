@@ -6,10 +6,14 @@ import pytest
 from tiny_folder import save_tiny_encoder
 
 from polyvera.adapter.method import METHODS
-from polyvera.compare.baseline import FULL, HEAD
-from polyvera.compare.comparison import FINAL, RUNS, SWEEP, Comparison, Run, beyond, compare, read, swept
+from polyvera.compare.baseline import BASE, FULL, HEAD, MEAN_ONLY
+from polyvera.compare.comparison import FINAL, RUNS, SWEEP, Comparison, Run, compare, read
+from polyvera.data import tables as rows
 from polyvera.errors import RecipeError
-from polyvera.train.recipe import HEAD_LR
+from polyvera.evaluate.evaluate import evaluate
+from polyvera.model.load import load_base
+from polyvera.train.recipe import HEAD_LR, Recipe
+from polyvera.train.trainer import train
 
 FIRST, *_ = METHODS
 
@@ -78,27 +82,28 @@ def test_a_score_that_no_run_has_is_refused(choices: dict[str, Any], tmp_path: P
         compare(Comparison(**{**choices, "factors": [1.0]}), tmp_path / "out")
 
 
-def test_a_sweep_goes_on_beyond_an_edge_until_the_loss_turns(choices: dict[str, Any]) -> None:
-    comparison = Comparison(**{**choices, "factors": [1.0, 3.0], "extensions": 5})
-    assert list(swept(comparison, lambda factor: abs(factor - 27))) == [1, 3, 9, 27, 81]
-    assert list(swept(comparison, lambda factor: factor)) == pytest.approx([1, 3, *(3.0**-k for k in range(1, 6))])
-    assert list(swept(comparison, lambda factor: abs(factor - 9))) == [1, 3, 9, 27]
-    assert beyond({1: 5.0, 2: 1.0, 4: float("inf")}) is None
-    assert beyond({1: float("inf"), 2: float("inf")}) is None
-
-
-def test_one_factor_is_not_tried(choices: dict[str, Any]) -> None:
-    def never(factor: float) -> float:
-        raise AssertionError(factor)
-
-    assert list(swept(Comparison(**{**choices, "factors": [2.0]}), never)) == [2.0]
-
-
 def test_an_edge_is_marked_and_a_rate_that_diverges_is_no_choice(choices: dict[str, Any], tmp_path: Path) -> None:
     high = Comparison(**{**choices, "methods": [FULL], "factors": [1.0, 1e30], "seeds": [0]})
     [run] = compare(high, tmp_path / "high")
     assert (run.factor, run.is_edge) == (1.0, 1)
     assert [r.eval_loss for r in read(tmp_path / "high" / RUNS) if r.factor == 1e30] == [float("inf")]
+
+
+def test_the_base_and_a_mean_are_scored_as_they_are(choices: dict[str, Any], tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    settings = {**choices["settings"], "method": FIRST, "rank": 2}
+    own = choices["task"]["count"]
+    recipe = Recipe(**settings, data=own["data"], test=own["test"], name="other", store=store, lr=0.1)
+    trained = train(recipe, progress=False)
+    two = {"methods": [BASE, MEAN_ONLY], "method": {MEAN_ONLY: {"store": store}}, "settings": settings, "seeds": [0]}
+    base, mean = compare(Comparison(**{**choices, **two}), tmp_path / "out")
+    bare = load_base(settings["model"])
+    found = evaluate(bare.model, bare.tokenizer, rows.read(own["test"])).scores
+    assert base.others["perplexity"] == pytest.approx(found["perplexity"], rel=1e-4)
+    assert mean.others["perplexity"] == pytest.approx(trained.scores["perplexity"], rel=1e-4)
+    assert base.others != mean.others
+    assert (base.stored_bytes, mean.stored_bytes) == (0, 0)
+    assert not [run for run in read(tmp_path / "out" / RUNS) if run.phase == SWEEP]
 
 
 def test_a_linear_probe_moves_its_head_alone(choices: dict[str, Any], tmp_path: Path) -> None:

@@ -37,9 +37,12 @@ def test_a_name_is_taken_once_and_replaced_where_that_is_asked(tmp_path):
     with pytest.raises(ConflictError, match="saved already"):
         tuning.weights.add(later, 100)
     tuning.weights.add(later, 100, replace=True)
-    assert tuning.weights.files(made.path) == "weights/other" and tuning.weights.files("x") is None
+    assert tuning.weights.former(made.path).file == "weights/other" and tuning.weights.former("x") is None
     with pytest.raises(QuotaError, match="60 bytes of your 100"):
         tuning.weights.add(weights(made.run, "two", 3), 100)
+    tuning.weights.expire("acme", made.path, 5)
+    tuning.weights.add(weights(made.run, "two", 3), 100)
+    tuning.weights.add(weights(made.run, "one", 4), 120)  # its name is free again
 
 
 def test_what_has_expired_and_what_nobody_named_is_unwanted(tmp_path):

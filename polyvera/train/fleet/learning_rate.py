@@ -22,7 +22,8 @@ from polyvera.errors import DataError
 from polyvera.model.load import Base
 from polyvera.store.durable import replace_file
 from polyvera.train.fleet.fleet import SLOTS, labelled
-from polyvera.train.fleet.sweep import FACTORS, RUNGS, Sweep, SweepRows, sweep
+from polyvera.train.fleet.halving import RUNGS
+from polyvera.train.fleet.sweep import FACTORS, Sweep, SweepRows, step_of, sweep
 from polyvera.train.preparation import encode_tables
 from polyvera.train.recipe import Recipe
 from polyvera.train.schedule import num_steps
@@ -34,7 +35,8 @@ HELD_OUT_SHARE = 0.1  # of the training rows, where no others are there to choos
 ROWS_A_HELD_OUT = (
     48  # rows that a run trains on for each row that its candidates are compared on, which bounds the cost
 )
-SAMPLE_SHARE = 4  # a fleet's sweep is made on one tenant of so many, as many as its slots hold
+SAMPLE_SHARE = 2  # a fleet's sweep is made on one tenant of so many, as many as its slots hold
+MAX_STRETCH = 1 / RUNGS[-1].share  # how much further a sweep goes on few tenants of many: at most a whole run
 TRIES = 8  # tenants that are looked at for each that the sample is to have
 KEPT = "learning_rate.json"
 
@@ -96,8 +98,8 @@ def fleet_rate(
 ) -> LearningRate:
     """One rate for all tenants, by a sweep on a sample of them. kind: of their rows.
 
-    Few rows say little about one tenant's best rate; those of several, which share each round, say more, and the cost
-    does not grow with the fleet.
+    Few rows say little about one tenant's best rate; those of several, which share each round, say more. The sample
+    takes at most SAMPLE_SHARE of the tenants; where it is less, its rungs are later for the same cost.
     """
     return _rate(recipe, base, lambda: _sampled(recipe, base, everyone, kind), start)
 
@@ -116,27 +118,33 @@ def _rate(
     return LearningRate(found.lr, found)
 
 
-def sweep_rows(name: str, recipe: Recipe, rows: Encoded, held_out: Encoded | None) -> SweepRows:
-    """The rows that a sweep trains on and those that it chooses by. Raises DataError where they are too few."""
-    epoch, total = num_steps(recipe, len(rows), 1)
+def sweep_rows(name: str, recipe: Recipe, rows: Encoded, held_out: Encoded | None, stretch: float = 1.0) -> SweepRows:
+    """The rows that a sweep trains on and those that it chooses by. Raises DataError where they are too few.
+
+    The latter are validation rows, else the last of the first pass, which no rung comes to, else a part held out.
+    """
+    _, total = num_steps(recipe, len(rows), 1)
     if len(rows) < MIN_ROWS or total < MIN_STEPS:
         raise DataError(
             f"{len(rows)} rows in {total} steps say too little; it takes {MIN_ROWS} rows and {MIN_STEPS} steps"
         )
-    if RUNGS[1] * total <= epoch:
-        return SweepRows(name, PackedRows.of(rows), None, total)
-    num_trained = total * recipe.batch_size * recipe.accumulate
-    most = min(MAX_HELD_OUT, max(MIN_HELD_OUT, num_trained // ROWS_A_HELD_OUT))
+    num_a_step = recipe.batch_size * recipe.accumulate
+    most = min(MAX_HELD_OUT, max(MIN_HELD_OUT, total * num_a_step // ROWS_A_HELD_OUT))
     if held_out is not None:
-        return SweepRows(name, PackedRows.of(rows), PackedRows.of(_part(held_out, range(len(held_out))[:most])), total)
+        watched = _part(held_out, range(len(held_out))[:most])
+        return SweepRows(name, PackedRows.of(rows), PackedRows.of(watched), total, stretch)
+    packed = PackedRows.of(rows)
+    lengths = packed.lengths if recipe.group_by_length else None
+    ordered = order(len(rows), recipe.run_seed, 0, lengths, recipe.batch_size)
+    if step_of(RUNGS[-1], recipe, total, stretch) * num_a_step + most <= len(rows):
+        return SweepRows(name, packed, PackedRows.of(_part(rows, ordered[-most:])), total, stretch)
     most = min(most, int(HELD_OUT_SHARE * len(rows)))
     if most < MIN_HELD_OUT:
         raise DataError(
             f"{len(rows)} rows for {total} steps are too few to hold {MIN_HELD_OUT} out; give validation, or more rows"
         )
-    shuffled = order(len(rows), recipe.run_seed, 0)
-    first, rest = sorted(shuffled[:most]), sorted(shuffled[most:])
-    return SweepRows(name, PackedRows.of(_part(rows, rest)), PackedRows.of(_part(rows, first)), total)
+    first, rest = sorted(ordered[:most]), sorted(ordered[most:])
+    return SweepRows(name, PackedRows.of(_part(rows, rest)), PackedRows.of(_part(rows, first)), total, stretch)
 
 
 def _part(rows: Encoded, numbers: Iterable[int]) -> Encoded:
@@ -146,18 +154,19 @@ def _part(rows: Encoded, numbers: Iterable[int]) -> Encoded:
 def _sampled(recipe: Recipe, base: Base, everyone: Sequence[Tenant], kind: str) -> list[SweepRows]:
     """The rows of evenly spaced tenants that have enough. Raises DataError where none has."""
     num = max(1, min((recipe.slots or SLOTS) // len(FACTORS), len(everyone) // SAMPLE_SHARE))
+    stretch = min(MAX_STRETCH, max(1.0, len(everyone) / num / SAMPLE_SHARE))
     stride = ceil(len(everyone) / num)
     spaced = [tenant for first in range(stride) for tenant in everyone[first::stride]][: TRIES * num]
-    found = list(islice(_usable(recipe, base, spaced, kind), num))
+    found = list(islice(_usable(recipe, base, spaced, kind, stretch), num))
     if not found:
         raise DataError(f"none of {len(spaced)} tenants has {MIN_ROWS} rows in {MIN_STEPS} steps to choose by")
     return found
 
 
-def _usable(recipe: Recipe, base: Base, everyone: Iterable[Tenant], kind: str) -> Iterator[SweepRows]:
+def _usable(recipe: Recipe, base: Base, everyone: Iterable[Tenant], kind: str, stretch: float) -> Iterator[SweepRows]:
     for tenant in everyone:
         try:
             rows, held_out = encode_tables(recipe, labelled(tenant.tables(recipe), kind, base), base)
-            yield sweep_rows(tenant.name, recipe, rows, held_out)
+            yield sweep_rows(tenant.name, recipe, rows, held_out, stretch)
         except Exception:  # what is wrong with a tenant's rows is reported when its turn comes
             continue

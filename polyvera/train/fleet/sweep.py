@@ -1,8 +1,8 @@
 """A sweep of learning rates is a fleet: candidates are slots of one bank, on the same rows in the same batches.
 
-Successive halving (Jamieson 2016, figure 1): the worse half of the candidates is dropped at each rung. Where the one
-that is left is the highest or the lowest that was tried, the sweep goes on beyond it until the loss turns. Each
-candidate is, to the step at which it was dropped, the run that its rate alone would have given.
+Successive halving (Jamieson 2016, figure 1): half of the candidates is dropped at each rung. Where the one that is left
+is the highest or the lowest that was tried, the sweep goes on beyond it until the loss turns. Each candidate is, to
+the step at which it was dropped, the run that its rate alone would have given.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, inf, isfinite
+from functools import partial
+from math import ceil, inf, isfinite, sqrt
 from statistics import fmean
+from typing import Any
 
 import torch
 
@@ -21,31 +23,33 @@ from polyvera.adapter.bank import Bank
 from polyvera.data.packed_rows import PackedRows
 from polyvera.model.load import Base, place
 from polyvera.train.fleet.fleet import Fleet, views_for_gradients
+from polyvera.train.fleet.halving import RUNGS, Rung, best_rate, going_on, moved, whole_run_rate
 from polyvera.train.fleet.journal import Journal
 from polyvera.train.fleet.member import Member
 from polyvera.train.preparation import adapted
 from polyvera.train.recipe import Recipe
-from polyvera.train.schedule import num_steps
+from polyvera.train.schedule import lr_factor
 
 FACTORS = tuple(2.0**k for k in range(-3, 5))  # multiples of the method's own rate
-RUNGS = (0.105, 0.16, 0.25)  # shares of a run's steps at which the worse half is dropped
 WARMUP = 0.06  # that the rungs are for; a longer one moves them
 RATIO = 2.0  # from one rate to the next beyond an edge
 BEYOND, EXTENSIONS = 2, 3  # rates beyond an edge at a time, and how many times
+PARTS = 8  # of the held-out rows, whose losses tell how far a difference can be trusted
 
 
 @dataclass(frozen=True)
 class SweepRows:
     """One tenant's rows.
 
-    held_out: what candidates are compared on; None for the training rows, each before it is trained on. total: the
-    steps of the whole run.
+    held_out: what candidates are compared on; rows of the training set among them come after the last rung. total: the
+    steps of the whole run. stretch: what multiplies the steps to each rung.
     """
 
     name: str
     training: PackedRows
-    held_out: PackedRows | None
+    held_out: PackedRows
     total: int
+    stretch: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,13 @@ class TriedRate:
 class Sweep:
     """What a sweep chose and what it cost.
 
-    tried: every rate, the lowest first. num_tenants: how many it was made on. num_rows: rows that went through the
-    model forward and backward.
+    lr: for the whole run. best: of those tried, after this share of the steps. tried: every rate, the lowest first.
+    num_tenants: how many it was made on. num_rows: rows that went through the model forward and backward.
     """
 
     lr: float
+    best: float
+    share: float
     tried: tuple[TriedRate, ...]
     num_tenants: int
     num_rows: int
@@ -73,30 +79,26 @@ class Sweep:
 
     @property
     def is_edge(self) -> bool:
-        """Whether the choice is the lowest or the highest rate tried, so that a better one may lie beyond."""
-        return self.lr in (self.tried[0].lr, self.tried[-1].lr)
+        """Whether the best is the lowest or the highest rate tried, so that a better one may lie beyond."""
+        return self.best in (self.tried[0].lr, self.tried[-1].lr)
 
     @property
     def text(self) -> str:
         """The choice, all that was tried and the cost, in one line."""
         losses = ", ".join(f"{one.lr:g}: {one.loss:.2f}" for one in self.tried)
-        edge = ", the edge of what was tried" if self.is_edge else ""
-        of = f" of {self.num_tenants} tenants" if self.num_tenants > 1 else ""
+        edge = ", the edge of what was tried," if self.is_edge else ""
+        on = f" on {self.num_tenants} tenants" if self.num_tenants > 1 else ""
         return (
-            f"lr {self.lr:g} by a sweep of {len(self.tried)} rates{of}{edge} (loss by that of the start, where each "
-            f"was dropped: {losses}); {self.num_rows:,} rows, {self.seconds:.1f} s"
+            f"lr {self.lr:g} by a sweep of {len(self.tried)} rates{on}: {self.best:g}{edge} is the best after "
+            f"{self.share:.0%} of the steps (loss by that of the start, where each was dropped: {losses}); "
+            f"{self.num_rows:,} rows, {self.seconds:.1f} s"
         )
 
 
-def rungs(recipe: Recipe, rows: SweepRows) -> tuple[int, ...]:
-    """The steps after which the worse half of the candidates is dropped.
-
-    Where the training rows are what candidates are compared on, all are in the first pass.
-    """
+def step_of(rung: Rung, recipe: Recipe, total: int, stretch: float) -> int:
+    """The steps of `total` after which a rung compares candidates."""
     late = max(0.0, recipe.warmup - WARMUP)
-    steps = (ceil(min(1.0, share + late) * rows.total) for share in RUNGS)
-    epoch, _ = num_steps(recipe, len(rows.training), 1)
-    return tuple(step if rows.held_out is not None else min(step, epoch) for step in steps)
+    return ceil(round(min(1.0, rung.share * stretch + late) * total, 6))
 
 
 def sweep(recipe: Recipe, base: Base, everyone: Sequence[SweepRows], start: Adapter | None = None) -> Sweep:
@@ -109,9 +111,10 @@ def sweep(recipe: Recipe, base: Base, everyone: Sequence[SweepRows], start: Adap
     with torch.random.fork_rng(), adapted(recipe, base, len(FACTORS) * len(everyone)) as bank, views_for_gradients():
         assert bank is not None
         search = RateSearch(recipe, base, bank, everyone, start)
-        lr = search.run()
+        best = search.run()
     tried = tuple(search.tried[rate] for rate in sorted(search.tried))
-    return Sweep(lr, tried, len(everyone), search.fleet.traffic.rows, time.monotonic() - started)
+    lr, rows = whole_run_rate(best, search.movement), search.fleet.traffic.rows
+    return Sweep(lr, best, search.share, tried, len(everyone), rows, time.monotonic() - started)
 
 
 class RateSearch:
@@ -124,14 +127,19 @@ class RateSearch:
         self.fleet = Fleet(recipe, base, bank, Journal(None, None), deque(), "", start, row=everyone[0].training.task)
         self.members: dict[tuple[float, str], Member] = {}
         self.tried: dict[float, TriedRate] = {}
+        self.losses: dict[float, list[float]] = {}
+        last = [(step_of(RUNGS[-1], recipe, one.total, one.stretch), one.total) for one in everyone]
+        self.share = fmean(step / total for step, total in last)
+        self.movement = fmean(moved(lr_factor(recipe, total), step, total) for step, total in last)
         self.slots = list(bank.slots)
+        together = recipe.batch_size if self.fleet.row.embeds else 1  # rows whose texts are compared with each other
+        self.num_parts = min(PARTS, max(1, min(len(one.held_out) for one in everyone) // together))
 
     def run(self) -> float:
         """Every rung; the rate that is left."""
         self.admit([_rounded(self.recipe.learning_rate * factor) for factor in FACTORS])
-        for rung in range(len(RUNGS)):
-            num_kept = len(FACTORS) // 2 ** (rung + 1)
-            self.train(rung, num_kept)
+        for rung in RUNGS:
+            self.train(rung)
         self.extend()
         return self.best()
 
@@ -142,7 +150,7 @@ class RateSearch:
             if not rates:
                 return
             self.admit(rates)
-            self.train(len(RUNGS) - 1, 1)
+            self.train(RUNGS[-1])
 
     def admit(self, rates: Sequence[float]) -> None:
         """Gives each rate a slot for every tenant."""
@@ -152,21 +160,21 @@ class RateSearch:
                 slot = self.slots.pop()
                 self.members[lr, name] = self.fleet.seated(name, slot, recipe, rows.training, rows.held_out)
 
-    def train(self, rung: int, num_kept: int) -> None:
-        """Brings all that train to the rung, and drops all but the best num_kept rates."""
-        targets = {name: rungs(self.recipe, rows)[rung] for name, rows in self.everyone.items()}
+    def train(self, rung: Rung) -> None:
+        """Brings all that train to the rung, and drops those that do not go on."""
+        targets = {name: step_of(rung, self.recipe, rows.total, rows.stretch) for name, rows in self.everyone.items()}
         self._first_steps()
         while behind := [m for m in self.members.values() if m.step < targets[m.name]]:
             self._round(behind)
         self._compare()
-        ranked = sorted({lr for lr, _ in self.members}, key=lambda lr: self.tried[lr].loss)
-        for lr in ranked[num_kept:]:
+        left = {lr for lr, _ in self.members}
+        for lr in left - (going_on(left, self.best(), rung) if left else left):
             self._drop(lr)
 
     def best(self) -> float:
-        """The rate of the lowest loss of those that train, of all that were tried where no loss of theirs is one."""
-        left = {lr for lr, _ in self.members} or set(self.tried)
-        return min(left, key=lambda lr: (self.tried[lr].loss, lr))
+        """The best of the rates that train, of all that were tried where none does."""
+        left = {lr: self.losses[lr] for lr, _ in self.members} or {lr: [inf] for lr in self.tried}
+        return best_rate(left, self.recipe.learning_rate / sqrt(self.movement))
 
     def beyond(self) -> list[float]:
         """The next rates where the best is an edge of those tried, none where the loss has turned."""
@@ -198,18 +206,19 @@ class RateSearch:
             self._drop(lr)
 
     def _compare(self) -> None:
-        """Notes the loss of every rate that trains."""
+        """Notes the losses of every rate that trains, of one tenant after the other."""
         losses = self._losses()
         for lr in {lr for lr, _ in self.members}:
-            own = fmean(losses[lr, name] for name in self.everyone)
-            self.tried[lr] = TriedRate(lr, self._num_steps(lr), own if isfinite(own) else inf)
+            own = self.losses[lr] = [loss for name in self.everyone for loss in losses[lr, name]]
+            self.tried[lr] = TriedRate(lr, self._num_steps(lr), mean if isfinite(mean := fmean(own)) else inf)
 
-    def _losses(self) -> Mapping[tuple[float, str], float]:
-        """Each candidate's loss as a share of its first: of the later half of its steps, or on its held-out rows."""
-        self.fleet.members = [m for m in self.members.values() if m.held_out is not None]
-        watched = self.fleet.losses_on(lambda m: list(m.held_out or ())) if self.fleet.members else []
+    def _losses(self) -> Mapping[tuple[float, str], list[float]]:
+        """Each candidate's losses on parts of its held-out rows, as shares of its first; infinite where it raises."""
+        self.fleet.members = list(self.members.values())
+        parts = [self.fleet.losses_on(partial(_part, i, self.num_parts)) for i in range(self.num_parts)]
+        left = {m.index for m in self.fleet.members}
         return {
-            key: (fmean(m.losses[-ceil(m.step / 2) :]) if m.held_out is None else watched[m.index]) / m.losses[0]
+            key: [part[m.index] / m.losses[0] if m.index in left else inf for part in parts]
             for key, m in self.members.items()
         }
 
@@ -219,6 +228,11 @@ class RateSearch:
     def _drop(self, lr: float) -> None:
         for key in [key for key in self.members if key[0] == lr]:
             self.slots.append(self.members.pop(key).slot)
+
+
+def _part(number: int, num: int, member: Member) -> list[dict[str, Any]]:
+    """One of `num` parts of a member's held-out rows."""
+    return list(member.held_out or ())[number::num]
 
 
 def _rounded(lr: float) -> float:

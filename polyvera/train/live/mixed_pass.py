@@ -21,7 +21,7 @@ from polyvera.model.load import Base
 from polyvera.train.fleet.traffic import Traffic
 from polyvera.train.live.datum import Datum
 from polyvera.train.live.operation import Pass, PassResult
-from polyvera.train.live.token_loss import Objective
+from polyvera.train.live.token_loss import ROWS, Objective
 
 Pace = Callable[[float], None]
 Numbers = NDArray[np.float32]
@@ -112,7 +112,9 @@ class MixedPass:
     def _loss_inputs(self, objective: Objective, rows: Sequence[Datum]) -> Mapping[str, Tensor]:
         names, device = objective.row.inputs, self.bank.flat.device
         every = {name: np.concatenate([row.inputs[name] for row in rows]) for name in names}
-        return {name: to_device(torch.from_numpy(values), device) for name, values in every.items()}
+        found = {name: to_device(torch.from_numpy(values), device) for name, values in every.items()}
+        owners = np.repeat(np.arange(len(rows)), [len(row.positions) for row in rows])
+        return found | {ROWS: to_device(torch.from_numpy(owners), device)}
 
 
 def _targets(rows: Sequence[Datum]) -> TargetTokens:

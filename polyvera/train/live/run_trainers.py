@@ -60,8 +60,8 @@ class RunTrainers:
     def _key(self, choices: RunChoices) -> Key:
         row = method_named(choices.method or self._spec.method)
         rank = self._rank(row, choices.rank)
-        if (choices.rank or 1) > rank:
-            raise SpecError(f"rank={choices.rank} is more than {rank}, which this server trains {row.name} with")
+        if not row.shares_basis and (choices.rank or 1) > rank:
+            raise SpecError(f"rank={choices.rank}: this server trains {row.name} with a rank of {rank} at most")
         return row.name, rank
 
     def _rank(self, row: Method, asked: int | None) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 from polyvera.errors import DataError, did_you_mean
 
 CROSS_ENTROPY = "cross_entropy"
+ROWS = "rows"  # which row each target is of, an input that every loss may read
 Inputs = Mapping[str, Tensor]
 Params = Mapping[str, float]
 NO_PARAMS: Params = MappingProxyType({})
@@ -61,6 +62,16 @@ def _dro(p: Tensor, inputs: Inputs, params: Params) -> Tensor:
     return -(p * inputs["advantages"] - 0.5 * params["beta"] * (p - inputs["logprobs"]).square())
 
 
+def _gspo(p: Tensor, inputs: Inputs, params: Params) -> Tensor:
+    """One ratio for all of a row's targets, the geometric mean of those that the mask chooses."""
+    A, mask, rows = inputs["advantages"], inputs["sequence_ratio_mask"], inputs[ROWS]
+    gaps = torch.where(mask == 0, 0.0, p - inputs["logprobs"]) * mask
+    zeros = p.new_zeros(int(rows.max()) + 1)
+    mean = zeros.index_add(0, rows, gaps) / zeros.index_add(0, rows, mask).clamp(min=1.0)
+    r = torch.exp(torch.where(A == 0, 0.0, mean.detach()[rows] + p - p.detach()))
+    return -torch.minimum(r * A, _clipped(r, params) * A)
+
+
 def _clipped(r: Tensor, params: Params) -> Tensor:
     return r.clamp(params["clip_low_threshold"], params["clip_high_threshold"])
 
@@ -73,6 +84,7 @@ TOKEN_LOSSES: Mapping[str, TokenLoss] = MappingProxyType(
         "importance_sampling": TokenLoss(POLICY, NO_PARAMS, _importance_sampling, "Williams 1992"),
         "ppo": TokenLoss(POLICY, CLIPS, _ppo, "Schulman 2017, equation 7"),
         "cispo": TokenLoss(POLICY, CLIPS, _cispo, "MiniMax 2025, equation 4"),
+        "gspo": TokenLoss((*POLICY, "sequence_ratio_mask"), CLIPS, _gspo, "Zheng 2025, section 4.3"),
         "dro": TokenLoss(POLICY, MappingProxyType({"beta": 0.05}), _dro, "Richemond 2024"),
     }
 )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from polyvera.errors import DataError
+from polyvera.errors import DataError, NotFoundError
 from polyvera.jobs.database import Database
 from polyvera.jobs.fine_tuning_job import FINE_TUNED, OPEN_TENANT
 from polyvera.jobs.sampler_table import sampler_id
@@ -41,7 +42,7 @@ class WeightsSaver:
     def save(self, run: TrainingRun, seq: int, asked: Asked, state: RunState) -> SavedWeights:
         """A run's state, to go on from. Raises ConflictError for a name that is taken, QuotaError."""
         path = path_of(run.id, TRAINING, asked["name"])
-        file, before = f"{FOLDER}/{uuid4().hex}.safetensors", self.table.files(path)
+        file, former = f"{FOLDER}/{uuid4().hex}.safetensors", self.table.former(path)
         kept = replace(state, grad=None)
         kept.write(self.database.folder / file)
         made = replace(_weights(run, seq, asked, TRAINING), file=file, num_bytes=kept.num_bytes)
@@ -50,8 +51,7 @@ class WeightsSaver:
         except BaseException:
             (self.database.folder / file).unlink(missing_ok=True)
             raise
-        if before is not None:
-            (self.database.folder / before).unlink(missing_ok=True)
+        self._forget(former)
         return made
 
     def publish(
@@ -63,12 +63,14 @@ class WeightsSaver:
         first = f"{FINE_TUNED}/{run.tenant or OPEN_TENANT}/run-{run.session[:ID_CHARS]}-{run.number}"
         num_bytes = state.weight.nbytes
         made = replace(_weights(run, seq, asked, SAMPLER), num_bytes=num_bytes, is_named=asked["is_named"])
+        former = self.table.former(made.path)
         ref = self.registry.put(first, trainer.adapter(replace(state, grad=None)))
         try:
             self.table.add(replace(made, adapter=str(ref)), self.max_bytes, sampler)
         except BaseException:
             self.registry.remove(str(ref))
             raise
+        self._forget(former)
         return replace(made, adapter=str(ref)), sampler
 
     def load(self, run: TrainingRun, path: str) -> RunState:
@@ -84,11 +86,16 @@ class WeightsSaver:
     def tidy(self) -> None:
         """Removes what has expired, and what nobody can ask for."""
         for saved in self.table.unwanted(NUM_UNNAMED):
-            if saved.adapter is not None:
-                self.registry.remove(saved.adapter, with_aliases=True)
-            if saved.file is not None:
-                (self.database.folder / saved.file).unlink(missing_ok=True)
+            self._forget(saved)
             self.table.remove(saved.path)
+
+    def _forget(self, saved: SavedWeights | None) -> None:
+        """Removes the file and the adapter of what is saved no longer."""
+        if saved is not None and saved.adapter is not None:
+            with suppress(NotFoundError):  # it was removed by hand
+                self.registry.remove(saved.adapter, with_aliases=True)
+        if saved is not None and saved.file is not None:
+            (self.database.folder / saved.file).unlink(missing_ok=True)
 
 
 def _weights(run: TrainingRun, seq: int, asked: Asked, kind: str) -> SavedWeights:

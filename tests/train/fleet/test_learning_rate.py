@@ -13,13 +13,17 @@ from polyvera.data.encoding import Encoded
 from polyvera.errors import DataError
 from polyvera.model.load import Base
 from polyvera.train.fleet.fleet import Fleet
+from polyvera.train.fleet.halving import RUNGS
 from polyvera.train.fleet.learning_rate import (
     HELD_OUT_SHARE,
+    MIN_HELD_OUT,
     LearningRate,
     kept_rate,
     sweep_rows,
     unswept_rate,
 )
+from polyvera.train.fleet.step_rows import StepRows
+from polyvera.train.fleet.sweep import step_of
 from polyvera.train.fleet.train_fleet import train_fleet
 from polyvera.train.recipe import Recipe
 from polyvera.train.trainer import TrainResult, train
@@ -99,15 +103,24 @@ def recipe_of(**choices: Any) -> Recipe:
     return Recipe(**{**SETTINGS, "data": "x", **choices})
 
 
-def test_rows_of_the_first_pass_are_chosen_by_before_they_are_trained_on() -> None:
-    rows = sweep_rows("a", recipe_of(), encoded(48), encoded(9))
-    assert (rows.name, len(rows.training), rows.held_out, rows.total) == ("a", 48, None, 18)
+def test_validation_rows_are_chosen_by() -> None:
+    rows = sweep_rows("a", recipe_of(), encoded(48), encoded(90))
+    assert (rows.name, len(rows.training), len(rows.held_out), rows.total) == ("a", 48, MIN_HELD_OUT, 18)
+    assert len(sweep_rows("", recipe_of(max_steps=400), encoded(48), encoded(90)).held_out) == 400 * 2 // 48
 
 
-def test_many_passes_are_chosen_by_validation_rows() -> None:
-    rows = sweep_rows("", recipe_of(max_steps=400), encoded(48), encoded(90))
-    assert len(rows.training) == 48
-    assert len(rows.held_out) == 400 * 2 // 48
+@pytest.mark.parametrize("more", [{}, {"group_by_length": True}])
+def test_the_last_rows_of_the_first_pass_are_chosen_by_and_not_trained_on(more: dict[str, Any]) -> None:
+    recipe = recipe_of(**more)
+    every = Encoded(tuple({"input_ids": [2, i], "labels": [-100, i]} for i in range(48)))
+    found = sweep_rows("", recipe, every, None)
+    assert len(found.training) == 48
+    last = step_of(RUNGS[-1], recipe, 18, 1.0)
+    steps = StepRows(recipe, found.training)
+    seen = [row["input_ids"][1] for step in range(last) for row in steps.of(step)]
+    held_out = [row["input_ids"][1] for row in found.held_out]
+    assert len(held_out) == MIN_HELD_OUT
+    assert not {*seen} & {*held_out}
 
 
 def test_many_passes_without_validation_hold_rows_out() -> None:
@@ -131,7 +144,7 @@ def test_a_fleet_takes_one_rate_by_a_sample_of_its_tenants(tmp_path: Path) -> No
     recipe = Recipe(**SETTINGS, data=str(tmp_path), fleet=True, slots=16)
     base = Base(make_model(), make_tokenizer())
     result = train_fleet(recipe, base=base, watch=watch, tell=told.append)
-    assert result.rate.sweep.num_tenants == 2
+    assert result.rate.sweep.num_tenants == 2  # as many as 16 slots hold
     assert told[1:] == [result.rate.text]
     assert {*seen} == {result.rate.lr}
     given = train_fleet(recipe.replaced(lr=result.rate.lr), base=base, tell=told.append)

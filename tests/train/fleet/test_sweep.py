@@ -12,19 +12,22 @@ from polyvera.data.packed_rows import PackedRows
 from polyvera.data.tables import table
 from polyvera.model.load import Base
 from polyvera.train.fleet.fleet import views_for_gradients
+from polyvera.train.fleet.halving import RUNGS, Rung, moved, whole_run_rate
 from polyvera.train.fleet.sweep import (
     BEYOND,
     EXTENSIONS,
     FACTORS,
+    PARTS,
     RateSearch,
     Sweep,
     SweepRows,
     TriedRate,
-    rungs,
+    step_of,
     sweep,
 )
 from polyvera.train.preparation import adapted, encode_tables
 from polyvera.train.recipe import Recipe
+from polyvera.train.schedule import lr_factor
 from polyvera.train.tenants import Tables
 from polyvera.train.trainer import train
 
@@ -39,7 +42,8 @@ def recipe_of(**choices: Any) -> Recipe:
 def rows_of(recipe: Recipe, base: Base, rows: list[dict[str, str]], name: str = "") -> SweepRows:
     found = table("x", [(i, row) for i, row in enumerate(rows)], {}, chat=False)
     encoded, _ = encode_tables(recipe, Tables(found, None, None), base)
-    return SweepRows(name, PackedRows.of(encoded), None, recipe.max_steps or 0)
+    packed = PackedRows.of(encoded)
+    return SweepRows(name, packed, packed, recipe.max_steps or 0)
 
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -65,11 +69,12 @@ def test_a_candidate_equals_its_run_alone(tmp_path, case: str) -> None:
     with adapted(recipe, base, len(RATES)) as bank, views_for_gradients():
         search = RateSearch(recipe, base, bank, everyone, None)
         search.admit(RATES)
-        search.train(0, len(RATES))
+        everything = Rung(RUNGS[0].share, len(RATES), len(RATES))
+        search.train(everything)
         found = {lr: bank.take(member.slot) for (lr, _), member in search.members.items()}
     for lr in RATES:
         alone = train(
-            recipe.replaced(data=path, lr=lr, max_steps=rungs(recipe, everyone[0])[0]),
+            recipe.replaced(data=path, lr=lr, max_steps=step_of(RUNGS[0], recipe, 24, 1.0)),
             base=Base(make(), make_tokenizer()),
             progress=False,
         )
@@ -97,21 +102,22 @@ def swept(base: Base, names: tuple[str, ...] = ("",), **choices: Any) -> Sweep:
     return sweep(recipe, base, [rows_of(recipe, base, counting_rows(48 + i), n) for i, n in enumerate(names)])
 
 
-def test_the_choice_is_the_lowest_loss_of_the_last_rung(base: Base) -> None:
+def test_the_choice_stands_for_the_best_of_the_last_rung(base: Base) -> None:
     found = swept(base)
     last = max(one.num_steps for one in found.tried)
     left = [one for one in found.tried if one.num_steps == last]
     assert len(found.tried) >= len(FACTORS)
-    assert len(left) >= 2
-    assert found.lr == min(left, key=lambda one: one.loss).lr
+    assert found.best in {one.lr for one in left}
+    assert all(one.loss < inf for one in left)
+    assert found.share == 6 / 24
+    assert found.lr == whole_run_rate(found.best, moved(lr_factor(recipe_of(), 24), 6, 24))
     assert sorted({one.num_steps for one in found.tried}) == [3, 4, 6]
 
 
 def test_an_edge_is_extended_until_the_loss_turns(base: Base) -> None:
-    found = swept(base, lr=1e-4)
-    assert len(found.tried) == len(FACTORS) + BEYOND * EXTENSIONS
-    assert max(one.lr for one in found.tried) == found.lr > 1e-4 * max(FACTORS)
-    assert found.is_edge
+    found = swept(base, lr=1e-3)
+    assert len(FACTORS) < len(found.tried) <= len(FACTORS) + BEYOND * EXTENSIONS
+    assert found.best > 1e-3 * max(FACTORS)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +134,8 @@ def test_rates_beyond_an_edge(base: Base, losses: dict[float, float], expected: 
     with adapted(recipe, base, 1) as bank:
         search = RateSearch(recipe, base, bank, [rows_of(recipe, base, counting_rows(48))], None)
         search.tried = {lr: TriedRate(lr, 3, loss) for lr, loss in losses.items()}
+        search.members = dict.fromkeys((lr, "") for lr in losses)  # type: ignore[arg-type]
+        search.losses = {lr: [loss, loss] for lr, loss in losses.items()}
         assert search.beyond() == expected
 
 
@@ -146,29 +154,42 @@ def test_several_tenants_share_one_choice(base: Base) -> None:
     one, two = swept(base), swept(base, ("a", "b"))
     assert two.num_tenants == 2
     assert one.num_rows < two.num_rows
-    assert "of 2 tenants" in two.text
+    assert "on 2 tenants" in two.text
 
 
 def test_the_line_says_choice_losses_and_cost() -> None:
     tried = (TriedRate(0.01, 3, 0.9), TriedRate(0.02, 9, 0.52), TriedRate(0.04, 9, 0.6))
-    text = Sweep(0.02, tried, 1, 1234, 5.0).text
+    text = Sweep(0.01, 0.02, 0.25, tried, 1, 1234, 5.0).text
     assert text == (
-        "lr 0.02 by a sweep of 3 rates (loss by that of the start, where each was dropped: 0.01: 0.90, 0.02: 0.52, "
-        "0.04: 0.60); 1,234 rows, 5.0 s"
+        "lr 0.01 by a sweep of 3 rates: 0.02 is the best after 25% of the steps (loss by that of the start, where each "
+        "was dropped: 0.01: 0.90, 0.02: 0.52, 0.04: 0.60); 1,234 rows, 5.0 s"
     )
-    assert "the edge of what was tried" in Sweep(0.01, tried, 1, 1234, 5.0).text
+    assert "0.01, the edge of what was tried, is" in Sweep(0.005, 0.01, 0.25, tried, 1, 1234, 5.0).text
 
 
 @pytest.mark.parametrize(
-    ("choices", "expected"),
+    ("total", "warmup", "stretch", "expected"),
     [
-        ({"max_steps": 100, "batch_size": 1}, (11, 16, 25)),
-        ({"max_steps": 20, "batch_size": 2}, (3, 4, 5)),
-        ({"max_steps": 100, "batch_size": 2, "warmup": 0.26}, (24, 24, 24)),
+        (100, 0.06, 1.0, [10, 15, 25]),
+        (20, 0.06, 1.0, [2, 3, 5]),
+        (100, 0.26, 1.0, [30, 35, 45]),
+        (20, 0.06, 2.0, [4, 6, 10]),
+        (20, 0.06, 4.0, [8, 12, 20]),
     ],
 )
-def test_rungs_are_shares_of_the_run_within_the_first_pass(base: Base, choices: Any, expected: Any) -> None:
-    recipe = recipe_of(**choices)
-    rows = rows_of(recipe, base, counting_rows(48))
-    assert rungs(recipe, rows) == expected
-    assert rungs(recipe, SweepRows("", rows.training, rows.training, 100))[-1] > 24
+def test_rungs_are_shares_of_the_run(total: int, warmup: float, stretch: float, expected: list[int]) -> None:
+    recipe = recipe_of(max_steps=total, warmup=warmup)
+    assert [step_of(rung, recipe, total, stretch) for rung in RUNGS] == expected
+
+
+def test_held_out_rows_are_compared_in_parts(base: Base) -> None:
+    recipe = recipe_of()
+    rows = rows_of(recipe, base, counting_rows(48)).training
+    few = rows_of(recipe, base, counting_rows(3)).training
+    for held_out, num in ((rows, PARTS), (few, 3)):
+        with adapted(recipe, base, 2) as bank, views_for_gradients():
+            search = RateSearch(recipe, base, bank, [SweepRows("", rows, held_out, 24)], None)
+            search.admit(RATES[:2])
+            search.train(RUNGS[0])
+            assert {len(own) for own in search.losses.values()} == {num}
+            assert search.tried[RATES[0]].loss == pytest.approx(sum(search.losses[RATES[0]]) / num)

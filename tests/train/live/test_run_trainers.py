@@ -25,11 +25,9 @@ def train(trainer, name):
 def test_the_rank_of_a_shared_basis_is_the_servers(tmp_path):
     with live() as own:
         trainers = RunTrainers(own, 2, tmp_path)
-        for rank in (None, 1, 4):
+        for rank in (None, 1, 4, 32):
             assert trainers.of(RunChoices(rank)) == (trainers.key, own)
-        with pytest.raises(SpecError, match="rank=5 is more than 4"):
-            trainers.of(RunChoices(5))
-        with pytest.raises(SpecError, match="is more than"):
+        with pytest.raises(SpecError, match="rank=1000: this server trains"):
             trainers.of(RunChoices(1000, method=LORA))
 
 

@@ -7,11 +7,13 @@ import torch
 from live_runs import apart, live, rows_of, run_all, state_of
 from run_service import ADAM, RunService, work
 
+from polyvera.adapter.method import METHODS
 from polyvera.jobs.training_run import CREATE, FORWARD, LOAD, LOAD_RUN, OPTIMIZER_STEP, RunChoices
 from polyvera.train.fleet.adamw import AdamSettings
 from polyvera.train.live import run_worker
 from polyvera.train.live.operation import OptimizerStep, Pass
 
+LORA = next(name for name, row in METHODS.items() if not row.shares_basis)
 SETTINGS = AdamSettings(weight_decay=0.0)
 NUM_STEPS = 5
 
@@ -96,7 +98,7 @@ def test_a_call_that_fails_harms_no_other(tmp_path):
     at = RunService(tmp_path)
     with live() as trainer:
         worker = at.worker(trainer)
-        run, other, unknown = at.run(), at.run(), at.run(choices=RunChoices(10**6))
+        run, other, unknown = at.run(), at.run(), at.run(choices=RunChoices(10**6, method=LORA))
         bad = [
             at.passed(run, rows_of(1), loss_fn="nope"),
             at.passed(run, rows_of(1), loss_fn="ppo"),

@@ -25,6 +25,10 @@ TRUTH = {
         lambda p, q, a: -math.exp(p - q) * a if math.exp(p - q) * a <= clipped(math.exp(p - q)) * a else 0.0,
     ),
     "cispo": (lambda p, q, a: -clipped(math.exp(p - q)) * p * a, lambda p, q, a: -clipped(math.exp(p - q)) * a),
+    "gspo": (  # of rows with a target each
+        lambda p, q, a: -min(math.exp(p - q) * a, clipped(math.exp(p - q)) * a),
+        lambda p, q, a: -math.exp(p - q) * a if math.exp(p - q) * a <= clipped(math.exp(p - q)) * a else 0.0,
+    ),
     "dro": (
         lambda p, q, a: -(p * a - 0.5 * 0.05 * (p - q) ** 2),
         lambda p, q, a: -(a - 0.05 * (p - q)),
@@ -36,6 +40,7 @@ TRUTH = {
 def test_a_loss_and_its_gradient_are_the_formulas(name):
     p = torch.tensor(P, requires_grad=True)
     inputs = {"weights": torch.tensor(A), "logprobs": torch.tensor(Q), "advantages": torch.tensor(A)}
+    inputs |= {"sequence_ratio_mask": torch.ones(len(A)), "rows": torch.arange(len(A))}
     losses = Objective(name).losses(p, inputs)
     losses.sum().backward()
     value, slope = TRUTH[name]
@@ -50,6 +55,17 @@ def test_a_position_without_advantage_adds_nothing_whatever_its_logprob(name):
     inputs["logprobs"][0] = -1e30
     Objective(name).losses(p, inputs).sum().backward()
     assert p.grad[0] == 0 and p.grad[1].isfinite()
+
+
+def test_a_rows_targets_share_one_ratio():
+    p = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
+    inputs = {"logprobs": torch.tensor([0.0, -2.1, -3.0]), "advantages": torch.tensor([0.0, 1.0, 2.0])}
+    inputs |= {"sequence_ratio_mask": torch.tensor([0.0, 1.0, 1.0]), "rows": torch.tensor([0, 0, 0])}
+    losses = Objective("gspo").losses(p, inputs)
+    losses.sum().backward()
+    ratio = math.exp(0.05)  # of the mean of 0.1 and 0
+    assert losses.tolist() == pytest.approx([0.0, -ratio, -2 * ratio])
+    assert p.grad.tolist() == pytest.approx([0.0, -ratio, -2 * ratio])
 
 
 def test_parameters_replace_the_defaults():

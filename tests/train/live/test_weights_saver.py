@@ -47,6 +47,11 @@ def test_an_adapter_is_published_for_its_tenant(saved):
     made, sampler = saver.publish(run, 1, SAMPLED, state, trainer)
     assert made.adapter.startswith("ft/acme/run-") and torch.equal(at.registry.get(made.adapter).flat, state.weight)
     assert at.tuning.samplers.get("acme", sampler).adapter == made.adapter
+    again, _ = saver.publish(run, 1, SAMPLED, state, trainer)  # the same call, made again after a restart
+    assert [str(ref) for ref in at.registry.list("ft/acme")] == [again.adapter] != [made.adapter]
+    with pytest.raises(ConflictError):
+        saver.publish(run, 2, SAMPLED, state, trainer)
+    assert len(at.registry.list("ft/acme")) == 1
     with pytest.raises(DataError, match="is to sample with"):
         saver.load(run, made.path)
     with pytest.raises(NotFoundError):

@@ -73,7 +73,7 @@ def test_many_rows_go_in_parts_that_are_made_in_order(service):
 @with_sdk
 def test_samples_reward_and_reinforce(service):
     client = service.create_lora_training_client("tiny", rank=4).result()
-    sampler = client.save_weights_and_get_sampling_client()
+    sampler = client.save_weights_and_get_sampling_client().result()
     prompt, params = types.ModelInput.from_ints([5, 6, 7]), types.SamplingParams(max_tokens=4, temperature=1.0, stop=[])
     found = sampler.sample(prompt, num_samples=4, sampling_params=params).result()
     data = []

@@ -49,8 +49,8 @@ def test_what_is_not_trained_is_refused(acme, more, words):
 
 def test_a_rank_beyond_the_servers_fails_the_run(acme):
     asked = {"session_id": acme.session(), "model_seq_id": 0, "base_model": "base", "lora_config": {"rank": 4000}}
-    found = acme.result(acme.post("/create_model", **asked))
-    assert found["category"] == "user" and "rank=4000 is more than 4" in found["error"]
+    found = acme.result(acme.post("/create_model", **asked, user_metadata={METHOD_KEY: LORA}))
+    assert found["category"] == "user" and "rank=4000: this server trains" in found["error"]
 
 
 def test_only_what_is_owned_is_shown():
