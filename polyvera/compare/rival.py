@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from math import gcd
 from typing import TYPE_CHECKING, Any
 
+from polyvera.adapter.layout import Widths
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import RecipeError
 from polyvera.train.recipe import HEAD_LR, Recipe
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from polyvera.model.load import Base
     from polyvera.train.trainer import TrainResult
 
-Shapes = Mapping[str, tuple[int, int]]
+Shapes = Mapping[str, Widths]
 FP32, INDEX, LONGEST = 4, 1, 256  # bytes, bytes, numbers
 
 

@@ -12,7 +12,7 @@ import torch
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.fingerprint import fingerprint
 from polyvera.adapter.inject import head_tensors
-from polyvera.adapter.layout import Layout, layout_of
+from polyvera.adapter.layout import Layout, Widths, layout_of
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import find_sites, linear_layers
 from polyvera.data.tables import Table
@@ -109,7 +109,7 @@ class Sizer:
         return fingerprint(self.base.model)
 
 
-def sites_of(recipe: Recipe, base: Base) -> Mapping[str, tuple[int, int]]:
+def sites_of(recipe: Recipe, base: Base) -> Mapping[str, Widths]:
     """All layers that a search is about: those that the recipe's targets mean and that answers depend on."""
     spec, _ = spec_for(recipe, base)
     return find_sites(base.model, spec)

@@ -114,7 +114,7 @@ def test_a_basis_of_the_weights_is_refused(moe, method):
 def test_experts_are_a_word_beside_others_and_have_names(moe):
     both = find_sites(moe, AdapterSpec(targets=("experts", "default")))
     assert {n.rpartition(".")[2] for n in both} == {"gate_up_proj", "down_proj", "q_proj", "v_proj"}
-    assert "model.layers.1.mlp.experts.down_proj" in find_sites(moe, AdapterSpec(targets="down_proj"))
+    assert any(n.endswith("experts.down_proj") for n in find_sites(moe, AdapterSpec(targets="down_proj")))
     assert not [n for n in find_sites(moe, AdapterSpec(targets="all-linear")) if "experts" in n]
 
 
