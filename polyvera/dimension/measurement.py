@@ -240,7 +240,11 @@ class PointRuns:
             if one is None:
                 yield replace(point, tenant=tenant.name, problem=problems[tenant.name] or "it has no test rows")
             else:
-                own = {"score": one.scores[one.main], "metric": one.main, "base": one.base.get(one.main)}
+                own: dict[str, Any] = {
+                    "score": one.scores[one.main],
+                    "metric": one.main,
+                    "base": one.base.get(one.main),
+                }
                 yield replace(point, tenant=tenant.name, lr=trained[tenant.name][0], **own)
 
     def _loaded(self) -> Base:
