@@ -1,6 +1,6 @@
 """The command line: thin verbs over the rooms below, their flags and their tables."""
 
-from polyvera.cli import dimension, exchange, serving
+from polyvera.cli import dimension, exchange, search, serving
 from polyvera.cli.verbs import app
 
-__all__ = ["app", "dimension", "exchange", "serving"]
+__all__ = ["app", "dimension", "exchange", "search", "serving"]

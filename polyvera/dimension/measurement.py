@@ -240,12 +240,8 @@ class PointRuns:
             if one is None:
                 yield replace(point, tenant=tenant.name, problem=problems[tenant.name] or "it has no test rows")
             else:
-                own: dict[str, Any] = {
-                    "score": one.scores[one.main],
-                    "metric": one.main,
-                    "base": one.base.get(one.main),
-                }
-                yield replace(point, tenant=tenant.name, lr=trained[tenant.name][0], **own)
+                score, bare, lr = one.scores[one.main], one.base.get(one.main), trained[tenant.name][0]
+                yield replace(point, tenant=tenant.name, score=score, metric=one.main, base=bare, lr=lr)
 
     def _loaded(self) -> Base:
         """The base, with the head that all runs begin from. Raises DataError where no tenant has rows."""

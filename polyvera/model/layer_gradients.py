@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 ROWS, LENGTHS = 2, (24, 3)
 Probe = tuple[Tensor, Tensor]
+Hook = Callable[[nn.Module, Any, Tensor], Tensor]  # layer, what it was given, its output -> the output in its place
 NUMBER = re.compile(r"\.\d+(?=\.|$)")
 
 
@@ -39,7 +40,7 @@ def probe_layers(model: PreTrainedModel, names: Collection[str]) -> LayerProbe:
     for a model that cannot be called with rows of tokens, long or short.
     """
     probes: dict[str, list[Probe]] = defaultdict(list)
-    with _probed(model, names, probes), torch.enable_grad():
+    with hooked(model, {name: _probe(probes[name]) for name in names}), torch.enable_grad():
         try:
             for length in LENGTHS:
                 _loss(model, length).backward()  # type: ignore[no-untyped-call]
@@ -65,24 +66,27 @@ def _loss(model: Any, length: int) -> Tensor:
 
 
 @contextmanager
-def _probed(model: nn.Module, names: Collection[str], probes: dict[str, list[Probe]]) -> Iterator[None]:
-    """Adds zeros that want a gradient to the outputs of the layers, in the mode of inference; as before afterwards."""
+def hooked(model: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[None]:
+    """Forward hooks on linear layers by name, in the mode of inference, no parameter wanting a gradient.
+
+    All is as before afterwards.
+    """
     layers = linear_layers(model)
-    hooks = [layers[name].register_forward_hook(_probe(probes[name])) for name in names]
+    handles = [layers[name].register_forward_hook(hook) for name, hook in hooks.items()]
     wants = [(p, p.requires_grad) for p in model.parameters()]
     was_training = model.training
     model.train(False).requires_grad_(False)
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()
         for parameter, wanted in wants:
             parameter.requires_grad_(wanted)
         model.train(was_training)
 
 
-def _probe(probes: list[Probe]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+def _probe(probes: list[Probe]) -> Hook:
     def add(layer: nn.Module, given: Any, out: Tensor) -> Tensor:
         added = torch.zeros_like(out, requires_grad=True)
         probes.append((added, out + added))

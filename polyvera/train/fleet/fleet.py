@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -36,6 +36,7 @@ from polyvera.model.task import LM, TASKS, Task
 from polyvera.train.fleet.journal import FINISHED, QUARANTINED, SKIPPED, Journal, Outcome
 from polyvera.train.fleet.member import Member
 from polyvera.train.fleet.optimizer import SlotAdamW
+from polyvera.train.fleet.slot_mask import slot_mask
 from polyvera.train.fleet.traffic import Traffic
 from polyvera.train.loss import num_items, row_losses
 from polyvera.train.preparation import check_head_lr, encode_tables, said
@@ -59,6 +60,7 @@ class Fleet:
 
     base: the model, with the bank in it. journal: what became of each tenant. kind: of rows. start: the adapter that
     all begin from, None for the identity. row: what all rows are for. own: settings of a tenant's own, by its name.
+    sites: the layers that a tenant adapts, by its name; all of the bank's by default.
     """
 
     recipe: Recipe
@@ -72,6 +74,7 @@ class Fleet:
     traffic: Traffic = field(default_factory=Traffic)
     row: Task = TASKS[LM]
     own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    sites: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.optimizer = SlotAdamW(self.bank, self.recipe)
@@ -268,6 +271,9 @@ class Fleet:
         rows, held_out = PackedRows.of(encoded), None if watched is None else PackedRows.of(watched)
         recipe = self.recipe.replaced(**self.own.get(tenant.name, {}))
         member = self.seated(tenant.name, slot, recipe, rows, held_out, tables.training.labels)
+        if tenant.name in self.sites:
+            mask = slot_mask(self.bank.layout, self.sites[tenant.name]).to(self.bank.flat.device)
+            self.optimizer.moments.masks[member.index] = mask
         state = self.states.pop(tenant.name, None)
         if state is not None:
             member.restore(state)

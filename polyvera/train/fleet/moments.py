@@ -20,7 +20,8 @@ class SlotMoments:
     """What AdamW needs of the slots of a bank.
 
     grads: (num_slots, num_params), to which the backward pass adds from now on. exp_avg, exp_avg_sq: alike. steps: how
-    many each slot has made. Raises LayoutError for a bank whose parameters were moved after inject().
+    many each slot has made. masks: which numbers of a slot move, (num_params,) of 0 and 1 by its index; all of others.
+    Raises LayoutError for a bank whose parameters were moved after inject().
     """
 
     def __init__(self, bank: Bank) -> None:
@@ -28,11 +29,14 @@ class SlotMoments:
         shape = (bank.num_slots, bank.layout.num_params)
         self.exp_avg, self.exp_avg_sq = (zeros(shape, device=flat.device, dtype=flat.dtype) for _ in MOMENTS)
         self.steps = [0] * bank.num_slots
+        self.masks: dict[int, Tensor] = {}
         self.kernel = fastest_step(flat.device)
 
     def norms(self) -> Tensor:
-        """The norm of each slot's gradient, (num_slots,) fp32 on the bank's device, once that fits a hash."""
+        """The norm of each slot's gradient, (num_slots,) fp32 on the bank's device, once that fits hash and masks."""
         self.bank.tie_gradients()
+        for index, mask in self.masks.items():
+            self.grads[index] *= mask
         found: Tensor = torch.linalg.vector_norm(self.grads, dim=1, dtype=torch.float32)
         return found
 
@@ -62,6 +66,7 @@ class SlotMoments:
         for tensor in (self.grads, self.exp_avg, self.exp_avg_sq):
             tensor[index].zero_()
         self.steps[index] = 0
+        self.masks.pop(index, None)
 
 
 def clip_factor(norm: float, most: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -60,8 +60,10 @@ def train_here(
     watch: Watch = lambda fleet: None,
     tell: Tell = to_stderr,
     own: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    sites: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> FleetResult:
     """Trains every tenant; arguments as train_fleet() has them. own: settings of a tenant's own, by its name.
+    sites: the layers that a tenant adapts, by its name; all by default.
 
     registry: where adapters go; None leaves them in the outcomes. start: called for the adapter that all begin from,
     unless the run that is resumed has kept it.
@@ -87,7 +89,17 @@ def train_here(
         with adapted(recipe, base, min(recipe.slots or SLOTS, len(line))) as bank:
             assert bank is not None
             fleet = Fleet(
-                recipe, base, bank, journal, deque(line), kind, begun, traffic=traffic, row=first.row, own=own
+                recipe,
+                base,
+                bank,
+                journal,
+                deque(line),
+                kind,
+                begun,
+                traffic=traffic,
+                row=first.row,
+                own=own,
+                sites=sites,
             )
             fleet.run(watch)
     return FleetResult(tuple(journal.outcomes.values()), traffic, time.monotonic() - started, base, rate=rate)
