@@ -1,4 +1,4 @@
-"""A format that is rewarded: answers become one short sentence. A loop of GRPO's kind with the tinker package.
+"""A form that is rewarded: answers of words without the letter e. A loop of GRPO's kind with the tinker package.
 
 pip install "tinker>=0.38,<0.39" matplotlib
 polyvera serve smollm2 --store adapters --train --train-rank 64
@@ -14,7 +14,7 @@ import argparse
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import fmean as mean
 from typing import Any
 
 import tinker
@@ -26,16 +26,14 @@ QUESTIONS = tuple(
     for ask in ("What is", "Why do people like", "How would you describe", "Where do we find")
     for thing in ("bread", "rain", "the sea", "music", "a bicycle", "winter", "chess", "a forest", "tea", "the moon")
 )
-GROUP, NUM_QUESTIONS, MAX_TOKENS, MAX_WORDS = 8, 2, 24, 10
+GROUP, NUM_QUESTIONS, MAX_TOKENS = 8, 4, 24
 LEARNING_RATE = 2e-2
 
 
-def reward(text: str, *, is_whole: bool) -> float:
-    """Half for an answer that ends by itself on one line, a half more for so few words, less for each word beyond."""
-    if not is_whole or "\n" in text.strip():
-        return 0.0
-    beyond = max(0, len(text.split()) - MAX_WORDS)
-    return 0.5 + 0.5 / (1 + beyond)
+def reward(text: str) -> float:
+    """The share of words without an e; nothing for an answer without any words."""
+    words = text.lower().split()
+    return mean("e" not in word for word in words) if words else 0.0
 
 
 def datum_of(prompt: Sequence[int], sequence: Any, advantage: float) -> types.Datum:
@@ -64,7 +62,7 @@ def step_of(client: Any, tokenizer: Any, questions: Sequence[str]) -> float:
     for prompt, answer in zip(prompts, asked, strict=True):
         sequences = answer.result().sequences
         texts = [tokenizer.decode(one.tokens, skip_special_tokens=True) for one in sequences]
-        own = [reward(t, is_whole=one.stop_reason == "stop") for t, one in zip(texts, sequences, strict=True)]
+        own = [reward(text) for text in texts]
         rewards += own
         advantages = [one - mean(own) for one in own]
         rows += [datum_of(prompt, one, by) for one, by in zip(sequences, advantages, strict=True) if by]
