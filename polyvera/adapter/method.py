@@ -172,8 +172,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             Method("vera-d", {"A": SHARED, "B": SHARED, "d": GROWN}, D_ONLY, "none", 256, 6e-2, "LORA", LORA_KEYS),
             Method("vera-d-own", {"A": OWN, "B": OWN, "d": GROWN}, D_ONLY, "none", 256, 6e-2, "LORA", LORA_KEYS),
             Method("dvora", {**VECTORS, "m": MAGNITUDE}, "Liu 2024", "none", 256, 6e-2, "LORA", LORA_KEYS),
-            Method("lora-xs", {**SVD_PAIR, "C": GROWN}, "Bałazy 2024", "none", 16, 2e-3, "LORA", LORA_KEYS),
-            Method("rasta", {"A": SHARED, "B": SHARED, "C": GROWN}, RASTA, "none", 16, 2e-3, "LORA", LORA_KEYS),
+            Method("lora-xs", {**SVD_PAIR, "C": GROWN}, "Bałazy 2024", "none", 16, 6e-3, "LORA", LORA_KEYS),
+            Method("rasta", {"A": SHARED, "B": SHARED, "C": GROWN}, RASTA, "none", 16, 6e-3, "LORA", LORA_KEYS),
             Method("fourier-d", {**WAVE_PAIR, "d": GROWN}, WAVE_D, "none", 256, 6e-2, "LORA", LORA_KEYS),
         )
     }

@@ -42,10 +42,10 @@ STILL = {"method": next(iter(METHODS)), "rank": SMALLEST_RANK, "lr": SMALLEST}
 # PEFT trains VB-LoRA's bank at a tenth of its logits' rate; here both have the one that is swept.
 RIVALS: Mapping[str, tuple[float, Rival]] = MappingProxyType(
     {
-        "peft-fourierft": (3e-2, Rival("FOURIERFT", lambda shapes: {"n_frequency": 256})),
+        "peft-fourierft": (3e-1, Rival("FOURIERFT", lambda shapes: {"n_frequency": 256})),
         "peft-ia3": (1e-2, Rival("IA3", lambda shapes: {"feedforward_modules": []})),
         "peft-randlora": (3e-3, Rival("RANDLORA", lambda shapes: {"r": 32})),
-        "peft-unilora": (5e-2, Rival("UNILORA", lambda shapes: {"r": 4, "theta_d_length": 1024})),
+        "peft-unilora": (1e-1, Rival("UNILORA", lambda shapes: {"r": 4, "theta_d_length": 1024})),
         "peft-vblora": (
             1e-2,
             Rival(
