@@ -12,12 +12,12 @@ from math import prod
 from types import MappingProxyType
 from typing import Any
 
-from polyvera.adapter.layout import Entry, Layout, Shape, layout_of
+from polyvera.adapter.layout import Entry, Layout, Shape, Widths, layout_of
 from polyvera.adapter.method import METHODS, WAVES, factor_shape
 from polyvera.adapter.spec import DTYPES, GIVEN, AdapterSpec
 from polyvera.errors import SpecError, did_you_mean
 
-Shapes = Mapping[str, tuple[int, int]]
+Shapes = Mapping[str, Widths]
 NO_HEAD: Mapping[str, Shape] = MappingProxyType({})
 
 NUMBER_BYTES: Mapping[str, int] = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2})
@@ -121,7 +121,7 @@ def cost(
     """What one adapter costs: parameters, bytes on disk and in memory, exactly.
 
     spec: the method, rank and every other choice.
-    shapes: (in_features, out_features) of each adapted layer by name, as model_shapes().sites has them.
+    shapes: the widths of each adapted layer by name, as model_shapes().sites has them.
     num_base_params: parameters of the base model.
     head: the shape of each tensor of a head by full name.
     base_dtype: of the frozen base in training.
@@ -190,11 +190,12 @@ def compare(
     """The cost of every method of the table on the same layers, then of full fine-tuning.
 
     shapes, num_base_params, head, base_dtype, stored: as cost() takes them. rank: None takes each method's own; of
-    singular vectors no more than the narrowest layer has.
+    singular vectors no more than the narrowest layer has, and no such method where a layer is a stack of experts.
     Raises as cost().
     """
-    most = min((width for pair in shapes.values() for width in pair), default=1)
-    several = [AdapterSpec(method=name, rank=rank) for name in METHODS]
+    most = min((width for pair in shapes.values() for width in pair[:2]), default=1)
+    has_experts = any(len(pair) > 2 for pair in shapes.values())
+    several = [AdapterSpec(method=n, rank=rank) for n, row in METHODS.items() if not (has_experts and row.reads_base)]
     specs = [replace(s, rank=min(s.rank or s.row.rank, most)) if s.row.reads_base else s for s in several]
     rows = [cost(s, shapes, num_base_params, head=head, base_dtype=base_dtype, stored=stored) for s in specs]
     return (*rows, full_cost(num_base_params, head=head, base_dtype=base_dtype))
@@ -255,7 +256,7 @@ def _num_drawn(layout: Layout) -> int:
         (x, shape if layout.method.factors[x].init in WAVES else site.name): prod(shape)
         for site in layout.sites
         for x in layout.method.made
-        for shape in [factor_shape(x, site.rank, site.in_features, site.out_features)]
+        for shape in [factor_shape(x, site.rank, *site.widths)]
     }
     return sum(found.values())
 
@@ -265,7 +266,7 @@ def _num_constants(layout: Layout) -> int:
     factors = layout.method.factors
     if "m" not in factors or factors["A"].trained:
         return 0
-    return sum(s.out_features * s.rank + s.rank**2 + s.out_features for s in layout.sites)
+    return sum((s.out_features * s.rank + s.out_features) * (s.num_experts or 1) + s.rank**2 for s in layout.sites)
 
 
 def _base_bytes(num_base_params: int, base_dtype: str) -> int:

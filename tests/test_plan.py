@@ -305,3 +305,12 @@ def test_planning_needs_no_torch():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(run.stdout) == len(METHODS) + 1
+
+
+def test_experts_are_counted_for_every_method_that_takes_them():
+    shapes = {"layers.0.experts.up": (8, 6, 3), "layers.0.q": (8, 8)}
+    rows = compare(shapes, 1000, rank=2)
+    assert {row.method for row in rows[:-1]} == {name for name, row in METHODS.items() if not row.reads_base}
+    for row in rows[:-1]:
+        spec = AdapterSpec(row.method, rank=2)
+        assert row.num_params == layout_of(spec, shapes).num_params

@@ -13,7 +13,7 @@ from torch import Tensor
 from polyvera.adapter.basis import Basis, draw_basis
 from polyvera.adapter.hashing import hashing_of
 from polyvera.adapter.layer_basis import frozen_factors
-from polyvera.adapter.layout import Layout, Shape, Site, layout_of
+from polyvera.adapter.layout import Layout, Shape, Site, Widths, layout_of
 from polyvera.adapter.spec import GIVEN, AdapterSpec
 from polyvera.errors import BasisError, LayoutError
 
@@ -116,14 +116,14 @@ class Adapter:
 
 def adapter_from(
     spec: AdapterSpec,
-    shapes: Mapping[str, tuple[int, int]],
+    shapes: Mapping[str, Widths],
     tensors: Mapping[str, Tensor],
     given: Basis | None = None,
     base: str = "",
 ) -> Adapter:
     """An adapter made of tensors.
 
-    spec: the choices it was trained with. shapes: (in_features, out_features) of each adapted layer.
+    spec: the choices it was trained with. shapes: the widths of each adapted layer.
     tensors: keyed `site.letter`; a key of no layer is a tensor of the head.
     given: the frozen pair, if no key draws it. base: the fingerprint of the base model, '' if unknown.
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from polyvera.adapter.adapter import Adapter
+from polyvera.adapter.base_layer import BaseLayer
 from polyvera.adapter.basis import Basis
 from polyvera.adapter.hashing import Hashing, check_same_hash, hashing_of, initial
 from polyvera.adapter.layer import HeadBank
@@ -123,7 +124,7 @@ class Bank:
             self._grow(self.num_slots)
         return self.slots[empty]
 
-    def layer(self, site: Site, base: nn.Module) -> LayerBank:
+    def layer(self, site: Site, base: BaseLayer) -> LayerBank:
         """The share of one layer, its trained factors as parameters that are columns of `flat`."""
         parent = site.name.rpartition(".")[0]
         shared = self._shared.setdefault((parent, site.in_features), SharedInput())
@@ -267,7 +268,7 @@ class Bank:
         self.version += 1
         self._written[index] = self.version
 
-    def _frozen(self, site: Site, base: nn.Module) -> dict[str, Tensor]:
+    def _frozen(self, site: Site, base: BaseLayer) -> dict[str, Tensor]:
         """The matrices of one layer that are neither trained nor shared, and never stored."""
         return {k: self._copies.of(t) for k, t in frozen_factors(self.layout, site, base).items()}
 

@@ -1,17 +1,43 @@
-"""What is asked of a frozen base layer besides base(x): its widths, its weight as (out, in), its bias."""
+"""What is asked of a frozen base layer besides base(x): its widths, its weight as (out, in), its bias.
+
+A base layer is a module, or a stack of experts, whose weight is (experts, out, in). What differs between the kinds is a
+row of LAYER_KINDS.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from polyvera.adapter.expert_stack import ExpertStack
+from polyvera.adapter.layout import Widths
 from polyvera.errors import LayoutError
 
+BaseLayer = nn.Module | ExpertStack
 # Subclasses of nn.Linear whose forward of their own is the same product.
 SAME_PRODUCT = ("FalconLinear",)
 # Packages whose subclasses of nn.Linear multiply with a quantized weight and do nothing else.
 QUANTIZED = ("bitsandbytes", "torchao", "compressed_tensors", "gptqmodel", "auto_gptq", "awq", "optimum", "hqq")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKind:
+    """One kind of base layer.
+
+    holds: whether a layer is of it. is_transposed: whether its weight is kept as (in, out). module: the module that
+    multiplies with the weight. place, weight_name: by the layer's name, what that module and the parameter are called.
+    plain: (layer, weight as it is kept) -> what stands in the layer's place once that is merged.
+    """
+
+    holds: Callable[[Any], bool]
+    is_transposed: Callable[[Any], bool]
+    module: Callable[[Any], nn.Module]
+    place: Callable[[str], str]
+    weight_name: Callable[[str], str]
+    plain: Callable[[Any, Tensor], nn.Module | nn.Parameter]
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -21,46 +47,57 @@ def is_linear(module: nn.Module) -> bool:
     """
     kind = type(module)
     if not isinstance(module, nn.Linear):
-        return kind.__name__ == "Conv1D"
+        return _is_conv1d(module)
     is_plain = kind.forward is nn.Linear.forward or kind.__name__ in SAME_PRODUCT
     return is_plain or kind.__module__.partition(".")[0] in QUANTIZED
 
 
-def widths(module: nn.Module) -> tuple[int, int]:
-    """(in_features, out_features)."""
-    layer: Any = module
-    if _is_transposed(module):
-        return int(layer.weight.shape[0]), int(layer.weight.shape[1])
-    return int(layer.in_features), int(layer.out_features)
+def layer_kind(layer: BaseLayer) -> LayerKind:
+    """The row of a layer's kind."""
+    return next(kind for kind in LAYER_KINDS if kind.holds(layer))
 
 
-def is_quantized(module: nn.Module) -> bool:
+def widths(layer: BaseLayer) -> Widths:
+    """(in_features, out_features), and the number of experts of a stack."""
+    module: Any = layer
+    if hasattr(module, "in_features"):  # a quantized weight may have another shape
+        return int(module.in_features), int(module.out_features)
+    *experts, tall, wide = dense_weight(layer).shape
+    return wide, tall, *experts
+
+
+def is_quantized(layer: BaseLayer) -> bool:
     """Whether the weight is not a plain floating-point tensor."""
-    weight: Any = module.weight
+    weight: Any = layer.weight
     return type(weight) not in (nn.Parameter, Tensor) or not weight.dtype.is_floating_point
 
 
-def dense_weight(module: nn.Module) -> Tensor:
+def dense_weight(layer: BaseLayer) -> Tensor:
     """The weight as (out, in), in its own dtype; a quantized one is dequantized into a new tensor."""
-    weight = module.weight
-    if is_quantized(module):
-        return _dequantized(module)
+    weight = layer.weight
+    if is_quantized(layer):
+        return _dequantized(layer)
     assert isinstance(weight, Tensor)
-    return weight.detach().T if _is_transposed(module) else weight.detach()
+    return as_stored(layer, weight.detach())
 
 
-def as_stored(module: nn.Module, weight: Tensor) -> Tensor:
-    """A weight given as (out, in) in the orientation in which the module keeps it."""
-    return weight.T if _is_transposed(module) else weight
+def as_stored(layer: BaseLayer, weight: Tensor) -> Tensor:
+    """A weight given as (out, in) in the orientation in which the layer keeps it, or the other way round."""
+    return weight.mT if layer_kind(layer).is_transposed(layer) else weight
 
 
-def bias_of(module: nn.Module) -> Tensor | None:
+def bias_of(layer: BaseLayer) -> Tensor | None:
     """The bias, or None."""
-    bias = getattr(module, "bias", None)
+    bias = getattr(layer, "bias", None)
     return bias.detach() if isinstance(bias, Tensor) else None
 
 
-def _dequantized(module: nn.Module) -> Tensor:
+def plain_layer(layer: BaseLayer, weight: Tensor) -> nn.Module | nn.Parameter:
+    """What stands in a layer's place with a weight given as (out, in): a plain module, or a stack's parameter."""
+    return layer_kind(layer).plain(layer, as_stored(layer, weight).contiguous())
+
+
+def _dequantized(module: BaseLayer) -> Tensor:
     weight: Any = module.weight
     if getattr(weight, "quant_state", None) is not None:
         from bitsandbytes.functional import dequantize_4bit
@@ -75,19 +112,53 @@ def _dequantized(module: nn.Module) -> Tensor:
     raise LayoutError(f"{type(module).__name__} keeps its weight in a form that cannot be read back; use another base")
 
 
-def _is_transposed(module: nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D"
+def _is_conv1d(layer: Any) -> bool:
+    return type(layer).__name__ == "Conv1D"
 
 
-def plain_linear(module: nn.Module, weight: Tensor) -> nn.Module:
-    """A plain layer of the same kind around a weight given as (out, in): Conv1D stays Conv1D, all else is nn.Linear."""
+def _conv1d(layer: Any, weight: Tensor) -> nn.Module:
+    return _with_weight(type(layer)(*weight.shape[::-1]), layer, weight)
+
+
+def _linear(layer: Any, weight: Tensor) -> nn.Module:
     out_features, in_features = weight.shape
-    merged: nn.Module = (
-        type(module)(out_features, in_features)
-        if _is_transposed(module)
-        else nn.Linear(in_features, out_features, bias=False, device="meta")
-    )
-    merged.weight = nn.Parameter(as_stored(module, weight).contiguous(), requires_grad=False)
-    bias = bias_of(module)
-    merged.register_parameter("bias", None if bias is None else nn.Parameter(bias.clone(), requires_grad=False))
-    return merged
+    return _with_weight(nn.Linear(in_features, out_features, bias=False, device="meta"), layer, weight)
+
+
+def _with_weight(made: nn.Module, layer: nn.Module, weight: Tensor) -> nn.Module:
+    """A new layer with that weight and a copy of another's bias."""
+    made.weight = _parameter(layer, weight)
+    bias = bias_of(layer)
+    made.register_parameter("bias", None if bias is None else nn.Parameter(bias.clone(), requires_grad=False))
+    return made
+
+
+def _parameter(layer: Any, weight: Tensor) -> nn.Parameter:
+    return nn.Parameter(weight, requires_grad=False)
+
+
+def _itself(given: Any) -> Any:
+    return given
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _of_module(name: str) -> str:
+    return f"{name}.weight"
+
+
+# Of several that hold, the first counts.
+LAYER_KINDS = (
+    LayerKind(
+        holds=lambda layer: isinstance(layer, ExpertStack),
+        is_transposed=lambda layer: layer.is_transposed,
+        module=lambda layer: layer.module,
+        place=_parent,
+        weight_name=_itself,
+        plain=_parameter,
+    ),
+    LayerKind(_is_conv1d, lambda layer: True, _itself, _itself, _of_module, _conv1d),
+    LayerKind(lambda layer: True, lambda layer: False, _itself, _itself, _of_module, _linear),
+)

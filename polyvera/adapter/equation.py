@@ -60,9 +60,9 @@ def delta_weight(
     scale: Scale = ONE,
     C: Tensor | None = None,
 ) -> Tensor:
-    """ΔW = diag(b) B C diag(d) A, (out, in)."""
-    right = A if d is None else d[:, None] * A
-    product = (B if b is None else b[:, None] * B) @ (right if C is None else C @ right)
+    """ΔW = diag(b) B C diag(d) A, (out, in), or (experts, out, in) where any factor has that leading axis."""
+    right = A if d is None else d[..., None] * A
+    product = (B if b is None else b[..., None] * B) @ (right if C is None else C @ right)
     return _scaled(product, None, scale)
 
 
@@ -102,17 +102,17 @@ class NormParts:
 
     @classmethod
     def of(cls, W: Tensor, A: Tensor) -> NormParts:
-        """W (out, in), A (rank, in)."""
-        return cls(torch.linalg.norm(W, dim=1).square(), W @ A.T, A @ A.T)  # √(n²) is n, so a fresh m gives g = 1
+        """W (out, in), A (rank, in); each may be a stack of experts'."""
+        return cls(torch.linalg.norm(W, dim=-1).square(), W @ A.mT, A @ A.mT)  # √(n²) is n, so a fresh m gives g = 1
 
 
 def factored_row_norm(parts: NormParts, vectors: Vectors) -> Tensor:
     """row_norm without a dense ΔW: ‖W‖² + 2⟨W Aᵀ, S⟩ + ⟨S A Aᵀ, S⟩ by rows, S = diag(b) B C diag(d). (out,), fp32."""
     S = vectors.B if vectors.C is None else vectors.B @ vectors.C
-    S = S if vectors.d is None else S * vectors.d
+    S = S if vectors.d is None else S * vectors.d[..., None, :]
     factor = vectors.scale[0] / vectors.scale[1]
-    S = S * factor if vectors.b is None else S * vectors.b[:, None]
-    square = parts.square + ((2 * parts.WA + S @ parts.AA) * S).sum(1)
+    S = S * factor if vectors.b is None else S * vectors.b[..., None]
+    square = parts.square + ((2 * parts.WA + S @ parts.AA) * S).sum(-1)
     return torch.where(square > 0, square, 1.0).sqrt()
 
 

@@ -12,8 +12,9 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
+from polyvera.adapter.adapted_experts import Adapted
 from polyvera.adapter.base_layer import is_linear, is_quantized
-from polyvera.adapter.layer import AdaptedHead, AdaptedLinear, HeadBank
+from polyvera.adapter.layer import HeadBank
 from polyvera.adapter.layer_bank import LayerBank
 from polyvera.adapter.targets import HEAD_NAMES
 from polyvera.errors import FingerprintError
@@ -39,7 +40,7 @@ def _base_modules(module: nn.Module, prefix: str) -> dict[str, nn.Module]:
     for name, child in module.named_children():
         full = f"{prefix}.{name}" if prefix else name
         if full not in HEAD_NAMES and not isinstance(child, LayerBank | HeadBank):
-            found.update(_base_modules(child.base if isinstance(child, AdaptedLinear | AdaptedHead) else child, full))
+            found.update(_base_modules(child.base if isinstance(child, Adapted) else child, full))
     return found
 
 

@@ -9,17 +9,20 @@ from datetime import UTC, datetime
 import torch
 from torch import Tensor, nn
 
+from polyvera.adapter.adapted_experts import Adapted, AdaptedExperts
 from polyvera.adapter.adapter import NOTHING, Adapter
 from polyvera.adapter.bank import Bank
-from polyvera.adapter.base_layer import is_quantized, widths
+from polyvera.adapter.base_layer import is_quantized, layer_kind, widths
 from polyvera.adapter.basis import Basis, draw_basis
+from polyvera.adapter.expert_stack import form_of
 from polyvera.adapter.fingerprint import check_fingerprint, fingerprint
 from polyvera.adapter.layer import AdaptedHead, AdaptedLinear
 from polyvera.adapter.layer_basis import frozen_factors
+from polyvera.adapter.layer_use import gets_tokens_first
 from polyvera.adapter.layout import Layout, Shape, layout_of
 from polyvera.adapter.slot_table import SlotTable
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.adapter.targets import find_sites, head_of, linear_layers
+from polyvera.adapter.targets import base_layers, find_sites, head_of
 from polyvera.errors import BasisError, LayoutError, SlotError, SpecError, TargetError, did_you_mean
 
 
@@ -116,7 +119,7 @@ def add_bank(
     spec: of the adapters that start in it. any_classes: its head may have another number of classes than the model's.
     """
     _check_fits(model, layout, any_classes)
-    layers = linear_layers(model)
+    layers = base_layers(model)
     table = slot_table(model)
     device = next(layers[layout.sites[0].name].parameters()).device
     bank = Bank(
@@ -131,7 +134,9 @@ def add_bank(
         product_dtype=product_dtype,
     )
     for site in layout.sites:
-        _wrap(model, site.name, AdaptedLinear, table, bank.layer(site, layers[site.name]))
+        base = layers[site.name]
+        name, module = layer_kind(base).place(site.name), layer_kind(base).module(base)
+        _wrap(model, name, AdaptedExperts if form_of(module) else AdaptedLinear, table, bank.layer(site, base))
     for name in sorted({_head_name(model, key) for key, _ in layout.head}):
         _wrap(model, name, AdaptedHead, table, bank.head(name))
     return bank
@@ -171,7 +176,7 @@ def with_base(adapter: Adapter, model: nn.Module | None) -> Adapter:
     if adapter.computed or model is None or not adapter.layout.method.reads_base:
         return adapter
     _check_fits(model, adapter.layout)
-    layers = linear_layers(model)
+    layers = base_layers(model)
     if any(next(layers[name].parameters()).is_meta for name in adapter.layout.site_names):
         raise BasisError(f"the basis is computed from the base's weights, and this {type(model).__name__} has none")
     made = {site.name: frozen_factors(adapter.layout, site, layers[site.name]) for site in adapter.layout.sites}
@@ -181,7 +186,7 @@ def with_base(adapter: Adapter, model: nn.Module | None) -> Adapter:
 def eject(model: nn.Module) -> nn.Module:
     """Takes every bank out: the bare base model again, the same module objects as before inject()."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, AdaptedLinear | AdaptedHead):
+        if isinstance(module, Adapted):
             _set(model, name, module.base)
     return model
 
@@ -194,7 +199,7 @@ def banks_of(model: nn.Module) -> list[Bank]:
 def slot_table(model: nn.Module) -> SlotTable:
     """The slot numbers of a model, new where it has no bank yet."""
     for module in model.modules():
-        if isinstance(module, AdaptedLinear | AdaptedHead):
+        if isinstance(module, Adapted):
             return module.table
     return SlotTable()
 
@@ -228,17 +233,17 @@ def _check_bases(model: nn.Module, adapters: Sequence[Adapter]) -> None:
 
 
 def _check_fits(model: nn.Module, layout: Layout, any_classes: bool = False) -> None:
-    layers = linear_layers(model)
+    layers = base_layers(model)
     for site in layout.sites:
         if site.name not in layers:
             raise LayoutError(
                 f"the adapter is for a layer {site.name!r}, which {type(model).__name__} lacks"
                 f"{did_you_mean(site.name, layers)}"
             )
-        if widths(layers[site.name]) != (site.in_features, site.out_features):
+        if widths(layers[site.name]) != site.widths:
             raise LayoutError(
                 f"{site.name} is {widths(layers[site.name])} (in, out) wide here, "
-                f"the adapter was made for {(site.in_features, site.out_features)}"
+                f"the adapter was made for {site.widths}"
             )
         if layout.method.reads_base and is_quantized(layers[site.name]):
             raise LayoutError(
@@ -284,9 +289,10 @@ def _head_name(model: nn.Module, key: str) -> str:
 
 def _wrap(model: nn.Module, name: str, kind: type[nn.Module], table: SlotTable, share: nn.Module) -> None:
     module = model.get_submodule(name)
-    if not isinstance(module, AdaptedLinear | AdaptedHead):
+    if not isinstance(module, Adapted):
         training, module = module.training, kind(module, table)
         module.train(training)
+        module.has_tokens_first = gets_tokens_first(model, name)  # type: ignore[assignment]
         _set(model, name, module)
     module.banks.append(share.train(module.training))  # type: ignore[union-attr,operator]
 

@@ -28,7 +28,7 @@ def _used(banks: Iterable[nn.Module], table: SlotTable) -> list[tuple[Any, Pick]
 
 
 @cache
-def _opaque() -> Callable[[Iterable[nn.Module], SlotTable], list[tuple[Any, Pick]]]:
+def used_outside_graphs() -> Callable[[Iterable[nn.Module], SlotTable], list[tuple[Any, Pick]]]:
     """_used, of which a compiler takes the answer without looking inside; it imports the compiler, which takes long."""
     return torch.compiler.disable(_used)  # type: ignore[no-untyped-call,no-any-return]
 
@@ -60,7 +60,12 @@ def _(letters: Sequence[Tensor], m: Tensor, table: int, bank: int, site: str, is
 
 
 class AdaptedLinear(nn.Module):
-    """A frozen base layer whose output gets the delta of the slot that each row is routed to."""
+    """A frozen base layer whose output gets the delta of the slot that each row is routed to.
+
+    has_tokens_first: whether its input is (tokens, rows, in).
+    """
+
+    has_tokens_first = False
 
     def __init__(self, base: nn.Module, table: SlotTable) -> None:
         super().__init__()
@@ -80,12 +85,16 @@ class AdaptedLinear(nn.Module):
                     layer_bank.prepare(x)
         y: Tensor = self.base(x, *args, **kwargs)
         join()
+        turned = self.has_tokens_first and y.dim() > 2
+        x, y = (x.transpose(0, 1), y.transpose(0, 1)) if turned else (x, y)
         for layer_bank, pick in used:
             y = layer_bank(x, y, pick)
-        return y
+        return y.transpose(0, 1).contiguous() if turned else y
 
     def _compiled(self, x: Tensor, y: Tensor) -> Tensor:
         share: Any
+        if self.has_tokens_first:
+            raise SlotError("this model's layers get tokens before rows, which a compiled forward does not route")
         for share in self.banks:
             index = torch.ops.polyvera.local_slots(x.detach(), self.table.number, share.bank.position)
             y = share.by_index(x, y, index)
@@ -115,7 +124,7 @@ class AdaptedHead(nn.Module):
         self.base = base
         self.banks = nn.ModuleList()
         self.table = table
-        self._used = _opaque()
+        self._used = used_outside_graphs()
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x (rows, ...) -> the head's output, each row by its slot's head. Raises SlotError for a device route."""

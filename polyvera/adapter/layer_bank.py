@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyvera.adapter.bank_state import BankState
-from polyvera.adapter.base_layer import bias_of, dense_weight
-from polyvera.adapter.batched import adapt_rows, adapt_rows_by_factors
-from polyvera.adapter.equation import FUSED_ON, NormParts, Vectors, adapt, exact, factored_row_norm, without_autocast
+from polyvera.adapter.base_layer import BaseLayer, bias_of, dense_weight
+from polyvera.adapter.batched import adapt_rows, adapt_rows_by_factors, is_own, picked
+from polyvera.adapter.equation import (
+    FUSED_ON,
+    NormParts,
+    Vectors,
+    adapt,
+    add_delta,
+    exact,
+    factored_row_norm,
+    without_autocast,
+)
+from polyvera.adapter.layer_use import gets_chosen_tokens
 from polyvera.adapter.layout import Site
 from polyvera.adapter.route import Pick
 from polyvera.adapter.shared_input import SharedInput, project_input
+
+Products = Callable[
+    [Tensor, Tensor, Tensor], Tensor
+]  # of rows with the matrices of a stack, as grouped_linear has them
 
 
 def _as_wide(mask: Tensor, value: Tensor) -> Tensor:
@@ -33,7 +47,7 @@ class LayerBank(nn.Module):
         self,
         bank: BankState,
         site: Site,
-        base: nn.Module,
+        base: BaseLayer,
         shared: SharedInput,
         frozen: Mapping[str, Tensor],
     ) -> None:
@@ -42,6 +56,7 @@ class LayerBank(nn.Module):
         self._owns_factors = bool({"A", "B"} & set(self._trained))
         self._norm_rows: Tensor | None = None
         self.bank, self.site, self.shared = bank, site, shared
+        self._is_ordered = not gets_chosen_tokens(site.name)
         self._base = [base]  # in a list, so that the base is not registered a second time
         self._parts: NormParts | None = None
         self._norms: dict[int, tuple[object, Tensor]] = {}
@@ -52,7 +67,7 @@ class LayerBank(nn.Module):
             self._pair(weight.device, self._product_dtype(weight))
 
     @property
-    def base(self) -> nn.Module:
+    def base(self) -> BaseLayer:
         """The frozen base layer."""
         return self._base[0]
 
@@ -65,7 +80,7 @@ class LayerBank(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor, pick: Pick) -> Tensor:
         """The base's output y (..., out) with this bank's delta added to the rows that are its own."""
-        pick.check(x)
+        pick = pick.over(x, self._is_ordered)
         if pick.index is not None:
             return self.by_index(x, y, pick.index)
         if pick.slot is None and self._owns_factors:
@@ -92,6 +107,35 @@ class LayerBank(nn.Module):
         A = (A * own["d"][:, :, None]).to(dtype) if "d" in own else A  # PEFT's AdaLoRA scales A itself
         v = Vectors(own["B"].to(dtype), None, None, self.site.scale, own.get("m"), norm)
         return adapt_rows_by_factors(self._dropped(x), y, A, v, index, self._bias())
+
+    def by_expert(self, x: Tensor, y: Tensor, slots: Tensor, experts: Tensor, products: Products) -> Tensor:
+        """by_index of a stack: x (pairs, in), y (pairs, out), the index in the bank and the expert of each pair."""
+        index = torch.where(slots < 0, -1, slots * self.site.num_experts + experts)
+        own = {letter: getattr(self, letter).flatten(0, 1) for letter in self._trained}
+        norm = self.norm_rows().flatten(0, 1) if "m" in own else None
+        if self.bank.basis is not None and "C" not in own:
+            A, B = self._pair(x.device, self._product_dtype(x))
+            return adapt_rows(y, self._input(x, A), self._vectors(B, own.get("d"), own, norm), index)
+        with without_autocast(x):
+            w = self._expanded(self._dropped(x).to(self._product_dtype(x)), own, index, products)
+        b, m, norm = (None if t is None else picked(t, index, y) for t in (own.get("b"), own.get("m"), norm))
+        out = add_delta(y, w if b is None else w * b, Vectors(w, None, None, self.site.scale, m, norm))
+        return torch.where(is_own(index, y), out, y)
+
+    def _expanded(self, x: Tensor, own: Mapping[str, Tensor], index: Tensor, products: Products) -> Tensor:
+        """B C (d ⊙ A x) with matrices of each slot's experts, of the experts alone, or of all of them."""
+        u = self._times("A", x, own, index, products)
+        u = u if "d" not in own else u * picked(own["d"], index, u)
+        u = u if "C" not in own else self._times("C", u, own, index, products)
+        return self._times("B", u, own, index, products)
+
+    def _times(self, letter: str, x: Tensor, own: Mapping[str, Tensor], index: Tensor, products: Products) -> Tensor:
+        if letter in own:
+            return products(x, own[letter].to(x.dtype), index)
+        frozen = dict(zip("AB", self._pair(x.device, x.dtype, own), strict=True))[letter]
+        if frozen.dim() == 2:
+            return F.linear(x, frozen)
+        return products(x, frozen, torch.where(index < 0, -1, index % self.site.num_experts))
 
     def _is_indexed(self, x: Tensor, y: Tensor) -> bool:
         """Whether rows of several slots go through the kernels: there the stacks are read where they lie."""
@@ -236,10 +280,10 @@ class LayerBank(nn.Module):
         if "A" not in own:
             return self._factored_norm(own)
         A, B = (exact(t) for t in self._pair(own["m"].device, self.bank.dtype, own))
-        A = A if "d" not in own else A * own["d"][:, None]
-        dW = F.linear(A.T, B).T
+        A = A if "d" not in own else A * own["d"][..., None]
+        dW = (A.mT @ B.mT).mT
         factor, divisor = self.site.scale
-        norm = torch.linalg.norm(self._weight() + factor * (dW if divisor == 1.0 else dW / divisor), dim=1)
+        norm = torch.linalg.norm(self._weight() + factor * (dW if divisor == 1.0 else dW / divisor), dim=-1)
         return torch.where(norm > 0, norm, 1.0)
 
     def _factored_norm(self, own: Mapping[str, Tensor]) -> Tensor:

@@ -14,10 +14,10 @@ from math import pi, sqrt
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from polyvera.adapter.base_layer import dense_weight
+from polyvera.adapter.base_layer import BaseLayer, dense_weight
 from polyvera.adapter.basis import DRAWS, draw_factor
 from polyvera.adapter.layout import Layout, Site
 from polyvera.adapter.method import DCT, FOURIER, SVD, factor_shape
@@ -28,7 +28,7 @@ Number = NDArray[np.int64]
 A_GAIN = sqrt(2.0)  # of a row of A, whose norm is 1 without it
 
 
-def frozen_factors(layout: Layout, site: Site, base: nn.Module | None = None) -> dict[str, Tensor]:
+def frozen_factors(layout: Layout, site: Site, base: BaseLayer | None = None) -> dict[str, Tensor]:
     """The matrices of one layer that are neither trained nor shared, by letter, fp32; like ones are one storage.
 
     base: the layer, for matrices that are computed from its weight. Raises BasisError where it is needed and not given.
@@ -38,16 +38,16 @@ def frozen_factors(layout: Layout, site: Site, base: nn.Module | None = None) ->
     }
 
 
-def _drawn(init: str, layout: Layout, site: Site, letter: str, base: nn.Module | None) -> Tensor:
-    shape = factor_shape(letter, site.rank, site.in_features, site.out_features)
+def _drawn(init: str, layout: Layout, site: Site, letter: str, base: BaseLayer | None) -> Tensor:
+    shape = factor_shape(letter, site.rank, *site.widths)
     return draw_factor(init, layout.seed or 0, f"{site.name}.{letter}", shape)
 
 
-def _waved(init: str, layout: Layout, site: Site, letter: str, base: nn.Module | None) -> Tensor:
+def _waved(init: str, layout: Layout, site: Site, letter: str, base: BaseLayer | None) -> Tensor:
     return waves(init, layout.seed or 0, letter, site.rank, site.in_features if letter == "A" else site.out_features)
 
 
-def _directed(layout: Layout, site: Site, letter: str, base: nn.Module | None) -> Tensor:
+def _directed(layout: Layout, site: Site, letter: str, base: BaseLayer | None) -> Tensor:
     if base is None:
         raise BasisError(
             f"the basis of {site.name} is the singular vectors of the base's own weight, and the base is not at hand: "
@@ -57,7 +57,7 @@ def _directed(layout: Layout, site: Site, letter: str, base: nn.Module | None) -
 
 
 # One entry an init of a frozen matrix that each layer has of its own.
-MAKERS: Mapping[str, Callable[[Layout, Site, str, nn.Module | None], Tensor]] = {
+MAKERS: Mapping[str, Callable[[Layout, Site, str, BaseLayer | None], Tensor]] = {
     **{init: partial(_drawn, init) for init in DRAWS},
     **{init: partial(_waved, init) for init in (FOURIER, DCT)},
     SVD: _directed,
@@ -117,7 +117,7 @@ class Copies:
 _DIRECTIONS = WeakTensorKeyDictionary()  # weight -> (its version, the largest rank asked for, the factors at that rank)
 
 
-def directions(base: nn.Module, rank: int) -> dict[str, Tensor]:
+def directions(base: BaseLayer, rank: int) -> dict[str, Tensor]:
     """A (rank, in) and B (out, rank): the right singular vectors of a layer's weight, and the left ones times Σ.
 
     LoRA-XS (Bałazy 2024). In float64 of the weight rounded to bfloat16, so that copies of a base in fp32 and in bf16,

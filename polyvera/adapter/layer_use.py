@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -18,6 +19,36 @@ from torch import nn
 DESCRIPTIONS = frozenset(("dtype", "device", "shape", "size", "ndim", "dim", "numel", "is_meta", "requires_grad"))
 READ, CALLED, MULTIPLIED = "read", "called", "multiplied"
 SETUP = frozenset(("__init__", "_init_weights", "reset_parameters", "_reset_parameters", "__setstate__"))
+
+
+# What a class computes and no output of it depends on.
+UNUSED: Mapping[str, frozenset[str]] = {
+    name: frozenset(("vision_model.head",))
+    for name in ("SiglipForImageClassification", "Siglip2ForImageClassification")
+}
+# The classes whose layers get a batch as (tokens, rows, features).
+TOKENS_FIRST = frozenset(
+    ("XLNetModel", "FSMTEncoder", "FSMTDecoder", "LongformerSelfAttention", "LEDEncoderSelfAttention")
+)
+# Experts that are modules of their own.
+LISTED_EXPERT = re.compile(r"(?:^|\.)experts\.\w*\d+\.")
+
+
+def gets_chosen_tokens(name: str) -> bool:
+    """Whether a layer, by its name, is an expert's own, which gets the tokens that a router sends it and not rows."""
+    return LISTED_EXPERT.search(name) is not None
+
+
+def gets_tokens_first(model: nn.Module, name: str) -> bool:
+    """Whether a layer of a model gets (tokens, rows, features), by the classes of the modules that it is in."""
+    parts = name.split(".")
+    owners = (model.get_submodule(".".join(parts[:i])) for i in range(len(parts)))
+    return any(type(owner).__name__ in TOKENS_FIRST for owner in owners)
+
+
+def unused_parts(kind: type[nn.Module]) -> frozenset[str]:
+    """The names of modules that a model of this class computes and does nothing with."""
+    return UNUSED.get(kind.__name__, frozenset())
 
 
 @cache

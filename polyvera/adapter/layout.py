@@ -17,6 +17,7 @@ from polyvera.adapter.spec import GIVEN, AdapterSpec, BasisKey, is_named
 from polyvera.errors import LayoutError, did_you_mean
 
 Shape = tuple[int, ...]
+Widths = tuple[int, ...]  # (in_features, out_features), and the number of experts where a layer is a stack of them
 Heads = tuple[tuple[str, Shape], ...]
 MAX_HASHED = 2**28  # 1 GiB, which is made at load
 THETA = "theta"  # the numbers that a hash makes letters of
@@ -25,13 +26,23 @@ NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)")
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One adapted layer: its name in the model, its widths, its rank, and the (factor, divisor) of its delta."""
+    """One adapted layer: its name in the model, its widths, its rank, and the (factor, divisor) of its delta.
+
+    num_experts: of a stack of matrices, whose letters all have a leading axis of that size; 0 for one matrix.
+    """
 
     name: str
     in_features: int
     out_features: int
     rank: int
     scale: Scale
+    num_experts: int = 0
+
+    @property
+    def widths(self) -> Widths:
+        """(in_features, out_features), and num_experts where it is a stack."""
+        both = (self.in_features, self.out_features)
+        return (*both, self.num_experts) if self.num_experts else both
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,11 +196,11 @@ class Layout:
 
 
 def _shape(site: Site, letter: str) -> Shape:
-    return factor_shape(letter, site.rank, site.in_features, site.out_features)
+    return factor_shape(letter, site.rank, *site.widths)
 
 
 def _alike(pattern: str, sites: list[Site]) -> Iterator[tuple[str, list[Site]]]:
-    same = len({(s.in_features, s.out_features, s.rank, s.scale) for s in sites}) == 1
+    same = len({(s.widths, s.rank, s.scale) for s in sites}) == 1
     if len(sites) > 1 and same:
         yield pattern, sorted(sites, key=lambda s: layer_number(s.name))
     else:
@@ -219,7 +230,7 @@ def _differences(layout: Layout, spec: AdapterSpec) -> Iterator[str]:
         if (site.rank, site.scale) != (rank, scale):
             yield f"{site.name} has rank {site.rank} and scale {site.scale}, the spec gives {rank} and {scale}"
     if layout.basis is not None and layout.basis.init != GIVEN:
-        named = basis_key(spec, {s.name: (s.in_features, s.out_features) for s in layout.sites})
+        named = basis_key(spec, {s.name: s.widths for s in layout.sites})
         if named != layout.basis:
             yield f"the spec names the basis {named}, the layout {layout.basis}"
     for key, _ in layout.head:
@@ -233,16 +244,14 @@ def layer_number(name: str) -> int:
     return int(found.group()) if found else -1
 
 
-def layout_of(
-    spec: AdapterSpec, shapes: Mapping[str, tuple[int, int]], head: Mapping[str, Shape] | None = None
-) -> Layout:
-    """The layout of a spec on layers of the given (in_features, out_features). Raises LayoutError.
+def layout_of(spec: AdapterSpec, shapes: Mapping[str, Widths], head: Mapping[str, Shape] | None = None) -> Layout:
+    """The layout of a spec on layers of the given widths. Raises LayoutError.
 
     The widest layer sets in_max and out_max of the basis unless the spec names wider ones.
     """
     if not shapes:
         raise LayoutError("no layer to adapt: targets matched none")
-    sites = tuple(Site(n, i, o, spec.rank_of(n), spec.scale_of(n)) for n, (i, o) in shapes.items())
+    sites = tuple(_site(spec, name, *widths) for name, widths in shapes.items())
     for name, _ in (*spec.rank_pattern, *spec.alpha_pattern):
         if not any(is_named(site, name) for site in shapes):
             raise LayoutError(
@@ -256,9 +265,17 @@ def layout_of(
     return layout
 
 
+def _site(spec: AdapterSpec, name: str, in_features: int, out_features: int, num_experts: int = 0) -> Site:
+    return Site(name, in_features, out_features, spec.rank_of(name), spec.scale_of(name), num_experts)
+
+
 def _check_rank(layout: Layout) -> None:
     """Raises LayoutError for more directions of a weight than it has."""
     for site in layout.sites if layout.method.reads_base else ():
+        if site.num_experts:
+            raise LayoutError(
+                f"{site.name} is a stack of experts, which have no singular vectors in common: leave it out"
+            )
         most = min(site.in_features, site.out_features)
         if site.rank > most:
             raise LayoutError(
@@ -280,9 +297,9 @@ def _check_hash(layout: Layout) -> None:
         )
 
 
-def basis_key(spec: AdapterSpec, shapes: Mapping[str, tuple[int, int]]) -> BasisKey:
+def basis_key(spec: AdapterSpec, shapes: Mapping[str, Widths]) -> BasisKey:
     """The basis that a spec names on these layers. Raises LayoutError where the spec asks for a narrower one."""
-    widest_in, widest_out = (max(axis) for axis in zip(*shapes.values(), strict=True))
+    widest_in, widest_out = (max(w[axis] for w in shapes.values()) for axis in (0, 1))
     in_max, out_max = spec.in_max or widest_in, spec.out_max or widest_out
     if in_max < widest_in or out_max < widest_out:
         raise LayoutError(

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from polyvera.adapter.adapted_experts import Adapted
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
-from polyvera.adapter.base_layer import as_stored, dense_weight, is_quantized, plain_linear
+from polyvera.adapter.base_layer import as_stored, dense_weight, is_quantized, layer_kind, plain_layer
+from polyvera.adapter.dequantize import dequantized, plain_dtype
 from polyvera.adapter.equation import delta_weight
 from polyvera.adapter.inject import eject, load, slot_table
-from polyvera.adapter.layer import AdaptedHead, AdaptedLinear
+from polyvera.adapter.layer import AdaptedHead
 from polyvera.adapter.layer_bank import LayerBank
 from polyvera.errors import LayoutError, SlotError
 
@@ -21,13 +23,13 @@ from polyvera.errors import LayoutError, SlotError
 def merged_weight(layer: LayerBank, W: Tensor, slot: int) -> Tensor:
     """g ⊙ (W + ΔW) of one slot, (out, in): summed in fp32, rounded once to W's dtype.
 
-    layer: the share of a bank in one layer. W: (out, in). slot: the bank's own index. Raises LayoutError for a result
-    that is not finite.
+    layer: the share of a bank in one layer. W: (out, in), or (experts, out, in). slot: the bank's own index. Raises
+    LayoutError for a result that is not finite.
     """
     f = layer.matrices(slot)
     summed = W.float() + delta_weight(f["A"], f["B"], f.get("d"), f.get("b"), layer.site.scale, f.get("C"))
     if "m" in f:
-        summed = (f["m"] / layer.row_norm(slot))[:, None] * summed
+        summed = (f["m"] / layer.row_norm(slot))[..., None] * summed
     if not bool(torch.isfinite(summed).all()):
         raise LayoutError(f"merging {layer.site.name} gives numbers that are not finite: the adapter is broken")
     return summed.to(W.dtype)
@@ -38,7 +40,7 @@ def merge(model: nn.Module, slot: int | None = None, *, dequantize: bool = False
 
     model: with adapters in it; it is consumed, since the result shares what is not adapted.
     slot: whose adapter; None takes the only one.
-    dequantize: allow a quantized base, whose adapted layers are then plain.
+    dequantize: allow a quantized base, all of whose layers are then plain.
 
     Raises SlotError for a slot without an adapter, LayoutError for a quantized base without dequantize, or for weights
     that would not be finite.
@@ -47,18 +49,19 @@ def merge(model: nn.Module, slot: int | None = None, *, dequantize: bool = False
     quantized = [n for n, layer in bank.layers.items() if is_quantized(layer.base)]
     if quantized and not dequantize:
         raise LayoutError(
-            f"{quantized[0]} is quantized, and merging into it would round the adapter away: pass dequantize=True for "
-            "plain weights in its place, or merge into the unquantized base"
+            f"{quantized[0]} is quantized, and merging into it would round the adapter away: pass dequantize=True "
+            "(--dequantize) for plain weights in its place, or merge into the unquantized base"
         )
+    dtype = plain_dtype(model) if quantized else None
     with torch.no_grad():
-        plain = {n: _merged_layer(layer, index) for n, layer in bank.layers.items()}
+        plain = {n: _merged_layer(layer, index, dtype) for n, layer in bank.layers.items()}
         heads = {n: _merged_head(model, bank, n, index) for n in bank.heads}
     eject(model)
     for name, module in {**plain, **heads}.items():
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, module)
     _untie(model)
-    return model
+    return dequantized(model) if quantized else model
 
 
 def _untie(model: nn.Module) -> None:
@@ -76,8 +79,9 @@ def _untie(model: nn.Module) -> None:
             part.tie_word_embeddings = False
 
 
-def _merged_layer(layer: LayerBank, index: int) -> nn.Module:
-    return plain_linear(layer.base, merged_weight(layer, dense_weight(layer.base), index))
+def _merged_layer(layer: LayerBank, index: int, dtype: torch.dtype | None) -> nn.Module | nn.Parameter:
+    weight = dense_weight(layer.base)
+    return plain_layer(layer.base, merged_weight(layer, weight if dtype is None else weight.to(dtype), index))
 
 
 def _merged_head(model: nn.Module, bank: Bank, name: str, index: int) -> nn.Module:
@@ -111,7 +115,7 @@ class Switch:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        if any(isinstance(m, AdaptedLinear | AdaptedHead) for m in model.modules()):
+        if any(isinstance(m, Adapted) for m in model.modules()):
             raise LayoutError("Switch takes a bare model: call eject(model) first")
         self.model = model
         self._originals: dict[str, Tensor] = {}
@@ -146,7 +150,9 @@ class Switch:
         for name, layer in bank.layers.items():
             if is_quantized(layer.base):
                 raise LayoutError(f"{name} is quantized: Switch works on plain weights; use route() instead")
-            fresh[f"{name}.weight"] = as_stored(layer.base, merged_weight(layer, dense_weight(layer.base), index))
+            fresh[layer_kind(layer.base).weight_name(name)] = as_stored(
+                layer.base, merged_weight(layer, dense_weight(layer.base), index)
+            )
         for head in bank.heads.values():
             fresh.update({f"{head.name}.{key}": value for key, value in head.tensors(index).items()})
         return fresh

@@ -201,8 +201,11 @@ def method_named(name: str) -> Method:
     return METHODS[name]
 
 
-def factor_shape(letter: str, rank: int, in_features: int, out_features: int) -> tuple[int, ...]:
-    """The shape of one letter in one layer: A (rank, in), d (rank,), C (rank, rank), B (out, rank), b and m (out,)."""
+def factor_shape(letter: str, rank: int, in_features: int, out_features: int, num_experts: int = 0) -> tuple[int, ...]:
+    """The shape of one letter in one layer: A (rank, in), d (rank,), C (rank, rank), B (out, rank), b and m (out,).
+
+    A stack of experts has one of each, (num_experts, ...).
+    """
     shapes: dict[str, tuple[int, ...]] = {
         "A": (rank, in_features),
         "B": (out_features, rank),
@@ -211,4 +214,4 @@ def factor_shape(letter: str, rank: int, in_features: int, out_features: int) ->
         "b": (out_features,),
         "m": (out_features,),
     }
-    return shapes[letter]
+    return (num_experts, *shapes[letter]) if num_experts else shapes[letter]

@@ -44,13 +44,37 @@ class Pick:
     index: Tensor | None = None
     cache: dict[Any, Any] = field(default_factory=dict)
 
-    def check(self, x: Tensor) -> None:
-        """Raises SlotError where there isn't one slot for each row of x (rows, ..., features)."""
-        if self.shape is not None and self.shape != x.shape[: len(self.shape)]:
+    def over(self, x: Tensor, is_ordered: bool = True) -> Pick:
+        """The pick of the rows of x (rows, ..., features): this one, or each slot once for every token of its row.
+
+        x (rows x tokens, features) is a batch whose first axes are one. is_ordered: whether x has all tokens of the
+        batch in its order. Raises SlotError where there isn't one slot for each row.
+        """
+        if self.shape is None:
+            return self
+        if not is_ordered:
+            raise SlotError(
+                "this layer gets the tokens that a router chose, and no rows that several slots could be told for: use "
+                "one slot for the whole batch, or merge the adapter"
+            )
+        if self.shape == x.shape[: len(self.shape)]:
+            return self
+        tokens, left = divmod(len(x), max(1, self.shape.numel()))
+        if x.dim() != 2 or left or not tokens:
             raise SlotError(
                 f"route() names slots for {tuple(self.shape)} rows, but this layer got an input of shape "
                 f"{tuple(x.shape)}; give one slot for each row of the batch"
             )
+        if ("tokens", tokens) not in self.cache:
+            self.cache["tokens", tokens] = self._of_tokens(tokens)
+        return self.cache["tokens", tokens]  # type: ignore[no-any-return]
+
+    def _of_tokens(self, tokens: int) -> Pick:
+        rows, mask, index = (
+            None if t is None else t.flatten().repeat_interleave(tokens) for t in (self.rows, self.mask, self.index)
+        )
+        assert rows is not None
+        return Pick(None, rows, mask, rows.shape, self.is_once, index)
 
     def local(self, device: torch.device) -> Tensor:
         """The index of each row there, -1 for a row that is not this bank's; moved once, without waiting for it."""
@@ -110,6 +134,15 @@ class Pick:
         return mask.view(*mask.shape, *(1,) * (like.dim() - mask.dim()))
 
 
+def tokens_of(pick: Pick, x: Tensor) -> Tensor:
+    """The index of each token of x (..., features) in the pick's bank, -1 for those of others: x.shape[:-1]."""
+    pick = pick.over(x)
+    if pick.slot is not None:
+        return torch.full(x.shape[:-1], pick.slot, device=x.device)
+    rows = pick.local(x.device)
+    return rows.view(*rows.shape, *(1,) * (x.dim() - 1 - rows.dim())).expand(x.shape[:-1]).contiguous()
+
+
 class Route:
     """The slots of one batch, checked once for each model that it passes through.
 
@@ -127,7 +160,8 @@ class Route:
         else:
             several = torch.as_tensor(slots, dtype=torch.long).cpu()
             numbers = distinct(several)
-            self.shape, self.slots = several.shape, numbers[0] if len(numbers) == 1 else several
+            is_one = len(numbers) == 1  # which is as good as no list
+            self.shape, self.slots = (None, numbers[0]) if is_one else (several.shape, several)
         self._picks: dict[int, tuple[int, Pick | None]] = {}
 
     @classmethod
@@ -162,12 +196,7 @@ class Route:
         found = self.pick(bank, table)
         if found is None:
             return torch.full(x.shape[:-1], -1, device=x.device)
-        if found.slot is not None:
-            found.check(x)
-            return torch.full(x.shape[:-1], found.slot, device=x.device)
-        found.check(x)
-        rows = found.local(x.device)
-        return rows.view(*rows.shape, *(1,) * (x.dim() - 1 - rows.dim())).expand(x.shape[:-1]).contiguous()
+        return tokens_of(found, x)
 
     def pick(self, bank: BankState, table: SlotTable) -> Pick | None:
         """How this batch uses the bank, or None where no row does. Raises SlotError for a slot that isn't there."""

@@ -42,7 +42,8 @@ class BasisKey:
 class AdapterSpec:
     """Every choice that makes an adapter, before a model is known.
 
-    targets: 'default', 'all-linear', a regular expression for the whole layer name, or endings of layer names.
+    targets: 'default', 'all-linear', 'experts' (fused ones), a regular expression for the whole layer name, or several
+        of these words and of endings of layer names.
     rank, alpha, scaling: None takes the method's own; alpha is the numerator of the scaling rule and starts as rank.
     magnitude: adds a trained row norm m to any row of the table.
     init: the basis that the frozen pair is, one of BASIS_INITS; None takes the method's own.

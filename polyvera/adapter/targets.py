@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from torch import nn
 
-from polyvera.adapter.base_layer import is_linear, widths
+from polyvera.adapter.adapted_experts import AdaptedExperts
+from polyvera.adapter.base_layer import BaseLayer, is_linear, widths
 from polyvera.adapter.default_targets import default_targets
+from polyvera.adapter.expert_stack import ExpertStack, stacks_of
 from polyvera.adapter.expression import Expressions
 from polyvera.adapter.layer import AdaptedHead, AdaptedLinear
-from polyvera.adapter.layer_use import read_only
+from polyvera.adapter.layer_use import read_only, unused_parts
+from polyvera.adapter.layout import Widths
 from polyvera.adapter.spec import AdapterSpec, is_named
 from polyvera.errors import TargetError, did_you_mean
 
-ALL_LINEAR = "all-linear"
-DEFAULT = "default"
+ALL_LINEAR, DEFAULT, EXPERTS = "all-linear", "default", "experts"
+Layers = Mapping[str, BaseLayer]
+T = TypeVar("T")
 HEAD_NAMES = (
     "score",
     "classifier",
@@ -40,26 +44,37 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def _walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+def base_layers(model: nn.Module) -> dict[str, BaseLayer]:
+    """Every layer that can be adapted by its name: the linear ones, and each stack of fused experts."""
+    found: dict[str, BaseLayer] = {}
+    for name, module in _walk(model, ""):
+        if is_linear(module):
+            found[name] = module
+        found.update({f"{name}.{key}": stack for key, stack in stacks_of(module).items()})
+    return found
+
+
+def _walk(module: nn.Module, prefix: str, unused: frozenset[str] = frozenset()) -> Iterator[tuple[str, nn.Module]]:
     kind: type = type(module)
-    unused = read_only(kind)
+    begin = f"{prefix}." if prefix else ""
+    unused |= {begin + name for name in read_only(kind) | unused_parts(kind)}
     for name, child in module.named_children():
-        full = f"{prefix}.{name}" if prefix else name
-        if name in unused:
+        full = begin + name
+        if full in unused:
             continue
-        if isinstance(child, AdaptedLinear):
+        if isinstance(child, AdaptedLinear | AdaptedExperts):
             yield full, child.base
         elif not isinstance(child, AdaptedHead):
             yield full, child
-            yield from _walk(child, full)
+            yield from _walk(child, full, unused)
 
 
-def find_sites(model: nn.Module, spec: AdapterSpec) -> dict[str, tuple[int, int]]:
-    """(in_features, out_features) of every layer that the spec adapts, by name, in the model's order.
+def find_sites(model: nn.Module, spec: AdapterSpec) -> dict[str, Widths]:
+    """The widths of every layer that the spec adapts, by name, in the model's order.
 
-    Raises TargetError for a target or an exclusion that matches no linear layer, with the nearest name.
+    Raises TargetError for a target or an exclusion that matches no layer, with the nearest name.
     """
-    layers = linear_layers(model)
+    layers = base_layers(model)
     heads = {n for n in layers if any(n == h or n.startswith(h + ".") for h in spec.head)}
     chosen = _chosen(model, layers, spec.targets)
     dropped = {name for ending in spec.exclude for name in _ending(model, layers, ending, "exclude")}
@@ -69,19 +84,36 @@ def find_sites(model: nn.Module, spec: AdapterSpec) -> dict[str, tuple[int, int]
     return sites
 
 
-def _chosen(model: nn.Module, layers: dict[str, nn.Module], targets: str | tuple[str, ...]) -> set[str]:
-    if targets == ALL_LINEAR:
-        output = output_of(model)
-        return {n for n in of_text(model, layers) if n != output and n.split(".")[0] not in HEAD_NAMES}
-    if targets == DEFAULT:
-        return _default(model, of_text(model, layers))
+def _chosen(model: nn.Module, layers: Layers, targets: str | tuple[str, ...]) -> set[str]:
     if isinstance(targets, str) and re.search(r"[^\w.\-]", targets):
         return _fully(model, layers, targets)
-    return {n for t in ((targets,) if isinstance(targets, str) else targets) for n in _ending(model, layers, t)}
+    several = (targets,) if isinstance(targets, str) else targets
+    sets = (WORDS[t](model, layers) if t in WORDS else _ending(model, layers, t) for t in several)
+    return set().union(*sets)
 
 
-def _default(model: nn.Module, layers: dict[str, nn.Module]) -> set[str]:
-    found = default_targets([n for n in layers if n.split(".")[0] not in HEAD_NAMES])
+def _linear(model: nn.Module, layers: Layers) -> Layers:
+    """The linear layers of what reads text, those of a head left out."""
+    text = of_text(model, layers).items()
+    return {n: layer for n, layer in text if isinstance(layer, nn.Module) and n.split(".")[0] not in HEAD_NAMES}
+
+
+def _all_linear(model: nn.Module, layers: Layers) -> set[str]:
+    return set(_linear(model, layers)) - {output_of(model)}
+
+
+def _experts(model: nn.Module, layers: Layers) -> set[str]:
+    found = {n for n, layer in of_text(model, layers).items() if isinstance(layer, ExpertStack)}
+    if not found:
+        own = (n.rpartition(".")[0] for n, p in model.named_parameters() if p.dim() == 3 and "experts" in n)
+        kind = next((type(model.get_submodule(name)).__name__ for name in own), "")
+        of = f" but {kind}, which have a forward of their own" if kind else ""
+        raise TargetError(f"targets='experts': {type(model).__name__} has no fused experts{of}; name other layers")
+    return found
+
+
+def _default(model: nn.Module, layers: Layers) -> set[str]:
+    found = default_targets(list(_linear(model, layers)))
     if found:
         return found
     raise TargetError(
@@ -90,7 +122,15 @@ def _default(model: nn.Module, layers: dict[str, nn.Module]) -> set[str]:
     )
 
 
-def of_text(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, nn.Module]:
+# What a target may be beside the ending of a name.
+WORDS: Mapping[str, Callable[[nn.Module, Layers], set[str]]] = {
+    ALL_LINEAR: _all_linear,
+    DEFAULT: _default,
+    EXPERTS: _experts,
+}
+
+
+def of_text(model: nn.Module, layers: Mapping[str, T]) -> dict[str, T]:
     """The layers of the text part of a model that also sees or hears; all of them for any other."""
     inner = _text_part(model)
     return {n: layer for n, layer in layers.items() if n.startswith(inner)}
@@ -104,7 +144,7 @@ def _text_part(model: nn.Module) -> str:
     return next((f"{name}." for name, module in model.named_modules() if module is decoder and name), "")
 
 
-def _fully(model: nn.Module, layers: dict[str, nn.Module], expression: str) -> set[str]:
+def _fully(model: nn.Module, layers: Layers, expression: str) -> set[str]:
     expressions = Expressions(TargetError)
     found = {n for n in layers if expressions.fullmatch("targets", expression, n)}
     if not found:
@@ -113,7 +153,7 @@ def _fully(model: nn.Module, layers: dict[str, nn.Module], expression: str) -> s
     return found
 
 
-def _ending(model: nn.Module, layers: dict[str, nn.Module], ending: str, asked: str = "targets") -> set[str]:
+def _ending(model: nn.Module, layers: Layers, ending: str, asked: str = "targets") -> set[str]:
     found = {n for n in layers if is_named(n, ending)}
     if not found:
         what = _what_is_there(model, ending) or did_you_mean(ending, _last_names(layers))
@@ -127,7 +167,9 @@ def _what_is_there(model: nn.Module, ending: str) -> str:
         if is_named(name, ending):
             parent = type(model.get_submodule(name.rpartition(".")[0])).__name__
             why = (
-                f"whose weight {parent} reads without calling it" if is_linear(module) else "and no plain linear layer"
+                f"whose weight {parent} reads without calling it, or does nothing with"
+                if is_linear(module)
+                else "and no plain linear layer"
             )
             return f"; {name} is a {type(module).__name__}, {why}"
     for name, tensor in model.named_parameters():
@@ -137,11 +179,11 @@ def _what_is_there(model: nn.Module, ending: str) -> str:
     return ""
 
 
-def _counted(model: nn.Module, layers: dict[str, nn.Module]) -> str:
+def _counted(model: nn.Module, layers: Layers) -> str:
     return f"the {len(layers)} linear layers of {type(model).__name__}"
 
 
-def _last_names(layers: dict[str, nn.Module]) -> list[str]:
+def _last_names(layers: Layers) -> list[str]:
     return sorted({n.rpartition(".")[2] for n in layers})
 
 

@@ -136,13 +136,13 @@ class Session:
             )
         return known == {TEMPLATE}
 
-    def merge_into(self, folder: Path) -> bool:
+    def merge_into(self, folder: Path, *, dequantize: bool = False) -> bool:
         """Writes the plain merged checkpoint and the tokenizer; returns whether that ended a tie of its embeddings."""
         from polyvera.adapter.merge import merge
 
         config: Any = self.base.model.config
         was_tied = getattr(config, "tie_word_embeddings", False)
-        merge(self.base.model).save_pretrained(folder)  # type: ignore[operator]
+        merge(self.base.model, dequantize=dequantize).save_pretrained(folder)  # type: ignore[operator]
         self.base.tokenizer.save_pretrained(folder)
         return bool(was_tied and not config.tie_word_embeddings)
 

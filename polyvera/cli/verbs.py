@@ -251,12 +251,13 @@ def merge(
     name: Annotated[str, typer.Argument(help="NAME, NAME@3 or NAME@ALIAS.")],
     folder: Annotated[Path, typer.Argument(help="Where the plain checkpoint goes; a new or empty folder.")],
     any_base: ForceBase = False,
+    dequantize: Annotated[bool, typer.Option("--dequantize", help="Also a quantized base, as plain weights.")] = False,
 ) -> None:
     """Fold an adapter into a plain checkpoint that needs no polyvera."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RecipeError(f"{folder} is there already and not empty: name a new folder")
     session = Session.open([name], store, model, any_base=any_base, dtype=dtype)
-    if session.merge_into(folder):
+    if session.merge_into(folder, dequantize=dequantize):
         typer.echo("its output layer is no longer the embedding: config.json says tie_word_embeddings: false")
     typer.echo(f"{folder} (peak memory {peak_bytes() / 2**30:.1f} GiB)")
 

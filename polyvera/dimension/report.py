@@ -143,7 +143,7 @@ def _draw_task(axes: Any, found: Dimensions, tenant: str) -> None:
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     axes.set(xlabel="trained numbers", ylabel=found.metric[tenant], title=tenant)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="lower right", fontsize=7)
+    axes.legend(frameon=False, fontsize=7)
 
 
 def _draw_crossing(axes: Any, crossing: Crossing, line: float, colour: str) -> None:

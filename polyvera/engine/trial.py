@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from polyvera.adapter.adapter import Adapter
+from polyvera.adapter.base_layer import layer_kind
 from polyvera.adapter.inject import banks_of
-from polyvera.adapter.targets import linear_layers
+from polyvera.adapter.layer_use import gets_chosen_tokens
+from polyvera.adapter.targets import base_layers
 from polyvera.errors import LayoutError, ServeError, one_line
 from polyvera.store.reference import AdapterRef
 
@@ -63,20 +65,32 @@ def check_close(model: PreTrainedModel, found: Tensor, expected: Tensor, how: st
 
 
 @contextmanager
-def recording(model: nn.Module, layers: set[str], fits: Callable[[torch.Size], bool]) -> Iterator[None]:
-    """Collects the linear layers that are called with inputs of fitting shapes, and nothing else."""
+def recording(model: nn.Module, layers: set[str], num_rows: int) -> Iterator[None]:
+    """Collects the layers that are called with a batch of so many rows, whose tokens may all lie in one axis."""
     inputs: dict[str, list[torch.Size]] = {}
 
     def note(name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
         inputs.setdefault(name, []).append(args[0].shape)
 
-    hooks = [layer.register_forward_pre_hook(partial(note, name)) for name, layer in linear_layers(model).items()]
+    hooks = [
+        layer_kind(layer).module(layer).register_forward_pre_hook(partial(note, name))
+        for name, layer in base_layers(model).items()
+        if not gets_chosen_tokens(name)
+    ]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
-    layers.update(name for name, shapes in inputs.items() if all(map(fits, shapes)))
+    fitting = _fitting({shape for shapes in inputs.values() for shape in shapes}, num_rows)
+    layers.update(name for name, shapes in inputs.items() if set(shapes) <= fitting)
+
+
+def _fitting(shapes: Collection[torch.Size], num_rows: int) -> set[torch.Size]:
+    """Those of inputs that have the rows in their first axis, or all tokens of the rows; one row is packed tokens."""
+    whole = {s for s in shapes if s[0] == num_rows and (len(s) == 3 or num_rows > 1)}
+    counts = {s[0] * s[1] for s in whole if len(s) == 3}
+    return whole | {s for s in shapes if len(s) == 2 and s[0] in counts}
 
 
 def check_sites(ref: AdapterRef, adapter: Adapter, layers: Collection[str]) -> None:

@@ -51,7 +51,7 @@ def coverage_of(model: nn.Module, sites: Collection[str]) -> Coverage:
         module = name.rpartition(".")[0]
         if weight.dim() < 2:
             continue
-        if module in sites:
+        if module in sites or name in sites:
             adapted += weight.numel()
         else:
             left[_kind(model, name, weight, module in linear, module in inside)] += weight.numel()
@@ -72,4 +72,5 @@ def _kind(model: nn.Module, name: str, weight: Tensor, is_linear: bool, is_text:
         return BESIDE
     if "conv" in type(owner).__name__.lower() and not is_linear:
         return CONVOLUTIONS
-    return LINEAR if is_linear else EXPERTS if weight.dim() == 3 else OTHERS
+    is_of_experts = weight.dim() == 3 and "expert" in f"{name} {type(owner).__name__}".lower()
+    return LINEAR if is_linear else EXPERTS if is_of_experts else OTHERS

@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from polyvera.adapter.targets import linear_layers
+from polyvera.adapter.base_layer import layer_kind
+from polyvera.adapter.route import route
+from polyvera.adapter.slot_table import BASE_SLOT
+from polyvera.adapter.targets import base_layers
 from polyvera.errors import RecipeError, one_line
 from polyvera.model.config import CAUSAL_LM, kind_of, vocabulary_size
+from polyvera.model.inference import evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,6 +59,21 @@ def probe_layers(model: PreTrainedModel, names: Collection[str]) -> LayerProbe:
     )
 
 
+def check_shortest(model: PreTrainedModel, length: int) -> None:
+    """Raises RecipeError where rows of so few tokens, fewer than probe_layers() tries, cannot be read."""
+    if length >= min(LENGTHS):
+        return
+    ids = torch.zeros((ROWS, length), dtype=torch.long, device=model.device)
+    try:
+        with evaluating(model), route(BASE_SLOT):
+            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    except Exception as error:
+        raise RecipeError(
+            f"{type(model).__name__} cannot read rows of {length} tokens, and there are some: leave out rows of fewer "
+            f"than {min(LENGTHS)} ({one_line(error, 160)})"
+        ) from error
+
+
 def _loss(model: Any, length: int) -> Tensor:
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(vocabulary_size(model), (ROWS, length), generator=draw).to(model.device)
@@ -71,8 +90,8 @@ def hooked(model: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[None]:
 
     All is as before afterwards.
     """
-    layers = linear_layers(model)
-    handles = [layers[name].register_forward_hook(hook) for name, hook in hooks.items()]
+    modules = {name: layer_kind(layer).module(layer) for name, layer in base_layers(model).items() if name in hooks}
+    handles = [modules[name].register_forward_hook(hook) for name, hook in hooks.items()]
     wants = [(p, p.requires_grad) for p in model.parameters()]
     was_training = model.training
     model.train(False).requires_grad_(False)

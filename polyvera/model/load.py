@@ -29,7 +29,7 @@ from polyvera.model.config import (
     set_pad_token,
 )
 from polyvera.model.missing import draw_again, missing_keys, untrained_head
-from polyvera.model.shapes import auto_class
+from polyvera.model.shapes import OWN_CODE, auto_class, is_own_code
 from polyvera.model.task import LABEL, LM, TASKS, kind_for
 
 if TYPE_CHECKING:
@@ -60,6 +60,9 @@ class Base:
     def head(self) -> tuple[str, ...]:
         """The modules that a classifier's head is: what is named so, and what its files lack."""
         return () if self.embeds else tuple(dict.fromkeys((*find_head(self.model), *self.untrained)))
+
+
+PLAIN_FILES = {"use_safetensors": True, "trust_remote_code": False}  # no code of a folder's is run
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +103,10 @@ def load_base(
     row = TASKS.get(task)
     source = locate(name)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-        config = transformers.AutoConfig.from_pretrained(source)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
         kind = kind_to_load(config, kind_for(task))
-        load = partial(auto_class(kind, config).from_pretrained, dtype=_dtype(dtype), use_safetensors=True)
+        load = partial(auto_class(kind, config).from_pretrained, **PLAIN_FILES, dtype=_dtype(dtype))
         if kind in WITH_HEAD:  # a head for other classes is re-initialised
             load = partial(load, ignore_mismatched_sizes=True, **_label_config(config, labels, num_labels))
         if row is not None and row.problem_type:
@@ -118,6 +121,8 @@ def load_base(
     except SpecError as error:
         raise RecipeError(f"model={name!r}: {error}") from error
     except Exception as error:  # files come from outside and can break what reads them in any way
+        if is_own_code(error):
+            raise RecipeError(f"model={name!r} {OWN_CODE}") from error
         raise RecipeError(f"model={name!r} could not be loaded{_damaged(source)}: {message_of(error)}") from error
     set_pad_token(model, tokenizer)
     if kind == TOKEN_CLASSIFICATION:
@@ -148,7 +153,7 @@ def load_as(name: str, kind: str, *, dtype: str = AUTO_DTYPE, **config: Any) -> 
         model, info = make(
             source,
             dtype=_dtype(dtype),
-            use_safetensors=True,
+            **PLAIN_FILES,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             **config,
@@ -167,7 +172,7 @@ def skeleton(name: str, kind: str) -> PreTrainedModel | None:
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(locate(name), local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(locate(name), local_files_only=True, trust_remote_code=False)
         made = class_named(kind)
         with torch.device("meta"):
             return (getattr(made, "_from_config", None) or made.from_config)(config)  # type: ignore[no-any-return]

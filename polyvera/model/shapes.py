@@ -19,7 +19,7 @@ import torch
 import transformers
 
 from polyvera.adapter.inject import head_tensors
-from polyvera.adapter.layout import Shape
+from polyvera.adapter.layout import Shape, Widths
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import find_sites
 from polyvera.errors import SpecError, did_you_mean, one_line
@@ -51,6 +51,8 @@ WITHOUT: Mapping[str, str] = MappingProxyType(
     }
 )
 MAX_CONFIG_BYTES = 2**24
+AUTO_MAP = "auto_map"  # what names a folder's own code
+OWN_CODE = "needs code of its own, which is never run: use a model of a family that transformers knows"
 # The classes of transformers that load each kind; the first that knows a family is taken.
 KINDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -72,14 +74,14 @@ KINDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 class ModelShapes:
     """What cost() asks of a model.
 
-    name: its class. num_params: tied weights once. sites: (in_features, out_features) of each adapted layer.
+    name: its class. num_params: tied weights once. sites: the widths of each adapted layer.
     head: the shapes of the spec's head by full name. dtype: the configuration's, None where it names none.
     context_length: the tokens that it reads, as context_length() has it. coverage: what the adapted layers are of it.
     """
 
     name: str
     num_params: int
-    sites: Mapping[str, tuple[int, int]]
+    sites: Mapping[str, Widths]
     head: Mapping[str, Shape]
     dtype: str | None
     context_length: int | None = None
@@ -173,12 +175,17 @@ def read_config(source: ConfigSource) -> PreTrainedConfig:
         config = transformers.AutoConfig.from_pretrained(local or source, trust_remote_code=False)
     except Exception as error:  # as above: bytes from outside
         whence = "" if local else f" here, and none came from the hub{_near(path)}"
-        why = one_line(error, 300)
+        why = OWN_CODE if is_own_code(error) else one_line(error, 300)
         raise SpecError(f"no configuration of a known model in {str(source)!r}{whence}: {why}") from error
     assert isinstance(config, transformers.PreTrainedConfig)
     if local is not None:
         config.name_or_path = str(local.parent)
     return config
+
+
+def is_own_code(error: Exception) -> bool:
+    """Whether transformers refuses to run a folder's code."""
+    return "trust_remote_code" in str(error)
 
 
 def _local_config(path: Path) -> Path:
@@ -189,11 +196,12 @@ def _local_config(path: Path) -> Path:
     if file.stat().st_size > MAX_CONFIG_BYTES:
         raise SpecError(f"{str(file)!r} is not a model configuration: it has more than {MAX_CONFIG_BYTES} bytes")
     try:
-        model_type = json.loads(file.read_text(encoding="utf-8")).get("model_type")
+        tree = json.loads(file.read_text(encoding="utf-8"))
+        model_type = tree.get("model_type")
     except (ValueError, AttributeError) as error:
         raise SpecError(f"{str(file)!r} is not a model configuration: {one_line(error, 300)}") from error
     if not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING:
-        near = did_you_mean(str(model_type), transformers.CONFIG_MAPPING.keys())
+        near = f"; it {OWN_CODE}" if AUTO_MAP in tree else did_you_mean(str(model_type), transformers.CONFIG_MAPPING)
         raise SpecError(f"{str(file)!r} has model_type={model_type!r}, which transformers does not know{near}")
     return file
 

@@ -80,7 +80,7 @@ class ReplicaPool:
             raise ServeError(f"num={num} must be at least 1")
         self._kind = kind_to_load(config, kind_for(task))
         self.model: Any = meta_model(config, kind=self._kind)
-        self.tokenizer = AutoTokenizer.from_pretrained(source)
+        self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         self.registry, self.limits, self.num = registry, limits or Limits(), num
         self.failed: BaseException | None = None
         self.fingerprint, self.max_context, self.num_tokens, self.pooling = "", 0, 0, Pooling()

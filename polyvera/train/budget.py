@@ -63,8 +63,14 @@ class Schedule:
 
 
 def schedule(budget: Budget, bank: Bank, total: int) -> Schedule:
-    """The schedule of a recipe's budget on the layers of a bank. Raises RecipeError where the run is too short."""
+    """The schedule of a recipe's budget on the layers of a bank.
+
+    Raises RecipeError where the run is too short, or for a stack of experts, which all have one rank.
+    """
     sites = bank.layout.sites
+    stack = next((s.name for s in sites if s.num_experts), None)
+    if stack is not None:
+        raise RecipeError(f"budget: the experts of {stack} all have one rank, so none shrinks alone; leave them out")
     warmup = total // 10 if budget.warmup is None else budget.warmup
     final = max(1, 3 * total // 10) if budget.final is None else budget.final
     interval = max(1, total // 100) if budget.interval is None else budget.interval
@@ -188,16 +194,21 @@ def orthogonal_weight(budget: Budget, bank: Bank) -> float:
     return ORTHOGONAL if budget.orthogonal is None else budget.orthogonal
 
 
+def _is_kept(d: Tensor) -> Tensor:
+    """Which ranks are used, by any expert of a stack: (rank,)."""
+    return (d != 0) if d.dim() == 1 else (d != 0).any(0)
+
+
 def compacted(adapter: Adapter) -> Adapter:
     """The same adapter without the triplets whose d is 0, where each layer has an A and B of its own; else as it is."""
     if not {"A", "B", "d"} <= set(adapter.layout.stored_letters):
         return adapter
     tensors = adapter.tensors
-    shapes = {site.name: (site.in_features, site.out_features) for site in adapter.layout.sites}
-    kept = {name: tensors[f"{name}.d"] != 0 for name in shapes}
+    shapes = {site.name: site.widths for site in adapter.layout.sites}
+    kept = {name: _is_kept(tensors[f"{name}.d"]) for name in shapes}
     for name, mask in kept.items():
-        tensors[f"{name}.d"], tensors[f"{name}.A"] = tensors[f"{name}.d"][mask], tensors[f"{name}.A"][mask]
-        tensors[f"{name}.B"] = tensors[f"{name}.B"][:, mask]
+        tensors[f"{name}.d"], tensors[f"{name}.A"] = tensors[f"{name}.d"][..., mask], tensors[f"{name}.A"][..., mask, :]
+        tensors[f"{name}.B"] = tensors[f"{name}.B"][..., mask]
     spec = replace(adapter.spec, rank_pattern=tuple((name, int(mask.sum())) for name, mask in kept.items()))
     smaller = adapter_from(spec, shapes, tensors)
     return replace(adapter, spec=spec, layout=smaller.layout, flat=smaller.flat)

@@ -12,10 +12,11 @@ from torch import nn
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
+from polyvera.adapter.base_layer import layer_kind
 from polyvera.adapter.inject import banks_of, eject, inject, load
 from polyvera.adapter.route import checkpoint_context, route
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.adapter.targets import ALL_LINEAR, DEFAULT, find_sites
+from polyvera.adapter.targets import WORDS, base_layers, find_sites
 from polyvera.data.batching import Collator
 from polyvera.data.encoding import Encoded, encode
 from polyvera.data.row_form import FORMS
@@ -33,7 +34,7 @@ from polyvera.model.config import (
     vocabulary_size,
 )
 from polyvera.model.inference import evaluating
-from polyvera.model.layer_gradients import probe_layers
+from polyvera.model.layer_gradients import check_shortest, probe_layers
 from polyvera.model.load import AUTO_DTYPE, Base, load_base
 from polyvera.model.prompt import prompt_form_text
 from polyvera.model.rms_norm import fused_norms
@@ -99,7 +100,9 @@ def encode_tables(recipe: Recipe, tables: Tables, base: Base) -> tuple[Encoded, 
 
     if tables.test is not None:
         measured(base.model, base.tokenizer, tables.test)
-    return encoded(tables.training), None if tables.validation is None else encoded(tables.validation)
+    rows, held_out = encoded(tables.training), None if tables.validation is None else encoded(tables.validation)
+    check_shortest(base.model, min(length for part in (rows, held_out) if part for length in part.lengths))
+    return rows, held_out
 
 
 def tell_form(table: Table, tokenizer: Any, tell: Tell) -> None:
@@ -183,9 +186,9 @@ def adapted(recipe: Recipe, base: Base, num_slots: int = 1) -> Iterator[Bank | N
                     parameter.requires_grad_(base.trained is None or name in base.trained)
                 yield None
             else:
-                bank = inject(model, spec, num_slots)
+                layers, bank = base_layers(model), inject(model, spec, num_slots)
                 for name in written:
-                    model.get_submodule(name).register_forward_hook(_copied)
+                    model.get_submodule(layer_kind(layers[name]).place(name)).register_forward_hook(_copied)
                 yield bank
     finally:
         eject(model)
@@ -209,12 +212,17 @@ def spec_for(recipe: Recipe, base: Base) -> tuple[AdapterSpec, tuple[str, ...]]:
     """
     spec = recipe.spec(base.head)
     found = probe_layers(base.model, tuple(find_sites(base.model, spec)))
-    if found.dead and spec.targets not in (ALL_LINEAR, DEFAULT):
+    if found.dead and not _in_words(spec.targets):
         raise TargetError(
             f"targets={spec.targets!r}: {found.dead[0]} would never be trained, since no answer of "
             f"{type(base.model).__name__} depends on it; leave it out with exclude"
         )
     return replace(spec, exclude=(*spec.exclude, *found.dead)), found.written
+
+
+def _in_words(targets: str | tuple[str, ...]) -> bool:
+    """Whether the layers are chosen by what they are, and none by its name."""
+    return set((targets,) if isinstance(targets, str) else targets) <= set(WORDS)
 
 
 def check_loads(recipe: Recipe, base: Base, adapter: Adapter, rows: Encoded, slot: int) -> None:

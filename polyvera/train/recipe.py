@@ -85,7 +85,7 @@ class Recipe(SettingsModel):
     targets: Annotated[
         str | tuple[str, ...],
         Described(
-            "'default', 'all-linear', a regular expression for a layer's whole name, or endings of names.",
+            "'default', 'all-linear', 'experts', a regular expression for a whole name, or endings of names.",
             ADAPTER,
             ("target_modules",),
         ),

@@ -49,6 +49,6 @@ def mean(adapters: Iterable[Adapter]) -> Adapter:
 
 
 def _fits(adapter: Adapter, wanted: dict[str, object]) -> bool:
-    shapes = {site.name: (site.in_features, site.out_features) for site in adapter.layout.sites}
+    shapes = {site.name: site.widths for site in adapter.layout.sites}
     same = adapter.spec.to_dict() == wanted
     return same and layout_of(adapter.spec, shapes, dict(adapter.layout.head)).key() == adapter.layout.key()

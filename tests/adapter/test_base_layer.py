@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from polyvera.adapter.base_layer import as_stored, bias_of, dense_weight, is_linear, is_quantized, plain_linear, widths
+from polyvera.adapter.base_layer import as_stored, bias_of, dense_weight, is_linear, is_quantized, plain_layer, widths
 from polyvera.errors import LayoutError
 
 IN, OUT = 3, 5
@@ -49,7 +49,7 @@ def test_the_weight_is_out_by_in(layer):
 
 def test_a_plain_layer_of_another_weight_is_of_the_same_kind(layer):
     x, weight = inputs(layer), 2 * dense_weight(layer)
-    made = plain_linear(layer, weight)
+    made = plain_layer(layer, weight)
     assert type(made) is type(layer) and widths(made) == (IN, OUT)
     assert torch.equal(dense_weight(made), weight) and not made.weight.requires_grad
     bias = bias_of(layer)

@@ -221,3 +221,72 @@ def test_names_are_one_for_each(small_llama: nn.Module, names: list[str], said: 
     with pytest.raises(SlotError, match=said):
         load(small_llama, [one, one], names=names)
     assert not banks_of(small_llama)
+
+
+class Flattened(nn.Module):
+    """A layer that gets all tokens of the batch in one axis, as OPT's and those of shared experts do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj = nn.Linear(32, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.q_proj(x.reshape(-1, 32)).view(*x.shape[:-1], 8)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_of_tokens_in_one_axis_are_routed(method: str, scramble) -> None:
+    model, x = Flattened(), torch.randn(4, 5, 32, generator=torch.Generator().manual_seed(0))
+    scramble(inject(model, AdapterSpec(method, rank=4, targets="q_proj"), 3))
+    with torch.no_grad():
+        with route([2, 0, 3, 2]):
+            mixed = model(x)
+        for row, slot in enumerate([2, 0, 3, 2]):
+            with route(slot):
+                assert torch.allclose(mixed[row], model(x)[row], atol=1e-6)
+        with route(torch.tensor([[1, 1, 0, 2, 2]])):
+            packed = model(x[:1])
+        for token, slot in enumerate([1, 1, 0, 2, 2]):
+            with route(slot):
+                assert torch.allclose(packed[:, token], model(x[:1])[:, token], atol=1e-6)
+        with pytest.raises(SlotError, match="slots for"), route([1, 2, 3]):
+            model(x)
+
+
+def test_equal_slots_are_one_slot_wherever_rows_are(scramble) -> None:
+    model = nn.ModuleDict({"experts": nn.ModuleList([nn.ModuleDict({"q_proj": nn.Linear(32, 8)})])})
+    scramble(inject(model, AdapterSpec("vera", rank=4, targets="q_proj"), 2))
+    layer, x = model.get_submodule("experts.0.q_proj"), torch.randn(3, 32)
+    with torch.no_grad():
+        with route([2, 2, 2, 2]):
+            found = layer(x)
+        with route(2):
+            assert torch.equal(found, layer(x))
+        with pytest.raises(SlotError, match="the tokens that a router chose"), route([1, 2, 1]):
+            layer(x)
+
+
+class TokensFirst(nn.Module):
+    """What gets a batch as (tokens, rows, features), under the name of a class that does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj = nn.Linear(32, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.q_proj(x.transpose(0, 1)).transpose(0, 1)
+
+
+TokensFirst.__name__ = "XLNetModel"
+
+
+@pytest.mark.parametrize("num_tokens", [4, 5])
+def test_tokens_before_rows_are_routed_by_rows(num_tokens: int, scramble) -> None:
+    model, x = TokensFirst(), torch.randn(4, num_tokens, 32, generator=torch.Generator().manual_seed(0))
+    scramble(inject(model, AdapterSpec("vera", rank=4, targets="q_proj"), 3))
+    with torch.no_grad():
+        with route([2, 0, 3, 2]):
+            mixed = model(x)
+        for row, slot in enumerate([2, 0, 3, 2]):
+            with route(slot):
+                assert torch.allclose(mixed[row], model(x)[row], atol=1e-6)

@@ -12,15 +12,16 @@ from polyvera.errors import ServeError
 
 
 def test_layers_are_recorded_by_all_of_their_inputs() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.Flatten(0), nn.Linear(6, 1))
+    model = nn.Sequential(nn.Linear(2, 2), nn.Flatten(0, 1), nn.Linear(2, 2), nn.Flatten(0), nn.Linear(12, 1))
     layers: set[str] = set()
-    with recording(model, layers, lambda shape: len(shape) == 2):
-        model(torch.ones(3, 2))
-    assert layers == {"0"} and not any(m._forward_pre_hooks for m in model.modules())
+    with recording(model, layers, 3):
+        model(torch.ones(3, 2, 2))
+    assert layers == {"0", "2"} and not any(m._forward_pre_hooks for m in model.modules())
     layers.clear()
-    with recording(model, layers, lambda shape: shape[0] == 3):
-        model(torch.ones(3, 2))
-        model[0](torch.ones(4, 2))
+    with recording(model, layers, 3):
+        model(torch.ones(3, 2, 2))
+        model[0](torch.ones(4, 2, 2))
+        model[2](torch.ones(4, 2))
     assert layers == set(), "one call of another shape is enough"
 
 

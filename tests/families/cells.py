@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import copy
-import gc
-import json
 import shutil
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from family_rows import SORTS, WRITES, Row
+from family import EQUAL, EXPERTS, METHODS, DifferentError, Family, close, output_of
+from family_rows import SORTS
 from peft import PeftModel
-from tiny_models import counting_rows, make_tokenizer
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.inject import eject, extract, inject, load
+from polyvera.adapter.layer_use import gets_chosen_tokens
 from polyvera.adapter.merge import merge
 from polyvera.adapter.route import route
-from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import find_sites
 from polyvera.engine.factory import engine_for
 from polyvera.engine.generation.generator import Generator
@@ -37,108 +32,7 @@ from polyvera.model.shapes import model_shapes
 from polyvera.model.task import LABEL
 from polyvera.store.peft import export_peft, import_peft
 from polyvera.store.registry import Registry
-from polyvera.train.recipe import Recipe
 from polyvera.train.trainer import TrainResult, train
-
-METHODS = ("vera", "lora", "dvora")
-TARGETS = ("default", "all-linear")
-EQUAL = "equal"
-TOLERANCE = 1e-3
-
-
-class DifferentError(Exception):
-    """Two results that should be equal and are not."""
-
-
-def close(found: Tensor, expected: Tensor) -> None:
-    """Raises DifferentError."""
-    far = float((found.float() - expected.float()).abs().max() / expected.float().abs().max().clamp(min=1e-6))
-    if not far <= TOLERANCE:
-        raise DifferentError(f"off by {far:.2g}")
-
-
-def output_of(model: Any, given: dict[str, Tensor]) -> Tensor:
-    """The first tensor of floats that a forward gives with a row for each row."""
-    out = model(**given)
-    return getattr(out, "logits", None) if getattr(out, "logits", None) is not None else out[0]
-
-
-@dataclass
-class Family:
-    """One family's tiny model in a folder, and what was made of it."""
-
-    row: Row
-    folder: Path
-    trained: dict[tuple[str, str], Adapter] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        gc.collect()
-        gc.freeze()  # else each run of a Trainer walks over all that was ever imported
-        self.row.make().save_pretrained(self.base)
-        make_tokenizer().save_pretrained(self.base)
-        rows = [{"text": f"w{i} w{i % 7}", "label": "ab"[i % 2]} for i in range(12)]
-        rows = rows if SORTS[self.row.sort].task == LABEL else counting_rows(12)
-        self.data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-    @property
-    def base(self) -> Path:
-        return self.folder / "base"
-
-    @property
-    def data(self) -> Path:
-        return self.folder / "rows.jsonl"
-
-    def recipe(self, method: str, targets: str) -> Recipe:
-        given = {
-            "model": str(self.base),
-            "data": str(self.data),
-            "max_steps": 3,
-            "batch_size": 4,
-            "rank": 2,
-            "lr": 0.01,
-        }
-        return Recipe(method=method, targets=targets, name=f"t/{method}", store=str(self.folder / targets), **given)
-
-    def load(self) -> Base:
-        """The base as the product loads it for the family's task, new."""
-        task = SORTS[self.row.sort].task
-        return load_base(str(self.base), task=task, labels=("a", "b") if task == LABEL else ())
-
-    @cached_property
-    def verbs(self) -> bool:
-        return self.row.sort in (WRITES, "reads text")
-
-    @cached_property
-    def model(self) -> PreTrainedModel:
-        """Never adapted for longer than a cell."""
-        return (self.load().model if self.verbs else self.row.make()).eval()
-
-    @cached_property
-    def inputs(self) -> dict[str, Tensor]:
-        return SORTS[self.row.sort].inputs(self.model)
-
-    def spec(self, method: str, targets: str) -> AdapterSpec:
-        return AdapterSpec(method, rank=2, targets=targets)
-
-    def strong(self, method: str, targets: str, seed: int = 5) -> Adapter:
-        """An adapter with large random numbers, so that a wrong layer shows."""
-        bank = inject(self.model, self.spec(method, targets))
-        try:
-            adapter = extract(bank, bank.first, self.model)
-        finally:
-            eject(self.model)
-        return replace(
-            adapter, flat=torch.randn(adapter.flat.shape, generator=torch.Generator().manual_seed(seed)) * 0.4
-        )
-
-    def adapted(self, adapter: Adapter, **given: Any) -> Tensor:
-        """The output of a batch with one adapter."""
-        [slot] = load(self.model, adapter)
-        try:
-            with torch.no_grad(), route(slot):
-                return output_of(self.model, given or self.inputs)
-        finally:
-            eject(self.model)
 
 
 def plan(family: Family, method: str, targets: str) -> None:
@@ -197,7 +91,8 @@ def _trains_by_hand(family: Family, method: str, targets: str) -> None:
 
 def _check_trained(adapter: Adapter) -> None:
     letter = "b" if "b" in adapter.layout.method.trained else "B"
-    sites = [site.name for site in adapter.layout.sites if ".experts." not in site.name]  # some get no token in 3 steps
+    names = [site.name for site in adapter.layout.sites]
+    sites = [name for name in names if not gets_chosen_tokens(name)]  # some get none in 3 steps
     dead = [name for name in sites if not bool(adapter.tensors[f"{name}.{letter}"].any())]
     if dead:
         raise DifferentError(f"{len(dead)} of {len(adapter.layout.sites)} layers were never trained, {dead[0]}")
@@ -315,13 +210,17 @@ ONLY = {
     ("plan", "all-linear"): ("vera",),
     ("train, store, load", "default"): ("vera",),
     ("train, store, load", "all-linear"): ("lora", "dvora"),
+    ("engine", EXPERTS): ("vera",),
+    ("plan", EXPERTS): ("vera",),
+    ("train, store, load", EXPERTS): ("vera",),
+    ("mixed batch", EXPERTS): ("vera", "lora"),
 }
 
 
 def cells_of(family: Family) -> Iterator[tuple[str, str, str, str]]:
     """(cell, targets, method, what came of it)."""
     for name, cell in CELLS.items():
-        for targets in TARGETS:
+        for targets in family.targets:
             for method in ONLY.get((name, targets), METHODS):
                 yield name, targets, method, outcome(cell, family, method, targets)
 

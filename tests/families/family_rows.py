@@ -72,11 +72,6 @@ LEFT_OUT = frozenset(
         "whisper",
     ]
 )
-# What is known to fail, and why; each is expected to, until it is mended or refused.
-FAULTS = {
-    "funnel": "the base itself cannot read rows of some short lengths, which is seen at the first step only",
-    "siglip": "inject() from Python adapts a pooling head that the classifier does not use",
-}
 # Written after another of the table with other numbers: the daily run goes without them.
 NEAR_COPIES = frozenset(
     [

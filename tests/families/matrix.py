@@ -8,28 +8,29 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from cells import CELLS, EQUAL
+from cells import CELLS
+from family import EQUAL
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 BEGIN, END = "<!-- matrix -->\n", "<!-- end -->"
-HEAD = ["family", "class", *CELLS, "reasons"]
+HEAD = ["family", "class", "experts", *CELLS, "reasons"]
 REFUSED = "refused"
 FIGURE = re.compile(r" \(relative difference [^)]*\)")  # which differs between machines
 
 Cell = tuple[str, str, str, str]
 
 
-def line_of(name: str, kind: str, cells: Sequence[Cell]) -> str:
+def line_of(name: str, kind: str, experts: str, cells: Sequence[Cell]) -> str:
     """A family's line: what each cell is, and why, each reason once."""
     reasons: list[str] = []
     columns = [_column([c for c in cells if c[0] == name], reasons) for name in CELLS]
-    return "| " + " | ".join([name, f"`{kind}`", *columns, "; ".join(reasons)]) + " |"
+    return "| " + " | ".join([name, f"`{kind}`", experts, *columns, "; ".join(reasons)]) + " |"
 
 
 def _column(cells: Sequence[Cell], reasons: list[str]) -> str:
     """'equal', or which targets and methods were refused, and by which reason."""
-    told = []
-    for targets in dict.fromkeys(cell[1] for cell in cells):
+    told, every = [], list(dict.fromkeys(cell[1] for cell in cells))
+    for targets in every:
         own = [cell for cell in cells if cell[1] == targets]
         refused = [cell for cell in own if cell[3] != EQUAL]
         if refused:
@@ -38,7 +39,7 @@ def _column(cells: Sequence[Cell], reasons: list[str]) -> str:
     if not told:
         return EQUAL
     numbers = {number for _, number in told}
-    if len(told) == 2 and len(numbers) == 1 and [which for which, _ in told] == ["default", "all-linear"]:
+    if len(numbers) == 1 and [which for which, _ in told] == every:
         return f"{REFUSED} ({numbers.pop()})"
     return f"{REFUSED}: " + ", ".join(f"{which} ({number})" for which, number in told)
 

@@ -9,7 +9,7 @@ from tiny_models import make_model
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import find_sites
 from polyvera.errors import RecipeError
-from polyvera.model.layer_gradients import LayerProbe, probe_layers
+from polyvera.model.layer_gradients import LayerProbe, check_shortest, probe_layers
 
 ALL = AdapterSpec(targets="all-linear")
 
@@ -66,3 +66,13 @@ def test_a_layer_whose_output_is_written_over_is_found() -> None:
     mlp.register_forward_hook(lambda module, given, out: out.add_(1.0))
     names = tuple(find_sites(model, ALL))
     assert probe_layers(model, names).written == ("model.layers.0.mlp.down_proj",)
+
+
+def test_rows_that_are_too_short_for_a_model_are_refused() -> None:
+    sizes = {"vocab_size": 32, "d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 16, "block_sizes": [1, 1]}
+    model = T.FunnelForSequenceClassification(T.FunnelConfig(**sizes, num_decoder_layers=1)).train()
+    check_shortest(model, 3)
+    with pytest.raises(RecipeError, match="cannot read rows of 2 tokens"):
+        check_shortest(model, 2)
+    assert model.training
+    check_shortest(make_model(), 1)

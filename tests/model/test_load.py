@@ -1,4 +1,5 @@
 import importlib.machinery
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,16 @@ def test_a_folder_is_loaded(tmp_path: Path) -> None:
     assert base.model.dtype == torch.float32
     assert base.tokenizer.eos_token == "</s>"
     assert load_base(str(tmp_path / "tiny"), dtype="bfloat16").model.dtype == torch.bfloat16
+
+
+def test_a_folders_own_code_is_never_run_and_nothing_is_asked(tmp_path: Path) -> None:
+    folder = Path(saved(tmp_path / "own", make_model()))
+    config = json.loads((folder / "config.json").read_text())
+    own = {"AutoConfig": "configuration_my.My", "AutoModelForCausalLM": "modeling_my.My"}
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "my_llama", "auto_map": own}))
+    (folder / "configuration_my.py").write_text("raise SystemExit('run')")
+    with pytest.raises(RecipeError, match="needs code of its own, which is never run"):
+        load_base(str(folder))
 
 
 def test_a_classifier_gets_its_label_names(tmp_path: Path) -> None:

@@ -147,6 +147,7 @@ def test_read_config_gives_a_copy():
         ("[1]", "is not a model configuration"),
         ('{"hidden_size": 3}', "model_type=None"),
         ('{"model_type": "lama"}', "did you mean 'llama'"),
+        ('{"model_type": "lama", "auto_map": {"AutoConfig": "c.C"}}', "code of its own, which is never run"),
         ('{"model_type": ["llama"]}', "model_type="),
         ('{"model_type": "llama", "hidden_size": "wide"}', "no configuration of a known model"),
         ('{"model_type": "llama", "vocab_size": -4}', "no causal-lm model can be built from LlamaConfig"),

@@ -28,7 +28,7 @@ TRIAL_LENGTHS = (5, 40)
 class ModelRunner:
     """Gives the model the packed attention until undo(). Raises ServeError for a model that it doesn't fit.
 
-    context: the tokens of a row at most. layers: the linear layers that read packed tokens as they lie, (1, T, in), so
+    context: the tokens of a row at most. layers: those that read packed tokens as they lie, (1, T, in) or (T, in), so
     that each token has its adapter there.
     """
 
@@ -73,7 +73,7 @@ class ModelRunner:
             for config in self._configs:
                 config._attn_implementation = NAME
             self._norms.enter_context(fused_norms(model))
-            with recording(model, self.layers, lambda shape: len(shape) == 3 and shape[0] == 1):
+            with recording(model, self.layers, 1):
                 found = _packed_trial(model, rows)
         for own, alone in zip(found, expected, strict=True):
             check_close(model, own, alone, "packed")

@@ -30,7 +30,8 @@ from polyvera.store.file.layer_pattern import Pattern, Width, fold, to_json
 from polyvera.store.file.stored_dtype import stored_dtype_named
 from polyvera.strict_json import loads
 
-FORMAT = 2  # the newest; a file states the oldest that can hold it
+FORMAT = 3  # the newest; a file states the oldest that can hold it
+OF_EXPERTS = 3  # the oldest that holds stacks of experts
 MAX_BASIS_NUMBERS = 2**28  # 1 GiB, which is drawn at load
 NO_DIGEST, NO_CHECKSUM = "0" * 64, "0" * 32
 
@@ -145,7 +146,7 @@ def first_line(adapter: Adapter, dtype: str) -> str:
     """The first line of an adapter's file in that stored dtype. Raises FormatError for what cannot be written."""
     layout = adapter.layout
     common: dict[str, Any] = {
-        "format": stored_dtype_named(dtype).format,
+        "format": _oldest(dtype, any(site.num_experts for site in layout.sites)),
         "dtype": dtype,
         "spec": adapter.spec.to_dict(),
     }
@@ -180,10 +181,15 @@ def read_common(line: str) -> CommonHeader:
     if type(version) is not int or version < 1:
         raise FormatError(f"its header states the format {version!r}; polyvera writes formats 1 to {FORMAT}")
     common = _validated(CommonHeader, tree)
-    oldest = stored_dtype_named(common.dtype).format
+    oldest = _oldest(common.dtype, any(pattern.experts for pattern in common.sites))
     if version != oldest:
         raise FormatError(f"its header states format {version}, but files in {common.dtype} are of format {oldest}")
     return common
+
+
+def _oldest(dtype: str, has_experts: bool) -> int:
+    """The oldest format that holds such a file."""
+    return max(stored_dtype_named(dtype).format, OF_EXPERTS if has_experts else 1)
 
 
 def read_own(line: str) -> OwnHeader:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from polyvera.adapter.layout import NUMBER, Site
+from polyvera.adapter.layout import NUMBER, Site, Widths
 from polyvera.errors import FormatError
 
 MAX_SITES = 100_000
@@ -20,7 +20,7 @@ MAX_WIDTH = 2**24
 MAX_DIGITS = 9
 RANGES = r"^\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*$"
 Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
-Widths = dict[str, tuple[int, int]]
+WIDTHS = ("in", "out", "experts")
 
 
 class Pattern(BaseModel):
@@ -32,6 +32,13 @@ class Pattern(BaseModel):
     layers: Annotated[str, StringConstraints(pattern=RANGES)] | None = None
     in_features: Width = Field(alias="in")
     out_features: Width = Field(alias="out")
+    experts: Width | None = None
+
+    @property
+    def widths(self) -> Widths:
+        """(in_features, out_features), and the number of experts where a layer is a stack of them."""
+        both = (self.in_features, self.out_features)
+        return both if self.experts is None else (*both, self.experts)
 
     @property
     def block(self) -> str | None:
@@ -42,22 +49,20 @@ class Pattern(BaseModel):
 def fold(sites: Sequence[Site]) -> list[Pattern]:
     """The records of these sites, in their order: the fewest where layers are alike, one a site where they are not."""
     folded = _folded(sites)
-    if [(name, p.in_features, p.out_features) for name, p in _named(folded)] == [
-        (s.name, s.in_features, s.out_features) for s in sites
-    ]:
+    if [(name, p.widths) for name, p in _named(folded)] == [(s.name, s.widths) for s in sites]:
         return folded
-    return [_record(s.name, None, (s.in_features, s.out_features)) for s in sites]
+    return [_record(s.name, None, s.widths) for s in sites]
 
 
-def unfold(patterns: Sequence[Pattern]) -> Widths:
-    """(in_features, out_features) of every site by name, in order. Raises FormatError for a name that comes twice."""
-    found: Widths = {}
+def unfold(patterns: Sequence[Pattern]) -> dict[str, Widths]:
+    """The widths of every site by name, in order. Raises FormatError for a name that comes twice."""
+    found: dict[str, Widths] = {}
     for name, pattern in _named(patterns):
         if name in found:
             raise FormatError(f"its header names the layer {name!r} twice")
         if len(found) == MAX_SITES:
             raise FormatError(f"its header names more than {MAX_SITES} layers")
-        found[name] = (pattern.in_features, pattern.out_features)
+        found[name] = pattern.widths
     return found
 
 
@@ -75,12 +80,12 @@ def _named(patterns: Sequence[Pattern]) -> Iterator[tuple[str, Pattern]]:
 
 def _folded(sites: Sequence[Site]) -> list[Pattern]:
     """Grouped by block, then by pattern, then by widths, each in the order of its first site."""
-    groups: dict[str, dict[str, dict[tuple[int, int], list[int]]]] = {}
+    groups: dict[str, dict[str, dict[Widths, list[int]]]] = {}
     for site in sites:
         block, number, rest = _split(site.name)
         name = site.name if number is None else f"{block}*{rest}"
         variants = groups.setdefault(block, {}).setdefault(name, {})
-        numbers = variants.setdefault((site.in_features, site.out_features), [])
+        numbers = variants.setdefault(site.widths, [])
         numbers += [] if number is None else [number]
     return [
         _record(name, _ranges(numbers), widths)
@@ -98,8 +103,8 @@ def _split(name: str) -> tuple[str, int | None, str]:
     return name[: found.start()], int(found.group()), name[found.end() :]
 
 
-def _record(name: str, layers: str | None, widths: tuple[int, int]) -> Pattern:
-    return Pattern.model_validate({"name": name, "layers": layers, "in": widths[0], "out": widths[1]})
+def _record(name: str, layers: str | None, widths: Widths) -> Pattern:
+    return Pattern.model_validate({"name": name, "layers": layers, **dict(zip(WIDTHS, widths, strict=False))})
 
 
 def _ranges(numbers: Sequence[int]) -> str | None:

@@ -139,9 +139,7 @@ def _least_bytes(common: CommonHeader, spec: AdapterSpec) -> int:
     rank = spec.rank or spec.row.rank
     made = spec.row.tied if spec.hash_size is None else spec.row.tied + spec.row.hashed
     own = [letter for letter in spec.row.trained if letter not in made]
-    sizes = [
-        sum(prod(factor_shape(letter, rank, p.in_features, p.out_features)) for letter in own) for p in common.sites
-    ]
+    sizes = [sum(prod(factor_shape(letter, rank, *p.widths)) for letter in own) for p in common.sites]
     named = len(spec.rank_pattern) * max(sizes)
     num = sum(count * size for count, size in zip(counts, sizes, strict=True)) - named
     return num * stored_dtype_named(common.dtype).bits // BYTE_BITS

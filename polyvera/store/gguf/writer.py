@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from polyvera.adapter.adapter import Adapter
-from polyvera.adapter.folded import folded, folded_rank
+from polyvera.adapter.folded import check_no_experts, folded, folded_rank
 from polyvera.errors import SpecError, StoreError
 from polyvera.model.load import public_name
 from polyvera.store.gguf.architectures import Architecture, architecture_of
@@ -54,6 +54,7 @@ def gguf_tensors(adapter: Adapter, model: nn.Module | None) -> dict[str, Tensor]
     Raises SpecError for what has no such form.
     """
     row, config = _architecture(adapter, model), getattr(model, "config", None)
+    check_no_experts(adapter, "GGUF adapters")
     if adapter.layout.head:
         raise SpecError(f"a GGUF adapter holds no head, and this one has {adapter.layout.head[0][0]}: use `merge`")
     layers = folded(adapter, model=model)

@@ -12,6 +12,7 @@ from polyvera.adapter.adapter import Adapter, adapter_from
 from polyvera.adapter.base_layer import widths
 from polyvera.adapter.default_targets import block_of
 from polyvera.adapter.fingerprint import fingerprint
+from polyvera.adapter.layout import Widths
 from polyvera.adapter.method import factor_shape
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import linear_layers
@@ -44,7 +45,7 @@ def import_mlx(folder: str | Path, model: nn.Module) -> Adapter:
     return replace(adapter_from(spec, sites, tensors, base=base), origin=origin)
 
 
-def _sites(file: Mapping[str, FileTensor], model: nn.Module) -> dict[str, tuple[int, int]]:
+def _sites(file: Mapping[str, FileTensor], model: nn.Module) -> dict[str, Widths]:
     """The layers that the tensors are of, in the model's order. Raises LayoutError for one that the model lacks."""
     layers, endings = linear_layers(model), tuple(f".{name}" for name in LETTERS.values())
     stray = next((key for key in sorted(file) if not key.endswith(endings)), None)
@@ -73,7 +74,7 @@ def _check_chosen(config: MlxConfig, sites: Collection[str], model: nn.Module) -
             raise FormatError(f"{WEIGHTS_NAME} holds {name!r}, and num_layers={config.num_layers} adapts later blocks")
 
 
-def _read(file: Mapping[str, FileTensor], site: str, letter: str, wide: tuple[int, int], config: MlxConfig) -> Tensor:
+def _read(file: Mapping[str, FileTensor], site: str, letter: str, wide: Widths, config: MlxConfig) -> Tensor:
     """One factor in polyvera's orientation: mlx-lm keeps A and B transposed."""
     key = f"{site}.{LETTERS[letter]}"
     if key not in file:

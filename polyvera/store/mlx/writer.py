@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.default_targets import block_of
-from polyvera.adapter.folded import folded, folded_rank
+from polyvera.adapter.folded import check_no_experts, folded, folded_rank
 from polyvera.errors import SpecError
 from polyvera.store.folder import check_free, write_folder
 from polyvera.store.foreign import CONFIG_NAME
@@ -63,6 +63,7 @@ def _config(adapter: Adapter, magnitude: bool) -> dict[str, Any]:
 
 def _check(adapter: Adapter) -> None:
     """Raises SpecError for what mlx-lm has no name for."""
+    check_no_experts(adapter, "mlx-lm's adapters")
     if adapter.layout.head:
         raise SpecError(f"mlx-lm's adapters hold no head, and this one has {adapter.layout.head[0][0]}: use `merge`")
     for name in adapter.layout.site_names:

@@ -48,7 +48,7 @@ def kind_of_task(task: PeftTask, name: str) -> str:
 
     PEFT's task is a word that its user chose: models that also see are trained as CAUSAL_LM.
     """
-    config = AutoConfig.from_pretrained(locate(name))
+    config = AutoConfig.from_pretrained(locate(name), trust_remote_code=False)
     auto: Any = getattr(transformers, task.auto)
     return task.auto if type(config) in auto._model_mapping else _architecture(config)
 
@@ -73,7 +73,7 @@ def _classes(folder: Path, task: PeftTask | None, config: PeftConfig) -> dict[st
 
 def _own(name: str) -> PreTrainedModel:
     """The model as polyvera itself uses it, or as its configuration names it where polyvera has no use for it."""
-    config = AutoConfig.from_pretrained(locate(name))
+    config = AutoConfig.from_pretrained(locate(name), trust_remote_code=False)
     is_other = kind_of(config) in (OTHER, ENCODER_DECODER)
     return load_as(name, _architecture(config)) if is_other else load_base(name, task=AUTO).model
 

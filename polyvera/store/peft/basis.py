@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from polyvera.adapter.basis import Basis, digest, draw_basis, given_basis
 from polyvera.adapter.spec import DTYPES, GIVEN, AdapterSpec, BasisKey
-from polyvera.adapter.targets import linear_layers
+from polyvera.adapter.targets import base_layers
 from polyvera.errors import BasisError, LayoutError, SpecError
 from polyvera.store.peft.config import PeftConfig
 from polyvera.store.peft.sites import Sites, compute_dtype, widest
@@ -74,7 +74,7 @@ def _is_slice(A: Tensor, B: Tensor, key: BasisKey) -> bool:
 
 def _base_dtype(sites: Sites, model: nn.Module) -> str:
     """What PEFT rounds its draw to on this base."""
-    layers = linear_layers(model)
+    layers = base_layers(model)
     low = sorted({compute_dtype(layers[n]) for n in sites} - {FULL})
     if len(low) > 1:
         raise SpecError(f"the base's adapted weights are {' and '.join(low)}, and PEFT records none: say basis_dtype")

@@ -21,6 +21,7 @@ from polyvera.errors import FormatError, SpecError, did_you_mean
 from polyvera.model.task import TASKS as TASKS_HERE
 from polyvera.model.task import THRESHOLD
 from polyvera.store.foreign import CONFIG_BYTES, CONFIG_NAME
+from polyvera.store.peft.expert_parameters import is_all_stacks
 from polyvera.store.peft.family_targets import FAMILY_TARGETS
 from polyvera.store.peft.tasks import TASKS
 from polyvera.store.regular_file import read_regular
@@ -111,9 +112,8 @@ def _is_tied(value: Any, model: nn.Module) -> bool:
     return bool(getattr(getattr(model, "config", None), "tie_word_embeddings", False)) and output_of(model) is not None
 
 
-def _names_parameters(value: Any, model: nn.Module) -> bool:
-    endings = tuple(f".{name}" for name in value) if isinstance(value, list) else ()
-    return not endings or any(f".{name}".endswith(endings) for name, _ in model.named_parameters())
+def _names_other_parameters(value: Any, model: nn.Module) -> bool:
+    return not isinstance(value, list) or not is_all_stacks(value, model)
 
 
 MUTATES = "it changes the base's weights at load; save it with PEFT's path_initial_model_for_weight_conversion"
@@ -122,7 +122,9 @@ UNSUPPORTED: Mapping[str, Unsupported] = {
     "init_lora_weights": Unsupported(MUTATES, (True, False, "gaussian", "eva", "orthogonal")),
     "lora_bias": Unsupported("it gives B a bias", (False,)),
     "trainable_token_indices": Unsupported("it trains rows of the embedding", ([], {})),
-    "target_parameters": Unsupported("it adapts bare parameters, not layers", ([],), _names_parameters),
+    "target_parameters": Unsupported(
+        "it adapts bare parameters that are neither layers nor fused experts", ([],), _names_other_parameters
+    ),
     "alora_invocation_tokens": Unsupported("aLoRA adapts only the tokens after an invocation", ([],)),
     "use_qalora": Unsupported("QALoRA pools the input", (False,)),
     "use_bdlora": Unsupported("BD-LoRA has block-diagonal factors", (False,)),
@@ -185,6 +187,7 @@ class PeftConfig(BaseModel):
     revision: Words | None = None
     bias: str | None = None
     target_modules: Names | str | None = None
+    target_parameters: Names | None = None
     exclude_modules: Names | str | None = None
     modules_to_save: Names | None = None
     layers_to_transform: list[int] | int | None = None
@@ -261,7 +264,7 @@ class PeftConfig(BaseModel):
         if self.target_modules is not None:
             return self
         family = str(getattr(getattr(model, "config", None), "model_type", ""))
-        targets = FAMILY_TARGETS[self.kind.name].get(family)
+        targets = FAMILY_TARGETS[self.kind.name].get(family, () if self.target_parameters else None)
         if targets is None:
             raise SpecError(
                 f"{CONFIG_NAME}: target_modules is null, and PEFT has no default for {family or type(model).__name__}"

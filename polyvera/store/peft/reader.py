@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +19,7 @@ from polyvera.adapter.fingerprint import fingerprint
 from polyvera.adapter.layout import Shape
 from polyvera.adapter.method import factor_shape
 from polyvera.adapter.spec import AdapterSpec, Pattern
-from polyvera.adapter.targets import find_sites, head_of, linear_layers
+from polyvera.adapter.targets import base_layers, find_sites, head_of
 from polyvera.errors import FormatError, LayoutError, SpecError, TargetError
 from polyvera.store.foreign import CONFIG_NAME, diagnosis, foreign
 from polyvera.store.peft.basis import check_digest, recognized, redrawn
@@ -32,6 +32,7 @@ from polyvera.store.peft.config import (
     read_config,
     stored_shape,
 )
+from polyvera.store.peft.expert_parameters import kept_shape, unkept, wrapped_name
 from polyvera.store.peft.origin import labels_from, origin_of, task_from
 from polyvera.store.peft.sites import Sites, compute_dtype, heads_of, of_pattern, sites_of, widest
 from polyvera.store.peft.tensor_names import REPLACED, backbone_prefix, found_names, own_name
@@ -44,12 +45,21 @@ WANTED_BY = f"the model and {CONFIG_NAME}"
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One tensor that must be in the file: its name and shape there, and its key and shape in the adapter."""
+    """One tensor that must be in the file: its name and shape there, and its key and shape in the adapter.
+
+    stacked: the letter of a factor of a stack of experts.
+    """
 
     stored: str
     stored_shape: Shape
     key: str
     shape: Shape
+    stacked: str = ""
+
+    def read(self, file: FileTensor) -> Tensor:
+        """The tensor as the adapter has it. Raises LayoutError as FileTensor.floats()."""
+        value = file.floats(self.stored, self.stored_shape, WANTED_BY)
+        return unkept(self.stacked, value, self.shape) if self.stacked else value.reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -71,11 +81,14 @@ class PeftFolder:
         """Every trained tensor."""
         found = [Wanted(PREFIX + self.bare(key), shape, key, shape) for key, shape in self.heads.items()]
         row, kind = self.config.row, self.config.kind
-        for site, (wide, tall) in self.sites.items():
+        for site, wide in self.sites.items():
             for letter in row.trained:
-                shape = factor_shape(letter, self.ranks[site], wide, tall)
-                name = f"{PREFIX}{self.bare(site)}.{row.peft_keys[letter]}"
-                found.append(Wanted(name, stored_shape(kind, letter, shape), f"{site}.{letter}", shape))
+                shape = factor_shape(letter, self.ranks[site], *wide)
+                is_stack = len(wide) > 2
+                place = wrapped_name(site, self.sites) if is_stack else site
+                kept = kept_shape(letter, shape) if is_stack else stored_shape(kind, letter, shape)
+                name = f"{PREFIX}{self.bare(place)}.{row.peft_keys[letter]}"
+                found.append(Wanted(name, kept, f"{site}.{letter}", shape, letter if is_stack else ""))
         return found
 
     def bare(self, name: str) -> str:
@@ -111,10 +124,7 @@ def import_peft(
     with opened_weights(path) as file:
         peft = _folder(config, model, backbone_prefix(file, model))
         names = _checked_names(peft, file)
-        tensors = {
-            w.key: file[names[w.stored]].floats(w.stored, w.stored_shape, WANTED_BY).reshape(w.shape)
-            for w in peft.wanted
-        }
+        tensors = {w.key: w.read(file[names[w.stored]]) for w in peft.wanted}
         stored = (
             {k: _read_basis(peft, file[names[key]], k) for k, key in BASIS_KEYS.items()} if peft.stores_basis else None
         )
@@ -202,12 +212,17 @@ def _alphas(peft: PeftFolder) -> tuple[float, Pattern]:
 def _targets(peft: PeftFolder, spec: AdapterSpec) -> str | tuple[str, ...]:
     """The config's own targets where they mean the same here, else the full name of every layer."""
     named = peft.config.target_modules or ()
-    targets = named if isinstance(named, str) else tuple(sorted(named))
+    parameters = tuple(sorted(peft.config.target_parameters or ()))
+    targets = named if isinstance(named, str) and not parameters else (*_listed(named), *parameters)
     try:
         same = list(find_sites(peft.model, replace(spec, targets=targets))) == list(peft.sites)
     except (TargetError, SpecError):
         same = False
     return targets if same else tuple(peft.sites)
+
+
+def _listed(targets: Collection[str] | str) -> tuple[str, ...]:
+    return (targets,) if isinstance(targets, str) else tuple(sorted(targets))
 
 
 def _with_basis(
@@ -227,7 +242,7 @@ def _with_basis(
 
 def _rounded(peft: PeftFolder, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """PEFT rebuilds a layer that rank_pattern masks in its base's dtype, and rounds what it loads to that."""
-    config, layers = peft.config, linear_layers(peft.model)
+    config, layers = peft.config, base_layers(peft.model)
     masks = config.rank_pattern or {}
     masked = [n for n in peft.sites if config.kind.masked and _mask_key(config, peft.bare(n)) in masks]
     low = {f"{n}.{letter}": getattr(torch, compute_dtype(layers[n])) for n in masked for letter in config.row.trained}
@@ -303,7 +318,7 @@ def _read_basis(peft: PeftFolder, stored: FileTensor, letter: str) -> Tensor:
     key, side = BASIS_KEYS[letter], 0 if letter == "A" else 1
     rank = peft.config.required(peft.config.kind.rank)
     least = widest(peft.sites)[side]
-    most = widest({n: widths(m) for n, m in linear_layers(peft.model).items()})[side]
+    most = widest({n: widths(m) for n, m in base_layers(peft.model).items()})[side]
     found = stored.shape
     if len(found) != 2 or found[side] != rank or not least <= found[1 - side] <= most:
         raise LayoutError(f"{key} has shape {found}; rank {rank} and a width of {least} to {most} are wanted")

@@ -7,22 +7,25 @@ from typing import Any
 
 from torch import nn
 
-from polyvera.adapter.base_layer import widths
+from polyvera.adapter.base_layer import BaseLayer, widths
 from polyvera.adapter.inject import head_tensors
-from polyvera.adapter.layout import Shape
+from polyvera.adapter.layout import Shape, Widths
 from polyvera.adapter.spec import DTYPES
-from polyvera.adapter.targets import ALL_LINEAR, head_of, linear_layers, output_of
+from polyvera.adapter.targets import ALL_LINEAR, base_layers, head_of, linear_layers, output_of
 from polyvera.errors import LayoutError
 from polyvera.store.peft.config import Names, PeftConfig
+from polyvera.store.peft.expert_parameters import named_parameters
 
-Sites = dict[str, tuple[int, int]]
+Sites = dict[str, Widths]
 
 
 def sites_of(config: PeftConfig, model: nn.Module) -> Sites:
-    """(in, out) of every layer that PEFT adapts under this config, in the model's order. Raises LayoutError."""
-    layers = linear_layers(model)
-    chosen = _all_linear(model) if _is_all_linear(config) else {n for n in layers if _is_target(config, n)}
-    sites = {n: widths(layers[n]) for n in layers if n in chosen and not _is_excluded(config, n)}
+    """The widths of every layer that PEFT adapts under this config, in the model's order. Raises LayoutError."""
+    layers, linear = base_layers(model), linear_layers(model)
+    chosen = _all_linear(model) if _is_all_linear(config) else {n for n in linear if _is_target(config, n)}
+    chosen = {n for n in chosen if not _is_excluded(config, n)}
+    chosen |= named_parameters(config.target_parameters or (), model)
+    sites = {n: widths(layers[n]) for n in layers if n in chosen}
     if not sites:
         last = sorted({n.rpartition(".")[2] for n in layers})
         raise LayoutError(
@@ -42,14 +45,15 @@ def heads_of(config: PeftConfig, model: nn.Module) -> dict[str, Shape]:
     return {key: tuple(t.shape) for key, t in head_tensors(model, heads).items()}
 
 
-def widest(sites: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
+def widest(sites: Mapping[str, Widths]) -> tuple[int, int]:
     """(in, out) of the widest layers, which is the size of PEFT's own basis."""
-    return max(i for i, _ in sites.values()), max(o for _, o in sites.values())
+    return max(w[0] for w in sites.values()), max(w[1] for w in sites.values())
 
 
-def compute_dtype(layer: nn.Module) -> str:
+def compute_dtype(layer: BaseLayer) -> str:
     """What PEFT casts an adapter to on this layer: its compute_dtype, or its weight's dtype where that is a float."""
-    dtype = getattr(layer, "compute_dtype", None) or layer.weight.dtype
+    weight: Any = layer.weight
+    dtype = getattr(layer, "compute_dtype", None) or weight.dtype
     name = str(dtype).removeprefix("torch.")
     return name if name in DTYPES else DTYPES[0]
 

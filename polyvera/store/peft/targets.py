@@ -9,7 +9,7 @@ from torch import nn
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.spec import is_named
-from polyvera.adapter.targets import ALL_LINEAR, DEFAULT
+from polyvera.adapter.targets import WORDS
 
 
 def target_names(adapter: Adapter, model: nn.Module | None) -> list[str] | str:
@@ -18,8 +18,8 @@ def target_names(adapter: Adapter, model: nn.Module | None) -> list[str] | str:
     Full names that are endings of other modules' become one expression. model: None where the base is not at hand,
     which leaves full names.
     """
-    names = [site.name for site in adapter.layout.sites]
-    if model is None:
+    names = [site.name for site in adapter.layout.sites if not site.num_experts]
+    if model is None or not names:
         return sorted(names)
     modules = [name for name, _ in model.named_modules() if name]
     endings = _endings(adapter)
@@ -38,7 +38,7 @@ def named_by(endings: Collection[str], modules: Collection[str]) -> set[str]:
 def _endings(adapter: Adapter) -> set[str]:
     """The spec's own endings, none where it chose layers in another way."""
     given = adapter.spec.targets
-    if adapter.spec.exclude or given in (ALL_LINEAR, DEFAULT):
+    if adapter.spec.exclude or given in WORDS:
         return set()
     if isinstance(given, str):
         return set() if re.search(r"[^\w.\-]", given) else {given}

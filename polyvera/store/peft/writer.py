@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.folded import factors_of, folded, folded_rank
+from polyvera.adapter.layout import Site
 from polyvera.adapter.method import method_named
 from polyvera.errors import BasisError, SpecError
 from polyvera.model.load import public_name
@@ -29,9 +30,11 @@ from polyvera.store.peft.config import (
     PEFT_METHODS,
     PREFIX,
     WEIGHTS_NAME,
+    PeftMethod,
     row_of,
     stored_shape,
 )
+from polyvera.store.peft.expert_parameters import TURNED, kept, model_type, wrapped_name
 from polyvera.store.peft.origin import BARE, origin_config, task_for
 from polyvera.store.peft.rewritten import model_type_of, refusal
 from polyvera.store.peft.sites import widest
@@ -79,6 +82,7 @@ def export_peft(
     """
     path = Path(folder).absolute()
     check_free(path, OWN_FILES, overwrite)
+    _check_stacks(adapter, _magnitude(adapter, as_lora))
     named = None if base_dtype is None else str(base_dtype).removeprefix("torch.")
     native = not as_lora and _is_native(adapter)
     config, tensors = _native(adapter) if native else _folded(adapter, _magnitude(adapter, as_lora), model)
@@ -130,8 +134,13 @@ def _check_read(
     """Raises SpecError for what a reader would refuse or take for something else."""
     family = model_type_of(adapter.model or name or "")
     if model is not None:
-        family = str(getattr(getattr(model, "config", None), "model_type", family))
-    reason = refusal(family, config["peft_type"], adapter.layout.site_names)
+        family = model_type(model) or family
+    if _stacks(adapter) and family in TURNED:
+        raise SpecError(
+            f"PEFT takes the experts of a {family} the other way round: leave out {_stacks(adapter)[0]}, or use `merge`"
+        )
+    linear = [site.name for site in adapter.layout.sites if not site.num_experts]
+    reason = refusal(family, config["peft_type"], linear)
     if reason:
         raise SpecError(reason)
     rank = config.get(LORA.rank) if config["peft_type"] == LORA.name else None
@@ -140,9 +149,15 @@ def _check_read(
         raise SpecError(f"rank_at_most={rank_at_most}, but {has}; vLLM takes more with --max-lora-rank")
 
 
+def _stacks(adapter: Adapter) -> list[str]:
+    """The adapted stacks of experts."""
+    return [site.name for site in adapter.layout.sites if site.num_experts]
+
+
 def _shared_config(adapter: Adapter, peft_type: str, model_name: str | None, model: nn.Module | None) -> Config:
-    given = model_name or adapter.model
-    return {
+    given, stacks = model_name or adapter.model, _stacks(adapter)
+    experts: Config = {"target_parameters": stacks} if stacks else {}
+    return experts | {
         "base_model_name_or_path": public_name(given)[0] or None,
         "inference_mode": True,
         "bias": "none",
@@ -150,7 +165,7 @@ def _shared_config(adapter: Adapter, peft_type: str, model_name: str | None, mod
         "target_modules": target_names(adapter, model),
         "modules_to_save": _heads(adapter) or None,
         "peft_version": PEFT_VERSION,
-        PEFT_METHODS[peft_type].dropout: adapter.spec.dropout,
+        PEFT_METHODS[peft_type].dropout: 0.0 if stacks else adapter.spec.dropout,  # PEFT has none for parameters
     }
 
 
@@ -162,6 +177,8 @@ def _is_native(adapter: Adapter) -> bool:
         fits = max(ranks) <= _rank(adapter) and not spec.alpha_pattern and (spec.alpha is None or spec.alpha > 0)
     else:
         fits = min(ranks) > 0
+    if _stacks(adapter) and (kind is not LORA or "m" in row.factors):  # PEFT's target_parameters are plain LoRA's
+        return False
     own_pair = method_named(spec.method).shares_basis and not row.shares_basis
     return (
         fits
@@ -179,8 +196,7 @@ def _native(adapter: Adapter) -> tuple[Config, Tensors]:
         factors = factors_of(adapter, site, basis)
         for letter, key in row.peft_keys.items():
             if letter in factors:
-                value = factors[letter]
-                tensors[f"{PREFIX}{site.name}.{key}"] = value.reshape(stored_shape(kind, letter, tuple(value.shape)))
+                tensors |= _named(adapter, site, kind, letter, key, factors[letter])
     ranks = {site.name: site.rank for site in adapter.layout.sites}
     config: Config = {"peft_type": kind.name, kind.rank: _rank(adapter), **kind.extras}
     if kind.alpha is None:
@@ -194,11 +210,31 @@ def _native(adapter: Adapter) -> tuple[Config, Tensors]:
     return {**config, "use_dora": "m" in row.factors, **_patterns(_rank(adapter), ranks, alphas)}, tensors
 
 
+def _check_stacks(adapter: Adapter, magnitude: bool) -> None:
+    """Raises SpecError for experts with a magnitude."""
+    stacks = _stacks(adapter)
+    if stacks and magnitude:
+        raise SpecError(
+            f"PEFT's target_parameters knows no magnitude, and {adapter.layout.method.name} trains one for {stacks[0]}:"
+            " leave the experts out, or use `merge`"
+        )
+
+
+def _named(adapter: Adapter, site: Site, kind: PeftMethod, letter: str, key: str, value: Tensor) -> Tensors:
+    """A factor of one layer as PEFT's file has it."""
+    if site.num_experts:
+        return {f"{PREFIX}{wrapped_name(site.name, adapter.layout.site_names)}.{key}": kept(letter, value)}
+    return {f"{PREFIX}{site.name}.{key}": value.reshape(stored_shape(kind, letter, tuple(value.shape)))}
+
+
 def _folded(adapter: Adapter, magnitude: bool, model: nn.Module | None) -> tuple[Config, Tensors]:
     """The equal LoRA of one rank, alpha = rank, so that no reader scales it; with a magnitude where the row has one."""
     keys, rank = row_of(LORA, magnitude).peft_keys, folded_rank(adapter)
     layers = folded(adapter, magnitude=magnitude, model=model)
-    tensors = {f"{PREFIX}{n}.{keys[k]}": t for n, factors in layers.items() for k, t in factors.items()}
+    tensors: Tensors = {}
+    for site in adapter.layout.sites:
+        for letter, value in layers[site.name].items():
+            tensors |= _named(adapter, site, LORA, letter, keys[letter], value)
     scale = {LORA.alpha or "": rank, "use_rslora": False, "use_dora": magnitude}
     return {"peft_type": LORA.name, LORA.rank: rank, **scale, "rank_pattern": {}, "alpha_pattern": {}}, tensors
 
@@ -228,7 +264,7 @@ def _rank(adapter: Adapter) -> int:
 
 
 def _own_widths(adapter: Adapter) -> tuple[int, int]:
-    return widest({s.name: (s.in_features, s.out_features) for s in adapter.layout.sites})
+    return widest({s.name: s.widths for s in adapter.layout.sites})
 
 
 def _check_redraw(adapter: Adapter, save_projection: bool, dtype: str | None) -> None:

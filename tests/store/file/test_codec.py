@@ -37,6 +37,16 @@ def test_float32_keeps_every_bit(method, choices):
     assert alike(decode(encode(adapter)), adapter)
 
 
+@each_method
+@each_dtype
+def test_stacks_of_experts_come_back(method, dtype):
+    adapter = drawn(method, {f"layers.{i}.experts.up": (6, 8, 3) for i in range(2)} | {"layers.0.q": (8, 8)})
+    data = encode(adapter, dtype)
+    back = decode(data)
+    assert back.layout.key() == adapter.layout.key() and header_of(data)[1]["format"] == 3
+    assert dtype != "float32" or alike(back, adapter)
+
+
 @pytest.mark.parametrize(("lr", "prompt_form"), [(0.12, "chat"), (3e-5, "plain"), (None, "")])
 def test_the_rate_and_the_form_of_prompts_come_back(lr, prompt_form):
     back = decode(encode(replace(drawn(FIRST), lr=lr, prompt_form=prompt_form)))
