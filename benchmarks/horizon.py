@@ -13,14 +13,14 @@ import csv
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import ceil, inf, isfinite, sqrt
+from math import ceil, inf, isfinite
 from pathlib import Path
 
 from polyvera import Recipe, load_base
 from polyvera.data.packed_rows import PackedRows
 from polyvera.model.load import Base
 from polyvera.train.fleet.fleet import Fleet, views_for_gradients
-from polyvera.train.fleet.halving import RUNGS, best_rate, going_on, moved, whole_run_rate
+from polyvera.train.fleet.halving import POWER, RUNGS, best_rate, going_on, moved, whole_run_rate
 from polyvera.train.fleet.journal import Journal
 from polyvera.train.preparation import adapted, encode_tables, read_tables
 from polyvera.train.schedule import lr_factor
@@ -39,7 +39,7 @@ def chosen(recipe: Recipe, losses: Mapping[float, Sequence[float]], total: int, 
         step = ceil(min(1.0, rung.share * stretch) * total)
         left = {lr for lr in left if len(losses[lr]) > min(step, total - 1)}
         own = {lr: [losses[lr][min(step, total - 1)] / losses[lr][0]] for lr in left}
-        best = best_rate(own, recipe.learning_rate / sqrt(moved(factor, last, total)))
+        best = best_rate(own, recipe.learning_rate / moved(factor, last, total) ** POWER)
         left = going_on(left, best, rung)
     return whole_run_rate(best, moved(factor, last, total))
 

@@ -1,9 +1,10 @@
 """Which candidates of a sweep go on after a rung, and what the best of them says about the whole run. No torch.
 
 High rates lead at first and fall behind later. Adam moves a number by at most the sum of its steps' rates, and the best
-rate falls with the square root of such a sum where it is what bounds the loss (Zinkevich 2003, theorem 1; over token
-horizons Bjorck 2024 measures a power of 0.32). So those that go on are the best and some below it; and with m the sum
-of the schedule's factors up to a rung, M up to the end, the best there times √(m/M) stands for the best of the run.
+rate falls with a power of such a sum: 1/2 where it is what bounds the loss (Zinkevich 2003, theorem 1), 0.32 as
+measured over token horizons (Bjorck 2024), which our runs fit. So those that go on are the best and some below it; and
+with m the sum of the schedule's factors up to a rung, M up to the end, the best there times (m/M)^0.32 stands for the
+best of the run.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Rung:
 RUNGS = (Rung(0.1, 1, 2), Rung(0.15, 0, 1), Rung(0.25, 0, 0))
 
 
-MIN_LOSSES = 4
+MIN_LOSSES, POWER = 4, 0.32
 
 
 def moved(factor: Callable[[int], float], num_steps: int, total: int) -> float:
@@ -36,7 +37,7 @@ def moved(factor: Callable[[int], float], num_steps: int, total: int) -> float:
 
 def whole_run_rate(lr: float, movement: float) -> float:
     """The rate for a whole run where lr is the best after this share of its movement, to three digits."""
-    return float(f"{lr * sqrt(movement):.3g}")
+    return float(f"{lr * movement**POWER:.3g}")
 
 
 def going_on(rates: Collection[float], best: float, rung: Rung) -> set[float]:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import ceil, inf, isfinite, sqrt
+from math import ceil, inf, isfinite
 from statistics import fmean
 from typing import Any
 
@@ -23,7 +23,7 @@ from polyvera.adapter.bank import Bank
 from polyvera.data.packed_rows import PackedRows
 from polyvera.model.load import Base, place
 from polyvera.train.fleet.fleet import Fleet, views_for_gradients
-from polyvera.train.fleet.halving import RUNGS, Rung, best_rate, going_on, moved, whole_run_rate
+from polyvera.train.fleet.halving import POWER, RUNGS, Rung, best_rate, going_on, moved, whole_run_rate
 from polyvera.train.fleet.journal import Journal
 from polyvera.train.fleet.member import Member
 from polyvera.train.preparation import adapted
@@ -174,7 +174,7 @@ class RateSearch:
     def best(self) -> float:
         """The best of the rates that train, of all that were tried where none does."""
         left = {lr: self.losses[lr] for lr, _ in self.members} or {lr: [inf] for lr in self.tried}
-        return best_rate(left, self.recipe.learning_rate / sqrt(self.movement))
+        return best_rate(left, self.recipe.learning_rate / self.movement**POWER)
 
     def beyond(self) -> list[float]:
         """The next rates where the best is an edge of those tried, none where the loss has turned."""

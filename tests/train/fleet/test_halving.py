@@ -4,7 +4,7 @@ from math import inf, nan
 
 import pytest
 
-from polyvera.train.fleet.halving import RUNGS, Rung, best_rate, going_on, moved, whole_run_rate
+from polyvera.train.fleet.halving import POWER, RUNGS, Rung, best_rate, going_on, moved, whole_run_rate
 
 RATES = [2.0**k for k in range(8)]
 
@@ -44,8 +44,9 @@ def test_one_rate_is_left_at_the_end() -> None:
     assert [rung.share for rung in RUNGS] == sorted(rung.share for rung in RUNGS)
 
 
-def test_the_best_rate_falls_with_the_root_of_what_it_moves() -> None:
-    assert whole_run_rate(0.24, 0.25) == 0.12
+def test_the_best_rate_falls_with_a_power_of_what_it_moves() -> None:
+    assert whole_run_rate(0.24, 0.25) == pytest.approx(0.24 * 0.25**POWER, rel=5e-3)
+    assert 0.12 < whole_run_rate(0.24, 0.25) < 0.24
     assert whole_run_rate(0.24, 1.0) == 0.24
 
 
