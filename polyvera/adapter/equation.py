@@ -131,10 +131,10 @@ def kernels() -> Any:
 
 
 def is_fused(y: Tensor, u: Tensor, B: Tensor) -> bool:
-    """Whether the kernels take these: one dtype, on the device that is current."""
+    """Whether the kernels take these: one dtype, rows that lie whole, on the device that is current."""
     if y.device.type not in FUSED_ON or y.dtype not in FUSED_DTYPES or torch.compiler.is_compiling():
         return False
-    if not y.dtype == u.dtype == B.dtype:
+    if not y.dtype == u.dtype == B.dtype or B.stride(-1) != 1:
         return False
     return (not y.is_cuda or y.device.index == torch.cuda.current_device()) and kernels() is not None
 

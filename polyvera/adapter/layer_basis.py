@@ -131,7 +131,8 @@ def directions(base: BaseLayer, rank: int) -> dict[str, Tensor]:
         known = _DIRECTIONS[weight] = (weight._version, rank, _singular(dense_weight(base), rank))
     U, sigma, V = known[2]
     size = sqrt(2.0 * len(U)) / torch.linalg.vector_norm(sigma[:rank]).clamp(min=1e-30)
-    return {"A": (A_GAIN * V[:rank]).float(), "B": (size * U[:, :rank] * sigma[:rank]).float()}
+    B = size * U[:, :rank] * sigma[:rank]  # LAPACK lays U out by columns, and kernels read rows
+    return {"A": (A_GAIN * V[:rank]).float().contiguous(), "B": B.float().contiguous()}
 
 
 def _singular(W: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:

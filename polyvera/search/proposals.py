@@ -8,7 +8,7 @@ from itertools import chain, islice, zip_longest
 
 import numpy as np
 
-from polyvera.adapter.layout import layout_of
+from polyvera.adapter.layout import Widths, layout_of
 from polyvera.adapter.method import METHODS, Method
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import DEFAULT
@@ -56,7 +56,7 @@ class Proposer:
     """
 
     sizer: Sizer
-    shapes: Mapping[str, tuple[int, int]]
+    shapes: Mapping[str, Widths]
     num_bytes: int
     stored: str
 
