@@ -141,7 +141,7 @@ def test_the_environment_names_the_store_and_the_model_of_train_and_import(monke
 )
 def test_a_mistake_gets_one_message_and_changes_nothing(words: tuple[str, ...], said: str) -> None:
     found = polyvera(*words, fails=True)
-    assert said in found.stderr.replace("\n", " ") and "Traceback" not in found.output
+    assert said in " ".join(found.stderr.split()) and "Traceback" not in found.output
     assert not Path("adapters").exists()
 
 

@@ -14,11 +14,21 @@ GAPS = {f"h.{i}.q": (8, 8) for i in (0, 1, 2, 5, 7, 8)}
 UNEVEN = {f"h.{i}.q": (8, 8 if i % 2 else 4) for i in range(4)}
 NO_NUMBERS = {"q": (8, 8), "head.v": (8, 2)}
 EXPERTS = {f"h.{i}.experts.up": (8, 6, 4) for i in range(3)}
+BOTH = {f"h.{i}.{name}": widths for i in range(3) for name, widths in (("q", (8, 8)), ("experts.up", (8, 6, 4)))}
 
 
 @pytest.mark.parametrize(
     ("widths", "num_records"),
-    [(ALIKE, 2), (GAPS, 1), (UNEVEN, 2), (NO_NUMBERS, 2), (ALIKE | NO_NUMBERS, 4), (EXPERTS, 1), (EXPERTS | GAPS, 2)],
+    [
+        (ALIKE, 2),
+        (GAPS, 1),
+        (UNEVEN, 2),
+        (NO_NUMBERS, 2),
+        (ALIKE | NO_NUMBERS, 4),
+        (EXPERTS, 1),
+        (BOTH, 2),
+        (EXPERTS | GAPS, 9),
+    ],
 )
 def test_what_is_folded_unfolds_to_the_same_layers_in_order(widths: dict[str, tuple[int, ...]], num_records) -> None:
     sites = layout_of(AdapterSpec(rank=2), widths).sites
