@@ -13,7 +13,7 @@ from polyvera.adapter.route import route
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import find_sites
 
-SIZES = {"A": 0.05, "B": 0.05, "d": 0.4, "b": 0.3}
+SIZES = {"A": 0.05, "B": 0.05, "C": 0.3, "d": 0.4, "b": 0.3}
 NUM_TOKENS = 12
 PROMPTS = [
     "The sea is",

@@ -30,7 +30,10 @@ def test_a_method_that_was_not_chosen_is_refused(method):
     without = replace(ALL, vectors=not as_vectors(row), matrices=not as_matrices(row))
     with pytest.raises(SpecError, match=method):
         lora_model(adapter, None, 1, without)
-    if as_vectors(row) or as_matrices(row):
+    if row.reads_base:
+        with pytest.raises(SpecError, match="--as-lora"):
+            _check_served(adapter, ALL)
+    elif as_vectors(row) or as_matrices(row):
         _check_served(adapter, ALL)
 
 
