@@ -9,12 +9,14 @@ choice after any share of the steps can be compared with the best of the whole r
 from __future__ import annotations
 
 import argparse
-import csv
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import ceil, inf, isfinite
+from math import ceil, isfinite
 from pathlib import Path
+
+from csv_table import write_csv
+from ranks import losses_of
 
 from polyvera import Recipe, load_base
 from polyvera.data.packed_rows import PackedRows
@@ -57,9 +59,7 @@ def line(recipe: Recipe, base: Base, rates: Sequence[float], limit: int) -> dict
         fleet.members, total = list(every), every[0].total
         for _ in range(total):
             fleet.round()
-        found = fleet.losses_on(lambda member: list(member.held_out or ()))
-        left = {member.name for member in fleet.members}
-    ends = {lr: found[m.index] if m.name in left else inf for lr, m in zip(rates, every, strict=True)}
+        ends = dict(zip(rates, losses_of(fleet, every), strict=True))
     paths = {lr: m.losses for lr, m in zip(rates, every, strict=True)}
     told = {f"loss at {lr:g}": f"{end:.3f}" if isfinite(end) else "none" for lr, end in ends.items()}
     picks = {f"chosen, x {stretch:g}": chosen(recipe, paths, total, stretch) for stretch in STRETCHES}
@@ -88,11 +88,7 @@ def main() -> None:
         lines.append({"task": name, **line(recipe, base, asked.rates, asked.limit)})
         print(lines[-1], flush=True)
     if asked.output is not None:
-        asked.output.parent.mkdir(parents=True, exist_ok=True)
-        with asked.output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(lines)
+        write_csv(asked.output, lines)
 
 
 if __name__ == "__main__":

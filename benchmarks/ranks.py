@@ -10,12 +10,13 @@ score is that of the best by the loss on the test rows, which flatters every ran
 from __future__ import annotations
 
 import argparse
-import csv
 from collections import deque
 from dataclasses import replace
 from math import inf
 from pathlib import Path
 from time import process_time
+
+from csv_table import write_csv
 
 from polyvera import Recipe, load_base
 from polyvera.data.packed_rows import PackedRows
@@ -100,11 +101,7 @@ def main() -> None:
         lines.append(line(recipe.replaced(rank=rank), base, tables, asked.factors, asked.limit))
         print(lines[-1], flush=True)
     if asked.output is not None:
-        asked.output.parent.mkdir(parents=True, exist_ok=True)
-        with asked.output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(lines)
+        write_csv(asked.output, lines)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ scored on the same test rows. --cost times a run with a rate that is given and o
 from __future__ import annotations
 
 import argparse
-import csv
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
 from time import perf_counter, process_time
+
+from csv_table import write_csv
 
 from polyvera import Recipe, load_base, train, train_fleet
 from polyvera.data.tables import read
@@ -112,11 +113,7 @@ def main() -> None:
         lines.append(line | {name: f"{one.scores[one.main]:.3f}" for name, one in scores.items()})
         print(line, flush=True)
     if asked.output is not None:
-        asked.output.mkdir(parents=True, exist_ok=True)
-        with (asked.output / "rates.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(lines)
+        write_csv(asked.output / "rates.csv", lines)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ cold one ends with, then the scores on test rows.
 from __future__ import annotations
 
 import argparse
-import csv
 from dataclasses import replace
 from pathlib import Path
+
+from csv_table import write_csv
 
 from polyvera import Recipe, Registry, load_base
 from polyvera.adapter.adapter import Adapter
@@ -122,11 +123,7 @@ def main() -> None:
     lines = [compared(task, losses, scores) for task in asked.tasks]
     print(*lines, sep="\n")
     if asked.output is not None:
-        asked.output.mkdir(parents=True, exist_ok=True)
-        with (asked.output / "warm-start.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(lines)
+        write_csv(asked.output / "warm-start.csv", lines)
 
 
 if __name__ == "__main__":
