@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -126,3 +127,9 @@ class ChangeWatch:
     def close(self) -> None:
         """Ends it."""
         self._connection.close()
+
+
+def decoded(row: sqlite3.Row, *columns: str) -> dict[str, Any]:
+    """A row by the names of its columns; these hold JSON, or nothing."""
+    values: dict[str, Any] = dict(row)
+    return values | {name: json.loads(row[name]) for name in columns if row[name] is not None}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from sqlite3 import Row
 from typing import Any
+
+from polyvera.jobs.database import decoded
 
 QUEUED, RUNNING, PAUSED = "queued", "running", "paused"
 SUCCEEDED, FAILED, CANCELLED = "succeeded", "failed", "cancelled"
@@ -68,10 +69,9 @@ class FineTuningJob:
     @classmethod
     def of(cls, row: Row) -> FineTuningJob:
         """A row of the table of jobs."""
-        values: dict[str, Any] = dict(row)
-        values["choices"] = JobChoices(**json.loads(values["choices"]))
-        values["error"] = None if values["error"] is None else JobError(**json.loads(values["error"]))
-        return cls(**values)
+        values = decoded(row, "choices", "error")
+        error = None if values["error"] is None else JobError(**values["error"])
+        return cls(**values | {"choices": JobChoices(**values["choices"]), "error": error})
 
     @property
     def adapter_name(self) -> str:
@@ -95,8 +95,7 @@ class JobEvent:
     @classmethod
     def of(cls, row: Row) -> JobEvent:
         """A row of the table of events."""
-        values: dict[str, Any] = dict(row)
-        return cls(**values | {"data": json.loads(row["data"])})
+        return cls(**decoded(row, "data"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +112,7 @@ class JobCheckpoint:
     @classmethod
     def of(cls, row: Row) -> JobCheckpoint:
         """A row of the table of checkpoints."""
-        values: dict[str, Any] = dict(row)
-        return cls(**values | {"metrics": json.loads(row["metrics"])})
+        return cls(**decoded(row, "metrics"))
 
 
 def owner_of(name: str) -> str | None:

@@ -7,10 +7,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from sqlite3 import Connection, Row
-from typing import Any
 
 from polyvera.errors import ConflictError, QuotaError, UnknownObjectError
-from polyvera.jobs.database import Database
+from polyvera.jobs.database import Database, decoded
 
 SCHEME = "tinker://"
 TRAINING, SAMPLER = "weights", "sampler_weights"
@@ -46,8 +45,7 @@ class SavedWeights:
     @classmethod
     def of(cls, row: Row) -> SavedWeights:
         """A row of the table of weights."""
-        values: dict[str, Any] = dict(row)
-        return cls(**values | {"metadata": json.loads(row["metadata"]), "is_named": bool(row["is_named"])})
+        return cls(**decoded(row, "metadata") | {"is_named": bool(row["is_named"])})
 
     @property
     def checkpoint(self) -> str:
@@ -75,6 +73,12 @@ class WeightsTable:
         total = self._database.rows(f"SELECT COUNT(*) AS num {NAMED}{of_run}", given)[0]["num"]
         query = f"SELECT * {NAMED}{of_run} ORDER BY rowid DESC LIMIT ? OFFSET ?"
         return [SavedWeights.of(row) for row in self._database.rows(query, [*given, limit, offset])], total
+
+    def last(self, tenant: str, run: str) -> Sequence[SavedWeights]:
+        """What a run saved last under a name, of each kind."""
+        newest = f"SELECT MAX(rowid) {NAMED} AND run = ? GROUP BY kind"
+        rows = self._database.rows(f"SELECT * FROM weights WHERE rowid IN ({newest})", (tenant, int(time.time()), run))
+        return [SavedWeights.of(row) for row in rows]
 
     def expire(self, tenant: str, path: str, expires_s: int | None) -> None:
         """Says when weights are to be removed, now for at once. Raises UnknownObjectError."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from sqlite3 import Row
 from typing import Any
+
+from polyvera.jobs.database import decoded
 
 CREATE, LOAD_RUN, LOAD = "create_model", "load_run", "load_weights"
 FORWARD, FORWARD_BACKWARD, OPTIMIZER_STEP = "forward", "forward_backward", "optim_step"
@@ -49,10 +50,9 @@ class TrainingRun:
     @classmethod
     def of(cls, row: Row) -> TrainingRun:
         """A row of the table of runs."""
-        values: dict[str, Any] = dict(row)
-        chosen = json.loads(row["choices"])
-        values["choices"] = RunChoices(**chosen | {"trained": tuple(chosen["trained"])})
-        return cls(**values | {"metadata": json.loads(row["metadata"])})
+        values = decoded(row, "choices", "metadata")
+        chosen = values["choices"]
+        return cls(**values | {"choices": RunChoices(**chosen | {"trained": tuple(chosen["trained"])})})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,7 @@ class TrainingSession:
     @classmethod
     def of(cls, row: Row) -> TrainingSession:
         """A row of the table of sessions."""
-        values: dict[str, Any] = dict(row)
-        return cls(**values | {"metadata": json.loads(row["metadata"])})
+        return cls(**decoded(row, "metadata"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +89,9 @@ class RunOperation:
     @classmethod
     def of(cls, row: Row) -> RunOperation:
         """A row of the table of operations, without its rows and log-probabilities."""
-        answer = None if row["answer"] is None else json.loads(row["answer"])
-        values = {name: row[name] for name in ("run", "seq", "kind", "done_s", "error")}
-        return cls(**values, request=json.loads(row["request"]), answer=answer, is_users=bool(row["is_users"]))
+        values = decoded(row, "request", "answer")
+        names = ("run", "seq", "kind", "request", "done_s", "answer", "error")
+        return cls(**{name: values[name] for name in names}, is_users=bool(row["is_users"]))
 
     @property
     def id(self) -> str:

@@ -70,3 +70,15 @@ def test_what_is_saved_to_sample_with_opens_its_session(tmp_path):
     made = weights(run, kind=SAMPLER, adapter="ft/acme/x@1")
     tuning.weights.add(made, 100, id)
     assert tuning.samplers.get("acme", id).adapter == "ft/acme/x@1"
+
+
+def test_the_last_of_each_kind_under_a_name(tmp_path):
+    tuning = opened(tmp_path)
+    run = run_of(tuning)
+    made = [weights(run, name, seq) for seq, name in enumerate(("one", "two"), 1)]
+    sampled = weights(run, "three", 3, path=path_of(run, SAMPLER, "three"), kind=SAMPLER)
+    unnamed = weights(run, "u4", 4, is_named=False)
+    for one in (*made, sampled, unnamed):
+        tuning.weights.add(one, 10**6)
+    assert {one.kind: one for one in tuning.weights.last("acme", run)} == {TRAINING: made[1], SAMPLER: sampled}
+    assert tuning.weights.last("globex", run) == []

@@ -91,8 +91,7 @@ def _add_lists(router: APIRouter, context: ServerContext) -> None:
 
 def shown(context: ServerContext, run: TrainingRun) -> dict[str, Any]:
     """A run as the SDK knows it."""
-    saved, _ = context.training.weights.list(run.tenant, run.id, 1000, 0)
-    last = {kind: next((shown_weights(one) for one in saved if one.kind == kind), None) for kind in KINDS}
+    last = {one.kind: shown_weights(one) for one in context.training.weights.last(run.tenant, run.id)}
     return {
         "training_run_id": run.id,
         "base_model": context.catalog.base,
@@ -100,8 +99,8 @@ def shown(context: ServerContext, run: TrainingRun) -> dict[str, Any]:
         "is_lora": True,
         "lora_rank": run.rank,
         "last_request_time": when(run.seen_s),
-        "last_checkpoint": last[TRAINING],
-        "last_sampler_checkpoint": last[SAMPLER],
+        "last_checkpoint": last.get(TRAINING),
+        "last_sampler_checkpoint": last.get(SAMPLER),
         "user_metadata": texts(run.metadata),
     }
 
