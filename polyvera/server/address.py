@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +87,7 @@ def _in_files(path: Path) -> socket.socket:
 
 def _is_left_over(path: Path) -> bool:
     """Whether a server that has ended left that socket behind."""
-    if not (path.exists() and stat.S_ISSOCK(path.stat().st_mode)):
+    if not path.is_socket():
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         return probe.connect_ex(str(path)) != 0

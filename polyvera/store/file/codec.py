@@ -73,9 +73,7 @@ def encode(adapter: Adapter, dtype: str = "float32") -> bytes:
     line = first_line(adapter, stored.name)
     index = index_of(line)
     tensors = dict(_packed(index, flat))
-    restored = _unpacked(index, _section(index, tensors))
-    _check_finite(index.layout, restored, f"its values are out of the range of {stored.name}; store float32")
-    error = None if stored.is_exact else error_made(flat, restored)
+    error = None if stored.is_exact else _error(index, tensors, flat)
     return _sealed(save(tensors | _basis_tensors(adapter), {KEY: f"{line}\n{second_line(adapter, error)}"}))
 
 
@@ -150,6 +148,13 @@ def _packed(index: TensorIndex, flat: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield stack.key, values.view(index.tensors[stack.key].shape)
         if scale is not None:
             yield stack.key + SCALE, scale
+
+
+def _error(index: TensorIndex, tensors: Mapping[str, Tensor], flat: Tensor) -> dict[str, float]:
+    """What rounding loses. Raises FormatError for values that it makes infinite."""
+    restored = _unpacked(index, _section(index, tensors))
+    _check_finite(index.layout, restored, f"its values are out of the range of {index.stored.name}; store float32")
+    return error_made(flat, restored)
 
 
 def _section(index: TensorIndex, tensors: Mapping[str, Tensor]) -> memoryview:
