@@ -43,12 +43,11 @@ class RivalBase:
 
 def rival_base(recipe: Recipe, rival: Rival, choices: Mapping[str, Any]) -> RivalBase:
     """A fresh base for a recipe with a rival in it, drawn from the run's seed. Raises RecipeError, DataError."""
-    from polyvera.model.load import load_base
-    from polyvera.train.preparation import read_tables
+    from polyvera.train.preparation import base_for, read_tables
     from polyvera.train.schedule import seed_everything
 
     table = read_tables(recipe).training
-    base = load_base(recipe.model, task=table.task, dtype=recipe.dtype, labels=table.labels)
+    base = base_for(recipe, table)
     seed_everything(recipe.run_seed)
     return with_rival(base, rival, choices)
 

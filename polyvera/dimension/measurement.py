@@ -22,10 +22,10 @@ from polyvera.dimension.point_file import Point, PointFile
 from polyvera.dimension.rate_window import RateWindow
 from polyvera.errors import DataError, RecipeError, message_of
 from polyvera.evaluate.fleet_scores import fleet_scores
-from polyvera.model.load import Base, load_base
+from polyvera.model.load import Base
 from polyvera.train.frozen_head import freeze_head
 from polyvera.train.many_runs import for_many_runs
-from polyvera.train.preparation import encode_tables
+from polyvera.train.preparation import base_for, encode_tables
 from polyvera.train.recipe import Recipe
 from polyvera.train.tell import Tell, to_nobody
 from polyvera.train.tenants import Tables, first_table
@@ -249,9 +249,7 @@ class PointRuns:
             table = first_table(self.everyone, self.recipe)
             if table is None:
                 raise DataError(f"{self.recipe.data}: no tenant has rows that can be used")
-            self.base = self.base or load_base(
-                self.recipe.model, task=table.task, dtype=self.recipe.dtype, labels=table.labels
-            )
+            self.base = base_for(self.recipe, table, self.base)
             if self.of.frozen_head:
                 freeze_head(self.base, encode_tables(self.recipe, Tables(table, None, None), self.base)[0].rows)
             self._is_ready = True

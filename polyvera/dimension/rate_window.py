@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from math import inf, isfinite
 
 from polyvera.adapter.adapter import Adapter
+from polyvera.compare.bracket import beyond
 from polyvera.model.load import Base
 from polyvera.train.fleet.journal import Outcome
 from polyvera.train.fleet.one_process import train_here
@@ -75,11 +76,8 @@ class RateWindow:
 
     def _beyond(self, tenant: str) -> list[float]:
         """The next rate where the best is an edge, none where the loss has turned."""
-        losses = {lr: loss_of(outcome) for lr, outcome in self.tried[tenant].items()}
-        best = min(losses, key=lambda lr: (losses[lr], lr))
-        if not isfinite(losses[best]) or min(losses) < best < max(losses):
-            return []
-        return [_rounded(best * (RATIO if best == max(losses) else 1 / RATIO))]
+        further = beyond({lr: loss_of(outcome) for lr, outcome in self.tried[tenant].items()})
+        return [] if further is None else [_rounded(further)]
 
 
 def loss_of(outcome: Outcome) -> float:

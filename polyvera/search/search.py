@@ -18,14 +18,14 @@ from polyvera.data.batching import order
 from polyvera.dimension.rate_window import RateWindow
 from polyvera.errors import DataError, RecipeError
 from polyvera.evaluate.fleet_scores import fleet_scores
-from polyvera.model.load import Base, load_base
+from polyvera.model.load import Base
 from polyvera.search.candidate import Candidate, Sizer, sites_of
 from polyvera.search.halving import Halving, Tried
 from polyvera.search.proposals import Proposer
 from polyvera.search.saliency import saliencies
 from polyvera.store.file.codec import encode
 from polyvera.train.many_runs import for_many_runs
-from polyvera.train.preparation import encode_tables
+from polyvera.train.preparation import base_for, encode_tables
 from polyvera.train.recipe import Recipe
 from polyvera.train.rounding import rounded
 from polyvera.train.schedule import num_steps
@@ -134,9 +134,7 @@ class SearchRuns:
         tables = self.tenant.tables(task.recipe)
         assert tables.validation is not None and tables.test is not None
         self.task, self.tell, self.table, self.test = task, tell, tables.training, tables.test
-        self.base = base or load_base(
-            task.recipe.model, task=self.table.task, dtype=task.recipe.dtype, labels=self.table.labels
-        )
+        self.base = base_for(task.recipe, self.table, base)
         self.rows, _ = encode_tables(task.recipe, tables, self.base)
         shapes = dict(sites_of(task.recipe, self.base))
         self.everything = tuple(shapes)

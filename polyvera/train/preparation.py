@@ -54,12 +54,16 @@ def read_tables(recipe: Recipe) -> Tables:
     return only_tenant(recipe).tables(recipe)
 
 
+def base_for(recipe: Recipe, table: Table, base: Base | None = None) -> Base:
+    """The recipe's model for the task of these rows, where none is given."""
+    return base or load_base(recipe.model, task=table.task, dtype=recipe.dtype, labels=table.labels)
+
+
 def loaded(recipe: Recipe, base: Base | None = None) -> tuple[Tables, Base]:
     """The rows, with their classes in the order of the model's outputs, and the model, where none is given."""
     tables = read_tables(recipe)
-    table = tables.training
-    base = base or load_base(recipe.model, task=table.task, dtype=recipe.dtype, labels=table.labels)
-    return tables.labelled(class_names(base, table)), base
+    base = base_for(recipe, tables.training, base)
+    return tables.labelled(class_names(base, tables.training)), base
 
 
 def class_names(base: Base, table: Table) -> tuple[str, ...]:

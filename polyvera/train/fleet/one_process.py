@@ -12,13 +12,13 @@ from typing import Any
 from polyvera.adapter.adapter import Adapter
 from polyvera.errors import message_of
 from polyvera.evaluate.fleet_scores import TenantScores
-from polyvera.model.load import Base, load_base, place
+from polyvera.model.load import Base, place
 from polyvera.store.registry import Registry
 from polyvera.train.fleet.fleet import SLOTS, Fleet, Watch
 from polyvera.train.fleet.journal import SKIPPED, Journal, Outcome
 from polyvera.train.fleet.learning_rate import LearningRate, fleet_rate, kept_rate
 from polyvera.train.fleet.traffic import Traffic
-from polyvera.train.preparation import adapted, tell_form
+from polyvera.train.preparation import adapted, base_for, tell_form
 from polyvera.train.recipe import Recipe
 from polyvera.train.schedule import seed_everything
 from polyvera.train.tell import Tell, to_stderr
@@ -79,7 +79,7 @@ def train_here(
     if first is None:
         _skip_all(line, recipe, journal)
     else:
-        base = base or load_base(recipe.model, task=first.task, dtype=recipe.dtype, labels=first.labels)
+        base = base_for(recipe, first, base)
         place(base)
         tell_form(first, base.tokenizer, tell)
         loaded, kind = base, first.kind

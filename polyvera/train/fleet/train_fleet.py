@@ -9,7 +9,7 @@ from dataclasses import replace
 from polyvera.adapter.adapter import Adapter
 from polyvera.errors import RecipeError, message_of
 from polyvera.evaluate.fleet_scores import TenantScores, fleet_scores
-from polyvera.model.load import Base, load_base
+from polyvera.model.load import Base
 from polyvera.store.registry import Registry
 from polyvera.train.destination import check_folder, check_store
 from polyvera.train.fleet.fleet import Watch
@@ -17,7 +17,7 @@ from polyvera.train.fleet.journal import FINISHED
 from polyvera.train.fleet.learning_rate import unswept_rate
 from polyvera.train.fleet.one_process import FleetResult, train_here
 from polyvera.train.fleet.ray_workers import train_on_workers
-from polyvera.train.preparation import check_base, check_start, registry_of
+from polyvera.train.preparation import base_for, check_base, check_start, registry_of
 from polyvera.train.recipe import Recipe
 from polyvera.train.tell import Tell, to_stderr
 from polyvera.train.tenants import Tenant, tenants
@@ -117,7 +117,7 @@ def _scored(
         assert adapter is not None
         adapters[name] = adapter
     first = next(iter(rows.values()))
-    base = result.base or load_base(recipe.model, task=first.task, dtype=recipe.dtype, labels=first.labels)
+    base = base_for(recipe, first, result.base)
     yield from fleet_scores(base, adapters, rows, skip=_tell)
 
 
