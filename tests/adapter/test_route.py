@@ -223,6 +223,15 @@ def test_names_are_one_for_each(small_llama: nn.Module, names: list[str], said: 
     assert not banks_of(small_llama)
 
 
+def check_rows_alone(model: nn.Module, x: Tensor, slots: list[int]) -> None:
+    """A mixed batch answers as each row does where all have its slot."""
+    with route(slots):
+        mixed = model(x)
+    for row, slot in enumerate(slots):
+        with route(slot):
+            assert torch.allclose(mixed[row], model(x)[row], atol=1e-6)
+
+
 class Flattened(nn.Module):
     """A layer that gets all tokens of the batch in one axis, as OPT's and those of shared experts do."""
 
@@ -239,11 +248,7 @@ def test_rows_of_tokens_in_one_axis_are_routed(method: str, scramble) -> None:
     model, x = Flattened(), torch.randn(4, 5, 32, generator=torch.Generator().manual_seed(0))
     scramble(inject(model, AdapterSpec(method, rank=4, targets="q_proj"), 3))
     with torch.no_grad():
-        with route([2, 0, 3, 2]):
-            mixed = model(x)
-        for row, slot in enumerate([2, 0, 3, 2]):
-            with route(slot):
-                assert torch.allclose(mixed[row], model(x)[row], atol=1e-6)
+        check_rows_alone(model, x, [2, 0, 3, 2])
         with route(torch.tensor([[1, 1, 0, 2, 2]])):
             packed = model(x[:1])
         for token, slot in enumerate([1, 1, 0, 2, 2]):
@@ -285,8 +290,4 @@ def test_tokens_before_rows_are_routed_by_rows(num_tokens: int, scramble) -> Non
     model, x = TokensFirst(), torch.randn(4, num_tokens, 32, generator=torch.Generator().manual_seed(0))
     scramble(inject(model, AdapterSpec("vera", rank=4, targets="q_proj"), 3))
     with torch.no_grad():
-        with route([2, 0, 3, 2]):
-            mixed = model(x)
-        for row, slot in enumerate([2, 0, 3, 2]):
-            with route(slot):
-                assert torch.allclose(mixed[row], model(x)[row], atol=1e-6)
+        check_rows_alone(model, x, [2, 0, 3, 2])
