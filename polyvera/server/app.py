@@ -147,7 +147,8 @@ def _closing(context: ServerContext, lines: QueuedLines | None, tracer: RequestT
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        context.pool.close()
+        for pool in (context.pool, context.computing, context.compiling):
+            pool.close()
         await asyncio.to_thread(context.usage.close)
         if lines is not None:
             await asyncio.to_thread(lines.flush)

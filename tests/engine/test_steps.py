@@ -69,7 +69,7 @@ class Sums:
         self._queue.left()
         return Digit(part, index)
 
-    def batches(self) -> Iterator[list[Digit]]:
+    def batches(self, most: int | None) -> Iterator[list[Digit]]:
         if self.scheduler.running:
             self.log.append("schedule")
             yield list(self.scheduler.running)

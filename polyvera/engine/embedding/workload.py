@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from time import monotonic
 
@@ -66,9 +67,9 @@ class EmbeddingWorkload:
         """The row of a text."""
         return TextRow(text, index)
 
-    def batches(self) -> Iterator[list[TextRow]]:
-        """All running rows, in batches; those of requests that end meanwhile are left out."""
-        for batch in batches(list(self.scheduler.running), self._chunk):
+    def batches(self, most: int | None) -> Iterator[list[TextRow]]:
+        """The running rows, in batches; those of requests that end meanwhile are left out."""
+        for batch in batches(chosen_rows(self.scheduler.running, most), self._chunk):
             open_ = [row for row in batch if not row.request.whole.is_over]
             if open_:
                 yield open_
@@ -145,6 +146,18 @@ class EmbeddingWorkload:
                 "was trained on labels, or ask for embeddings"
             )
         return meaning
+
+
+def chosen_rows(rows: Sequence[TextRow], most: int | None) -> list[TextRow]:
+    """The oldest of each tenant, of at most so many tokens in all for a tenant of weight 1; one may have more."""
+    used: Counter[str] = Counter()
+    chosen = []
+    for row in sorted(rows, key=lambda row: (row.request.number, row.request.index)):
+        part = row.request
+        if most is None or not used[part.tenant] or used[part.tenant] + part.num_tokens <= most * part.weight:
+            used[part.tenant] += part.num_tokens
+            chosen.append(row)
+    return chosen
 
 
 def batches(rows: Sequence[TextRow], most: int) -> Iterator[list[TextRow]]:

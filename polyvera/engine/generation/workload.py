@@ -74,11 +74,11 @@ class GenerationWorkload:
         self.totals["reused_tokens"] += length
         return row
 
-    def batches(self) -> Iterator[Chunks]:
-        """The next tokens of all rows, where there are any."""
-        decoding, reading = next_chunks(self.scheduler.running, self._chunk)
+    def batches(self, most: int | None) -> Iterator[Chunks]:
+        """The next tokens of all rows, or as many of one tenant as it may have, where there are any."""
+        decoding, reading = next_chunks(self.scheduler.running, self._chunk, most)
         for chunk in (*decoding, *reading):
-            chunk.row.num_computed = chunk.stop
+            chunk.row.num_computed, chunk.row.last_step = chunk.stop, self.totals["steps"]
         if decoding or reading:
             yield decoding, reading
 
