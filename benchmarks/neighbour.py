@@ -16,13 +16,11 @@ import itertools
 import json
 import multiprocessing
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,10 +28,11 @@ from typing import Any
 
 import httpx
 import numpy as np
+from server_process import ServerProcess, cut, serving
 
 from polyvera.server.api_keys import KeyFile
 
-CONNECTIONS, GIVE_UP_S, WARM_UP_S, PAUSE_S = 8, 15.0, 5.0, 0.1
+CONNECTIONS, GIVE_UP_S, WARM_UP_S, PAUSE_S = 8, 15.0, 3.0, 0.1
 CONTEXT, NEAR, FAR = 4096, "near", "far"
 CHAT, TEXT, VECTORS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 QUESTIONS = (
@@ -54,17 +53,11 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
-    """keys: one for each of the two tenants."""
+class Tenants:
+    """keys: one of each of the two."""
 
-    url: str
+    server: ServerProcess
     keys: dict[str, str]
-    pid: int
-
-    def memory_mib(self) -> int:
-        """What it has in memory."""
-        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) >> 10 for line in lines if line.startswith("VmRSS"))
 
 
 def asked(path: str, **body: Any) -> Asked:
@@ -177,32 +170,6 @@ def batches() -> list[Asked]:
     ]
 
 
-@contextmanager
-def server(model: str, folder: Path, flags: Sequence[str]) -> Iterator[Server]:
-    """A server in a process of its own."""
-    keys = KeyFile(folder / "keys.json")
-    secrets = {name: keys.add(name, [f"{name}/*"], base=True, admin=True)[0] for name in (NEAR, FAR)}
-    command = [sys.executable, "-m", "polyvera", "serve", model, "--store", str(folder / "store"), "--port", "0"]
-    command += ["--keys", str(folder / "keys.json"), "--lora-root", str(folder), *flags]
-    with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
-        try:
-            yield Server(_url(process, folder / "log"), secrets, process.pid)
-        finally:
-            process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(60)
-            process.kill()
-
-
-def _url(process: subprocess.Popen[bytes], log: Path) -> str:
-    while process.poll() is None:
-        found = next((word for word in log.read_text().split() if word.startswith("http://1")), None)
-        if found is not None:
-            return found
-        time.sleep(0.1)
-    raise SystemExit(log.read_text())
-
-
 def neighbour(url: str, key: str, requests: Sequence[Asked], told: Connection) -> None:
     """CONNECTIONS that ask until they are told to end, each from another place of the list on; tells how all ended."""
     os.nice(10)  # it has a machine of its own elsewhere
@@ -270,27 +237,39 @@ def waits(url: str, key: str, own: Sequence[Asked], seconds: float) -> list[floa
     return found
 
 
-def beside(at: Server, own: Sequence[Asked], other: Sequence[Asked], seconds: float) -> list[float]:
+def beside(at: Tenants, own: Sequence[Asked], other: Sequence[Asked], seconds: float) -> list[float]:
     """The tenant's times while its neighbour asks for something; prints how that ended."""
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
-    process = spawn.Process(target=neighbour, args=(at.url, at.keys[FAR], other, there))
+    process = spawn.Process(target=neighbour, args=(at.server.url, at.keys[FAR], other, there))
     process.start()
     time.sleep(WARM_UP_S)
-    found = waits(at.url, at.keys[NEAR], own, seconds)
+    found = waits(at.server.url, at.keys[NEAR], own, seconds)
     here.send("end")
-    print(f"  {len(found)} of its own; the neighbour's: {here.recv()}; {at.memory_mib()} MiB", flush=True)
+    print(f"  {len(found)} of its own; the neighbour's: {here.recv()}; {at.server.held()}", flush=True)
     process.join()
     return found
 
 
+@contextmanager
+def tenants(kind: str, model: str, folder: Path, args: argparse.Namespace) -> Iterator[Tenants]:
+    """Two of them on a server."""
+    keys = KeyFile(folder / "keys.json")
+    secrets = {name: keys.add(name, [f"{name}/*"], base=True, admin=True)[0] for name in (NEAR, FAR)}
+    if args.layers:
+        cut(model, args.layers, folder / "model")
+        model = str(folder / "model")
+    flags = (f"--keys={folder / 'keys.json'}", f"--lora-root={folder}", "--name=base-model", *args.flags)
+    with serving(model, folder, *flags) as server:
+        yield Tenants(server, secrets)
+
+
 def compare(kind: str, model: str, args: argparse.Namespace) -> None:
     """Prints the p99s beside the polite and beside the hostile neighbour."""
-    with tempfile.TemporaryDirectory() as folder, server(model, Path(folder), args.flags) as at:
+    with tempfile.TemporaryDirectory() as root, tenants(kind, model, folder := Path(root), args) as at:
         kinds = HOSTILE if kind == "generate" else {"batches": batches}
-        if args.only_kinds:
-            kinds = {name: make for name, make in kinds.items() if name in args.only_kinds}
-        every = {name: make() for name, make in kinds.items()} | ({"stored": stored(Path(folder))})
+        every = {name: make() for name, make in kinds.items()} | {"stored": stored(folder)}
+        every = {name: several for name, several in every.items() if name in (args.kinds or every)}
         cases = {"all": [one for several in every.values() for one in several]}
         if args.each:
             cases = {f"{name} {i}": [one] for name, several in every.items() for i, one in enumerate(several)}
@@ -298,6 +277,7 @@ def compare(kind: str, model: str, args: argparse.Namespace) -> None:
         for name, requests in cases.items():
             hostile = told(kind, name, beside(at, POLITE[kind], requests, args.seconds))
             print(f"{kind}: {name}: p99 {hostile / polite:.2f} x", flush=True)
+        print(f"{len(at.server.errors())} errors in its log", *at.server.errors()[:5], sep="\n")
 
 
 def told(kind: str, name: str, found: Sequence[float]) -> float:
@@ -316,7 +296,8 @@ def main() -> None:
     parser.add_argument("--models", nargs=2, default=["smollm2", "minilm"], metavar=("GENERATE", "EMBED"))
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--only", nargs="+", choices=list(POLITE), default=list(POLITE))
-    parser.add_argument("--only-kinds", nargs="+", choices=list(HOSTILE), help="of the hostile requests")
+    parser.add_argument("--kinds", nargs="+", help="of hostile requests: widest, longest, formed, stored, batches")
+    parser.add_argument("--layers", type=int, default=0, help="only the base's first layers")
     parser.add_argument("--each", action="store_true", help="each hostile request alone, in place of all in turn")
     parser.add_argument("--flags", nargs="*", default=[], help="of polyvera serve, such as --flags=--replicas=1")
     args = parser.parse_args()

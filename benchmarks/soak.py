@@ -15,24 +15,22 @@ import argparse
 import asyncio
 import json
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import torch
+from server_process import ServerProcess, cut, serving
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.inject import eject, extract, inject, load
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.model.load import Base, load_base
+from polyvera.model.load import Base
 from polyvera.model.prompt import Message, chat_ids, prompt_ids
 from polyvera.store.file.codec import encode
 
@@ -50,6 +48,7 @@ FORMED: dict[str, dict[str, Any]] = {
     "tool": {"tools": [TOOL], "tool_choice": "required"},
     "choice": {"structured_outputs": {"choice": ["yes", "no", "perhaps"]}},
 }
+FLAGS = ("--slots=8", "--max-rows=16", "--max-context=512", "--prefix-mib=16")
 Table = dict[tuple[int, str, str], str]
 
 
@@ -57,36 +56,13 @@ Table = dict[tuple[int, str, str], str]
 class World:
     """What was published. adapters: which of the files each version is. open_names: those not unloaded."""
 
-    url: str
-    pid: int
+    at: ServerProcess
     table: Table
     files: list[bytes]
     adapters: dict[str, int] = field(default_factory=dict)
     removed: set[str] = field(default_factory=set)
     ended: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
-
-    def held(self) -> str:
-        """Memory, descriptors and threads of the server."""
-        process = Path(f"/proc/{self.pid}")
-        status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
-        num_files = len(list((process / "fd").iterdir()))
-        return (
-            f"{int(status['VmRSS'].split()[0]) >> 10} MiB, {num_files} descriptors, {status['Threads'].strip()} threads"
-        )
-
-
-def cut(model: str, num_layers: int, folder: Path) -> Base:
-    """The first layers of a base, which are written there, too."""
-    base = load_base(model)
-    whole: Any = base.model
-    whole.model.layers = whole.model.layers[:num_layers]
-    whole.config.num_hidden_layers = num_layers
-    if getattr(whole.config, "layer_types", None):
-        whole.config.layer_types = whole.config.layer_types[:num_layers]
-    whole.save_pretrained(folder)
-    base.tokenizer.save_pretrained(folder)
-    return load_base(str(folder))
 
 
 def made(base: Base, seed: int) -> Adapter:
@@ -129,26 +105,6 @@ def _generated(base: Base, ids: list[int]) -> str | None:
     return str(base.tokenizer.decode(out.sequences[0, len(ids) :], skip_special_tokens=True))
 
 
-@contextmanager
-def server(folder: Path) -> Iterator[tuple[str, int]]:
-    """Its URL and its process."""
-    command = [sys.executable, "-m", "polyvera", "serve", str(folder / "model"), "--store", str(folder / "store")]
-    command += ["--port", "0", "--slots", "8", "--max-rows", "16", "--max-context", "512", "--prefix-mib", "16"]
-    log = folder / "log"
-    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
-        try:
-            while (url := next((w for w in log.read_text().split() if w.startswith("http://1")), None)) is None:
-                if process.poll() is not None:
-                    raise SystemExit(log.read_text())
-                time.sleep(0.1)
-            yield url, process.pid
-        finally:
-            process.terminate()
-            process.wait(60)
-            lines = [line for line in log.read_text().splitlines() if "ERROR" in line or "Traceback" in line]
-            print(f"{len(lines)} errors in its log", *lines[:5], sep="\n")
-
-
 class Client:
     """One of several: asks for this and that, and looks at what comes."""
 
@@ -165,7 +121,7 @@ class Client:
     async def answer(self) -> None:
         """A whole or streamed answer of any kind, which must be right."""
         kind = self._draw.choice(("text", "text", "chat", *FORMED))
-        body, path = _body(kind, self._draw.choice(TEXTS), self._model())
+        body, path = _body(kind, self._draw.choice(TEXTS[:2] if kind in FORMED else TEXTS), self._model())
         body["n"] = self._draw.choice((1, 1, 1, 3))
         if self._draw.random() < 0.3 and kind != "tool":
             await self._streamed(path, body, kind)
@@ -287,7 +243,7 @@ async def prepared(world: World, http: httpx.AsyncClient) -> None:
         answer = await http.put(f"/v1/adapters/soak/n{i}?alias=live", content=world.files[number])
         world.adapters[answer.raise_for_status().json()["id"]] = number
         for kind in FORMED if i < NUM_ADAPTERS else ():
-            for text in TEXTS:
+            for text in TEXTS[:2]:
                 body, path = _body(kind, text, f"soak/n{i}")
                 told = (await http.post(path, json=body)).raise_for_status().json()
                 world.table[number, kind, text] = _said(told["choices"][0])
@@ -296,15 +252,15 @@ async def prepared(world: World, http: httpx.AsyncClient) -> None:
 async def soak(world: World, num: int) -> None:
     """All clients, and what the server holds NUM_REPORTS times."""
     limits = httpx.Limits(max_connections=CLIENTS * 2)
-    async with httpx.AsyncClient(base_url=world.url, timeout=120, limits=limits) as http:
+    async with httpx.AsyncClient(base_url=world.at.url, timeout=120, limits=limits) as http:
         await prepared(world, http)
         clients = [Client(world, http, seed) for seed in range(CLIENTS)]
         for part in range(NUM_REPORTS):
             await asyncio.gather(*(client.run(num // NUM_REPORTS // CLIENTS) for client in clients))
-            print(f"{(part + 1) * (num // NUM_REPORTS)} requests: {world.held()}", flush=True)
+            print(f"{(part + 1) * (num // NUM_REPORTS)} requests: {world.at.held()}", flush=True)
         await asyncio.sleep(2)
         live = (await http.get("/v1/live")).json()
-        print(f"at the end: {len(live['running'])} rows run, {live['waiting']} wait; {world.held()}")
+        print(f"at the end: {len(live['running'])} rows run, {live['waiting']} wait; {world.at.held()}")
 
 
 def main() -> None:
@@ -319,9 +275,10 @@ def main() -> None:
         base = cut(args.model, args.layers, folder / "model")
         adapters = [made(base, seed) for seed in range(NUM_ADAPTERS)]
         table, files = told_before(base, adapters), [encode(adapter) for adapter in adapters]
-        with server(folder) as (url, pid):
-            world, started = World(url, pid, table, files), time.monotonic()
+        with serving(str(folder / "model"), folder, *FLAGS) as at:
+            world, started = World(at, table, files), time.monotonic()
             asyncio.run(soak(world, args.requests))
+            print(f"{len(at.errors())} errors in its log", *at.errors()[:5], sep="\n")
     print(f"{time.monotonic() - started:.0f} s; {len(table)} of the table;", dict(sorted(world.ended.items())))
     print(f"{len(world.wrong)} wrong", *world.wrong[:10], sep="\n")
     raise SystemExit(bool(world.wrong))

@@ -28,7 +28,7 @@ from polyvera.server.json_body import read_body
 from polyvera.server.metrics import Metrics
 from polyvera.server.middleware import ServerState
 from polyvera.server.rate_limits import RateLimits
-from polyvera.server.tenant_pool import COMPUTING_SHARE, TenantPool
+from polyvera.server.tenant_pool import COMPUTING_SHARE, NICE, TenantPool
 from polyvera.server.usage import UsageStore
 from polyvera.store.reference import AdapterRef
 
@@ -57,8 +57,8 @@ class ServerContext:
     history: ActivityHistory = field(default_factory=ActivityHistory)
     fine_tuning: FineTuning | None = None
     pool: TenantPool = field(default_factory=TenantPool)
-    computing: TenantPool = field(default_factory=lambda: TenantPool(COMPUTING_SHARE))
-    compiling: TenantPool = field(default_factory=lambda: TenantPool(COMPUTING_SHARE))
+    computing: TenantPool = field(default_factory=lambda: TenantPool(COMPUTING_SHARE, NICE))
+    compiling: TenantPool = field(default_factory=lambda: TenantPool(COMPUTING_SHARE, NICE))
     started: int = field(default_factory=lambda: int(time()))
 
     @cached_property
