@@ -41,12 +41,14 @@ def serve(
 
 
 def _run(serving: Serving, registry: Registry, address: Address | None) -> None:
+    from polyvera.engine.interpreter import take_turns
     from polyvera.server.app import make_app
     from polyvera.server.metrics import Metrics
     from polyvera.server.middleware import ServerState
     from polyvera.server.server import Server, reload_at_hangup
     from polyvera.server.usage import open_usage
 
+    take_turns()
     config = serving.config
     if address is not None:
         address.check(config)

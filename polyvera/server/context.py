@@ -109,12 +109,14 @@ class ServerContext:
         return await self.pool.run(caller_of(request).tenant, work, *args, **kwargs)
 
     async def compute(self, request: HttpRequest, work: Callable[..., R], *args: Any, **kwargs: Any) -> R:
-        """The same for work that keeps a core busy, of which a tenant has fewer threads."""
+        """The same for work that may keep a core busy: what comes of a long body has fewer threads."""
+        if len(await request.body()) < AT_ONCE_BYTES:
+            return await self.run(request, work, *args, **kwargs)
         return await self.computing.run(caller_of(request).tenant, work, *args, **kwargs)
 
     async def json(self, request: HttpRequest, make: Callable[[], Any]) -> Response:
         """An answer of JSON that may be long: it is made and written beside the event loop."""
-        return await self.compute(request, lambda: JSONResponse(make()))
+        return await self.computing.run(caller_of(request).tenant, lambda: JSONResponse(make()))
 
     async def body(self, request: HttpRequest, kind: type[T]) -> T:
         """The JSON body. Raises ValidationError, ServeError, and HTTPException for what is not said to be JSON."""
