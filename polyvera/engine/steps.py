@@ -42,7 +42,7 @@ class Workload(Protocol):
         """The row of a part that runs from now on."""
 
     def batches(self, most: int | None) -> Iterable[Any]:
-        """What the running rows compute in this step. most: of one tenant, None for any number of rows and tokens."""
+        """What the running rows compute in this step. most: rows and tokens of it, None for any number."""
 
     def rows(self, batch: Any) -> Iterable[Any]:
         """The rows of a batch."""

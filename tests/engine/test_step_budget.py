@@ -2,7 +2,7 @@
 
 import pytest
 
-from polyvera.engine.step_budget import SLOWER, TARGET_S, StepBudget
+from polyvera.engine.step_budget import SLOWER, TARGET_S, StepBudget, fair_shares
 
 
 def after(seconds_of_each: float, fixed_s: float, whole: int = 320, steps: int = 400) -> tuple[StepBudget, list[float]]:
@@ -37,3 +37,19 @@ def test_it_is_never_less_than_one_nor_more_than_the_whole(seconds: float) -> No
     for _ in range(99):
         budget.took(seconds)
     assert budget.most == (7 if seconds < 1 else 1)
+
+
+@pytest.mark.parametrize(
+    ("needs", "num", "shares"),
+    [
+        ({"a": 9, "b": 9}, 10, {"a": 5, "b": 5}),
+        ({"a": 99, "b": 2, "c": 99}, 12, {"b": 2, "a": 5, "c": 5}),
+        ({"a": 1, "b": 99}, 1, {"a": 1, "b": 0}),
+        ({"heavy": 99, "b": 99}, 8, {"heavy": 6, "b": 2}),
+        ({"a": 1, "b": 2}, 9, {"a": 1, "b": 2}),
+        ({}, 9, {}),
+    ],
+)
+def test_shares_are_fair_and_none_is_lost(needs: dict[str, int], num: int, shares: dict[str, int]) -> None:
+    weights = {"a": 1.0, "b": 1.0, "c": 1.0, "heavy": 3.0}
+    assert fair_shares(needs, weights, num) == shares

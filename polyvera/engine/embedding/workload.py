@@ -17,6 +17,7 @@ from polyvera.engine.embedding.request import EncodeRequest, Text, TextRow
 from polyvera.engine.limits import Limits
 from polyvera.engine.request_queue import RequestQueue
 from polyvera.engine.scheduler import Scheduler
+from polyvera.engine.step_budget import fair_shares
 from polyvera.errors import ClosedError, NonFiniteError, PolyveraError, ServeError
 from polyvera.model.answer import Meaning
 from polyvera.model.pooling import Pooling
@@ -149,13 +150,19 @@ class EmbeddingWorkload:
 
 
 def chosen_rows(rows: Sequence[TextRow], most: int | None) -> list[TextRow]:
-    """The oldest of each tenant, of at most so many tokens in all for a tenant of weight 1; one may have more."""
-    used: Counter[str] = Counter()
-    chosen = []
+    """The oldest of each tenant, of so many tokens in all, by its share of them; of each at least one."""
+    if most is None:
+        return list(rows)
+    needs: Counter[str] = Counter()
+    for row in rows:
+        needs[row.request.tenant] += row.request.num_tokens
+    left = fair_shares(needs, {row.request.tenant: row.request.weight for row in rows}, most)
+    has_one, chosen = set(), []
     for row in sorted(rows, key=lambda row: (row.request.number, row.request.index)):
-        part = row.request
-        if most is None or not used[part.tenant] or used[part.tenant] + part.num_tokens <= most * part.weight:
-            used[part.tenant] += part.num_tokens
+        tenant = row.request.tenant
+        if tenant not in has_one or row.request.num_tokens <= left[tenant]:
+            has_one.add(tenant)
+            left[tenant] -= row.request.num_tokens
             chosen.append(row)
     return chosen
 

@@ -75,7 +75,7 @@ class GenerationWorkload:
         return row
 
     def batches(self, most: int | None) -> Iterator[Chunks]:
-        """The next tokens of all rows, or as many of one tenant as it may have, where there are any."""
+        """The next tokens of all rows, or of as many as a step may have, where there are any."""
         decoding, reading = next_chunks(self.scheduler.running, self._chunk, most)
         for chunk in (*decoding, *reading):
             chunk.row.num_computed, chunk.row.last_step = chunk.stop, self.totals["steps"]

@@ -42,20 +42,20 @@ def test_a_tenants_long_prompts_leave_others_their_share() -> None:
     assert [(c.row, c.stop) for c in reading] == [(long, 90), (short, 10)]
 
 
-def test_rows_of_a_tenant_that_has_little_of_a_step_take_turns() -> None:
-    rows = running(*[4] * 7, 50)
+def test_rows_take_turns_where_a_step_has_little_room() -> None:
+    rows = running(*[4] * 7, 90, 40)
     for row in rows[:7]:
         row.num_computed, row.request.answer[:] = 4, [9]
-    rows[6].request.tenant = "other"
+    rows[6].request.tenant = rows[8].request.tenant = "other"
     seen = []
     for step in range(1, 5):
-        decoding, reading = next_chunks(rows, 100, 3)
-        assert [chunk.stop - chunk.start for chunk in reading] == [LEAST]
+        decoding, reading = next_chunks(rows, 100, 4)
+        assert [(chunk.row.index, chunk.stop) for chunk in reading] == [(7, LEAST), (8, 40)]
         for chunk in decoding:
             chunk.row.last_step = step
         seen.append([chunk.row.index for chunk in decoding])
     assert seen == [[0, 1, 2, 6], [3, 4, 5, 6]] * 2
-    assert [chunk.stop for chunk in next_chunks(rows, 100, 60)[1]] == [50]
+    assert [chunk.stop for chunk in next_chunks(rows, 200, 77)[1]] == [77 - 7 - 40, 40]
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
