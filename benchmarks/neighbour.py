@@ -65,15 +65,15 @@ def asked(path: str, **body: Any) -> Asked:
     return Asked("POST", path, json.dumps({"model": "base", **body}).encode())
 
 
-def chat(text: str, **more: Any) -> Asked:
+def chat(text: str, num_tokens: int) -> Asked:
     """An ordinary chat."""
-    return asked(CHAT, messages=[{"role": "user", "content": text}], max_tokens=32, stream=True, **more)
+    messages = [{"role": "user", "content": text}]
+    return asked(CHAT, messages=messages, max_tokens=num_tokens, stream=True, ignore_eos=True)
 
 
-POLITE = {
-    "generate": [chat(text, ignore_eos=True) for text in QUESTIONS],
-    "embed": [asked(VECTORS, input=text) for text in QUESTIONS],
-}
+EMBEDDED = [asked(VECTORS, input=text) for text in QUESTIONS]
+POLITE = {"generate": [chat(text, 32) for text in QUESTIONS], "embed": EMBEDDED}
+OWN = {"generate": [chat(text, 2) for text in QUESTIONS], "embed": EMBEDDED}  # what comes after the first is not timed
 
 
 def widest() -> list[Asked]:
@@ -116,15 +116,15 @@ def longest() -> list[Asked]:
 def formed() -> list[Asked]:
     """The largest schemas and grammars, and tools with such."""
     text = {"type": "string", "maxLength": 1000, "pattern": "^[a-z]{1,50}[0-9]{1,50}$"}
-    flat = {"type": "object", "properties": {f"key{i}": text for i in range(560)}}
+    flat = {"type": "object", "properties": {f"key{i}": text for i in range(500)}}
     heavy = {"allOf": [{"type": "string", "pattern": f".*x{i}.*y"} for i in range(20)]}
     form = lambda schema: {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}  # noqa: E731
     tools = [
-        {"type": "function", "function": {"name": f"f{i}", "description": "d" * 500, "parameters": flat_tool(i)}}
+        {"type": "function", "function": {"name": f"f{i}", "description": "d" * 80, "parameters": flat_tool(i)}}
         for i in range(128)
     ]
     say: dict[str, Any] = {"messages": [{"role": "user", "content": "Say it"}], "max_tokens": 1000, "n": 64}
-    choice = [f"{i:04}" + "ab" * 30 for i in range(1000)]
+    choice = [f"{i:04}" + "ab" * 28 for i in range(1000)]
     return [
         asked(CHAT, response_format=form(flat), **say),
         asked(CHAT, response_format=form(heavy), **say),
@@ -139,7 +139,7 @@ def formed() -> list[Asked]:
 def flat_tool(number: int) -> dict[str, Any]:
     """The schema of a tool's arguments."""
     one = {"type": "string", "maxLength": 500}
-    return {"type": "object", "properties": {f"argument_{number}_{i}": one for i in range(6)}}
+    return {"type": "object", "properties": {f"a{number}_{i}": one for i in range(4)}}
 
 
 def stored(folder: Path) -> list[Asked]:
@@ -272,10 +272,12 @@ def compare(kind: str, model: str, args: argparse.Namespace) -> None:
         every = {name: several for name, several in every.items() if name in (args.kinds or every)}
         cases = {"all": [one for several in every.values() for one in several]}
         if args.each:
-            cases = {f"{name} {i}": [one] for name, several in every.items() for i, one in enumerate(several)}
-        polite = told(kind, "polite", beside(at, POLITE[kind], POLITE[kind], args.seconds))
+            cases |= {f"{name} {i}": [one] for name, several in every.items() for i, one in enumerate(several)}
+        waits(at.server.url, at.keys[NEAR], OWN[kind], WARM_UP_S)
+        polite = told(kind, "polite", beside(at, OWN[kind], POLITE[kind], args.seconds))
         for name, requests in cases.items():
-            hostile = told(kind, name, beside(at, POLITE[kind], requests, args.seconds))
+            seconds = args.seconds if name == "all" else args.each
+            hostile = told(kind, name, beside(at, OWN[kind], requests, seconds))
             print(f"{kind}: {name}: p99 {hostile / polite:.2f} x", flush=True)
         print(f"{len(at.server.errors())} errors in its log", *at.server.errors()[:5], sep="\n")
 
@@ -298,7 +300,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(POLITE), default=list(POLITE))
     parser.add_argument("--kinds", nargs="+", help="of hostile requests: widest, longest, formed, stored, batches")
     parser.add_argument("--layers", type=int, default=0, help="only the base's first layers")
-    parser.add_argument("--each", action="store_true", help="each hostile request alone, in place of all in turn")
+    parser.add_argument("--each", type=float, default=0.0, help="then each hostile request alone, for so many seconds")
     parser.add_argument("--flags", nargs="*", default=[], help="of polyvera serve, such as --flags=--replicas=1")
     args = parser.parse_args()
     for kind, model in zip(POLITE, args.models, strict=True):

@@ -123,8 +123,8 @@ def _engine(serving: Serving, registry: Registry, observe: Observe) -> Generator
     from polyvera.replicas.replica_pool import ReplicaPool
 
     model, task, limits = serving.model, serving.task, serving.limits
-    if serving.replicas > 1:
-        return ReplicaPool(model, registry, limits, observe, num=serving.replicas, task=task)
+    if serving.num_processes:
+        return ReplicaPool(model, registry, limits, observe, num=serving.num_processes, task=task)
     return engine_for(place(load_base(model, task=task)), registry, limits, observe)
 
 
