@@ -44,6 +44,9 @@ class Workload(Protocol):
     def batches(self, most: int | None) -> Iterable[Any]:
         """What the running rows compute in this step. most: rows and tokens of it, None for any number."""
 
+    def size(self, batch: Any) -> int:
+        """How many tokens a batch computes."""
+
     def rows(self, batch: Any) -> Iterable[Any]:
         """The rows of a batch."""
 
@@ -81,9 +84,9 @@ class EngineCore:
 
     def step(self) -> bool:
         """One step; whether there was anything to compute. Raises the last of several failures in a row."""
-        started, has_run = monotonic(), False
+        started, size = monotonic(), 0
         for batch in self._schedule():
-            has_run = True
+            size += self.workload.size(batch)
             try:
                 output = self.workload.forward(batch)
                 samples = self.workload.sample(batch, output)
@@ -91,11 +94,11 @@ class EngineCore:
                 self._num_failures = 0
             except Exception as error:
                 self._fail(batch, error)
-        if has_run:
+        if size:
             self._observe("step_s", monotonic() - started)
             if self._scheduler.is_shared:
-                self._budget.took(monotonic() - started)
-        return has_run
+                self._budget.took(monotonic() - started, size)
+        return size > 0
 
     def end_all(self, error: PolyveraError | None) -> None:
         """Ends every request, those that wait too; cancelled where there is no error."""

@@ -10,7 +10,7 @@ def after(seconds_of_each: float, fixed_s: float, whole: int = 320, steps: int =
     budget, times = StepBudget(whole), []
     for _ in range(steps):
         times.append(fixed_s + budget.most * seconds_of_each)
-        budget.took(times[-1])
+        budget.took(times[-1], budget.most)
     return budget, times
 
 
@@ -25,17 +25,22 @@ def test_what_is_slow_has_fewer_until_a_step_takes_as_long_as_it_may() -> None:
     assert sum(times[100:]) / 300 > 0.7 * TARGET_S
 
 
-def test_where_no_step_is_so_quick_it_is_some_of_the_quickest() -> None:
+def test_where_no_step_is_so_quick_it_is_some_of_the_smallest() -> None:
     budget, times = after(0.02, 10 * TARGET_S)
-    assert budget.most > 10 and max(times[20:]) < 1.2 * SLOWER * 11 * TARGET_S
+    assert 40 < budget.most < 60 and max(times[20:]) < 1.2 * SLOWER * 10 * TARGET_S
+
+
+def test_steps_whose_time_is_not_their_size_have_all_that_there_is() -> None:
+    budget, _ = after(0.0, 10 * TARGET_S)
+    assert budget.most == 320
 
 
 @pytest.mark.parametrize("seconds", [1e-9, 1e9])
 def test_it_is_never_less_than_one_nor_more_than_the_whole(seconds: float) -> None:
     budget = StepBudget(7)
-    budget.took(1e-9)
+    budget.took(1e-9, 1)
     for _ in range(99):
-        budget.took(seconds)
+        budget.took(seconds, budget.most)
     assert budget.most == (7 if seconds < 1 else 1)
 
 

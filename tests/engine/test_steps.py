@@ -74,6 +74,9 @@ class Sums:
             self.log.append("schedule")
             yield list(self.scheduler.running)
 
+    def size(self, batch: list[Digit]) -> int:
+        return len(batch)
+
     def rows(self, batch: list[Digit]) -> Iterable[Digit]:
         return batch
 

@@ -75,6 +75,10 @@ class EmbeddingWorkload:
             if open_:
                 yield open_
 
+    def size(self, batch: Sequence[TextRow]) -> int:
+        """Its tokens."""
+        return sum(row.request.num_tokens for row in batch)
+
     def rows(self, batch: Sequence[TextRow]) -> Sequence[TextRow]:
         """The rows of a batch."""
         return batch

@@ -82,6 +82,10 @@ class GenerationWorkload:
         if decoding or reading:
             yield decoding, reading
 
+    def size(self, batch: Chunks) -> int:
+        """Its tokens."""
+        return sum(chunk.stop - chunk.start for chunk in chain(*batch))
+
     def rows(self, batch: Chunks) -> Iterable[Row]:
         """The rows of a batch."""
         return (chunk.row for chunk in chain(*batch))
