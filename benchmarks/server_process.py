@@ -13,6 +13,8 @@ from typing import Any
 
 from polyvera.model.load import Base, load_base
 
+FAULTS = ("ERROR", "Error", "Exception", "Traceback", "Disconnect")
+
 
 @dataclass(frozen=True, slots=True)
 class ServerProcess:
@@ -33,7 +35,7 @@ class ServerProcess:
     def errors(self) -> list[str]:
         """The lines of its log that say that something failed."""
         lines = self.log.read_text().splitlines()
-        return [line for line in lines if "ERROR" in line or "Error" in line or "Traceback" in line]
+        return [line for line in lines if any(word in line for word in FAULTS)]
 
 
 @contextmanager
