@@ -17,7 +17,7 @@ from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import find_sites, linear_layers
 from polyvera.data.tables import Table
 from polyvera.model.load import Base
-from polyvera.store.file.codec import num_file_bytes
+from polyvera.store.file.file_bytes import num_file_bytes
 from polyvera.train.preparation import said, spec_for
 from polyvera.train.recipe import Recipe
 

@@ -77,18 +77,6 @@ def encode(adapter: Adapter, dtype: str = "float32") -> bytes:
     return _sealed(save(tensors | _basis_tensors(adapter), {KEY: f"{line}\n{second_line(adapter, error)}"}))
 
 
-def num_file_bytes(adapter: Adapter, dtype: str = "float32") -> int:
-    """The bytes of such an adapter's file, to some digits of the error of its rounding, which is not made.
-
-    Raises FormatError for an unknown dtype.
-    """
-    line = first_line(adapter, stored_dtype_named(dtype).name)
-    index = index_of(line)
-    tensors = {name: torch.zeros(at.shape, dtype=at.dtype) for name, at in index.tensors.items()}
-    error = None if index.stored.is_exact else error_made(adapter.flat, adapter.flat * 0.99)
-    return len(save(tensors, {KEY: f"{line}\n{second_line(adapter, error)}"}))
-
-
 def decode(data: Buffer, digest: str = "") -> Adapter:
     """The adapter in the bytes of a file, in fp32; where `data` can be written to, its numbers may be a view of it.
 
