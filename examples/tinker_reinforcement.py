@@ -1,4 +1,4 @@
-"""Sums that are rewarded: the right number, and nothing beside it. A loop of GRPO's kind with the tinker package.
+"""Sums that are rewarded: a number and nothing beside it, best the right one. GRPO's kind of loop, with tinker.
 
 pip install "tinker>=0.38,<0.39" matplotlib
 polyvera serve smollm2 --store adapters --train --train-rank 64
@@ -23,9 +23,9 @@ from typing import Any
 
 import tinker
 from tinker import types
-from tinker_supervised import prompt_of
 
-GROUP, NUM_SUMS, MAX_TOKENS = 8, 4, 16
+GROUP, NUM_SUMS, MAX_TOKENS = 8, 4, 12
+SYSTEM = "Answer with a number."
 LEARNING_RATE, SAVED_EVERY, WINDOW = 1e-2, 5, 10
 
 
@@ -45,8 +45,16 @@ def some_sums(step: int) -> list[Sum]:
 
 
 def reward(text: str, total: int) -> float:
-    """1 for the right number alone, less the more words stand around it, 0 without it."""
-    return 1 / len(text.split()) if str(total) in re.findall(r"\d+", text) else 0.0
+    """1 for the right number alone, half for a wrong one, less the more words stand around it; 0 without any."""
+    numbers = re.findall(r"\d+", text)
+    return (1.0 if str(total) in numbers else 0.5) / len(text.split()) if numbers else 0.0
+
+
+def prompt_of(tokenizer: Any, said: str) -> list[int]:
+    """The tokens of a question under the system's words."""
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": said}]
+    found = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    return [*found]
 
 
 def datum_of(prompt: Sequence[int], sequence: Any, advantage: float) -> types.Datum:
