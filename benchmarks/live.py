@@ -177,8 +177,6 @@ def fleet_rate(base: Base, turns: int) -> float:
         batch_size=NUM_ROWS,
         lr=LEARNING_RATE,
         max_steps=turns,
-        epochs=turns,
-        targets=QV,
     )
     rows = [{"text": _text(base, i)} for i in range(NUM_ROWS)]
     everyone = [
@@ -187,16 +185,14 @@ def fleet_rate(base: Base, turns: int) -> float:
     ]
     result = train_fleet(recipe, everyone=everyone, base=base, tell=lambda line: None)
     traffic = result.traffic
-    assert traffic.tokens == turns * NUM_CLIENTS * NUM_ROWS * LENGTH, traffic
+    print(f"fleet: {traffic.tokens} tokens in {traffic.batches} batches, {traffic.seconds:.1f} s", flush=True)
     return traffic.tokens_per_s
 
 
 def _text(base: Base, number: int) -> str:
     """A text of LENGTH tokens with the one that ends it."""
-    words = ["a"] + [" the", " sea", " is", " blue", " and", " red"][number:] * LENGTH
-    text = "".join(words[: LENGTH - 1])
-    assert len(base.tokenizer(text).input_ids) == LENGTH - 1
-    return text
+    words = [" the", " sea", " is", " blue", " and", " red"][number:] * LENGTH
+    return str(base.tokenizer.decode(base.tokenizer("".join(words)).input_ids[: LENGTH - 1]))
 
 
 # --- runs ---

@@ -1,6 +1,5 @@
 """The view to train: a file is understood or refused, and a job is watched, stopped and compared, by its tenant."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,18 +102,3 @@ def test_a_server_that_trains_nothing_offers_no_view(at: object, page: Browser, 
     browser.open(at.url)  # type: ignore[attr-defined]
     browser.until(lambda: browser.texts("#rows th"))
     assert not browser.sees("#views a[href='#train']")
-
-
-def test_curves_are_thinned_out_and_end_with_the_last_step(trained: Tuned) -> None:
-    job = trained.tuning.jobs.list("acme", 1)[0]
-    with trained.tuning.database.changing() as connection:
-        for step in range(1, 1000):
-            values = (job.id, json.dumps({"step": step, "train_loss": 1 / step}))
-            query = (
-                "INSERT INTO events (job, created_s, level, type, message, data) VALUES (?, 0, '', 'metrics', '', ?)"
-            )
-            connection.execute(query, values)
-        connection.execute("UPDATE jobs SET step = 999 WHERE id = ?", (job.id,))
-    [curve, *_] = trained.tuning.curves.jobs("acme", 1)
-    steps = [step for step, _ in curve.points]
-    assert 150 < len(steps) < 260 and steps[-1] == 999
