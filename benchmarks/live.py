@@ -204,7 +204,7 @@ def part_runs(given: argparse.Namespace) -> None:
 
     data = [[datums(drawn(10_000 * turn + i, 1, SHORT)) for i in range(given.runs)] for turn in range(2)]
     probe = datums(drawn(1, 1, SHORT))
-    with serving(given.model, "--train-slots", "32") as url:
+    with serving(given.model, "--train-slots", "32", "--max-connections", "8192") as url:
         service = tinker.ServiceClient(base_url=url)
         started = time.monotonic()
         made = [service.create_lora_training_client("base", rank=RANK) for _ in range(given.runs)]
