@@ -26,7 +26,7 @@ from tinker import types
 
 GROUP, NUM_SUMS, MAX_TOKENS = 8, 4, 12
 SYSTEM = "Answer with a number."
-LEARNING_RATE, SAVED_EVERY, WINDOW = 1e-2, 5, 10
+LEARNING_RATE, SAVED_EVERY, WINDOW = 3e-2, 2, 10
 
 
 @dataclass(frozen=True)
