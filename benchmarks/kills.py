@@ -37,7 +37,7 @@ from polyvera.store.registry import Registry
 NUM_JOBS, NUM_TENANTS, BATCH_SIZE, EPOCH_STEPS = 8, 4, 2, 30
 TRAINER, ENGINE, SERVER = "trainer", "engine", "server"
 MODULES = {TRAINER: "polyvera.train.live.trainer_main", ENGINE: "polyvera.replicas.replica_main"}
-WEIGHTS = {TRAINER: 5, ENGINE: 2, SERVER: 3}
+WEIGHTS = {TRAINER: 6, ENGINE: 3, SERVER: 1}
 WORDS = ["the", "sea", "is", "blue", "and", "red", "deep", "cold", "old", "new", "wide", "far"]
 
 
