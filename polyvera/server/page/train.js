@@ -53,7 +53,7 @@ async function upload() {
     say(byId("train-file-status"), `${chosen.name}: ${counted(understood.num_rows, "row")} of ${form}.`);
     show(understood.data[0], []);
   } catch (error) {
-    const problems = error.message.split(/; (?=row \d|and \d)/);
+    const problems = error.message.replace(/^file: /, "").split(/; (?=row \d|and \d)/);
     say(byId("train-file-status"), problems.length > 1 ? `${chosen.name} was not taken:` : error.message);
     show(null, problems.length > 1 ? problems : []);
   }
