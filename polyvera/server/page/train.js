@@ -38,7 +38,8 @@ export function forget() {
 
 async function upload() {
   const [chosen] = byId("train-file").files;
-  await discard();
+  if (file) remove(file.id);
+  file = null;
   show(null, []);
   say(byId("train-file-status"), chosen ? `Checking ${chosen.name} …` : "");
   if (!chosen) return;
@@ -46,9 +47,10 @@ async function upload() {
   body.append("purpose", "fine-tune");
   body.append("file", chosen);
   try {
-    const uploaded = await send("POST", "v1/files", body);
-    const understood = await get(`v1/files/${uploaded.id}/examples`);
-    file = { id: uploaded.id, method: understood.method };
+    const { id } = await send("POST", "v1/files", body);
+    const understood = await get(`v1/files/${id}/examples`);
+    if (byId("train-file").files[0] !== chosen) return remove(id); // another was chosen meanwhile
+    file = { id, method: understood.method };
     const form = `${understood.columns.join(" and ")}, ${METHODS[understood.method]}`;
     say(byId("train-file-status"), `${chosen.name}: ${counted(understood.num_rows, "row")} of ${form}.`);
     show(understood.data[0], []);
@@ -59,13 +61,10 @@ async function upload() {
   }
 }
 
-// What nobody has trained on counts against the tenant's bytes.
-async function discard() {
-  const former = file;
-  file = null;
-  if (!former) return;
+// What nobody trains on would count against the tenant's bytes.
+async function remove(id) {
   try {
-    await send("DELETE", `v1/files/${former.id}`);
+    await send("DELETE", `v1/files/${id}`);
   } catch {
     // it stays, and can be removed by the API
   }

@@ -57,7 +57,7 @@ def test_what_was_understood_of_a_file_is_shown(trained: Tuned, page: Browser, t
     told = "pairs.jsonl: 1 row of prompt and chosen and rejected, answers to prefer."
     page.until(lambda: page.text("#train-file-status") == told)
     assert page.texts("#train-first p")[-1] == HOSTILE and page.run("return document.images.length") == 0
-    assert [file.filename for file in trained.acme.files.list()] == ["pairs.jsonl"], "the one before is not kept"
+    page.until(lambda: [file.filename for file in trained.acme.files.list()] == ["pairs.jsonl"])
 
 
 def test_bad_rows_are_told_one_by_one(page: Browser, tmp_path: Path, trained: Tuned) -> None:
