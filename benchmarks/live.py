@@ -1,7 +1,7 @@
 """Training as a service: a real `polyvera serve --train`, and the tinker package as its clients.
 
     pip install "tinker>=0.38,<0.39"
-    TINKER_API_KEY=tml-none TINKER_TELEMETRY=0 python benchmarks/live.py [--only clients runs parking gaps] [--turns 2]
+    TINKER_API_KEY=tml-none TINKER_TELEMETRY=0 python benchmarks/live.py [--only clients runs parking gaps] [--turns 2] [--rounds 2]
 
 clients   32 clients at once, each forward_backward of 2 rows of 64 tokens and optim_step, against the same clients one
           after another (bar 1.5), and against `train --fleet` of the same rows in one process (bar 0.9)
@@ -43,7 +43,7 @@ from polyvera.train.tenants import Tenant, TenantRows
 NUM_CLIENTS, NUM_ROWS, LENGTH = 32, 2, 64
 NUM_RUNS, SHORT, NUM_SAMPLES = 1000, 8, 8
 RANK, QV = 256, ("q_proj", "v_proj")
-STREAMS, GAP_S = 4, 60.0
+STREAMS, GAP_S, NUM_BUSY = 4, 60.0, 8
 LEARNING_RATE = 0.01
 
 
@@ -53,6 +53,8 @@ def main() -> None:
     args.add_argument("--model", default="smollm2")
     args.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     args.add_argument("--turns", type=int, default=2)
+    args.add_argument("--rounds", type=int, default=2)
+    args.add_argument("--in-turn", type=int, default=NUM_CLIENTS)
     args.add_argument("--runs", type=int, default=NUM_RUNS)
     args.add_argument("--seconds", type=float, default=GAP_S)
     given = args.parse_args()
@@ -152,9 +154,10 @@ def part_clients(given: argparse.Namespace) -> None:
         several = clients(url, NUM_CLIENTS)
         in_turn(several[:2], data[:2])
         slow, quick = [], []
-        for _ in range(2):
+        for _ in range(given.rounds):
             quick.append(given.turns * tokens / at_once(several, data, given.turns))
-            slow.append(tokens / in_turn(several, data))
+            few = given.in_turn
+            slow.append(few * NUM_ROWS * LENGTH / in_turn(several[:few], data[:few]))
     own = median(quick)
     print(f"clients: {own:.1f} tokens/s at once {_all(quick)}, {median(slow):.1f} in turn {_all(slow)}, {fleet:.1f} as")
     print(
@@ -320,8 +323,8 @@ def _stream(url: str, ends: float, found: list[float]) -> None:
 
 
 def _keep_busy(url: str) -> None:
-    several = clients(url, NUM_CLIENTS)
-    at_once(several, [datums(drawn(i, NUM_ROWS, LENGTH)) for i in range(NUM_CLIENTS)], 10_000)
+    several = clients(url, NUM_BUSY)
+    at_once(several, [datums(drawn(i, NUM_ROWS, LENGTH)) for i in range(NUM_BUSY)], 10_000)
 
 
 def _passes(url: str) -> int:
@@ -331,7 +334,7 @@ def _passes(url: str) -> int:
 
 def _wait_busy(url: str) -> None:
     """Until the first passes of so many clients are under way."""
-    while len(httpx.get(f"{url}/api/v1/training_runs").json()["training_runs"]) < NUM_CLIENTS:
+    while len(httpx.get(f"{url}/api/v1/training_runs").json()["training_runs"]) < NUM_BUSY:
         time.sleep(1.0)
     time.sleep(5.0)
 
