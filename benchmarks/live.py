@@ -1,7 +1,7 @@
 """Training as a service: a real `polyvera serve --train`, and the tinker package as its clients.
 
     pip install "tinker>=0.38,<0.39"
-    TINKER_API_KEY=tml-none TINKER_TELEMETRY=0 python benchmarks/live.py [--only clients runs parking gaps] [--turns 2] [--rounds 2]
+    TINKER_API_KEY=tml-none TINKER_TELEMETRY=0 python benchmarks/live.py [--only clients runs parking gaps]
 
 clients   32 clients at once, each forward_backward of 2 rows of 64 tokens and optim_step, against the same clients one
           after another (bar 1.5), and against `train --fleet` of the same rows in one process (bar 0.9)
