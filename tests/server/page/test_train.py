@@ -98,6 +98,17 @@ def test_another_tenant_sees_nothing_of_it(trained: Tuned, page: Browser) -> Non
         assert http.get(f"/v1/files/{file.id}/examples").status_code == 404
 
 
+def test_jobs_and_their_buttons_fit_a_narrow_window(page: Browser) -> None:
+    page.run("location.hash = 'train'")
+    page.until(lambda: lines(page))
+    page.resize(360, 740)
+    try:
+        right = "[...document.querySelectorAll('#train-lines *')].map(e => e.getBoundingClientRect().right)"
+        assert page.run(f"return Math.max(document.documentElement.scrollWidth, ...{right})") <= 360
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_a_server_that_trains_nothing_offers_no_view(at: object, page: Browser, browser: Browser) -> None:
     browser.open(at.url)  # type: ignore[attr-defined]
     browser.until(lambda: browser.texts("#rows th"))
