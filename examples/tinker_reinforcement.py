@@ -24,9 +24,9 @@ from typing import Any
 import tinker
 from tinker import types
 
-GROUP, NUM_SUMS, MAX_TOKENS = 8, 4, 12
+GROUP, NUM_SUMS, MAX_TOKENS = 8, 3, 8
 SYSTEM = "Answer with a number."
-LEARNING_RATE, SAVED_EVERY, WINDOW = 3e-2, 2, 10
+LEARNING_RATE, SAVED_EVERY, WINDOW = 3e-2, 2, 5
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def step_of(client: Any, tokenizer: Any, sums: Sequence[Sum]) -> float:
 
 
 def draw(rewards: Sequence[float], path: Path) -> None:
-    """The rewards of all steps, and their mean over the last ten."""
+    """The rewards of all steps, and their mean over the last five."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3), layout="constrained")
