@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
@@ -79,10 +81,18 @@ def _examples(files: TrainingFiles, tenant: str, id: str, limit: int) -> dict[st
 
 
 def _shown_example(one: Example) -> dict[str, Any]:
-    said = [("", one.prompt)] if isinstance(one.prompt, str) else [(turn.role, turn.content) for turn in one.prompt]
-    turns = [{"role": role, "content": content} for role, content in said]
+    said = (
+        [("", one.prompt, ())] if isinstance(one.prompt, str) else [(m.role, m.content, m.fields) for m in one.prompt]
+    )
+    turns = [{"role": role, "content": _with_calls(content, fields)} for role, content, fields in said]
     worse = {"rejected": one.rejected} if one.rejected else {}
-    return {"row": one.row, "prompt": turns, "answer": one.answer, **worse}
+    return {"row": one.row, "prompt": turns, "answer": _with_calls(one.answer, one.fields), **worse}
+
+
+def _with_calls(content: str, fields: Iterable[tuple[str, Any]]) -> str:
+    """A turn as people read it: its text, and what it has beside it, such as calls of functions."""
+    rest = [f"{name}: {json.dumps(value, default=str)}" for name, value in fields]
+    return "\n".join([content, *rest] if content else rest)
 
 
 def shown(file: TrainingFile) -> dict[str, Any]:
