@@ -15,6 +15,7 @@ from polyvera.data.row_form import Example
 from polyvera.errors import ServeError
 from polyvera.jobs.fine_tuning_job import DPO, SUPERVISED
 from polyvera.jobs.training_files import TrainingFile, TrainingFiles, read_table
+from polyvera.model.message import Message
 from polyvera.server.context import ServerContext, caller_of
 from polyvera.server.multipart import FormPart, form_parts
 from polyvera.server.responses import page_of
@@ -81,10 +82,8 @@ def _examples(files: TrainingFiles, tenant: str, id: str, limit: int) -> dict[st
 
 
 def _shown_example(one: Example) -> dict[str, Any]:
-    said = (
-        [("", one.prompt, ())] if isinstance(one.prompt, str) else [(m.role, m.content, m.fields) for m in one.prompt]
-    )
-    turns = [{"role": role, "content": _with_calls(content, fields)} for role, content, fields in said]
+    said = (Message("", one.prompt),) if isinstance(one.prompt, str) else one.prompt
+    turns = [{"role": turn.role, "content": _with_calls(turn.content, turn.fields)} for turn in said]
     worse = {"rejected": one.rejected} if one.rejected else {}
     return {"row": one.row, "prompt": turns, "answer": _with_calls(one.answer, one.fields), **worse}
 
