@@ -40,7 +40,7 @@ def test_it_is_never_less_than_one_nor_more_than_the_whole(seconds: float) -> No
     budget = StepBudget(7)
     budget.took(1e-9, 1)
     for _ in range(99):
-        budget.took(seconds, budget.most)
+        budget.took(seconds * budget.most, budget.most)
     assert budget.most == (7 if seconds < 1 else 1)
 
 
