@@ -149,4 +149,4 @@ class Serving(ServedModel, TrainingParts):
         """Processes that answer, 0 for the server's own: what tenants send is read in another than the steps are."""
         if self.replicas is not None:
             return self.replicas if self.replicas > 1 else 0
-        return 0 if self.keys is None else 1
+        return 0 if self.config.keys is None else 1
