@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from polyvera.data.label_span import ITSELF, Span, scaled
 from polyvera.data.row_files import blaming
 from polyvera.data.row_form import Example
 from polyvera.data.tables import SHOWN, Table
@@ -48,7 +49,8 @@ class Segment:
 class Encoded:
     """The token rows of one table.
 
-    shortened, skipped: row numbers of the source. max_length: what they had to fit. task: what they are for.
+    shortened, skipped: row numbers of the source. max_length: what they had to fit. task: what they are for. span: of
+    the table.
     """
 
     rows: tuple[dict[str, Any], ...]
@@ -56,6 +58,7 @@ class Encoded:
     skipped: tuple[int, ...] = ()
     max_length: int | None = None
     task: Task = TASKS[LM]
+    span: Span = ITSELF
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -107,7 +110,7 @@ def encode(
             shortened.append(example.row)
     if refused and (too_long == "error" or not rows):
         raise DataError(_refusal(table, refused, max_length))
-    return Encoded(tuple(rows), tuple(shortened), tuple(refused), max_length, table.row)
+    return Encoded(tuple(rows), tuple(shortened), tuple(refused), max_length, table.row, table.span)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +184,8 @@ def _side_by_side(cut: Cut, whole: list[Segment]) -> dict[str, Any]:
     several = (str(cut.example.prompt), cut.example.pair or "", cut.example.rejected)
     rows = [passage(cut.tokenizer, text, None, cut.max_length) for text in several if text]
     joined: dict[str, Any] = {name: [n for row in rows for n in row[name]] for name in rows[0]}
-    low, high = cut.table.span
     return joined | {
-        "labels": (cut.example.number - low) / (high - low),
+        "labels": scaled(cut.example.number, cut.table.span),
         "parts": [len(row["input_ids"]) for row in rows],
     }
 
@@ -219,7 +221,9 @@ ENCODERS: Mapping[str, Encoder] = MappingProxyType(
     {
         "continuation": Encoder(_continuation, _continued),
         "class": Encoder(_passage, lambda cut, whole: cut.passage() | {"labels": cut.number_of(cut.example.answer)}),
-        "number": Encoder(_passage, lambda cut, whole: cut.passage() | {"labels": cut.example.number}),
+        "number": Encoder(
+            _passage, lambda cut, whole: cut.passage() | {"labels": scaled(cut.example.number, cut.table.span)}
+        ),
         "set": Encoder(
             _passage,
             lambda cut, whole: cut.passage() | {"labels": [int(n in cut.example.labels) for n in cut.table.labels]},

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyvera.data.encoding import IGNORED, Encoded
+from polyvera.data.label_span import ITSELF, Span
 from polyvera.model.task import LM, TASKS, Task
 
 LABELS, IDS = "labels", "input_ids"
@@ -26,7 +27,7 @@ class PackedRows:
     columns: the numbers of every column, in the smallest type that holds them: end to end where each token has one,
     else an entry for each row. is_target: a bit for each token, whether it is its own label; None where labels are
     other numbers. ends: of each row. tokens: the columns with a number for each token. task: what
-    the rows are for.
+    the rows are for. span: of their labels.
     """
 
     columns: Mapping[str, Numbers]
@@ -35,6 +36,7 @@ class PackedRows:
     sha256: str
     tokens: frozenset[str]
     task: Task = TASKS[LM]
+    span: Span = ITSELF
 
     @classmethod
     def of(cls, rows: Encoded) -> PackedRows:
@@ -50,6 +52,7 @@ class PackedRows:
             rows.sha256,
             frozenset(name for name in columns if _is_of_tokens(rows, name)),
             rows.task,
+            rows.span,
         )
 
     def __len__(self) -> int:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from polyvera.data.label_span import ITSELF, SPANS, Span
 from polyvera.data.row_files import NumberedRow, Row, read_rows
 from polyvera.data.row_form import A_NUMBER, FORMS, Example, value_form
 from polyvera.errors import DataError, did_you_mean, message_of
@@ -25,15 +26,15 @@ SYNONYMS: Mapping[str, str] = MappingProxyType({"labels": "label", "words": "tok
 class Table:
     """The examples of one source.
 
-    kind: a key of FORMS. labels: the label names, in the order of their numbers. span: of the numbers of rows whose
-    label is one, the least and the largest.
+    kind: a key of FORMS. labels: the label names, in the order of their numbers. span: of labels that are numbers, the
+    two that the loss takes for 0 and 1.
     """
 
     source: str
     kind: str
     examples: tuple[Example, ...]
     labels: tuple[str, ...] = ()
-    span: tuple[float, float] = (0.0, 1.0)
+    span: Span = ITSELF
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -88,7 +89,7 @@ def table(
     examples = tuple(_checked(name, rows, FORMS[kind].example))
     if chat:
         kind, examples = _as_chat(name, kind, examples)
-    return Table(name, kind, examples, _labels(examples), _span(examples))
+    return Table(name, kind, examples, _labels(examples), _span(kind, examples))
 
 
 def _as_chat(name: str, kind: str, examples: tuple[Example, ...]) -> tuple[str, tuple[Example, ...]]:
@@ -144,9 +145,9 @@ def alike(table: Table, other: Table) -> Table:
     return replace(other, labels=table.labels, span=table.span)
 
 
-def _span(examples: Iterable[Example]) -> tuple[float, float]:
-    numbers = {example.number for example in examples}
-    return (min(numbers), max(numbers)) if len(numbers) > 1 else (0.0, 1.0)
+def _span(kind: str, examples: Iterable[Example]) -> Span:
+    find = SPANS.get(TASKS[FORMS[kind].task].span)
+    return ITSELF if find is None else find([example.number for example in examples])
 
 
 def _renamed(row: Row, columns: Mapping[str, str]) -> Row:

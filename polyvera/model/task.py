@@ -25,7 +25,8 @@ class Task:
     metrics: keys of METRICS, the one to compare by first, () for those of text. peft: PEFT's name of the task.
     problem_type: transformers' name of what a head is for, '' for its default. chooses: whether each row is one of
     several classes. compares: of two answers to one prompt, a key of COMPARISONS, '' where there is one. embeds:
-    whether texts get vectors: loss is then a key of VECTOR_LOSSES, and answer of VECTOR_ANSWERS.
+    whether texts get vectors: loss is then a key of VECTOR_LOSSES, and answer of VECTOR_ANSWERS. span: which of the
+    labels the loss takes for 0 and 1 where they are numbers, a key of SPANS.
     """
 
     kind: str
@@ -39,6 +40,7 @@ class Task:
     chooses: bool = False
     compares: str = ""
     embeds: bool = False
+    span: str = ""
 
     @property
     def has_head(self) -> bool:
@@ -98,6 +100,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             ("pearson", "spearman", "mse"),
             "SEQ_CLS",
             "regression",
+            span="deviation",
         ),
         TOKEN_LABEL: Task(
             TOKEN_CLASSIFICATION,
@@ -137,6 +140,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             ("spearman", "pearson"),
             "FEATURE_EXTRACTION",
             embeds=True,
+            span="range",
         ),
     }
 )

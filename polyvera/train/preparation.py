@@ -41,6 +41,7 @@ from polyvera.model.rms_norm import fused_norms
 from polyvera.model.task import THRESHOLD
 from polyvera.store.opened import opened
 from polyvera.store.registry import Registry
+from polyvera.train.head_unit import span_of
 from polyvera.train.recipe import Recipe
 from polyvera.train.tell import Tell
 from polyvera.train.tenants import Tables, only_tenant
@@ -87,6 +88,7 @@ def encode_tables(recipe: Recipe, tables: Tables, base: Base) -> tuple[Encoded, 
     length = row_length(recipe, context_length(base.model, base.tokenizer))
 
     meaning_in(recipe, tables.training.task, tables.training.labels)
+    span = span_of(recipe, base, tables.training)
     if recipe.full and tables.training.row.compares:
         raise RecipeError("full=True leaves no base to compare with: train an adapter on preferences")
     if recipe.turns != TURNS and tables.training.kind != CHAT:
@@ -94,7 +96,7 @@ def encode_tables(recipe: Recipe, tables: Tables, base: Base) -> tuple[Encoded, 
 
     def encoded(table: Table) -> Encoded:
         return encode(
-            table,
+            replace(table, span=span),
             base.tokenizer,
             length,
             num_tokens=vocabulary_size(base.model),
