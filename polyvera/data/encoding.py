@@ -25,6 +25,7 @@ from polyvera.model.prompt import (
     check_ids,
     passage,
     prompt_ids,
+    target_ids,
     template_ids,
     words_passage,
 )
@@ -106,7 +107,7 @@ def encode(
             refused.append(example.row)
             continue
         rows.append(row)
-        if len(row["input_ids"]) < sum(len(segment.ids) for segment in whole):
+        if _num_kept(row, table.row) < sum(len(segment.ids) for segment in whole):
             shortened.append(example.row)
     if refused and (too_long == "error" or not rows):
         raise DataError(_refusal(table, refused, max_length))
@@ -190,13 +191,34 @@ def _side_by_side(cut: Cut, whole: list[Segment]) -> dict[str, Any]:
     }
 
 
+def _source_and_target(tokenizer: Tokenizer, example: Example, turns: str) -> list[Segment]:
+    _check_no_end(tokenizer, example.answer)
+    source = passage(tokenizer, str(example.prompt))["input_ids"]
+    return [Segment(source, is_target=False), Segment(target_ids(tokenizer, example.answer), is_target=True)]
+
+
+def _apart(cut: Cut, whole: list[Segment]) -> dict[str, Any] | None:
+    """The prompt, cut at its end, and the answer, None where that does not fit."""
+    answer = whole[-1].ids
+    fits = cut.max_length is None or len(answer) <= cut.max_length
+    return {"input_ids": cut.passage()["input_ids"], "labels": answer} if fits else None
+
+
+def _num_kept(row: Mapping[str, Any], task: Task) -> int:
+    return len(row["input_ids"]) + (len(row["labels"]) if task.answers_apart else 0)
+
+
+def _check_no_end(tokenizer: Tokenizer, answer: str) -> None:
+    if tokenizer.eos_token_id in bare_ids(tokenizer, answer)[:-1]:
+        raise DataError(f"completion contains {tokenizer.eos_token!r} before its end, where the answer would end")
+
+
 def _continuation(tokenizer: Tokenizer, example: Example, turns: str) -> list[Segment]:
     if not example.prompt:
         return [Segment(_closed(tokenizer, prompt_ids(tokenizer, example.answer)), is_target=True)]
     if isinstance(example.prompt, str):
+        _check_no_end(tokenizer, example.answer)
         answer = _closed(tokenizer, bare_ids(tokenizer, example.answer))
-        if tokenizer.eos_token_id in answer[:-1]:
-            raise DataError(f"completion contains {tokenizer.eos_token!r} before its end, where the answer would end")
         return [Segment(prompt_ids(tokenizer, example.prompt), is_target=False), Segment(answer, is_target=True)]
     return _conversation(tokenizer, (*example.prompt, Message("assistant", example.answer)), turns)
 
@@ -220,6 +242,7 @@ def _continued(cut: Cut, segments: list[Segment]) -> dict[str, Any] | None:
 ENCODERS: Mapping[str, Encoder] = MappingProxyType(
     {
         "continuation": Encoder(_continuation, _continued),
+        "source and target": Encoder(_source_and_target, _apart),
         "class": Encoder(_passage, lambda cut, whole: cut.passage() | {"labels": cut.number_of(cut.example.answer)}),
         "number": Encoder(
             _passage, lambda cut, whole: cut.passage() | {"labels": scaled(cut.example.number, cut.table.span)}

@@ -13,7 +13,17 @@ import numpy as np
 from polyvera.data.row_files import Row, check_unicode
 from polyvera.errors import DataError
 from polyvera.model.prompt import PLAIN, TEMPLATE, Message, Prompt
-from polyvera.model.task import LABEL, LM, MULTI_LABEL, PAIRS, PREFERENCE, REGRESSION, SIMILARITY, TOKEN_LABEL
+from polyvera.model.task import (
+    LABEL,
+    LM,
+    MULTI_LABEL,
+    PAIRS,
+    PREFERENCE,
+    REGRESSION,
+    SEQ2SEQ,
+    SIMILARITY,
+    TOKEN_LABEL,
+)
 
 SCORE = ("score",)  # what the one output of a regression is called
 A_TEXT, AN_INT, A_NUMBER, A_LIST = "a text", "a whole number", "a number", "a list"
@@ -57,7 +67,8 @@ class RowForm:
 
     task: what such rows are for. values: what the last column holds, where other forms have that column, too.
     chat: the form that the rows become where prompts are turns of a conversation, '' where they have none. prompt_form:
-    how a model is asked, '' where nobody asks.
+    how a model is asked, '' where nobody asks. apart: the form that the rows become where the model has a decoder for
+    the answers, '' where they have none.
     """
 
     task: str
@@ -67,6 +78,7 @@ class RowForm:
     values: frozenset[str] = frozenset()
     chat: str = ""
     prompt_form: str = ""
+    apart: str = ""
 
 
 def value_form(value: Any) -> str:
@@ -225,7 +237,10 @@ def _plain(number: int, row: Row) -> Example:
 
 FORMS: Mapping[str, RowForm] = MappingProxyType(
     {
-        "completion": RowForm(LM, ("prompt", "completion"), ("refs",), _completion, chat="chat", prompt_form=PLAIN),
+        "completion": RowForm(
+            LM, ("prompt", "completion"), ("refs",), _completion, chat="chat", prompt_form=PLAIN, apart=SEQ2SEQ
+        ),
+        SEQ2SEQ: RowForm(SEQ2SEQ, ("prompt", "completion"), ("refs",), _completion, prompt_form=PLAIN, apart=SEQ2SEQ),
         "chat": RowForm(LM, ("messages",), (), _chat, chat="chat", prompt_form=TEMPLATE),
         LABEL: RowForm(LABEL, ("text", "label"), ("text_pair",), _labelled, frozenset({A_TEXT, AN_INT})),
         REGRESSION: RowForm(REGRESSION, ("text", "label"), ("text_pair",), _numbered, frozenset({A_NUMBER, AN_INT})),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,8 +14,12 @@ from polyvera.data.label_span import ITSELF, SPANS, Span
 from polyvera.data.row_files import NumberedRow, Row, read_rows
 from polyvera.data.row_form import A_NUMBER, FORMS, Example, value_form
 from polyvera.errors import DataError, did_you_mean, message_of
+from polyvera.model.config import CAUSAL_LM, ENCODER_DECODER, kind_of
 from polyvera.model.prompt import Message
-from polyvera.model.task import TASKS, Task
+from polyvera.model.task import SEQ2SEQ, TASKS, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 SHOWN = 5
@@ -48,6 +53,18 @@ class Table:
     def row(self) -> Task:
         """The row of that task."""
         return TASKS[self.task]
+
+    def suited(self, model: PreTrainedModel) -> Table:
+        """The same rows as that model reads them. Raises DataError for those that it cannot read."""
+        if kind_of(model) != ENCODER_DECODER or self.row.kind not in (CAUSAL_LM, ENCODER_DECODER):
+            return self
+        apart = FORMS[self.kind].apart
+        if not apart:
+            raise DataError(
+                f"{self.source} holds {_shown(self.kind)}, and {type(model).__name__} is an encoder-decoder, which "
+                f"takes {_shown(SEQ2SEQ)}"
+            )
+        return replace(self, kind=apart)
 
     @property
     def prompt_form(self) -> str:
@@ -158,7 +175,7 @@ def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
 def _kind(name: str, rows: Sequence[NumberedRow], columns: Mapping[str, str], task: str | None) -> str:
     """The form of the rows, from what columns and values any of them has. Raises DataError unless exactly one fits."""
     given = dict.fromkeys(column for _, row in rows for column in row)
-    known = [kind for kind, form in FORMS.items() if task in (None, form.task)]
+    known = [kind for kind, form in FORMS.items() if task in (None, form.task) and (task or kind != form.apart)]
     fitting = [kind for kind in known if set(FORMS[kind].columns) <= set(given)]
     if task is None:
         fitting = _by_values(name, rows, fitting)

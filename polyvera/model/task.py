@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from polyvera.model.config import CAUSAL_LM, CLASSIFICATION, TOKEN_CLASSIFICATION
+from polyvera.model.config import CAUSAL_LM, CLASSIFICATION, ENCODER_DECODER, TOKEN_CLASSIFICATION
 
 LM, LABEL, MULTI_LABEL, REGRESSION = "lm", "label", "multi-label", "regression"
 TOKEN_LABEL, PREFERENCE = "token-classification", "preference"
 PAIRS, SIMILARITY = "pairs", "similarity"
-# What a prediction is made for: the next token of an answer, a token of the text itself, the row as a whole.
+SEQ2SEQ = "seq2seq"
+# What a prediction is made for: the next token of an answer, a token where it stands, the row as a whole.
 NEXT_TOKEN, EACH_TOKEN, WHOLE_ROW = "next token", "each token", "whole row"
 THRESHOLD = 0.5
 
@@ -53,6 +54,16 @@ class Task:
         return not self.answer and not self.compares
 
     @property
+    def has_own_loss(self) -> bool:
+        """Whether transformers' own loss of the model is its loss."""
+        return self.writes and self.predicts == NEXT_TOKEN
+
+    @property
+    def answers_apart(self) -> bool:
+        """Whether an answer is a sequence of its own, which a decoder reads, and not the end of its prompt's."""
+        return self.kind == ENCODER_DECODER
+
+    @property
     def counts_rows(self) -> bool:
         """Whether the mean loss is over rows of several sequences, not over what each predicts."""
         return bool(self.compares) or self.embeds
@@ -71,6 +82,7 @@ class Task:
 TASKS: Mapping[str, Task] = MappingProxyType(
     {
         LM: Task(CAUSAL_LM, "continuation", NEXT_TOKEN, "cross_entropy", "", (), "CAUSAL_LM"),
+        SEQ2SEQ: Task(ENCODER_DECODER, "source and target", EACH_TOKEN, "cross_entropy", "", (), "SEQ_2_SEQ_LM"),
         LABEL: Task(
             CLASSIFICATION,
             "class",

@@ -28,7 +28,6 @@ from polyvera.model.config import (
     are_placeholders,
     context_length,
     labels_of,
-    pad_token,
     set_labels,
     text_config,
     vocabulary_size,
@@ -64,6 +63,7 @@ def loaded(recipe: Recipe, base: Base | None = None) -> tuple[Tables, Base]:
     """The rows, with their classes in the order of the model's outputs, and the model, where none is given."""
     tables = read_tables(recipe)
     base = base_for(recipe, tables.training, base)
+    tables = tables.suited(base.model)
     return tables.labelled(class_names(base, tables.training)), base
 
 
@@ -237,7 +237,7 @@ def check_loads(recipe: Recipe, base: Base, adapter: Adapter, rows: Encoded, slo
     base: with the adapter in that slot.
     """
     again = load_base(recipe.model, task=meaning_of(adapter).task, dtype=recipe.dtype, labels=adapter.labels)
-    batch = Collator(pad_token(base.model, base.tokenizer))(rows.rows[:2])
+    batch = Collator.of(base.model, base.tokenizer)(rows.rows[:2])
     batch.pop("labels")
     try:
         [own] = load(again.model, adapter)

@@ -17,12 +17,12 @@ from polyvera.adapter.bank import Bank
 from polyvera.adapter.inject import extract
 from polyvera.adapter.route import route
 from polyvera.adapter.slot_table import BASE_SLOT
+from polyvera.data.batching import Collator
 from polyvera.data.encoding import Encoded
 from polyvera.data.tables import Table
 from polyvera.errors import RecipeError
 from polyvera.evaluate.evaluate import evaluate
 from polyvera.model.answer import Meaning
-from polyvera.model.config import pad_token
 from polyvera.model.load import Base
 from polyvera.store.reference import AdapterRef
 from polyvera.train import checkpoint
@@ -147,7 +147,8 @@ def _trained(
         slot = BASE_SLOT if bank is None else bank.first
         begin(bank, slot, base, rows.span, start)
         heads = _head_names(recipe, base, bank)
-        trainer = AdapterTrainer(recipe, model, bank, rows, held_out, args, pad_token(model, base.tokenizer), heads)
+        collate = Collator.of(model, base.tokenizer)
+        trainer = AdapterTrainer(recipe, model, bank, rows, held_out, args, collate, heads)
         best, allocator = _watched(trainer, folder, progress, callbacks)
         at = _begin(folder, asked, rows, resume)
         with route(slot):

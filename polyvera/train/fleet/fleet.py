@@ -29,7 +29,7 @@ from polyvera.data.packed_rows import PackedRows
 from polyvera.data.row_form import FORMS
 from polyvera.data.target_tokens import TargetTokens
 from polyvera.errors import DataError, message_of
-from polyvera.model.config import labels_of, pad_token
+from polyvera.model.config import labels_of
 from polyvera.model.inference import evaluating
 from polyvera.model.load import Base
 from polyvera.model.task import LM, TASKS, Task
@@ -79,7 +79,7 @@ class Fleet:
 
     def __post_init__(self) -> None:
         self.optimizer = SlotAdamW(self.bank, self.recipe)
-        self.collate = Collator(pad_token(self.base.model, self.base.tokenizer))
+        self.collate = Collator.of(self.base.model, self.base.tokenizer)
         assert self.bank.spec is not None
         self.spec = self.bank.spec
         check_head_lr(self.recipe, self.base.model, has_head=bool(self.bank.heads))
@@ -311,6 +311,7 @@ class Fleet:
 
 def labelled(tables: Tables, kind: str, base: Base) -> Tables:
     """The tables with their classes in the order of the model's outputs. Raises DataError for rows of another kind."""
+    tables = tables.suited(base.model)
     training = tables.training
     if training.task != FORMS[kind].task:
         raise DataError(f"{training.source} holds {training.task} rows, and the fleet's first tenant {kind}")
