@@ -17,6 +17,7 @@ from polyvera.model.task import (
     LABEL,
     LM,
     MULTI_LABEL,
+    ORPO,
     PAIRS,
     PREFERENCE,
     REGRESSION,
@@ -68,7 +69,7 @@ class RowForm:
     task: what such rows are for. values: what the last column holds, where other forms have that column, too.
     chat: the form that the rows become where prompts are turns of a conversation, '' where they have none. prompt_form:
     how a model is asked, '' where nobody asks. apart: the form that the rows become where the model has a decoder for
-    the answers, '' where they have none.
+    the answers, '' where they have none. is_named: whether rows are of this form only where their task is given.
     """
 
     task: str
@@ -79,6 +80,7 @@ class RowForm:
     chat: str = ""
     prompt_form: str = ""
     apart: str = ""
+    is_named: bool = False
 
 
 def value_form(value: Any) -> str:
@@ -240,7 +242,9 @@ FORMS: Mapping[str, RowForm] = MappingProxyType(
         "completion": RowForm(
             LM, ("prompt", "completion"), ("refs",), _completion, chat="chat", prompt_form=PLAIN, apart=SEQ2SEQ
         ),
-        SEQ2SEQ: RowForm(SEQ2SEQ, ("prompt", "completion"), ("refs",), _completion, prompt_form=PLAIN, apart=SEQ2SEQ),
+        SEQ2SEQ: RowForm(
+            SEQ2SEQ, ("prompt", "completion"), ("refs",), _completion, prompt_form=PLAIN, apart=SEQ2SEQ, is_named=True
+        ),
         "chat": RowForm(LM, ("messages",), (), _chat, chat="chat", prompt_form=TEMPLATE),
         LABEL: RowForm(LABEL, ("text", "label"), ("text_pair",), _labelled, frozenset({A_TEXT, AN_INT})),
         REGRESSION: RowForm(REGRESSION, ("text", "label"), ("text_pair",), _numbered, frozenset({A_NUMBER, AN_INT})),
@@ -248,6 +252,7 @@ FORMS: Mapping[str, RowForm] = MappingProxyType(
         MULTI_LABEL: RowForm(MULTI_LABEL, ("text", "label"), ("text_pair",), _several, frozenset({A_LIST})),
         TOKEN_LABEL: RowForm(TOKEN_LABEL, ("tokens", "tags"), (), _tagged),
         PREFERENCE: RowForm(PREFERENCE, ("prompt", "chosen", "rejected"), (), _preferred, chat=PREFERENCE),
+        ORPO: RowForm(ORPO, ("prompt", "chosen", "rejected"), (), _preferred, chat=ORPO, is_named=True),
         PAIRS: RowForm(PAIRS, ("anchor", "positive"), ("negative",), _paired),
         "text": RowForm(LM, ("text",), (), _plain),
     }

@@ -175,7 +175,7 @@ def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
 def _kind(name: str, rows: Sequence[NumberedRow], columns: Mapping[str, str], task: str | None) -> str:
     """The form of the rows, from what columns and values any of them has. Raises DataError unless exactly one fits."""
     given = dict.fromkeys(column for _, row in rows for column in row)
-    known = [kind for kind, form in FORMS.items() if task in (None, form.task) and (task or kind != form.apart)]
+    known = [kind for kind, form in FORMS.items() if task in (None, form.task) and (task or not form.is_named)]
     fitting = [kind for kind in known if set(FORMS[kind].columns) <= set(given)]
     if task is None:
         fitting = _by_values(name, rows, fitting)

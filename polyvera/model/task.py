@@ -11,7 +11,7 @@ from polyvera.model.config import CAUSAL_LM, CLASSIFICATION, ENCODER_DECODER, TO
 LM, LABEL, MULTI_LABEL, REGRESSION = "lm", "label", "multi-label", "regression"
 TOKEN_LABEL, PREFERENCE = "token-classification", "preference"
 PAIRS, SIMILARITY = "pairs", "similarity"
-SEQ2SEQ = "seq2seq"
+SEQ2SEQ, ORPO = "seq2seq", "orpo"
 # What a prediction is made for: the next token of an answer, a token where it stands, the row as a whole.
 NEXT_TOKEN, EACH_TOKEN, WHOLE_ROW = "next token", "each token", "whole row"
 THRESHOLD = 0.5
@@ -132,6 +132,16 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             ("reward_accuracy", "reward_margin"),
             "CAUSAL_LM",
             compares="dpo",
+        ),
+        ORPO: Task(
+            CAUSAL_LM,
+            "preference",
+            NEXT_TOKEN,
+            "cross_entropy",
+            "",
+            ("reward_accuracy", "reward_margin"),
+            "CAUSAL_LM",
+            compares="orpo",
         ),
         PAIRS: Task(
             CLASSIFICATION,

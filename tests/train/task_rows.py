@@ -12,6 +12,7 @@ from polyvera.model.task import (
     LABEL,
     LM,
     MULTI_LABEL,
+    ORPO,
     PAIRS,
     PREFERENCE,
     REGRESSION,
@@ -42,6 +43,7 @@ ROWS: Mapping[str, Callable[[int], Row]] = {
     SIMILARITY: lambda i: {"text": f"w{i}", "text_pair": f"w{i + 1}" + " w9" * (i % 3), "label": 0.25 * (i % 5)},
     PREFERENCE: lambda i: {"prompt": f"w{i}", "chosen": f"w{i + 1} w{i + 2}", "rejected": "w39" + " w38" * (i % 3)},
 }
+ROWS = {**ROWS, ORPO: ROWS[PREFERENCE]}
 WITH_HEAD = [name for name, row in TASKS.items() if row.has_head]
 
 
