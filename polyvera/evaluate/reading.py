@@ -24,7 +24,7 @@ class Reading:
     """One way of reading prompts.
 
     ids: the tokens of a prompt. is_prefix: whether an answer is written behind them, so that they are padded on the
-    left and share its length. inputs: what generate() gets of padded (rows, longest) ids, their mask and the rows' slots.
+    left and share its length. inputs: what generate() gets of padded (rows, longest) ids, their mask, the rows' slots.
     """
 
     ids: Callable[[Tokenizer, Prompt], list[int]]
