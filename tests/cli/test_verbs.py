@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import counting_rows, make_classifier, make_model, make_tokenizer
+from tiny_models import counting_rows, make_classifier, make_model, make_seq2seq, make_tokenizer
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
 
