@@ -12,10 +12,11 @@ import numpy as np
 
 from polyvera.data.label_span import ITSELF, SPANS, Span
 from polyvera.data.row_files import NumberedRow, Row, read_rows
-from polyvera.data.row_form import A_NUMBER, FORMS, Example, value_form
+from polyvera.data.row_form import FORMS, Example
+from polyvera.data.row_values import A_NUMBER, value_form
 from polyvera.errors import DataError, did_you_mean, message_of
 from polyvera.model.config import CAUSAL_LM, ENCODER_DECODER, kind_of
-from polyvera.model.prompt import Message
+from polyvera.model.message import Message
 from polyvera.model.task import SEQ2SEQ, TASKS, Task
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from tiny_models import make_model, make_seq2seq, make_tokenizer
 
 from polyvera.errors import PromptError
 from polyvera.evaluate.reading import AS_PREFIX, IN_ENCODER, reading_of
-from polyvera.model.prompt import Message
+from polyvera.model.message import Message
 
 
 def test_each_model_has_its_way() -> None:

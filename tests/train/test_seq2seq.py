@@ -19,7 +19,7 @@ from polyvera.evaluate.evaluate import evaluate
 from polyvera.evaluate.generate import generate
 from polyvera.model.answer import meaning_of
 from polyvera.model.load import load_base
-from polyvera.model.prompt import Message
+from polyvera.model.message import Message
 from polyvera.model.task import LM, SEQ2SEQ
 from polyvera.store.peft.reader import import_peft
 from polyvera.store.peft.writer import export_peft
