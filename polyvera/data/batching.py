@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from polyvera.data.encoding import IGNORED
-from polyvera.model.config import ENCODER_DECODER, kind_of, pad_token
+from polyvera.model.config import pad_token
+from polyvera.model.decoder_inputs import decoder_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,9 +43,7 @@ class Collator:
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Collator:
         """For the rows of that model. Raises RecipeError as pad_token()."""
-        whole: Any = model
-        shifted = whole.prepare_decoder_input_ids_from_labels if kind_of(model) == ENCODER_DECODER else None
-        return cls(pad_token(model, tokenizer), shifted)
+        return cls(pad_token(model, tokenizer), decoder_inputs(model))
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """input_ids, attention_mask and labels (rows, longest), or labels (rows,) or (rows, outputs) of whole rows.

@@ -12,6 +12,7 @@ from torch import Tensor
 from polyvera.adapter.route import route
 from polyvera.errors import PromptError
 from polyvera.model.config import ENCODER_DECODER, kind_of
+from polyvera.model.decoder_inputs import decoder_inputs
 from polyvera.model.prompt import Prompt, passage, prompt_ids, target_ids
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ def _source(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
 
 def _encoded(model: Any, tokenizer: Tokenizer, ids: Tensor, mask: Tensor, slots: Sequence[int]) -> dict[str, Any]:
     """What the encoder made of the prompts, for all beams, and the token that the decoder reads first in training."""
-    first = model.prepare_decoder_input_ids_from_labels(torch.tensor([target_ids(tokenizer, "a")]))[0, 0]
+    shift = decoder_inputs(model)
+    assert shift is not None
+    first = shift(torch.tensor([target_ids(tokenizer, "a")]))[0, 0]
     with route(slots):
         found = model.get_encoder()(input_ids=ids, attention_mask=mask)
     return {"encoder_outputs": found, "attention_mask": mask, "decoder_start_token_id": int(first)}
