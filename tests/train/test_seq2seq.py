@@ -121,7 +121,7 @@ def test_what_it_cannot_read_is_refused(tmp_path: Path) -> None:
         [{"messages": [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]}],
     )
     for data in (chat, write_rows(tmp_path / "text.jsonl", [{"text": "w1 w2"}])):
-        with pytest.raises(DataError, match="is an encoder-decoder, which takes prompt and completion"):
+        with pytest.raises(DataError, match="is an encoder-decoder, which takes prompt \\+ completion"):
             train(Recipe(model=str(tmp_path / "base"), data=str(data), max_steps=1), base=base, progress=False)
     with pytest.raises(PromptError, match="reads plain prompts"):
         generate(base.model, base.tokenizer, [(Message("user", "w1"),)])
