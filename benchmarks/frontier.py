@@ -5,8 +5,8 @@
 BANKING77 is a folder with train.jsonl and test.jsonl, rows of text and label; the first --labels of them by name are
 the task. MiniLM, the head made of the labels' names, so all that is stored are the numbers that an arm trains. Of each
 arm and seed all rates train as slots of one bank, an edge is extended, and the one of the lowest validation loss is
-scored, as it is stored in every dtype. Seeds differ in the basis, the order of rows and the validation split. Lines are added
-to the output as they come, and those that are there are not made again.
+scored, as it is stored in every dtype. Seeds differ in the basis, the order of rows and the validation split.
+Lines are added to the output as they come, and those that are there are not made again.
 """
 
 from __future__ import annotations
