@@ -16,7 +16,7 @@ from polyvera.adapter.base_layer import is_quantized, layer_kind, widths
 from polyvera.adapter.basis import Basis, draw_basis
 from polyvera.adapter.expert_stack import form_of
 from polyvera.adapter.fingerprint import check_fingerprint, fingerprint
-from polyvera.adapter.layer import AdaptedHead, AdaptedLinear
+from polyvera.adapter.layer import AdaptedHead, AdaptedLinear, bare_head
 from polyvera.adapter.layer_basis import frozen_factors
 from polyvera.adapter.layer_use import gets_tokens_first
 from polyvera.adapter.layout import Layout, Shape, layout_of
@@ -224,8 +224,7 @@ def head_tensors(model: nn.Module, head: Collection[str]) -> dict[str, Tensor]:
             raise TargetError(
                 f"head={name!r} is not a module of {type(model).__name__}{did_you_mean(name, names)}"
             ) from None
-        module = module.base if isinstance(module, AdaptedHead) else module
-        found.update({f"{name}.{k}": p for k, p in module.named_parameters()})
+        found.update({f"{name}.{k}": p for k, p in bare_head(module).named_parameters()})
     return found
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from polyvera.adapter.inject import head_tensors
-from polyvera.adapter.layer import AdaptedHead
+from polyvera.adapter.layer import bare_head
 from polyvera.adapter.targets import find_head
 from polyvera.errors import RecipeError
 from polyvera.model.config import TOKEN_CLASSIFICATION, kind_of, labels_of, pad_token
@@ -77,7 +77,7 @@ class LabelReader:
         layers = [
             (f"{head}.{name}" if name else head, layer)
             for head in find_head(self.model)
-            for name, layer in _bare(self.model.get_submodule(head)).named_modules()
+            for name, layer in bare_head(self.model.get_submodule(head)).named_modules()
             if isinstance(layer, nn.Linear)
         ]
         if not layers:
@@ -110,10 +110,6 @@ class LabelReader:
         if kind_of(self.model) == TOKEN_CLASSIFICATION:
             return (seen * mask.unsqueeze(2)).sum(1) / mask.sum(1, keepdim=True)
         return seen[torch.arange(len(seen)), mask.sum(1) - 1]
-
-
-def _bare(head: nn.Module) -> nn.Module:
-    return head.base if isinstance(head, AdaptedHead) else head
 
 
 def made_head(word: str, seed: int, labels: tuple[str, ...], reader: LabelReader) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.base_layer import is_linear
 from polyvera.adapter.inject import eject, head_tensors, num_classes
-from polyvera.adapter.layer import AdaptedHead
+from polyvera.adapter.layer import bare_head
 from polyvera.adapter.targets import find_head
 from polyvera.engine.trial import check_close, check_free, check_sites, recording, trying
 from polyvera.errors import LayoutError, ServeError
@@ -94,7 +94,7 @@ class EncoderRunner:
         if not meaning.row.has_head or wanted == self._head_reads:
             return
         head = find_head(self._model)
-        is_plain = len(head) == 1 and is_linear(_bare(self._model.get_submodule(head[0])))
+        is_plain = len(head) == 1 and is_linear(bare_head(self._model.get_submodule(head[0])))
         if wanted != EACH_TOKEN or not is_plain:
             raise LayoutError(
                 f"{ref} labels each {'token' if wanted == EACH_TOKEN else 'text'}, and the head of "
@@ -127,10 +127,6 @@ class EncoderRunner:
                 found = self(rows)[0]
         for own, alone in zip(found, expected, strict=True):
             check_close(self._model, own[: len(alone)], alone, "padded")
-
-
-def _bare(head: nn.Module) -> nn.Module:
-    return head.base if isinstance(head, AdaptedHead) else head
 
 
 def _check(model: PreTrainedModel) -> None:
