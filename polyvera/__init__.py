@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from polyvera.evaluate.generate import generate
     from polyvera.llm import LLM
     from polyvera.model.load import load_base
-    from polyvera.model.prompt import Message
+    from polyvera.model.message import Message
     from polyvera.plan import cost
     from polyvera.store.load import load
     from polyvera.store.peft import export_peft, import_peft
@@ -41,7 +41,7 @@ _HOMES = {
     "AdapterRef": "store.reference",
     "AdapterSpec": "adapter.spec",
     "Bank": "adapter.bank",
-    "Message": "model.prompt",
+    "Message": "model.message",
     "PolyveraError": "errors",
     "Recipe": "train.recipe",
     "Registry": "store.registry",

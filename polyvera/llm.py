@@ -8,17 +8,19 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from polyvera.data.chat_turns import message_of
 from polyvera.engine.generation.generator import Generator
 from polyvera.engine.generation.request import GREEDY, Answer, SamplingParams
 from polyvera.engine.limits import Limits
 from polyvera.errors import SamplingError
 from polyvera.model.load import Base, load_base, place
-from polyvera.model.prompt import TEMPLATE, Message, Prompt, prompt_ids
+from polyvera.model.message import Message
+from polyvera.model.prompt import TEMPLATE, Prompt, prompt_ids
 from polyvera.store.opened import opened
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
-Turn = Message | Mapping[str, str]
+Turn = Message | Mapping[str, Any]
 AnyPrompt = str | Sequence[Turn]
 Which = str | AdapterRef | None
 
@@ -98,7 +100,7 @@ class LLM:
     def _asked(self, given: AnyPrompt, ref: AdapterRef | None) -> Prompt:
         """The prompt in the form that the adapter was trained on; the base takes it as it is."""
         if not isinstance(given, str):
-            return tuple(one if isinstance(one, Message) else Message(one["role"], one["content"]) for one in given)
+            return tuple(one if isinstance(one, Message) else message_of(i, one) for i, one in enumerate(given, 1))
         if ref is not None and ref not in self._prompt_forms:
             self._prompt_forms[ref] = self.registry.get(ref).prompt_form
         is_chat = ref is not None and self._prompt_forms[ref] == TEMPLATE

@@ -14,7 +14,7 @@ from polyvera.errors import ClosedError, NotFoundError, PromptError, SamplingErr
 from polyvera.model.config import end_tokens
 from polyvera.model.inference import until_end
 from polyvera.model.load import Base
-from polyvera.model.prompt import Message
+from polyvera.model.message import Message
 
 PARAMS = SamplingParams(max_tokens=6)
 PROMPTS = ["the true thing", "in there", "true"]

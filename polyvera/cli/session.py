@@ -105,7 +105,7 @@ class Session:
         from transformers import set_seed
 
         from polyvera.evaluate.generate import generate
-        from polyvera.model.prompt import Message
+        from polyvera.model.message import Message
 
         set_seed(seed)
         everyone = ([(BASE, 0)] if base else []) + [*zip(self.names, self.slots, strict=True)]

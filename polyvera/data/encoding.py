@@ -15,18 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from polyvera.data.row_files import blaming
 from polyvera.data.row_form import Example
+from polyvera.data.shown_fields import check_shown
 from polyvera.data.tables import SHOWN, Table
 from polyvera.errors import DataError, PromptError
-from polyvera.model.prompt import (
-    Message,
-    bare_ids,
-    chat_text,
-    check_ids,
-    passage,
-    prompt_ids,
-    template_ids,
-    words_passage,
-)
+from polyvera.model.message import Conversation, Message
+from polyvera.model.prompt import bare_ids, chat_text, check_ids, passage, prompt_ids, template_ids, words_passage
 from polyvera.model.special_tokens import special_tokens
 from polyvera.model.task import LM, TASKS, Task
 
@@ -196,7 +189,7 @@ def _continuation(tokenizer: Tokenizer, example: Example, turns: str) -> list[Se
         if tokenizer.eos_token_id in answer[:-1]:
             raise DataError(f"completion contains {tokenizer.eos_token!r} before its end, where the answer would end")
         return [Segment(prompt_ids(tokenizer, example.prompt), is_target=False), Segment(answer, is_target=True)]
-    return _conversation(tokenizer, (*example.prompt, Message("assistant", example.answer)), turns)
+    return _conversation(tokenizer, example, turns)
 
 
 def _continued(cut: Cut, segments: list[Segment]) -> dict[str, Any] | None:
@@ -239,22 +232,25 @@ def _check_learnable(segments: Sequence[Segment], around: Collection[int | None]
         raise DataError("its text or answer has no tokens, so there is nothing to learn")
 
 
-def _conversation(tokenizer: Tokenizer, messages: Sequence[Message], turns: str) -> list[Segment]:
+def _conversation(tokenizer: Tokenizer, example: Example, turns: str) -> list[Segment]:
     """The text up to each target turn and the turn itself, each tokenized apart as generation would have it."""
-    _check_texts(tokenizer, messages)
+    whole = example.conversation
+    _check_texts(tokenizer, whole.messages)
+    check_shown(tokenizer, whole)
     found: list[Segment] = []
-    last, done = len(messages) - 1, ""
-    for i, message in enumerate(messages):
-        if message.role == "assistant" and (i == last or turns == "all") and i > 0:
-            before = chat_text(tokenizer, messages[:i], answer_next=True)
-            after = chat_text(tokenizer, messages[: i + 1], answer_next=False)
-            if after.startswith(chat_text(tokenizer, messages[:i], answer_next=False)) and not after.startswith(before):
+    last, done = len(whole.messages) - 1, ""
+    for i, message in enumerate(whole.messages):
+        is_learnt = message.role == "assistant" and i > 0 and i not in example.unlearnt
+        if is_learnt and (i == last or turns == "all"):
+            before = chat_text(tokenizer, whole[:i], answer_next=True)
+            after = chat_text(tokenizer, whole[: i + 1], answer_next=False)
+            if after.startswith(chat_text(tokenizer, whole[:i], answer_next=False)) and not after.startswith(before):
                 raise DataError(_not_behind(before, after))
             if not (before.startswith(done) and after.startswith(before)):
                 advice = ": use turns='last'" if turns == "all" else ", so an answer does not follow its prompt"
                 raise DataError(f"the chat template changes earlier turns when later ones follow{advice}")
             found.append(Segment(template_ids(tokenizer, before[len(done) :]), is_target=False))
-            _check_prompt(tokenizer, found, messages[:i])
+            _check_prompt(tokenizer, found, whole[:i])
             answer, rest = _until_end(tokenizer, template_ids(tokenizer, after[len(before) :]))
             found.append(Segment(answer if i < last else _closed(tokenizer, answer), is_target=True))
             found += [Segment(rest, is_target=False)] if i < last else []
@@ -281,9 +277,9 @@ def _not_behind(before: str, after: str) -> str:
     )
 
 
-def _check_prompt(tokenizer: Tokenizer, segments: Sequence[Segment], messages: Sequence[Message]) -> None:
+def _check_prompt(tokenizer: Tokenizer, segments: Sequence[Segment], asked: Conversation) -> None:
     """Raises DataError where what stands before an answer is not what a model is given to answer it."""
-    if [token for segment in segments for token in segment.ids] != prompt_ids(tokenizer, tuple(messages)):
+    if [token for segment in segments for token in segment.ids] != prompt_ids(tokenizer, asked):
         raise DataError("the tokenizer joins the end of a turn with the next one: use turns='last'")
 
 
@@ -296,6 +292,17 @@ def _closed(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
     if tokenizer.eos_token_id is None:
         raise DataError(f"the tokenizer {tokenizer.name_or_path!r} has no end token, so no answer could ever end")
     return ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, int(tokenizer.eos_token_id)]
+
+
+def with_calls_written(table: Table, tokenizer: Tokenizer) -> Table:
+    """The rows whose answers call tools with the calls in their answers, as the model is to write them."""
+    written = (_written(tokenizer, e) if "tool_calls" in dict(e.fields) else e for e in table.examples)
+    return replace(table, examples=tuple(written))
+
+
+def _written(tokenizer: Tokenizer, example: Example) -> Example:
+    text = tokenizer.decode(_conversation(tokenizer, example, "last")[-1].ids, skip_special_tokens=True)
+    return replace(example, refs=(str(text),))
 
 
 def _refusal(table: Table, rows: Iterable[int], max_length: int | None) -> str:

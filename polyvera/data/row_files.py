@@ -160,12 +160,14 @@ def _csv_lines(file: io.BufferedReader) -> Iterator[str]:
 def _parquet_rows(path: Path) -> Iterator[NumberedRow]:
     parquet: Any = import_module("pyarrow.parquet")
     try:
+        names = parquet.read_schema(path).names
+        with blaming(str(path)):
+            _check_names(names)
         table = parquet.read_table(path)
+    except DataError:
+        raise
     except Exception as error:  # pyarrow raises errors of many kinds
         raise DataError(f"{path} is not a valid Parquet file: {error}") from error
-    names = table.column_names
-    with blaming(str(path)):
-        _check_names(names)
     for number, values in enumerate(zip(*table.columns, strict=True), 1):
         row = {}
         for name, value in zip(names, values, strict=True):
@@ -187,7 +189,8 @@ def _hub_rows(name: str) -> Iterator[NumberedRow]:
     try:
         rows = datasets.load_dataset(asked["name"], asked["config"], split=asked["split"] or SPLIT)
     except Exception as error:  # the hub's client raises errors of many libraries
-        raise DataError(f"{name} could not be loaded as a data set: {type(error).__name__}: {error}") from error
+        cause = error.__cause__ or error  # of a file that cannot be read; the error names none
+        raise DataError(f"{name} could not be loaded as a data set: {message_of(cause)}") from error
     yield from enumerate(rows, 1)
 
 

@@ -10,9 +10,10 @@ from types import MappingProxyType
 import numpy as np
 
 from polyvera.data.row_files import NumberedRow, Row, read_rows
-from polyvera.data.row_form import A_NUMBER, FORMS, Example, value_form
+from polyvera.data.row_form import FORMS, Example
+from polyvera.data.row_values import A_NUMBER, value_form
 from polyvera.errors import DataError, did_you_mean, message_of
-from polyvera.model.prompt import Message
+from polyvera.model.message import Message
 from polyvera.model.task import TASKS, Task
 
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})

@@ -27,7 +27,7 @@ from polyvera.train.many_runs import for_many_runs
 from polyvera.train.preparation import base_for
 from polyvera.train.recipe import Recipe
 from polyvera.train.tell import Tell, to_nobody
-from polyvera.train.tenants import first_table
+from polyvera.train.tenants import first_problem, first_table
 from polyvera.train.test_rows import with_test_rows
 
 SMALLEST_SIZE, GROWTH = 4, 4
@@ -248,7 +248,8 @@ class PointRuns:
         if self.base is None or not self._is_ready:
             table = first_table(self.everyone, self.recipe)
             if table is None:
-                raise DataError(f"{self.recipe.data}: no tenant has rows that can be used")
+                why = first_problem(self.everyone, self.recipe)
+                raise DataError(f"{self.recipe.data}: no tenant has rows that can be used: {why}")
             self.base = base_for(self.recipe, table, self.base)
             self._is_ready = True
         return self.base

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 from polyvera.adapter.route import route
 from polyvera.data.batching import Collator
-from polyvera.data.encoding import IGNORED, Encoded, encode
+from polyvera.data.encoding import IGNORED, Encoded, encode, with_calls_written
 from polyvera.data.reward_margins import reward_margins
 from polyvera.data.row_form import FORMS, Example
 from polyvera.data.tables import Table
 from polyvera.data.target_tokens import TargetTokens, target_logits
-from polyvera.errors import DataError
+from polyvera.errors import DataError, did_you_mean
 from polyvera.evaluate.embedded import embedded_answers
 from polyvera.evaluate.entities import OUTSIDE
 from polyvera.evaluate.generate import RowSlots, generate, row_slots
@@ -118,13 +118,16 @@ def evaluate(
     Raises DataError for a row that the model cannot read whole, SlotError for an unknown slot.
     """
     chosen = row_slots(model, slots, len(table))
+    table = with_calls_written(table, tokenizer)
     rows, longest = measured(model, tokenizer, table)
     collate = Collator(pad_token(model, tokenizer))
     if max_new_tokens is not None and not (table.row.writes and all(e.prompt for e in table.examples)):
         raise DataError(f"max_new_tokens={max_new_tokens} has no effect: the rows of {table.source} have no prompts")
     if table.row.has_head:
         own = Meaning(table.task, _label_names(model, table) if {*chosen} - {*meanings} else ())
-        found = _heads_answers(model, rows, chosen, collate, batch_size, dict.fromkeys(chosen, own) | {**meanings})
+        known = dict.fromkeys(chosen, own) | {**meanings}
+        _check_labels(table, [known[slot].labels for slot in chosen])
+        found = _heads_answers(model, rows, chosen, collate, batch_size, known)
         answers = [_of_all_words(tokenizer, e, own, rows) for e, own in zip(table.examples, found, strict=True)]
         return Evaluation(table.kind, table.examples, tuple(chosen), tuple(answers))
     if table.row.embeds:
@@ -134,9 +137,9 @@ def evaluate(
         margins = _margins(model, rows, chosen, collate, batch_size)
         return Evaluation(table.kind, table.examples, tuple(chosen), tuple(margins))
     counts = _counts(model, rows, chosen, collate, batch_size)
-    prompts = [example.prompt for example in table.examples]
+    prompts = [example.asked for example in table.examples]
     texts: list[str] = []
-    if all(prompts):
+    if all(example.prompt for example in table.examples):
         texts = generate(
             model, tokenizer, prompts, slots=chosen, max_new_tokens=max_new_tokens or longest, batch_size=batch_size
         )
@@ -277,6 +280,16 @@ def _forwards(
             with route([slots[i] for i in batch]):
                 logits = target_logits(model, {k: t.to(model.device) for k, t in inputs.items()}, targets)
             yield batch, logits, targets
+
+
+def _check_labels(table: Table, known: Sequence[Sequence[str]]) -> None:
+    """Raises DataError for a row whose label no answer could be. known: the labels that each row may be answered by."""
+    for example, labels in zip(table.examples, known, strict=True):
+        if table.row.chooses and example.answer not in labels:
+            raise DataError(
+                f"{table.source}, row {example.row}: the label {example.answer!r} is none that the adapter was "
+                f"trained on, which are {', '.join(labels)}{did_you_mean(example.answer, labels)}"
+            )
 
 
 def _label_names(model: PreTrainedModel, table: Table) -> tuple[str, ...]:

@@ -131,8 +131,9 @@ def _ours(row: Row) -> Row:
     if {*row} != {*PREFERENCE} or not isinstance(row["input"], Mapping):
         return row
     turns = {**row["input"]}
-    messages = turns.pop("messages", None)
+    messages, tools = turns.pop("messages", None), turns.pop("tools", None)
     said = {name: value for name, value in turns.items() if value not in (None, [], True)}  # parallel_tool_calls
     if said:
         raise DataError(f"input: {next(iter(said))} is not trained on: leave it out")
-    return {ours: messages if theirs == "input" else row[theirs] for theirs, ours in PREFERENCE.items()}
+    found = {ours: messages if theirs == "input" else row[theirs] for theirs, ours in PREFERENCE.items()}
+    return found if tools is None else {**found, "tools": tools}

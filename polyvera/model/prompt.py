@@ -13,22 +13,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from polyvera.errors import PromptError
+from polyvera.model.message import Conversation, Message, Tools
 from polyvera.model.special_tokens import SEAM, SpecialTokens, special_tokens
+from polyvera.model.tool_formats import format_of, told
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation. fields: more of it that chat templates read, such as tool_calls, by their names."""
-
-    role: str
-    content: str
-    fields: tuple[tuple[str, Any], ...] = ()
-
-
-Tools = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +36,7 @@ class Template:
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
-Prompt = str | tuple[Message, ...]
+Prompt = str | tuple[Message, ...] | Conversation
 PASSAGE = ("input_ids", "token_type_ids")  # what of a tokenizer's answer a model is given
 PLAIN, TEMPLATE = "plain", "chat"  # the forms of a prompt: a text as it is, or a turn of the chat template
 
@@ -63,7 +53,7 @@ def prompt_form_text(tokenizer: Tokenizer, prompt_form: str) -> str:
 def prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
     """The tokens that a model is given before it answers. Raises PromptError as chat_text()."""
     if not isinstance(prompt, str):
-        return chat_ids(tokenizer, prompt)
+        return template_ids(tokenizer, chat_text(tokenizer, prompt, answer_next=True))
     whole, bare = _ids(tokenizer, prompt, special=True), bare_ids(tokenizer, prompt)
     added = _num_ends(tokenizer, whole) - _num_ends(tokenizer, bare)
     return whole[: max(1, len(whole) - added)]
@@ -81,12 +71,14 @@ def template_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return special_tokens(tokenizer).ids(text) if SEAM in text else bare_ids(tokenizer, text)
 
 
-def chat_text(tokenizer: Tokenizer, messages: Sequence[Message], *, answer_next: bool) -> str:
-    """A conversation as one text by the chat template. answer_next: whether it opens the assistant's turn.
+def chat_text(tokenizer: Tokenizer, asked: Sequence[Message] | Conversation, *, answer_next: bool) -> str:
+    """A conversation as one text by the chat template, its tools and calls as the template's family writes them.
 
-    Raises as templated().
+    answer_next: whether the assistant's turn is opened. Raises as templated().
     """
-    return templated(tokenizer, messages, Template(answer_next))
+    whole = asked if isinstance(asked, Conversation) else Conversation(tuple(asked))
+    messages, tools = told(format_of(tokenizer.chat_template), whole.messages, whole.tools)
+    return templated(tokenizer, messages, Template(answer_next, tools))
 
 
 def templated(tokenizer: Tokenizer, messages: Sequence[Message], given: Template) -> str:

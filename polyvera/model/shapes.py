@@ -197,8 +197,10 @@ def _local_config(path: Path) -> Path:
         raise SpecError(f"{str(file)!r} is not a model configuration: it has more than {MAX_CONFIG_BYTES} bytes")
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(tree, dict):
+            raise ValueError(f"a {type(tree).__name__}, where an object is wanted")
         model_type = tree.get("model_type")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, RecursionError) as error:
         raise SpecError(f"{str(file)!r} is not a model configuration: {one_line(error, 300)}") from error
     if not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING:
         near = f"; it {OWN_CODE}" if AUTO_MAP in tree else did_you_mean(str(model_type), transformers.CONFIG_MAPPING)

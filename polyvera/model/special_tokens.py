@@ -39,6 +39,8 @@ class SpecialTokens:
 
     def cut(self, text: str, *, is_answer: bool) -> str:
         """The text with a seam in each spelling. Raises PromptError for one that the tokenizer cannot write as text."""
+        if SEAM in text:
+            raise PromptError("a text contains U+FDD0, which Unicode keeps from texts: remove it")
 
         def seam(match: re.Match[str]) -> str:
             self._check(match[0] + match[match.lastindex or 0])

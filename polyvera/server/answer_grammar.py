@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polyvera.engine.generation.grammar_worker import COMPACT
+from polyvera.model.tool_formats import ToolFormat
 from polyvera.server.json_schema import closed
-from polyvera.server.tool_formats import ToolFormat
 
 MAX_CALLS = 16  # a small model may not find an end of its own
 

@@ -115,7 +115,6 @@ MESSAGE: Neutral = {
     "annotations": ([],),
     "audio": (),
     "function_call": (),
-    "name": None,
     "reasoning_content": ("",),
     "refusal": ("",),
 }

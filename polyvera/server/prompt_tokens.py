@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from polyvera.errors import ContextLengthError, SamplingError
-from polyvera.model.prompt import Message, Template, chat_ids, prompt_ids
+from polyvera.model.message import Message
+from polyvera.model.prompt import Template, chat_ids, prompt_ids
 
 # No tokenizer's ordinary token stands for more; a prompt of white space alone might be refused too early.
 MAX_CHARS_PER_TOKEN = 128

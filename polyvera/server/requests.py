@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 
 from polyvera.engine.generation.request import MAX_LOGPROBS, MAX_SCHEMA_CHARS, SamplingParams
 from polyvera.errors import SamplingError
-from polyvera.model.prompt import Message, Template, Tools
+from polyvera.model.message import Message, Tools
+from polyvera.model.prompt import Template
 from polyvera.server.fields import (
     MAX_CHOICES,
     MAX_MESSAGES,
@@ -201,6 +202,7 @@ class ChatMessage(RequestBody):
     content: Content = ""
     tool_calls: Annotated[list[CalledTool], Field(max_length=MAX_TOOLS)] = Field(default_factory=list)
     tool_call_id: CallId | None = None
+    name: CallId | None = None
 
     @model_validator(mode="after")
     def _possible(self) -> ChatMessage:
@@ -219,8 +221,7 @@ class ChatMessage(RequestBody):
         fields: list[tuple[str, Any]] = []
         if self.tool_calls:
             fields.append(("tool_calls", [call.plain for call in self.tool_calls]))
-        if self.tool_call_id is not None:
-            fields.append(("tool_call_id", self.tool_call_id))
+        fields += [(key, value) for key in ("tool_call_id", "name") if (value := getattr(self, key)) is not None]
         return Message("system" if self.role == "developer" else self.role, text, tuple(fields))
 
 

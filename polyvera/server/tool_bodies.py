@@ -9,10 +9,10 @@ from pydantic import Field, model_validator
 
 from polyvera.engine.generation.request import MAX_SCHEMA_CHARS
 from polyvera.errors import SamplingError
+from polyvera.model.tool_formats import call_of, tool_of
 from polyvera.server.fields import MAX_TEXT_CHARS
 from polyvera.server.neutral_fields import CALL
 from polyvera.server.request_body import RequestBody
-from polyvera.strict_json import loads
 
 MAX_TOOLS = 128
 FunctionName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+$")]
@@ -44,12 +44,7 @@ class ToolBody(RequestBody):
     @property
     def plain(self) -> dict[str, Any]:
         """As chat templates take it."""
-        given = self.function
-        parameters = given.parameters or {"type": "object", "properties": {}}
-        return {
-            "type": "function",
-            "function": {"name": given.name, "description": given.description, "parameters": parameters},
-        }
+        return tool_of(self.function.name, self.function.description, self.function.parameters)
 
 
 class NamedFunction(RequestBody):
@@ -86,12 +81,8 @@ class CalledTool(RequestBody):
 
     @property
     def plain(self) -> dict[str, Any]:
-        """As chat templates take it: arguments as an object, where they are one."""
-        try:
-            arguments = loads(self.function.arguments.encode())
-        except (ValueError, RecursionError):
-            arguments = self.function.arguments
-        return {"type": "function", "id": self.id, "function": {"name": self.function.name, "arguments": arguments}}
+        """As chat templates take it."""
+        return call_of(self.function.name, self.function.arguments, self.id)
 
 
 def check_tools(tools: Sequence[ToolBody], choice: str | NamedTool | None) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from polyvera.server.tool_formats import ToolFormat
+from polyvera.model.tool_formats import ToolFormat
 
 CLOSING = "</tool_call>"
 ARGUMENTS = ("arguments", "parameters")

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from polyvera.model.prompt import Message, Tools
+from polyvera.model.message import Message, Tools
+from polyvera.model.tool_formats import ToolFormat, format_of, told
 from polyvera.server.answer_grammar import MAX_CALLS, call_grammar
 from polyvera.server.requests import ChatBody
 from polyvera.server.tool_bodies import NamedTool, ToolBody
-from polyvera.server.tool_formats import ToolFormat, format_of, told
 from polyvera.server.tool_parser import ToolParser
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 from polyvera.data.row_files import READERS, NumberedRow
 from polyvera.data.tables import SHOWN, Table, alike, drawn, grouped, read, split, table
-from polyvera.errors import DataError
+from polyvera.errors import DataError, message_of
 from polyvera.train.recipe import Recipe
 
 COLUMN = "adapter"
@@ -73,6 +73,8 @@ class Tenant:
 def _check_classes(table: Table) -> None:
     """Raises DataError for labels that make no classification."""
     num_classes = len(table.labels)
+    if table.row.has_head and not num_classes:
+        raise DataError(f"{table.source}: none of its {len(table)} rows has a label, so there is nothing to learn")
     if not table.row.chooses:
         return
     if num_classes == 1:
@@ -113,6 +115,15 @@ def first_table(line: Iterable[Tenant], recipe: Recipe) -> Table | None:
         except Exception:  # it is reported when the tenant's turn comes
             continue
     return None
+
+
+def first_problem(line: Sequence[Tenant], recipe: Recipe) -> str:
+    """Why the first tenant cannot be trained, or ''."""
+    try:
+        line[0].tables(recipe)
+    except Exception as error:  # whatever its rows raise
+        return message_of(error)
+    return ""
 
 
 def sources(place: str, column: str | None) -> Mapping[str, TenantRows]:

@@ -9,7 +9,8 @@ from polyvera.data.encoding import IGNORED, encode
 from polyvera.data.row_form import Example
 from polyvera.data.tables import Table, read
 from polyvera.errors import DataError
-from polyvera.model.prompt import Message, prompt_ids
+from polyvera.model.message import Message
+from polyvera.model.prompt import prompt_ids
 
 Write = Callable[..., str]
 EOS = WORDS.index("</s>")

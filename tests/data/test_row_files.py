@@ -95,6 +95,14 @@ def test_a_source_that_is_not_there(tmp_path: Path) -> None:
         list(read_rows(str(tmp_path / "row.jsonl")))
     with pytest.raises(DataError, match=r"files must end in \.jsonl, \.csv, \.parquet"):
         list(read_rows("./rows.txt"))
+    for rows in (b"{bad", b'{"text": "a"}\n{bad'):
+        (tmp_path / "rows.jsonl").write_bytes(rows)
+        with pytest.raises(DataError, match="could not be loaded as a data set: .*JSON"):
+            list(read_rows(str(tmp_path)))
+    twice = pa.Table.from_arrays([pa.array(["a"])] * 2, names=["text", "text"])
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(DataError, match=r"twice\.parquet: names a column twice: 'text'"):
+        list(read_rows(str(tmp_path / "twice.parquet")))
     (tmp_path / "bad.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match="is not a valid Parquet file"):
         list(read_rows(str(tmp_path / "bad.parquet")))

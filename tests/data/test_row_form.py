@@ -2,10 +2,9 @@ from collections.abc import Callable
 
 import pytest
 
-from polyvera.data.row_form import value_form
 from polyvera.data.tables import read
 from polyvera.errors import DataError
-from polyvera.model.prompt import Message
+from polyvera.model.message import Message
 from polyvera.model.task import LABEL, MULTI_LABEL, PAIRS, PREFERENCE, REGRESSION, SIMILARITY, TOKEN_LABEL
 
 Write = Callable[..., str]
@@ -100,13 +99,3 @@ def test_texts_that_belong_together(jsonl: Write) -> None:
     assert read(jsonl([{**TEXT, "text_pair": "y", "label": i} for i in range(2)])).task == LABEL
     with pytest.raises(DataError, match="fit none of the known forms of task='similarity'"):
         read(jsonl([{**TEXT, "label": 2.5}]), task=SIMILARITY)
-
-
-def test_a_value_is_of_one_form() -> None:
-    assert [value_form(v) for v in ("a", 1, 1.0, ["a"], True)] == [
-        "a text",
-        "a whole number",
-        "a number",
-        "a list",
-        "a whole number",
-    ]

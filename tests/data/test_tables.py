@@ -10,7 +10,7 @@ import pytest
 
 from polyvera.data.tables import alike, drawn, read, split, table
 from polyvera.errors import DataError
-from polyvera.model.prompt import Message
+from polyvera.model.message import Message
 
 ROWS = [{"prompt": "a b", "completion": "c"}, {"prompt": 'd, "e"\nf', "completion": "ü"}]
 Write = Callable[..., str]
@@ -207,31 +207,6 @@ def test_drawn_rows_are_the_same_for_the_same_seed_and_keep_their_order(counting
     assert len(some) == 5 and [e.row for e in some.examples] == sorted(e.row for e in some.examples)
     assert drawn(table, 5, 3) == some != drawn(table, 5, 4)
     assert drawn(table, 1000, 0) is table
-
-
-CALLS = [{"type": "function", "function": {"name": "w9", "arguments": "{}"}}]
-
-
-@pytest.mark.parametrize(
-    ("turn", "row", "key"),
-    [
-        ({"tool_calls": CALLS}, {}, "tool_calls"),
-        ({"tool_calls": CALLS, "content": None}, {}, "tool_calls"),
-        ({"reasoning_content": "w1"}, {}, "reasoning_content"),
-        ({"name": "w1"}, {}, "name"),
-        ({"weight": 0}, {}, "weight"),
-        ({}, {"tools": CALLS}, "tools"),
-        ({}, {"documents": [{"text": "w1"}]}, "documents"),
-    ],
-)
-def test_what_a_conversation_says_beside_its_texts_is_refused_by_name(
-    tmp_path: Path, turn: dict[str, object], row: dict[str, object], key: str
-) -> None:
-    path = tmp_path / "rows.jsonl"
-    turns = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2", **turn}]
-    path.write_text(json.dumps({"messages": turns, **row}) + "\n")
-    with pytest.raises(DataError, match=f"row 1: .*'{key}' is not trained on"):
-        read(path)
 
 
 def test_empty_columns_of_a_conversation_say_nothing(tmp_path: Path) -> None:

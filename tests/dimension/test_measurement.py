@@ -117,5 +117,5 @@ def test_what_cannot_be_measured_is_refused(change: dict[str, object], words: st
 
 def test_no_tenant_is_an_error(base: Base, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("no rows\n")
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match="row 1: not valid JSON"):
         measure(measurement(str(tmp_path / "rows.jsonl")), base=base)

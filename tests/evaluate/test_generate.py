@@ -10,7 +10,7 @@ from polyvera.adapter.method import METHODS
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import DataError, SlotError
 from polyvera.evaluate.generate import generate
-from polyvera.model.prompt import Message
+from polyvera.model.message import Message
 
 PROMPTS = ["w1", "w2 w3 w4 w5", "w6 w7", "w8 w9 w10", "w11 w12 w13 w14 w15 w16", "w17"]
 

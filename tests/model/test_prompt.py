@@ -10,10 +10,10 @@ from transformers import PreTrainedTokenizerFast
 from polyvera.data.encoding import IGNORED, encode
 from polyvera.data.tables import table
 from polyvera.errors import DataError, PromptError
+from polyvera.model.message import Message
 from polyvera.model.prompt import (
     PLAIN,
     TEMPLATE,
-    Message,
     Template,
     bare_ids,
     chat_ids,

@@ -144,7 +144,8 @@ def test_read_config_gives_a_copy():
     ("text", "said"),
     [
         ("{oops", "is not a model configuration"),
-        ("[1]", "is not a model configuration"),
+        ("[1]", "is not a model configuration: a list, where an object is wanted"),
+        ("[" * 100_000 + "]" * 100_000, "is not a model configuration: maximum recursion depth"),
         ('{"hidden_size": 3}', "model_type=None"),
         ('{"model_type": "lama"}', "did you mean 'llama'"),
         ('{"model_type": "lama", "auto_map": {"AutoConfig": "c.C"}}', "code of its own, which is never run"),

@@ -9,7 +9,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from polyvera.errors import PromptError
-from polyvera.model.prompt import Message, Template, bare_ids, chat_ids, chat_text
+from polyvera.model.message import Message
+from polyvera.model.prompt import Template, bare_ids, chat_ids, chat_text
 from polyvera.model.special_tokens import SEAM, special_tokens
 
 CHATML = (
@@ -100,6 +101,8 @@ def test_spelling_that_no_text_can_have_is_refused() -> None:
     for text in ("</s>", "w1 </s> w2", "<s>"):
         with pytest.raises(PromptError, match="a text contains '<.*>', which the tokenizer reads as a special token"):
             chat_ids(make_words(), (Message("user", text),))
+    with pytest.raises(PromptError, match=r"U\+FDD0"):
+        special_tokens(make_words()).cut(f"a{SEAM}b", is_answer=False)
 
 
 def test_a_tokenizer_written_in_python_does_the_same() -> None:

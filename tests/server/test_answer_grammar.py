@@ -8,8 +8,8 @@ from llguidance import LLMatcher, LLTokenizer
 from tiny_serve import make_tokenizer
 
 from polyvera.engine.generation.grammar_worker import LARK, grammar_of
+from polyvera.model.tool_formats import FORMATS, HERMES, ToolFormat
 from polyvera.server.answer_grammar import call_grammar, choice_grammar, regex_grammar
-from polyvera.server.tool_formats import FORMATS, HERMES, ToolFormat
 
 REFERRING = {
     "type": "object",

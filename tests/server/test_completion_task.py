@@ -2,8 +2,8 @@
 
 import pytest
 
+from polyvera.model.tool_formats import HERMES
 from polyvera.server.completion_task import AnswerParser, finish_of
-from polyvera.server.tool_formats import HERMES
 from polyvera.server.tool_parser import ToolParser
 
 

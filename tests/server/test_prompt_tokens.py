@@ -7,7 +7,8 @@ from tiny_serve import make_tokenizer
 from tiny_server import TEMPLATE
 
 from polyvera.errors import ContextLengthError, SamplingError
-from polyvera.model.prompt import Message, chat_ids, prompt_ids
+from polyvera.model.message import Message
+from polyvera.model.prompt import chat_ids, prompt_ids
 from polyvera.server.prompt_tokens import MAX_CHARS_PER_TOKEN, chat_tokens, check_messages, prompt_tokens
 
 CONTEXT = 40

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from polyvera.model.prompt import Message
+from polyvera.model.message import Message
 from polyvera.server.requests import ChatBody, ChatMessage, CompletionBody, ResponseFormat, TokenizeBody, several
 
 TEXT = {"model": "m", "prompt": "x"}

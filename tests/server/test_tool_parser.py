@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from polyvera.server.tool_formats import FORMATS, HERMES, LLAMA, MISTRAL, SMOLLM, ToolFormat
+from polyvera.model.tool_formats import FORMATS, HERMES, LLAMA, MISTRAL, SMOLLM, ToolFormat
 from polyvera.server.tool_parser import ToolParser
 
 CALL = {"name": "f", "arguments": {"x": 'a "}]</b>', "n": [1, {"k": None}]}}

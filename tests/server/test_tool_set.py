@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 from tiny_serve import make_tokenizer
 
-from polyvera.model.prompt import Message
-from polyvera.server.requests import ChatBody
-from polyvera.server.tool_formats import MISTRAL, SMOLLM
+from polyvera.data.tables import table
+from polyvera.model.message import Message
+from polyvera.model.prompt import chat_ids, prompt_ids
+from polyvera.model.tool_formats import MISTRAL, SMOLLM
+from polyvera.server.requests import ChatBody, messages_of
 from polyvera.server.tool_set import ToolSet
 
 FUNCTIONS = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
@@ -53,3 +55,29 @@ def test_the_family_is_the_tokenizer_s() -> None:
     assert found.format is MISTRAL
     number = tokenizer.convert_tokens_to_ids("[TOOL_CALLS]")
     assert f"start: <[{number}]> " in (found.grammar(tokenizer) or "")
+
+
+CALLED = {"type": "function", "id": "c1", "function": {"name": "f", "arguments": '{"x": 1}'}}
+CHAT = [
+    {"role": "developer", "content": [{"type": "text", "text": "Be kind."}]},
+    {"role": "user", "content": "x?", "name": "ann"},
+    {"role": "assistant", "content": None, "tool_calls": [CALLED]},
+    {"role": "tool", "content": "42", "tool_call_id": "c1"},
+]
+OWN = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.role }} {{ m.name }}: {{ m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}\n{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("template", [None, OWN, OWN + "<tool_call>"])
+def test_a_chat_is_asked_as_training_reads_it(template: str | None) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        template or "{% for m in messages %}{{ m.role }} {{ m.name }}: {{ m.content }}\n{% endfor %}"
+    )
+    body = ChatBody.model_validate({"model": "m", "messages": CHAT, "tools": FUNCTIONS})
+    messages, tools = ToolSet.of(body, tokenizer).told(messages_of(body.messages), 8192)
+    answer = {"role": "assistant", "content": "yes"}
+    learnt = table("rows", [(1, {"messages": [*CHAT, answer], "tools": FUNCTIONS})]).examples[0]
+    assert chat_ids(tokenizer, messages, given=body.template(tools)) == prompt_ids(tokenizer, learnt.asked)

@@ -56,9 +56,10 @@ def test_bad_rows_of_a_common_file_are_their_tenants_alone(tmp_path: Path) -> No
         (["only"] * 8, "all 8 rows have the label 'only': add another class"),
         ([f"{i * 0.37:.2f}" for i in range(8)], "8 classes in 8 rows"),
         (["a", "b", "c", "d", "a", "b", "e"], "5 classes in 7 rows"),
+        ([[]] * 4, "none of its 4 rows has a label"),
     ],
 )
-def test_labels_that_make_no_classification_are_refused(tmp_path: Path, labels: list[str], problem: str) -> None:
+def test_labels_that_make_no_classification_are_refused(tmp_path: Path, labels: list[object], problem: str) -> None:
     path = lines(tmp_path / "rows.jsonl", [{"text": "a", "label": label} for label in labels])
     with pytest.raises(DataError, match=rf"rows\.jsonl.*{problem}"):
         only_tenant(Recipe(model="m", data=path)).tables(Recipe(model="m", data=path))

@@ -13,12 +13,12 @@ from starlette.responses import JSONResponse, Response
 from polyvera.engine.stats import RunningRequest
 from polyvera.errors import PolyveraError
 from polyvera.model.prompt import bare_ids, chat_ids, ids_text, passage, prompt_ids
+from polyvera.model.tool_formats import format_of, told
 from polyvera.server.api_keys import Caller
 from polyvera.server.catalog import BASE
 from polyvera.server.context import ServerContext, caller_of
 from polyvera.server.prompt_tokens import check_chars, check_messages, check_tokens
 from polyvera.server.requests import DetokenizeBody, TokenizeBody, messages_of
-from polyvera.server.tool_formats import format_of, told
 
 READY = "\0ready"  # the line of its checks, no tenant's
 log = logging.getLogger(__name__)

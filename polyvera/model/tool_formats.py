@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
-from polyvera.model.prompt import Message, Tools
+from polyvera.model.message import Message, Tools
+from polyvera.strict_json import loads
 
 TOOLS_PROMPT = """\
 You are an expert in composing functions. You are given a question and a set of possible functions.
@@ -53,11 +54,11 @@ class ToolFormat:
         """An id as the family's chat template takes it."""
         return sha256(given.encode()).hexdigest()[: self.id_chars] if self.id_chars else given
 
-    def prompt(self, tools: Tools, max_chars: int) -> str:
+    def prompt(self, tools: Tools, max_chars: int | None) -> str:
         """What the model is told of tools: the longest that is short enough, or the shortest."""
         described = json.dumps(list(tools), ensure_ascii=False)
         every = [prompt.format(tools=described) for prompt in self.prompts]
-        return next((one for one in every if len(one) <= max_chars), every[-1])
+        return next((one for one in every if max_chars is None or len(one) <= max_chars), every[-1])
 
     def text_of(self, calls: Sequence[Mapping[str, Any]]) -> str:
         """Calls, each with name and arguments, as the model writes them."""
@@ -71,7 +72,10 @@ HERMES = ToolFormat(
     ("<tool_call>", "tools"), "<tool_call>", "<tool_call>\n", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>"
 )
 SMOLLM = ToolFormat((), "<tool_call>", "<tool_call>[", ", ", "]</tool_call>", prompts=(TOOLS_PROMPT, SHORT_PROMPT))
-FORMATS = (MISTRAL, LLAMA, HERMES, SMOLLM)  # the first whose marks are there
+# A template that writes tools and calls in a way of its own.
+OWN = replace(HERMES, marks=("tools", "tool_calls"))
+FORMATS = (MISTRAL, LLAMA, HERMES, OWN, SMOLLM)  # the first whose marks are there
+CALLING = ("tool_calls", "tool_call_id")
 
 
 def format_of(template: object) -> ToolFormat:
@@ -80,12 +84,27 @@ def format_of(template: object) -> ToolFormat:
     return next(row for row in FORMATS if all(mark in text for mark in row.marks))
 
 
+def tool_of(name: str, description: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """A function that may be called, as chat templates take it."""
+    schema = parameters or {"type": "object", "properties": {}}
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": schema}}
+
+
+def call_of(name: str, arguments: str, call_id: str) -> dict[str, Any]:
+    """A call, as chat templates take it: arguments as an object, where they are JSON."""
+    try:
+        given = loads(arguments.encode())
+    except (ValueError, RecursionError):
+        given = arguments
+    return {"type": "function", "id": call_id, "function": {"name": name, "arguments": given}}
+
+
 def told(
-    format_: ToolFormat, messages: Sequence[Message], tools: Tools, max_chars: int
+    format_: ToolFormat, messages: Sequence[Message], tools: Tools, max_chars: int | None = None
 ) -> tuple[tuple[Message, ...], Tools]:
     """The messages and tools for the chat template: written out where it does not know of tools.
 
-    max_chars: of what is then said of them, if there is so short a prompt.
+    max_chars: of what is then said of them, if there is so short a prompt; None for the longest.
     """
     if not format_.prompts:
         return tuple(_with_ids(format_, message) for message in messages), tools
@@ -110,8 +129,8 @@ def _with_ids(format_: ToolFormat, message: Message) -> Message:
 
 def _written(format_: ToolFormat, message: Message) -> Message:
     given = dict(message.fields)
+    fields = tuple((name, value) for name, value in message.fields if name not in CALLING)
     if message.role == "tool":
-        return Message("user", f"<tool_response>\n{message.content}\n</tool_response>")
-    if "tool_calls" in given:
-        return Message(message.role, message.content + format_.text_of([c["function"] for c in given["tool_calls"]]))
-    return Message(message.role, message.content)
+        return Message("user", f"<tool_response>\n{message.content}\n</tool_response>", fields)
+    calls = [call["function"] for call in given.get("tool_calls", ())]
+    return replace(message, content=message.content + (format_.text_of(calls) if calls else ""), fields=fields)

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from tiny_serve import make_tokenizer
 
-from polyvera.model.prompt import Message, Template, templated
-from polyvera.server.tool_formats import HERMES, LLAMA, MISTRAL, SMOLLM, ToolFormat, format_of, told
+from polyvera.model.message import Message
+from polyvera.model.prompt import Template, templated
+from polyvera.model.tool_formats import HERMES, LLAMA, MISTRAL, SMOLLM, ToolFormat, format_of, told
 
 TOOLS = [{"type": "function", "function": {"name": "f", "description": "what", "parameters": {"type": "object"}}}]
 CALLED = {"type": "function", "id": "call_1", "function": {"name": "f", "arguments": {"x": 1}}}
