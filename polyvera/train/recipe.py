@@ -116,9 +116,7 @@ class Recipe(SettingsModel):
     head: Annotated[
         Names | None,
         Described(
-            "Modules trained whole, by default the classification head; 'labels' or 'random': a head of no bytes.",
-            ADAPTER,
-            ("modules_to_save",),
+            "Trained whole, by default a classifier's head; or 'labels', 'random'.", ADAPTER, ("modules_to_save",)
         ),
     ] = None
     full: Annotated[bool, Described("Train every parameter instead: the baseline.", ADAPTER)] = False
