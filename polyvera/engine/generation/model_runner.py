@@ -14,7 +14,15 @@ from polyvera.engine.generation.kv_cache import KVCache
 from polyvera.engine.trial import check_close, check_free, check_sites, recording, trying
 from polyvera.errors import LayoutError, ServeError
 from polyvera.model.answer import Meaning
-from polyvera.model.config import CAUSAL_LM, context_length, kind_of, rope_limit, text_config, vocabulary_size
+from polyvera.model.config import (
+    CAUSAL_LM,
+    ENCODER_DECODER,
+    context_length,
+    kind_of,
+    rope_limit,
+    text_config,
+    vocabulary_size,
+)
 from polyvera.model.rms_norm import fused_norms
 from polyvera.store.reference import AdapterRef
 
@@ -127,6 +135,11 @@ def _check_rope(model: PreTrainedModel, context: int | None) -> None:
 def _check(model: PreTrainedModel) -> None:
     name = type(model).__name__
     config: Any = text_config(model.config)
+    if kind_of(model) == ENCODER_DECODER:
+        raise ServeError(
+            f"{name} is an encoder-decoder, which no engine serves: train(), evaluate() and generate() take it, and "
+            "merge() writes a plain checkpoint for other servers"
+        )
     if kind_of(model) != CAUSAL_LM:
         raise ServeError(f"{name} does not generate text token by token: load a causal language model")
     if not getattr(type(model), "_can_set_attn_implementation", lambda: True)():
