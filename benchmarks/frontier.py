@@ -40,8 +40,8 @@ from polyvera.train.fleet.one_process import train_here
 from polyvera.train.rounding import rounded
 from polyvera.train.tenants import Tenant, TenantRows
 
-LATE = r"encoder\.layer\.[345]\.attention\.self\.(query|value)"
-LATE_VALUES = r"encoder\.layer\.[345]\.attention\.self\.value"
+LATE = r".*encoder\.layer\.[345]\.attention\.self\.(query|value)"
+LATE_VALUES = r".*encoder\.layer\.[345]\.attention\.self\.value"
 FACTORS, EXTENSIONS = (0.25, 0.5, 1.0, 2.0, 4.0), 3
 REFERENCE = "lora r8"
 ARMS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
