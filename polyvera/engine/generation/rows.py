@@ -90,7 +90,7 @@ def next_chunks(running: Sequence[Row], num_tokens: int, most: int | None = None
     return decoding, chunks
 
 
-def _in_turn(rows: Sequence[Row], weights: Mapping[str, float], most: int) -> Sequence[Row]:
+def _in_turn(rows: Sequence[Row], weights: Mapping[str, float], most: int) -> list[Row]:
     """So many rows, each tenant's share of them, those that have waited longest."""
     needs = Counter(row.request.tenant for row in rows)
     left = fair_shares(needs, weights, max(most, len(needs)))
