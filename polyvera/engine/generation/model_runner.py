@@ -56,13 +56,14 @@ class ModelRunner:
         with trying(model, self.undo, "packed"):
             self._try()
 
-    def check(self, ref: AdapterRef, adapter: Adapter) -> Meaning:
-        """Text. Raises LayoutError for an adapter that a batch of packed tokens cannot hold."""
+    def check(self, ref: AdapterRef, adapter: Adapter) -> tuple[Adapter, Meaning]:
+        """The adapter, for text. Raises LayoutError for an adapter that a batch of packed tokens cannot hold."""
+        adapter.check_whole()
         head = adapter.layout.head
         if head:
             raise LayoutError(f"{ref} has a head of its own, {head[0][0]}, which is not used to generate text")
         check_sites(ref, adapter, self.layers)
-        return Meaning()
+        return adapter, Meaning()
 
     def undo(self) -> None:
         """The model as it was, without the banks that were put in."""
