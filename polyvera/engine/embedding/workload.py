@@ -68,7 +68,7 @@ class EmbeddingWorkload:
 
     def batches(self) -> Iterator[list[TextRow]]:
         """All running rows, in batches; those of requests that end meanwhile are left out."""
-        for batch in batches(list(self.scheduler.running), self._chunk):
+        for batch in batches(list(self.scheduler.running), self._chunk, pads=self._runner.pads):
             open_ = [row for row in batch if not row.request.whole.is_over]
             if open_:
                 yield open_
@@ -147,11 +147,15 @@ class EmbeddingWorkload:
         return meaning
 
 
-def batches(rows: Sequence[TextRow], most: int) -> Iterator[list[TextRow]]:
-    """Rows of like lengths, at most so many tokens with what fills them up; a longer row is alone."""
+def batches(rows: Sequence[TextRow], most: int, *, pads: bool = True) -> Iterator[list[TextRow]]:
+    """Rows of like lengths, at most so many tokens with what fills them up; a longer row is alone.
+
+    pads: whether they may be filled up; else they are of one length.
+    """
     batch: list[TextRow] = []
     for row in sorted(rows, key=lambda row: row.request.num_tokens):  # so that the next is the longest yet
-        if batch and (len(batch) + 1) * row.request.num_tokens > most:
+        is_other = not pads and row.request.num_tokens != batch[-1].request.num_tokens if batch else False
+        if batch and (is_other or (len(batch) + 1) * row.request.num_tokens > most):
             yield batch
             batch = []
         batch.append(row)
