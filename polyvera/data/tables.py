@@ -45,6 +45,11 @@ class Table:
         return FORMS[self.kind].task
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that all of its rows have."""
+        return FORMS[self.kind].columns
+
+    @property
     def row(self) -> Task:
         """The row of that task."""
         return TASKS[self.task]

@@ -1,6 +1,6 @@
 """crossing: the size at which a curve of scores reaches a line, and how sure that is.
 
-Scores of growing sizes are made monotone (isotonic regression by pooling adjacent violators, Ayer 1955) and
+Scores of growing sizes are made monotone (isotonic regression by its min-max formula, Barlow 1972) and
 interpolated in log(1 + size). The interval is a bootstrap over seeds (Efron 1979) of residuals, which all sizes of a
 family share, widened by √(n / (n - 1)) for the mean that was taken out of n seeds.
 """
@@ -41,42 +41,44 @@ def crossing(scores: Scores, reference: Sequence[float], share: float) -> Crossi
     size = reaches(sizes, means, share * float(np.mean(reference)))
     residuals = _residuals(scores)
     if not len(residuals):
-        return Crossing(size)
+        return Crossing(float(size))
     draw, own = np.random.RandomState(RANDOM), _residuals({0: reference})
-    counts = [len(scores[int(size)]) for size in sizes]
-    found = []
-    for _ in range(DRAWS):
-        moved = means + [draw.choice(residuals, num).mean() if num > 1 else 0.0 for num in counts]
-        line = np.mean(reference) + (draw.choice(own, len(reference)).mean() if len(own) else 0.0)
-        found.append(reaches(sizes, moved, share * float(line)))
-    low, high = np.percentile(found, INTERVAL, method="nearest")
-    return Crossing(size, float(low), float(high))
+    moved = means + np.stack([_means(draw, residuals, len(scores[int(size)])) for size in sizes], axis=1)
+    lines = share * (float(np.mean(reference)) + _means(draw, own, len(reference)))
+    low, high = np.percentile(reaches(sizes, moved, lines), INTERVAL, method="nearest")
+    return Crossing(float(size), float(low), float(high))
 
 
-def reaches(sizes: np.ndarray, scores: np.ndarray, line: float) -> float:
-    """The size at which the monotone curve reaches the line; the first one where that is on it, inf where none does."""
-    curve = monotone(scores)
-    above = int(np.argmax(curve >= line)) if curve[-1] >= line else None
-    if above is None:
-        return inf
-    if above == 0:
-        return float(sizes[0])
-    below = above - 1
-    part = (line - curve[below]) / (curve[above] - curve[below])
-    first, last = np.log1p(sizes[below]), np.log1p(sizes[above])
-    return float(np.expm1(first + part * (last - first)))
+def _means(draw: np.random.RandomState, residuals: np.ndarray, num: int) -> np.ndarray:
+    """(DRAWS,) of the mean of so many residuals; 0 for one, and where there is none."""
+    return draw.choice(residuals, (DRAWS, num)).mean(1) if num > 1 and len(residuals) else np.zeros(DRAWS)
+
+
+def reaches(sizes: np.ndarray, scores: np.ndarray, line: float | np.ndarray) -> np.ndarray:
+    """(...): the size at which each monotone curve reaches its line: the first one on or above it, inf where none is.
+
+    sizes: (n,). scores: (..., n). line: of each curve.
+    """
+    curve, line = monotone(scores), np.asarray(line)[..., None]
+    above = np.argmax(curve >= line, -1)[..., None]
+    below = np.maximum(above - 1, 0)
+    low, high = (np.take_along_axis(curve, at, -1) for at in (below, above))
+    part = np.where(above > 0, (line - low) / np.where(high > low, high - low, 1), 1.0)
+    logs = np.log1p(sizes)
+    found = np.expm1(logs[below] + part * (logs[above] - logs[below]))
+    return np.where(curve[..., -1:] >= line, found, inf)[..., 0]
 
 
 def monotone(scores: np.ndarray) -> np.ndarray:
-    """The nearest scores, by squares, that never fall."""
-    blocks: list[tuple[float, int]] = []
-    for score in scores:
-        mean, num = float(score), 1
-        while blocks and blocks[-1][0] >= mean:
-            other, more = blocks.pop()
-            mean, num = (mean * num + other * more) / (num + more), num + more
-        blocks.append((mean, num))
-    return np.concatenate([np.full(num, mean) for mean, num in blocks])
+    """(..., n): the nearest scores, by squares, that never fall.
+
+    At k the largest over i <= k of the least mean of scores i ... j over j >= k. scores: (..., n), for a small n.
+    """
+    num = scores.shape[-1]
+    sums = np.concatenate([np.zeros_like(scores[..., :1]), np.cumsum(scores, -1)], -1)
+    means = [[(sums[..., j + 1] - sums[..., i]) / (j + 1 - i) for j in range(i, num)] for i in range(num)]
+    least = [[np.minimum.reduce(own[k - i :]) for k in range(i, num)] for i, own in enumerate(means)]
+    return np.stack([np.maximum.reduce([least[i][k - i] for i in range(k + 1)]) for k in range(num)], -1)
 
 
 def _residuals(scores: Scores) -> np.ndarray:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
+from threading import local
 from typing import Any
 
 from polyvera.errors import StoreUnavailableError
@@ -74,6 +75,7 @@ class Database:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / FILE
+        self._own = local()
         try:
             if not folder.is_dir():
                 make_folder(folder.absolute())
@@ -103,11 +105,14 @@ class Database:
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
+        """This thread's connection, which it keeps: a new one reads the whole schema first."""
         try:
-            with closing(sqlite3.connect(self.path, BUSY_S, isolation_level=None)) as connection:
-                connection.row_factory = sqlite3.Row
-                yield connection
+            if not hasattr(self._own, "connection"):
+                self._own.connection = sqlite3.connect(self.path, BUSY_S, isolation_level=None)
+                self._own.connection.row_factory = sqlite3.Row
+            yield self._own.connection
         except sqlite3.DatabaseError as error:
+            self._own = local()  # whatever is wrong with it, the next one is another
             raise StoreUnavailableError(f"the database of jobs {self.path} cannot be used: {error}") from error
 
 

@@ -10,6 +10,7 @@ from polyvera.jobs.operation_table import OperationTable
 from polyvera.jobs.run_table import RunTable
 from polyvera.jobs.sampler_table import SamplerTable
 from polyvera.jobs.saved_weights import WeightsTable
+from polyvera.jobs.training_curves import TrainingCurves
 from polyvera.jobs.training_files import TrainingFiles
 from polyvera.jobs.training_policy import TrainingPolicy
 from polyvera.jobs.upload_table import UploadTable
@@ -28,6 +29,7 @@ class FineTuning:
     operations: OperationTable
     weights: WeightsTable
     samplers: SamplerTable
+    curves: TrainingCurves
 
     @classmethod
     def open(cls, policy: TrainingPolicy) -> FineTuning:
@@ -37,4 +39,5 @@ class FineTuning:
         uploads = UploadTable(database, files, policy.max_tenant_bytes)
         runs, operations = RunTable(database), OperationTable(database, policy)
         weights, samplers = WeightsTable(database), SamplerTable(database)
-        return cls(policy, database, files, uploads, jobs, runs, operations, weights, samplers)
+        curves = TrainingCurves(database, jobs)
+        return cls(policy, database, files, uploads, jobs, runs, operations, weights, samplers, curves)

@@ -60,6 +60,8 @@ class JobQueue:
 
     def claim(self) -> FineTuningJob | None:
         """The next job, which is running now; None where nobody waits."""
+        if not self._database.rows("SELECT 1 FROM jobs WHERE status = ? LIMIT 1", (QUEUED,)):
+            return None  # without the lock that those who write wait for
         with self._database.changing() as connection:
             row = connection.execute(NEXT, (today(),)).fetchone()
             if row is None:

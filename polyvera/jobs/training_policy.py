@@ -38,6 +38,15 @@ class TrainingPolicy:
         None
     )
     targets: Annotated[str, Described("Their layers, as a recipe names them.", TRAIN, name="train_targets")] = "default"
+    deterministic: Annotated[
+        bool,
+        Described(
+            "Compute the rows of each job and run in batches of their own: slower, and what it becomes is bit for bit "
+            "the same whatever trains beside it.",
+            TRAIN,
+            name="train_deterministic",
+        ),
+    ] = False
     slots: Annotated[Count, Described("Jobs that train at a time.", TRAIN, name="train_slots")] = 32
     max_tenant_bytes: Annotated[
         Count, Described("Most bytes of one tenant's files, in MiB.", TRAIN, name="max_files_mib", scale=MIB)

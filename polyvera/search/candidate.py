@@ -17,7 +17,7 @@ from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import find_sites, linear_layers
 from polyvera.data.tables import Table
 from polyvera.model.load import Base
-from polyvera.store.file.codec import encode
+from polyvera.store.file.file_bytes import num_file_bytes
 from polyvera.train.preparation import said, spec_for
 from polyvera.train.recipe import Recipe
 
@@ -97,7 +97,7 @@ class Sizer:
         numbers = torch.linspace(-1.0, 1.0, layout.num_params)
         adapter = Adapter(spec, layout, numbers, sha256, base=self._fingerprint, scores=SCORES)
         recipe = self.recipe.replaced(**self.choices(candidate), lr=A_RATE)
-        return len(encode(said(recipe, adapter, self.table.kind, self.table.labels), candidate.stored))
+        return num_file_bytes(said(recipe, adapter, self.table.kind, self.table.labels), candidate.stored)
 
     def _laid_out(self, candidate: Candidate) -> tuple[AdapterSpec, Layout]:
         spec = self.recipe.replaced(**self.choices(candidate)).spec(self.base.head)

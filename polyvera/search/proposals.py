@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice, zip_longest
 
@@ -19,7 +19,7 @@ from polyvera.store.file.stored_dtype import STORED_DTYPES
 POWERS = (0.0, 0.5, 1.0)  # of a saliency: how many layers, or how salient ones
 MATRIX_RANKS = (1, 2, 4)  # where A or B is trained
 SHARES_OF_RANK = (1, 4, 16)  # of a method's own rank, where it is not
-MIN_HASH, HASH_RATIO = 8, 0.97
+MIN_HASH = 8
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,10 @@ class Proposer:
         """The candidate itself where it fits, else as the largest hash that does, None where none does."""
         if self._fits(candidate):
             return candidate
-        size = self._room(candidate)
-        while size >= MIN_HASH:
-            one = replace(candidate, hash_size=size)
-            if self._fits(one):
-                return one
-            size = int(size * HASH_RATIO) - 1
-        return None
+        found = most_that_fits(
+            MIN_HASH, self._room(candidate), lambda size: self._fits(replace(candidate, hash_size=size))
+        )
+        return None if found is None else replace(candidate, hash_size=found)
 
     def _packed(self, arm: Arm, value: Mapping[str, float]) -> Candidate | None:
         """The layers of the largest value whose letters fit, by the density of value."""
@@ -113,14 +110,16 @@ class Proposer:
         for name in sorted(self.shapes, key=lambda name: -value[name] / costs[name]):
             if costs[name] <= room:
                 room, chosen = room - costs[name], [*chosen, name]
-        while chosen and not self._fits(one := arm.on([n for n in self.shapes if n in chosen])):
-            chosen = chosen[:-1]
-        return one if chosen else None
+        num = most_that_fits(1, len(chosen), lambda num: self._fits(arm.on(self._in_order(chosen[:num]))))
+        return None if num is None else arm.on(self._in_order(chosen[:num]))
 
     def _hashed(self, arm: Arm, value: Mapping[str, float]) -> Candidate | None:
         """The largest hash that fits, on the half of the layers with the most value."""
         most = sorted(self.shapes, key=lambda name: -value[name])[: max(1, len(self.shapes) // 2)]
-        return self.fitted(arm.on([name for name in self.shapes if name in most]))
+        return self.fitted(arm.on(self._in_order(most)))
+
+    def _in_order(self, sites: Sequence[str]) -> list[str]:
+        return [name for name in self.shapes if name in sites]
 
     def _bits(self, arm: Arm, site: str) -> int:
         layout = layout_of(AdapterSpec(arm.method, arm.rank), {site: self.shapes[site]})
@@ -128,8 +127,8 @@ class Proposer:
 
     def _room(self, candidate: Candidate) -> int:
         """About how many numbers its letters may have."""
-        empty = self.sizer.file_bytes(replace(candidate, hash_size=1))
-        return max(0, 8 * (self.num_bytes - empty) // STORED_DTYPES[candidate.stored].bits)
+        least = self.sizer.file_bytes(replace(candidate, hash_size=MIN_HASH))
+        return max(0, MIN_HASH + 8 * (self.num_bytes - least) // STORED_DTYPES[candidate.stored].bits)
 
     def _fits(self, candidate: Candidate) -> bool:
         bits = STORED_DTYPES[candidate.stored].bits
@@ -151,6 +150,17 @@ class Proposer:
                 f"bytes={self.num_bytes}: no adapter fits; a file without letters has about {least} bytes, "
                 "those of its header and of a trained head: give more bytes"
             )
+
+
+def most_that_fits(least: int, most: int, fits: Callable[[int], bool]) -> int | None:
+    """The largest of least ... most that fits, where what fits fits with less, too; None where none does."""
+    high, step = most + 1, 1  # high does not fit; steps down from most double, since it is about what fits
+    while (low := max(high - step, least)) < high and not fits(low):
+        high, step = low, 2 * step
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low if least <= low < high else None
 
 
 def _worth(candidate: Candidate, saliency: Mapping[str, float]) -> float:

@@ -25,6 +25,25 @@ def test_a_dip_is_pooled_with_its_neighbour() -> None:
     assert list(monotone(np.array([3.0, 2.0, 1.0]))) == [2.0, 2.0, 2.0]
 
 
+def pooled(scores: np.ndarray) -> np.ndarray:
+    """The naive twin: neighbours that fall are pooled until none does."""
+    blocks: list[list[float]] = []
+    for score in scores:
+        blocks.append([float(score)])
+        while len(blocks) > 1 and np.mean(blocks[-2]) >= np.mean(blocks[-1]):
+            last = blocks.pop()
+            blocks[-1] += last
+    return np.concatenate([np.full(len(block), np.mean(block)) for block in blocks])
+
+
+def test_many_curves_at_once_are_each_pooled() -> None:
+    curves = np.random.RandomState(0).randn(50, 7)
+    assert np.allclose(monotone(curves), [pooled(curve) for curve in curves])
+    sizes, lines = np.arange(7) ** 3, np.linspace(-1, 1, 50)
+    alone = [reaches(sizes, curve, line) for curve, line in zip(curves, lines, strict=True)]
+    assert np.allclose(reaches(sizes, curves, lines), alone)
+
+
 def test_one_seed_has_no_interval_and_equal_seeds_have_a_point() -> None:
     curve = {0: (0.0,), 10: (0.5,), 100: (1.0,)}
     assert crossing(curve, (1.0,), 0.9).low is None

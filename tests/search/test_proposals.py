@@ -4,7 +4,7 @@ import pytest
 
 from polyvera.errors import RecipeError
 from polyvera.search.candidate import Sizer, sites_of
-from polyvera.search.proposals import Proposer, arms
+from polyvera.search.proposals import Proposer, arms, most_that_fits
 
 BUDGETS = (2100, 3000)
 
@@ -45,3 +45,10 @@ def test_chance_is_the_same_for_the_same_seed(sizer: Sizer) -> None:
 def test_too_few_bytes_are_refused(sizer: Sizer) -> None:
     with pytest.raises(RecipeError, match="bytes=100: no adapter fits"):
         proposer(sizer, 100).uniform()
+
+
+@pytest.mark.parametrize(("fit", "found"), [(99, 9), (9, 9), (8, 8), (4, 4), (3, 3), (2, None)])
+def test_the_most_that_fits(fit: int, found: int | None) -> None:
+    asked: list[int] = []
+    assert most_that_fits(3, 9, lambda size: asked.append(size) or size <= fit) == found
+    assert len(asked) <= 5 and most_that_fits(3, 2, lambda size: True) is None

@@ -1,5 +1,6 @@
 // The last hour as three curves a line: tokens a second, time to the first token, answers that wait.
 
+import { hue, picture } from "./chart.js";
 import { byId, make, say } from "./element.js";
 import { get } from "./server.js";
 import { milliseconds } from "./timing.js";
@@ -7,10 +8,6 @@ import { isShown, SHOWN } from "./views.js";
 import { count } from "./words.js";
 
 const EVERY_MS = 15_000;
-const WIDTH = 600;
-const HEIGHT = 110;
-const GOLDEN = 137.508; // degrees between two lines' colours
-const SVG = "http://www.w3.org/2000/svg";
 const CHARTS = [
   ["tokens_per_s", "Answer tokens a second", (value) => count(Number(value.toPrecision(3)))],
   ["first_token_s", "Time to the first token", (value) => milliseconds(1_000 * value)],
@@ -48,33 +45,25 @@ function show({ data: lines }) {
 
 function figure([key, title, word], lines) {
   const most = Math.max(...lines.flatMap((line) => line[key].map((value) => value ?? 0)));
-  const picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", preserveAspectRatio: "none" });
-  picture.ariaLabel = `${title}: at most ${word(most)} in the last hour`;
-  picture.append(...lines.flatMap((line, at) => paths(line[key], most || 1).map((d) => path(d, at))));
+  const drawn = picture(`${title}: at most ${word(most)} in the last hour`, lines.map((line) => runs(line[key], most || 1)),
+    lines.map((line, at) => hue(at)));
   const head = make("figcaption", {}, make("span", { textContent: title }),
     make("span", { className: "muted", textContent: `at most ${word(most)}` }));
   const foot = make("p", { className: "muted hint axis" },
     ...["60 min ago", "30", "now"].map((textContent) => make("span", { textContent })));
-  return make("figure", {}, head, picture, foot);
+  return make("figure", {}, head, drawn, foot);
 }
 
-// The runs of values that are there, each as a path.
-function paths(values, most) {
-  const step = WIDTH / (values.length - 1);
-  const runs = [];
+// The runs of values that are there, as points from 0 to 1.
+function runs(values, most) {
+  const found = [];
   values.forEach((value, at) => {
     if (value === null) return;
-    const point = `${(at * step).toFixed(1)},${(HEIGHT - 4 - (value / most) * (HEIGHT - 10)).toFixed(1)}`;
-    if (at && values[at - 1] !== null) runs.at(-1).push(point);
-    else runs.push([point]);
+    const point = [at / (values.length - 1), value / most];
+    if (at && values[at - 1] !== null) found.at(-1).push(point);
+    else found.push([point]);
   });
-  return runs.map((points) => `M${points.join("L")}${points.length === 1 ? "h1.5" : ""}`);
-}
-
-function path(d, at) {
-  const made = svg("path", { d, class: "curve" });
-  made.style.setProperty("--hue", hue(at));
-  return made;
+  return found;
 }
 
 function legend(line, at) {
@@ -83,14 +72,4 @@ function legend(line, at) {
   const tokens = line.tokens_per_s.reduce((sum, value) => sum + value, 0) * 30;
   const facts = make("span", { className: "muted", textContent: `${count(Math.round(tokens))} tokens` });
   return make("li", {}, mark, make("span", {}, make("span", { className: "name", textContent: line.name || "no tenant" }), " ", facts));
-}
-
-function hue(at) {
-  return String((190 + at * GOLDEN) % 360);
-}
-
-function svg(tag, attributes) {
-  const made = document.createElementNS(SVG, tag);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  return made;
 }

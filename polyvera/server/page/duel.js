@@ -37,6 +37,13 @@ export function suggest(names) {
   });
 }
 
+// Two adapters for A and B; B stays as it is where there is none.
+export function choose(A, B) {
+  byId("duel-A").value = A;
+  if (B) byId("duel-B").value = B;
+  say(byId("duel-status"), B ? `${A} against ${B} and the base.` : `${A} against the base: name another one as B.`);
+}
+
 export function forget() {
   running?.abort();
   rows = [];

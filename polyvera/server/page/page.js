@@ -9,6 +9,7 @@ import { byId, say } from "./element.js";
 import * as live from "./live.js";
 import * as code from "./request_code.js";
 import { get, key, KEY_WANTED, setKey } from "./server.js";
+import * as train from "./train.js";
 import * as texts from "./texts.js";
 import * as upload from "./upload.js";
 import * as usage from "./usage.js";
@@ -16,12 +17,17 @@ import * as views from "./views.js";
 import { count } from "./words.js";
 
 const WRITERS = ["chat", "duel", "adapters", "activity", "usage"];
+const TRAIN_AT = 2; // where the view to train stands among them
 const READERS = ["texts", "adapters", "activity", "usage"];
 
 function start() {
   adapters.start(chat.choose, details.open);
   details.start(adapters.show);
   upload.start(adapters.list);
+  train.start((A, B) => {
+    duel.choose(A, B);
+    location.hash = "duel";
+  });
   for (const part of [chat, code, curves, duel, live, texts, usage, views]) part.start();
   document.addEventListener(KEY_WANTED, (event) => wantKey(event.detail));
   byId("key-form").addEventListener("submit", (event) => {
@@ -33,8 +39,8 @@ function start() {
 }
 
 async function load() {
-  for (const part of [live, curves, usage]) part.restart();
-  const [names] = await Promise.all([adapters.list(), showModel(), showRights()]);
+  for (const part of [live, curves, train, usage]) part.restart();
+  const [names] = await Promise.all([adapters.list(), showViews()]);
   if (names) {
     byId("notice").hidden = true;
     chat.suggest(names);
@@ -42,23 +48,27 @@ async function load() {
   }
 }
 
-// What the key may do beside asking.
+// What the key may do beside asking; whether the server trains for it.
 async function showRights() {
-  let mayPublish = false;
+  let rights = { can_publish: false, max_epochs: null };
   try {
-    mayPublish = (await get("v1/me")).can_publish;
+    rights = await get("v1/me");
   } catch {
     // the notice tells why
   }
-  details.allow(mayPublish);
-  upload.allow(mayPublish);
+  details.allow(rights.can_publish);
+  upload.allow(rights.can_publish);
+  train.allow(rights.max_epochs);
+  return rights.can_train;
 }
 
-async function showModel() {
+async function showViews() {
+  const rights = showRights();
   try {
     const base = await get("v1/models/base");
     const isWriter = chat.showBase(base);
-    views.offer(isWriter ? WRITERS : READERS);
+    const trains = (await rights) && isWriter;
+    views.offer(isWriter ? WRITERS.toSpliced(TRAIN_AT, 0, ...(trains ? ["train"] : [])) : READERS);
     say(byId("served"), `${base.id}, ${count(base.max_model_len)} tokens of context`);
   } catch (error) {
     say(byId("served"), error.status === 401 ? "" : error.message);
@@ -85,7 +95,7 @@ function useKey(text) {
   byId("key-input").value = "";
   byId("notice").hidden = true;
   if (text) byId("key").open = false;
-  for (const part of [chat, duel, live, texts]) part.forget();
+  for (const part of [chat, duel, live, texts, train]) part.forget();
   load();
 }
 

@@ -30,11 +30,12 @@ export async function get(path, signal) {
   return response.json();
 }
 
-// The JSON that a request with a body is answered. body: an object, or a file as it is. Throws Problem, or AbortError.
+// The JSON that a request with a body is answered. body: an object, or a file or form as it is. Throws Problem, or
+// AbortError.
 export async function send(method, path, body, signal) {
-  const isFile = body instanceof Blob;
-  const headers = body === undefined || isFile ? {} : { "Content-Type": "application/json" };
-  const response = await asked(path, { method, headers, body: isFile ? body : JSON.stringify(body), signal });
+  const isWhole = body instanceof Blob || body instanceof FormData;
+  const headers = body === undefined || isWhole ? {} : { "Content-Type": "application/json" };
+  const response = await asked(path, { method, headers, body: isWhole ? body : JSON.stringify(body), signal });
   return response.json();
 }
 

@@ -154,7 +154,7 @@ def _removed(context: ServerContext, caller: Caller, reference: str, with_aliase
         raise ReferenceNameError(
             f"{reference}: name the version, such as {ref}, or remove them all with all_versions=true"
         )
-    _remove(context, caller, ref, with_aliases)
+    remove_adapter(context, caller, ref, with_aliases)
     return ref
 
 
@@ -166,11 +166,12 @@ def _removed_whole(context: ServerContext, caller: Caller, name: str) -> list[in
         raise ReferenceNameError(f"{name}: with all_versions=true a name has no version, such as {ref.name}")
     refs = context.catalog.versions(name)
     for one in refs:
-        _remove(context, caller, one, with_aliases=True)
+        remove_adapter(context, caller, one, with_aliases=True)
     return [one.version for one in refs]
 
 
-def _remove(context: ServerContext, caller: Caller, ref: AdapterRef, with_aliases: bool) -> None:
+def remove_adapter(context: ServerContext, caller: Caller, ref: AdapterRef, with_aliases: bool) -> None:
+    """Removes a version from the store and from the engine. Raises what the store raises."""
     assert context.catalog.registry is not None
     context.catalog.registry.remove(str(ref), with_aliases=with_aliases)
     context.engine.evict(ref)

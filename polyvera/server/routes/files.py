@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import json
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse, Response
 
+from polyvera.data.row_form import Example
 from polyvera.errors import ServeError
-from polyvera.jobs.training_files import TrainingFile
+from polyvera.jobs.fine_tuning_job import DPO, SUPERVISED
+from polyvera.jobs.training_files import TrainingFile, TrainingFiles, read_table
+from polyvera.model.message import Message
 from polyvera.server.context import ServerContext, caller_of
 from polyvera.server.multipart import FormPart, form_parts
 from polyvera.server.responses import page_of
@@ -56,12 +61,37 @@ def routes(context: ServerContext) -> APIRouter:
         file = await context.run(request, files.get, caller_of(request).tenant, id)
         return FileResponse(files.path(file.id), media_type="application/jsonl")
 
+    @router.get("/v1/files/{id}/examples")
+    async def examples(request: HttpRequest, id: str, limit: Annotated[int, Query(ge=1, le=100)] = 1) -> Any:
+        return await context.run(request, _examples, context.training.files, caller_of(request).tenant, id, limit)
+
     @router.delete("/v1/files/{id}")
     async def deleted(request: HttpRequest, id: str) -> dict[str, Any]:
         await context.run(request, context.training.files.delete, caller_of(request).tenant, id)
         return {"id": id, "object": "file", "deleted": True}
 
     return router
+
+
+def _examples(files: TrainingFiles, tenant: str, id: str, limit: int) -> dict[str, Any]:
+    """What was understood of a file: the form of its rows, the method that they train by, and the first of them."""
+    found = read_table(files.path(id), files.get(tenant, id).filename)
+    method = DPO if found.row.compares else SUPERVISED
+    data = [_shown_example(one) for one in found.examples[:limit]]
+    return {"object": "list", "columns": found.columns, "method": method, "num_rows": len(found), "data": data}
+
+
+def _shown_example(one: Example) -> dict[str, Any]:
+    said = (Message("", one.prompt),) if isinstance(one.prompt, str) else one.prompt
+    turns = [{"role": turn.role, "content": _with_calls(turn.content, turn.fields)} for turn in said]
+    worse = {"rejected": one.rejected} if one.rejected else {}
+    return {"row": one.row, "prompt": turns, "answer": _with_calls(one.answer, one.fields), **worse}
+
+
+def _with_calls(content: str, fields: Iterable[tuple[str, Any]]) -> str:
+    """A turn as people read it: its text, and what it has beside it, such as calls of functions."""
+    rest = [f"{name}: {json.dumps(value, default=str)}" for name, value in fields]
+    return "\n".join([content, *rest] if content else rest)
 
 
 def shown(file: TrainingFile) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -48,6 +49,12 @@ def _add_jobs(router: APIRouter, context: ServerContext) -> None:
         jobs, tenant = context.training.jobs, caller_of(request).tenant
         found = await context.run(request, jobs.list, tenant, limit + 1, after)
         return page_of([shown(job) for job in found[:limit]], has_more=len(found) > limit)
+
+    @router.get("/v1/fine_tuning/curves")
+    async def curves(request: HttpRequest, limit: Limit = 20) -> dict[str, Any]:
+        found, tenant = context.training.curves, caller_of(request).tenant
+        several = await context.run(request, lambda: [*found.jobs(tenant, limit), *found.runs(tenant, limit)])
+        return {"object": "list", "data": [asdict(one) for one in several]}
 
     @router.get(JOBS + "/{id}")
     async def retrieved(request: HttpRequest, id: str) -> dict[str, Any]:

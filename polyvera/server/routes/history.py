@@ -19,7 +19,8 @@ def routes(context: ServerContext) -> APIRouter:
     async def me(request: HttpRequest) -> dict[str, Any]:
         caller = caller_of(request)
         given = asdict(caller) | {"adapters": list(caller.adapters), "can_publish": _can_publish(context, caller.admin)}
-        return {"object": "key", **given}
+        most = None if context.fine_tuning is None else context.fine_tuning.policy.max_epochs
+        return {"object": "key", **given, "can_train": most is not None, "max_epochs": most}
 
     @router.get("/v1/history")
     async def history(request: HttpRequest, group_by: Literal["adapter", "tenant"] = "adapter") -> dict[str, object]:

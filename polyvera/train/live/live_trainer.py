@@ -62,6 +62,7 @@ class LiveTrainer:
 
     base: with the bank in it. batch_tokens: the most tokens of a batch with its padding. folder: where parked runs
     beyond parked_bytes lie, None for memory alone. pace: called with the seconds of each batch, so that it may rest.
+    is_deterministic: each run's rows are in batches of their own.
 
     submit() may be called by any thread, round() by one at a time.
     """
@@ -76,12 +77,14 @@ class LiveTrainer:
         folder: Path | None = None,
         parked_bytes: int = PARKED_BYTES,
         pace: Pace = lambda seconds: None,
+        is_deterministic: bool = False,
     ) -> None:
         device = bank.flat.device.type
         self.base, self.bank, self.moments, self.model = base, bank, SlotMoments(bank), model
         self.num_tokens, self.max_length = vocabulary_size(base.model), context_length(base.model, base.tokenizer)
         tokens = batch_tokens or BATCH_TOKENS.get(device, GPU_BATCH_TOKENS)
-        self.passes = MixedPass(base, bank, pad_token(base.model, base.tokenizer), tokens, pace=pace)
+        pad_id = pad_token(base.model, base.tokenizer)
+        self.passes = MixedPass(base, bank, pad_id, tokens, pace=pace, is_deterministic=is_deterministic)
         self._groups = (ParamGroup(0, bank.layout.num_params, 1.0),)
         self._template = replace(extract(bank, bank.first), base=fingerprint(base.model), model=model)
         self._fresh = RunState.of_slot(self.moments, 0)

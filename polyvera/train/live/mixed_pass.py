@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -44,7 +45,8 @@ class MixedPass:
     """Passes over one base with one bank.
 
     pad_id: what short rows are filled up with. batch_tokens: the most tokens of a batch with its padding. pace: called
-    with the seconds that each batch took.
+    with the seconds that each batch took. is_deterministic: the rows of a pass are in batches of their own, so that
+    what it gives is bit for bit the same, whatever is computed beside it.
     """
 
     base: Base
@@ -53,6 +55,7 @@ class MixedPass:
     batch_tokens: int
     traffic: Traffic = field(default_factory=Traffic)
     pace: Pace = lambda seconds: None
+    is_deterministic: bool = False
 
     def run(self, passes: Sequence[tuple[int, Pass]]) -> list[PassResult]:
         """The result of each (slot, pass); those with a backward pass add to the gradients of their slots."""
@@ -64,12 +67,20 @@ class MixedPass:
         totals, found = [0.0] * len(passes), dict[tuple[int, int], Numbers]()
         for is_trained in (True, False):
             own = [row for row in rows if row.backward == is_trained]
-            for numbers in packed([max(len(row.row), len(row.row.positions)) for row in own], self.batch_tokens):
-                self._timed([own[i] for i in numbers], is_trained, totals, found)
+            for batch in self._batches(own):
+                self._timed(batch, is_trained, totals, found)
         return [
             PassResult(totals[i], tuple(found[i, place] for place in range(len(one.rows))))
             for i, (_, one) in enumerate(passes)
         ]
+
+    def _batches(self, rows: Sequence[RoutedRow]) -> Iterator[list[RoutedRow]]:
+        groups = [rows]
+        if self.is_deterministic:
+            groups = [list(own) for _, own in groupby(rows, key=lambda row: row.owner)]
+        for group in groups:
+            for numbers in packed([max(len(row.row), len(row.row.positions)) for row in group], self.batch_tokens):
+                yield [group[i] for i in numbers]
 
     def _timed(
         self, batch: Sequence[RoutedRow], is_trained: bool, totals: list[float], found: dict[tuple[int, int], Numbers]

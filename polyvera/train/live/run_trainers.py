@@ -82,7 +82,8 @@ class RunTrainers:
         with _kept_trainable(own.base):
             bank = inject(own.base.model, spec, self._num_slots(spec, own.base))
         folder = self._folder / f"{method}-{rank}"
-        return LiveTrainer(own.base, bank, model=own.model, folder=folder, pace=self._pace)
+        apart = own.passes.is_deterministic
+        return LiveTrainer(own.base, bank, model=own.model, folder=folder, pace=self._pace, is_deterministic=apart)
 
     def _num_slots(self, spec: AdapterSpec, base: Base) -> int:
         size = layout_of(spec, find_sites(base.model, spec)).expanded.num_params

@@ -70,7 +70,8 @@ def train_jobs(start: TrainerStart, ended: Event, on_ready: Callable[[], None] =
             assert bank is not None
             policy, pace, registry = start.policy, resting(start.policy.share), Registry(start.store)
             parked = policy.folder / "parked"
-            trainer = LiveTrainer(base, bank, model=start.model, folder=parked, pace=pace)
+            apart = policy.deterministic
+            trainer = LiveTrainer(base, bank, model=start.model, folder=parked, pace=pace, is_deterministic=apart)
             jobs = JobWorker(trainer, database, registry, start.recipe, policy)
             runs = RunWorker(RunTrainers(trainer, policy.slots, parked, pace), database, registry, policy)
             on_ready()

@@ -32,6 +32,17 @@ def test_runs_together_have_the_numbers_of_each_alone(method):
         )  # roundings, spread by 50 steps of Adam
 
 
+@pytest.mark.parametrize("method", ["vera", "lora", "dora"])
+def test_runs_in_batches_of_their_own_have_the_very_numbers_of_each_alone(method):
+    with live(method, 2, is_deterministic=True) as trainer:
+        for name in NAMES:
+            trainer.open(name)
+        train_steps(trainer, NAMES, 10)
+        found = {name: state_of(trainer, name) for name in NAMES}
+    for name, state in found.items():
+        assert torch.equal(state.weight, alone(method, name, 10).weight)
+
+
 @pytest.mark.parametrize("method", ["vera", "lora"])
 def test_more_runs_than_slots_are_parked_and_return_as_they_were(method, tmp_path):
     names = [f"r{i}" for i in range(7)]

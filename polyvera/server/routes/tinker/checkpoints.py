@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from polyvera.errors import ForbiddenError
+from polyvera.errors import ForbiddenError, NotFoundError
 from polyvera.jobs.saved_weights import SCHEME
+from polyvera.server.api_keys import Caller
 from polyvera.server.context import ServerContext, caller_of
+from polyvera.server.routes.adapters import remove_adapter
 from polyvera.server.routes.tinker.bodies import LifetimeBody, WeightsPathBody
 from polyvera.server.routes.tinker.runs import OPTIMIZER, cursor, shown_weights
 from polyvera.server.routes.tinker.sessions import Limit, Offset
@@ -57,10 +60,18 @@ def _add_changes(router: APIRouter, context: ServerContext) -> None:
 
     @router.delete(ONE)
     async def delete(request: HttpRequest, id: str, checkpoint: str) -> Response:
-        weights, tenant = context.training.weights, caller_of(request).tenant
-        await context.run(request, weights.expire, tenant, f"{SCHEME}{id}/{checkpoint}", int(time.time()))
+        await context.run(request, _deleted, context, caller_of(request), f"{SCHEME}{id}/{checkpoint}")
         return Response(status_code=204)
 
     @router.post(RUN + "/{kind}/{name}/publish")
     async def publish(request: HttpRequest, id: str, kind: str, name: str) -> Response:
         raise ForbiddenError("weights are their tenant's alone on this server: they cannot be published for others")
+
+
+def _deleted(context: ServerContext, caller: Caller, path: str) -> None:
+    """Weights that nobody reaches from now on: the trainer removes their file, and their adapter goes at once."""
+    saved = context.training.weights.get(caller.tenant, path)
+    context.training.weights.expire(caller.tenant, path, int(time.time()))
+    if saved.adapter is not None:
+        with suppress(NotFoundError):  # it was removed by hand
+            remove_adapter(context, caller, context.catalog.find(caller, saved.adapter), with_aliases=True)

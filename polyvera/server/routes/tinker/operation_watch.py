@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from pathlib import Path
+from time import monotonic
 
 from polyvera.jobs.database import ChangeWatch
 from polyvera.jobs.operation_table import OperationTable
 
-LOOK_S = 0.01
+LOOK_S, REST = 0.01, 4.0  # seconds between two looks, and how many times as long as the last one took
 
 
 class OperationWatch:
@@ -45,11 +46,12 @@ class OperationWatch:
         watch = ChangeWatch(self._path)
         try:
             while self._done:
+                started = monotonic()
                 if watch.has_changed() or self._done.keys() - self._seen:
                     self._seen = {*self._done}
                     for id in await asyncio.to_thread(self._operations.done, [*self._seen]):
                         if id in self._done:
                             self._done[id].set()
-                await asyncio.sleep(LOOK_S)
+                await asyncio.sleep(max(LOOK_S, REST * (monotonic() - started)))
         finally:
             watch.close()

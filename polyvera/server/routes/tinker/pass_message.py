@@ -88,7 +88,10 @@ def _rows(data: Sequence[Any]) -> list[PassRow]:
 def _row(datum: Any, left: int) -> PassRow:
     tokens = _tokens(datum.model_input)
     if datum.spans or datum.input_spans:
-        raise DataError("provenance spans are not used here: leave them out, and choose another loss_fn")
+        raise DataError(
+            "stable_reinforce and its provenance spans are not known here: choose importance_sampling, ppo, cispo, "
+            "gspo or dro, and leave the spans out"
+        )
     found = {_text(name): _array(tensor, name, len(tokens), left) for name, tensor in datum.loss_fn_inputs.items()}
     if TARGETS not in found:
         raise DataError(f"loss_fn_inputs must have {TARGETS}, and has {_said(found)}")

@@ -43,3 +43,14 @@ def test_weights_are_kept_shared_with_nobody_and_deleted(acme, saved):
     assert acme.http.delete(one).status_code == 204 and acme.http.delete(one).status_code == 404
     asked = {"session_id": acme.session(), "model_seq_id": 0, "path": training, "optimizer": True}
     assert acme.http.post("/load_weights", json=asked).status_code == 404
+
+
+def test_an_adapter_goes_with_its_weights_at_once(acme, saved, training):
+    run, _, sampler = saved
+    name = training.tuning.weights.get("acme", sampler).adapter
+    asked = {"model": name, "prompt": "the true thing", "max_tokens": 2}
+    with training.at.http(training.acme.api_key) as http:
+        assert http.post("/v1/completions", json=asked).status_code == 200
+        assert acme.http.delete(f"/training_runs/{run}/checkpoints/sampler_weights/two").status_code == 204
+        assert http.post("/v1/completions", json=asked).status_code == 404
+        assert name not in {one["id"] for one in http.get("/v1/adapters").json()["data"]}
