@@ -174,10 +174,8 @@ def _preferred(number: int, row: Row) -> Example:
     answers = [_answer(row, column) for column in ("chosen", "rejected")]
     if answers[0] == answers[1]:
         raise DataError("chosen and rejected are the same text, so there is nothing to prefer")
-    prompt = row.get("prompt")
-    turns = (
-        tuple(message_of(i, turn) for i, turn in enumerate(prompt, 1)) if is_list(prompt) else text_in(row, "prompt")
-    )  # type: ignore[arg-type]
+    given: Any = row.get("prompt")
+    turns = tuple(message_of(i, turn) for i, turn in enumerate(given, 1)) if is_list(given) else text_in(row, "prompt")
     return Example(number, turns, answers[0], rejected=answers[1], tools=tools_in(row))
 
 

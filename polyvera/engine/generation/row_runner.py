@@ -127,7 +127,7 @@ class RowRunner:
 
     def _compare(self, rows: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
         states = [RowState() for _ in rows]
-        pieces = [row.split([len(row) - 2, 1, 1]) for row in rows]
+        pieces = [torch.split(row, [len(row) - 2, 1, 1]) for row in rows]
         for part in range(3):
             for state, several, whole in zip(states, pieces, expected, strict=True):
                 found = self.read(state, several[part].tolist())
