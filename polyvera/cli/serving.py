@@ -41,12 +41,14 @@ def serve(
 
 
 def _run(serving: Serving, registry: Registry, address: Address | None) -> None:
+    from polyvera.engine.interpreter import take_turns
     from polyvera.server.app import make_app
     from polyvera.server.metrics import Metrics
     from polyvera.server.middleware import ServerState
     from polyvera.server.server import Server, reload_at_hangup
     from polyvera.server.usage import open_usage
 
+    take_turns()
     config = serving.config
     if address is not None:
         address.check(config)
@@ -121,8 +123,8 @@ def _engine(serving: Serving, registry: Registry, observe: Observe) -> Generator
     from polyvera.replicas.replica_pool import ReplicaPool
 
     model, task, limits = serving.model, serving.task, serving.limits
-    if serving.replicas > 1:
-        return ReplicaPool(model, registry, limits, observe, num=serving.replicas, task=task)
+    if serving.num_processes:
+        return ReplicaPool(model, registry, limits, observe, num=serving.num_processes, task=task)
     return engine_for(place(load_base(model, task=task)), registry, limits, observe)
 
 

@@ -49,8 +49,9 @@ def _left_out(result: TrainResult) -> Iterator[str]:
         if rows is not None and rows.skipped:
             yield f"{len(rows.skipped)} rows{what} were left out: their answers are over {rows.max_length} tokens"
         if rows is not None and rows.shortened:
-            cut = "texts{} were cut at the end" if result.labels else "prompts{} were shortened from the left"
-            yield f"{len(rows.shortened)} {cut.format(what)} to fit {rows.max_length} tokens"
+            texts = "texts" if result.labels else "prompts"
+            cut = "cut at the end" if result.labels or rows.task.answers_apart else "shortened from the left"
+            yield f"{len(rows.shortened)} {texts}{what} were {cut} to fit {rows.max_length} tokens"
 
 
 def head_for(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,11 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from polyvera.data.encoding import IGNORED
+from polyvera.model.config import pad_token
+from polyvera.model.decoder_inputs import decoder_inputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PARTS = "parts"  # the column with the tokens of each sequence of a row that has several
 POOL = 50  # batches whose rows are sorted by length together
@@ -27,12 +32,23 @@ def padded(rows: Sequence[Sequence[int]], fill: int, *, left: bool = False) -> T
 
 @dataclass(frozen=True, slots=True)
 class Collator:
-    """Encoded rows -> one batch. The mask comes from the lengths, never from the pad token, which may be a real one."""
+    """Encoded rows -> one batch. The mask comes from the lengths, never from the pad token, which may be a real one.
+
+    decoder_inputs: makes of the answers what a decoder reads, None for a model without one.
+    """
 
     pad_id: int
+    decoder_inputs: Callable[[Tensor], Tensor] | None = None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Collator:
+        """For the rows of that model. Raises RecipeError as pad_token()."""
+        return cls(pad_token(model, tokenizer), decoder_inputs(model))
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """input_ids, attention_mask and labels (rows, longest), or labels (rows,) or (rows, outputs) of whole rows.
+
+        With a decoder also its decoder_input_ids, of the labels' shape.
 
         Rows of several sequences: the first of every row, then the second of every row.
         """
@@ -40,6 +56,8 @@ class Collator:
         rows = sequences(rows)
         batch = {k: self._column([row[k] for row in rows], fills[k]) for k in rows[0]}
         batch["attention_mask"] = padded([[1] * len(row["input_ids"]) for row in rows], 0)
+        if self.decoder_inputs is not None:
+            batch["decoder_input_ids"] = self.decoder_inputs(batch["labels"])
         return batch
 
     def _column(self, values: list[Any], fill: int) -> Tensor:

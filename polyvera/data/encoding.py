@@ -13,13 +13,23 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from polyvera.data.label_span import ITSELF, Span, scaled
 from polyvera.data.row_files import blaming
 from polyvera.data.row_form import Example
 from polyvera.data.shown_fields import check_shown
 from polyvera.data.tables import SHOWN, Table
 from polyvera.errors import DataError, PromptError
 from polyvera.model.message import Conversation, Message
-from polyvera.model.prompt import bare_ids, chat_text, check_ids, passage, prompt_ids, template_ids, words_passage
+from polyvera.model.prompt import (
+    bare_ids,
+    chat_text,
+    check_ids,
+    passage,
+    prompt_ids,
+    target_ids,
+    template_ids,
+    words_passage,
+)
 from polyvera.model.special_tokens import special_tokens
 from polyvera.model.task import LM, TASKS, Task
 
@@ -41,7 +51,8 @@ class Segment:
 class Encoded:
     """The token rows of one table.
 
-    shortened, skipped: row numbers of the source. max_length: what they had to fit. task: what they are for.
+    shortened, skipped: row numbers of the source. max_length: what they had to fit. task: what they are for. span: of
+    the table.
     """
 
     rows: tuple[dict[str, Any], ...]
@@ -49,6 +60,7 @@ class Encoded:
     skipped: tuple[int, ...] = ()
     max_length: int | None = None
     task: Task = TASKS[LM]
+    span: Span = ITSELF
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -96,11 +108,11 @@ def encode(
             refused.append(example.row)
             continue
         rows.append(row)
-        if len(row["input_ids"]) < sum(len(segment.ids) for segment in whole):
+        if _num_kept(row, table.row) < sum(len(segment.ids) for segment in whole):
             shortened.append(example.row)
     if refused and (too_long == "error" or not rows):
         raise DataError(_refusal(table, refused, max_length))
-    return Encoded(tuple(rows), tuple(shortened), tuple(refused), max_length, table.row)
+    return Encoded(tuple(rows), tuple(shortened), tuple(refused), max_length, table.row, table.span)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,20 +186,40 @@ def _side_by_side(cut: Cut, whole: list[Segment]) -> dict[str, Any]:
     several = (str(cut.example.prompt), cut.example.pair or "", cut.example.rejected)
     rows = [passage(cut.tokenizer, text, None, cut.max_length) for text in several if text]
     joined: dict[str, Any] = {name: [n for row in rows for n in row[name]] for name in rows[0]}
-    low, high = cut.table.span
     return joined | {
-        "labels": (cut.example.number - low) / (high - low),
+        "labels": scaled(cut.example.number, cut.table.span),
         "parts": [len(row["input_ids"]) for row in rows],
     }
+
+
+def _source_and_target(tokenizer: Tokenizer, example: Example, turns: str) -> list[Segment]:
+    _check_no_end(tokenizer, example.answer)
+    source = passage(tokenizer, str(example.prompt))["input_ids"]
+    return [Segment(source, is_target=False), Segment(target_ids(tokenizer, example.answer), is_target=True)]
+
+
+def _apart(cut: Cut, whole: list[Segment]) -> dict[str, Any] | None:
+    """The prompt, cut at its end, and the answer, None where that does not fit."""
+    answer = whole[-1].ids
+    fits = cut.max_length is None or len(answer) <= cut.max_length
+    return {"input_ids": cut.passage()["input_ids"], "labels": answer} if fits else None
+
+
+def _num_kept(row: Mapping[str, Any], task: Task) -> int:
+    return len(row["input_ids"]) + (len(row["labels"]) if task.answers_apart else 0)
+
+
+def _check_no_end(tokenizer: Tokenizer, answer: str) -> None:
+    if tokenizer.eos_token_id in bare_ids(tokenizer, answer)[:-1]:
+        raise DataError(f"completion contains {tokenizer.eos_token!r} before its end, where the answer would end")
 
 
 def _continuation(tokenizer: Tokenizer, example: Example, turns: str) -> list[Segment]:
     if not example.prompt:
         return [Segment(_closed(tokenizer, prompt_ids(tokenizer, example.answer)), is_target=True)]
     if isinstance(example.prompt, str):
+        _check_no_end(tokenizer, example.answer)
         answer = _closed(tokenizer, bare_ids(tokenizer, example.answer))
-        if tokenizer.eos_token_id in answer[:-1]:
-            raise DataError(f"completion contains {tokenizer.eos_token!r} before its end, where the answer would end")
         return [Segment(prompt_ids(tokenizer, example.prompt), is_target=False), Segment(answer, is_target=True)]
     return _conversation(tokenizer, example, turns)
 
@@ -211,8 +243,11 @@ def _continued(cut: Cut, segments: list[Segment]) -> dict[str, Any] | None:
 ENCODERS: Mapping[str, Encoder] = MappingProxyType(
     {
         "continuation": Encoder(_continuation, _continued),
+        "source and target": Encoder(_source_and_target, _apart),
         "class": Encoder(_passage, lambda cut, whole: cut.passage() | {"labels": cut.number_of(cut.example.answer)}),
-        "number": Encoder(_passage, lambda cut, whole: cut.passage() | {"labels": cut.example.number}),
+        "number": Encoder(
+            _passage, lambda cut, whole: cut.passage() | {"labels": scaled(cut.example.number, cut.table.span)}
+        ),
         "set": Encoder(
             _passage,
             lambda cut, whole: cut.passage() | {"labels": [int(n in cut.example.labels) for n in cut.table.labels]},

@@ -14,7 +14,18 @@ from polyvera.data.row_values import A_LIST, A_NUMBER, A_TEXT, AN_INT, is_list, 
 from polyvera.errors import DataError
 from polyvera.model.message import Conversation, Message, Tools
 from polyvera.model.prompt import PLAIN, TEMPLATE, Prompt
-from polyvera.model.task import LABEL, LM, MULTI_LABEL, PAIRS, PREFERENCE, REGRESSION, SIMILARITY, TOKEN_LABEL
+from polyvera.model.task import (
+    LABEL,
+    LM,
+    MULTI_LABEL,
+    ORPO,
+    PAIRS,
+    PREFERENCE,
+    REGRESSION,
+    SEQ2SEQ,
+    SIMILARITY,
+    TOKEN_LABEL,
+)
 
 SCORE = ("score",)  # what the one output of a regression is called
 # Columns that say something of a conversation in the common formats.
@@ -70,7 +81,8 @@ class RowForm:
 
     task: what such rows are for. values: what the last column holds, where other forms have that column, too.
     chat: the form that the rows become where prompts are turns of a conversation, '' where they have none. prompt_form:
-    how a model is asked, '' where nobody asks.
+    how a model is asked, '' where nobody asks. apart: the form that the rows become where the model has a decoder for
+    the answers, '' where they have none. is_named: whether rows are of this form only where their task is given.
     """
 
     task: str
@@ -80,6 +92,8 @@ class RowForm:
     values: frozenset[str] = frozenset()
     chat: str = ""
     prompt_form: str = ""
+    apart: str = ""
+    is_named: bool = False
 
 
 def _completion(number: int, row: Row) -> Example:
@@ -174,8 +188,10 @@ def _preferred(number: int, row: Row) -> Example:
     answers = [_answer(row, column) for column in ("chosen", "rejected")]
     if answers[0] == answers[1]:
         raise DataError("chosen and rejected are the same text, so there is nothing to prefer")
-    given: Any = row.get("prompt")
-    turns = tuple(message_of(i, turn) for i, turn in enumerate(given, 1)) if is_list(given) else text_in(row, "prompt")
+    prompt: Any = row.get("prompt")
+    turns = (
+        tuple(message_of(i, turn) for i, turn in enumerate(prompt, 1)) if is_list(prompt) else text_in(row, "prompt")
+    )
     return Example(number, turns, answers[0], rejected=answers[1], tools=tools_in(row))
 
 
@@ -196,7 +212,12 @@ def _plain(number: int, row: Row) -> Example:
 
 FORMS: Mapping[str, RowForm] = MappingProxyType(
     {
-        "completion": RowForm(LM, ("prompt", "completion"), ("refs",), _completion, chat="chat", prompt_form=PLAIN),
+        "completion": RowForm(
+            LM, ("prompt", "completion"), ("refs",), _completion, chat="chat", prompt_form=PLAIN, apart=SEQ2SEQ
+        ),
+        SEQ2SEQ: RowForm(
+            SEQ2SEQ, ("prompt", "completion"), ("refs",), _completion, prompt_form=PLAIN, apart=SEQ2SEQ, is_named=True
+        ),
         "chat": RowForm(LM, ("messages",), ("tools",), _chat, chat="chat", prompt_form=TEMPLATE),
         LABEL: RowForm(LABEL, ("text", "label"), ("text_pair",), _labelled, frozenset({A_TEXT, AN_INT})),
         REGRESSION: RowForm(REGRESSION, ("text", "label"), ("text_pair",), _numbered, frozenset({A_NUMBER, AN_INT})),
@@ -204,6 +225,7 @@ FORMS: Mapping[str, RowForm] = MappingProxyType(
         MULTI_LABEL: RowForm(MULTI_LABEL, ("text", "label"), ("text_pair",), _several, frozenset({A_LIST})),
         TOKEN_LABEL: RowForm(TOKEN_LABEL, ("tokens", "tags"), (), _tagged),
         PREFERENCE: RowForm(PREFERENCE, ("prompt", "chosen", "rejected"), ("tools",), _preferred, chat=PREFERENCE),
+        ORPO: RowForm(ORPO, ("prompt", "chosen", "rejected"), ("tools",), _preferred, chat=ORPO, is_named=True),
         PAIRS: RowForm(PAIRS, ("anchor", "positive"), ("negative",), _paired),
         "text": RowForm(LM, ("text",), (), _plain),
     }

@@ -6,15 +6,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from polyvera.data.label_span import ITSELF, SPANS, Span
 from polyvera.data.row_files import NumberedRow, Row, read_rows
 from polyvera.data.row_form import FORMS, Example
 from polyvera.data.row_values import A_NUMBER, value_form
 from polyvera.errors import DataError, did_you_mean, message_of
+from polyvera.model.config import CAUSAL_LM, ENCODER_DECODER, kind_of
 from polyvera.model.message import Message
-from polyvera.model.task import TASKS, Task
+from polyvera.model.task import SEQ2SEQ, TASKS, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 SHOWN = 5
@@ -26,15 +32,15 @@ SYNONYMS: Mapping[str, str] = MappingProxyType({"labels": "label", "words": "tok
 class Table:
     """The examples of one source.
 
-    kind: a key of FORMS. labels: the label names, in the order of their numbers. span: of the numbers of rows whose
-    label is one, the least and the largest.
+    kind: a key of FORMS. labels: the label names, in the order of their numbers. span: of labels that are numbers, the
+    two that the loss takes for 0 and 1.
     """
 
     source: str
     kind: str
     examples: tuple[Example, ...]
     labels: tuple[str, ...] = ()
-    span: tuple[float, float] = (0.0, 1.0)
+    span: Span = ITSELF
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -53,6 +59,18 @@ class Table:
     def row(self) -> Task:
         """The row of that task."""
         return TASKS[self.task]
+
+    def suited(self, model: PreTrainedModel) -> Table:
+        """The same rows as that model reads them. Raises DataError for those that it cannot read."""
+        if kind_of(model) != ENCODER_DECODER or self.row.kind not in (CAUSAL_LM, ENCODER_DECODER):
+            return self
+        apart = FORMS[self.kind].apart
+        if not apart:
+            raise DataError(
+                f"{self.source} holds {_shown(self.kind)}, and {type(model).__name__} is an encoder-decoder, which "
+                f"takes {_shown(SEQ2SEQ)}"
+            )
+        return replace(self, kind=apart)
 
     @property
     def prompt_form(self) -> str:
@@ -94,7 +112,7 @@ def table(
     examples = tuple(_checked(name, rows, FORMS[kind].example))
     if chat:
         kind, examples = _as_chat(name, kind, examples)
-    return Table(name, kind, examples, _labels(examples), _span(examples))
+    return Table(name, kind, examples, _labels(examples), _span(kind, examples))
 
 
 def _as_chat(name: str, kind: str, examples: tuple[Example, ...]) -> tuple[str, tuple[Example, ...]]:
@@ -150,9 +168,9 @@ def alike(table: Table, other: Table) -> Table:
     return replace(other, labels=table.labels, span=table.span)
 
 
-def _span(examples: Iterable[Example]) -> tuple[float, float]:
-    numbers = {example.number for example in examples}
-    return (min(numbers), max(numbers)) if len(numbers) > 1 else (0.0, 1.0)
+def _span(kind: str, examples: Iterable[Example]) -> Span:
+    find = SPANS.get(TASKS[FORMS[kind].task].span)
+    return ITSELF if find is None else find([example.number for example in examples])
 
 
 def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
@@ -163,7 +181,7 @@ def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
 def _kind(name: str, rows: Sequence[NumberedRow], columns: Mapping[str, str], task: str | None) -> str:
     """The form of the rows, from what columns and values any of them has. Raises DataError unless exactly one fits."""
     given = dict.fromkeys(column for _, row in rows for column in row)
-    known = [kind for kind, form in FORMS.items() if task in (None, form.task)]
+    known = [kind for kind, form in FORMS.items() if task in (None, form.task) and (task or not form.is_named)]
     fitting = [kind for kind in known if set(FORMS[kind].columns) <= set(given)]
     if task is None:
         fitting = _by_values(name, rows, fitting)

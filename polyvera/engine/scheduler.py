@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from bisect import insort
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import suppress
 from time import monotonic
 from typing import Generic, Protocol, TypeVar
@@ -70,6 +70,11 @@ class Scheduler(Generic[Q, R]):
         return bool(self._free and self._waiting)
 
     @property
+    def is_shared(self) -> bool:
+        """Whether more than one tenant is here, or was in the last RECENT_S."""
+        return len(self._recent() | {row.request.tenant for row in self.running}) > 1
+
+    @property
     def num_waiting(self) -> int:
         """Requests that wait."""
         return sum(map(len, self._waiting.values()))
@@ -103,15 +108,17 @@ class Scheduler(Generic[Q, R]):
             self._waiting.pop(request.tenant, None)
 
     def admit(
-        self, acquire: Callable[[Q], int | None], start: Callable[[Q, int, int], R]
+        self, acquire: Callable[[Q], int | None], start: Callable[[Q, int, int], R], most: int | None = None
     ) -> list[tuple[Q, PolyveraError]]:
         """Gives rows to waiting requests while there are any; returns those that failed, and why.
 
-        acquire: the slot of a request's adapter, None where it must wait longer. start: makes the row.
+        acquire: the slot of a request's adapter, None where it must wait longer. start: makes the row. most: how
+        many rows of one tenant are started, None for any number.
         """
         failed: list[tuple[Q, PolyveraError]] = []
         stuck: set[int] = set()
-        while self._free and (request := self._next(stuck)) is not None:
+        started: Counter[str] = Counter()
+        while self._free and (request := self._next(stuck, started, most)) is not None:
             try:
                 slot = acquire(request)
             except PolyveraError as error:
@@ -122,6 +129,7 @@ class Scheduler(Generic[Q, R]):
                 stuck.add(request.number)
                 continue
             self.drop(request)
+            started[request.tenant] += 1
             request.admitted = monotonic()
             # The lowest free index, so that neighbours in the cache can attend in one call.
             insort(self.running, start(request, heapq.heappop(self._free), slot), key=lambda row: row.index)
@@ -133,19 +141,24 @@ class Scheduler(Generic[Q, R]):
         self._see(row.request.tenant)
         heapq.heappush(self._free, row.index)
 
-    def _next(self, stuck: set[int]) -> Q | None:
-        """The first request in turn that is not stuck."""
+    def _next(self, stuck: set[int], started: Counter[str], most: int | None) -> Q | None:
+        """The first request in turn that is not stuck, of a tenant of which fewer than the most were started."""
         counts = Counter(row.request.tenant for row in self.running)
         is_open = len(self._free) > self._num_kept(counts)
-        queues = (queue for tenant, queue in self._waiting.items() if is_open or not counts[tenant])
+        can_start = (tenant for tenant in self._waiting if most is None or started[tenant] < most)
+        queues = (self._waiting[tenant] for tenant in can_start if is_open or not counts[tenant])
         firsts = [request for queue in queues if (request := _first(queue, stuck)) is not None]
         return min(firsts, key=lambda one: (counts[one.tenant] / one.weight, one.number), default=None)
 
     def _num_kept(self, counts: Counter[str]) -> int:
         """Rows that are for those alone who run nothing."""
+        return min(self.max_rows // SPARE, len(self._recent() - counts.keys()))
+
+    def _recent(self) -> Set[str]:
+        """The tenants that came or ended something in the last RECENT_S."""
         while self._latest and monotonic() - next(iter(self._latest.values())) > RECENT_S:
             del self._latest[next(iter(self._latest))]
-        return min(self.max_rows // SPARE, len(self._latest.keys() - counts.keys()))
+        return self._latest.keys()
 
     def _see(self, tenant: str) -> None:
         self._latest.pop(tenant, None)

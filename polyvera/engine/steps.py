@@ -13,11 +13,13 @@ from polyvera.engine.limits import Limits
 from polyvera.engine.request_queue import RequestQueue
 from polyvera.engine.scheduler import Scheduler
 from polyvera.engine.stats import EngineStats, RunningRequest
+from polyvera.engine.step_budget import StepBudget
 from polyvera.errors import EngineError, PolyveraError
 
 log = logging.getLogger(__name__)
 MAX_FAILURES = 3
 LOOK_AHEAD = 64
+CANCEL_S = 0.02  # of a step, for requests to cancel: rows to clear may be long
 
 
 class Workload(Protocol):
@@ -39,8 +41,11 @@ class Workload(Protocol):
     def start(self, part: Any, index: int, slot: int) -> Any:
         """The row of a part that runs from now on."""
 
-    def batches(self) -> Iterable[Any]:
-        """What the running rows compute in this step."""
+    def batches(self, most: int | None) -> Iterable[Any]:
+        """What the running rows compute in this step. most: rows and tokens of it, None for any number."""
+
+    def size(self, batch: Any) -> int:
+        """How many tokens a batch computes."""
 
     def rows(self, batch: Any) -> Iterable[Any]:
         """The rows of a batch."""
@@ -70,6 +75,7 @@ class EngineCore:
         self.workload, self._scheduler = workload, workload.scheduler
         self._adapters, self._queue, self._limits, self._observe = adapters, queue, limits, observe
         self._num_failures = 0
+        self._budget = StepBudget(limits.max_rows + (limits.chunk or 1))
 
     @property
     def is_busy(self) -> bool:
@@ -78,9 +84,9 @@ class EngineCore:
 
     def step(self) -> bool:
         """One step; whether there was anything to compute. Raises the last of several failures in a row."""
-        started, has_run = monotonic(), False
+        started, size = monotonic(), 0
         for batch in self._schedule():
-            has_run = True
+            size += self.workload.size(batch)
             try:
                 output = self.workload.forward(batch)
                 samples = self.workload.sample(batch, output)
@@ -88,9 +94,11 @@ class EngineCore:
                 self._num_failures = 0
             except Exception as error:
                 self._fail(batch, error)
-        if has_run:
+        if size:
             self._observe("step_s", monotonic() - started)
-        return has_run
+            if self._scheduler.is_shared:
+                self._budget.took(monotonic() - started, size)
+        return size > 0
 
     def end_all(self, error: PolyveraError | None) -> None:
         """Ends every request, those that wait too; cancelled where there is no error."""
@@ -118,23 +126,32 @@ class EngineCore:
         self._adapters.collect()
         cancelled = self._queue.cancelled()  # first: whoever is cancelled has arrived by then
         self._take_in()
-        for request in cancelled:
-            self.workload.end(request, None)
+        self._cancel(cancelled)
         self._queue.do_jobs()
-        self._admit()
+        most = self._budget.most if self._scheduler.is_shared else None
+        self._admit(most)
         if self._scheduler.has_room and self._adapters.wait_briefly():
-            self._admit()
+            self._admit(most)
         for _, part in zip(range(LOOK_AHEAD), self._scheduler.waiting(), strict=False):
             self._adapters.prefetch(part.adapter)
-        return self.workload.batches()
+        return self.workload.batches(most)
 
     def _take_in(self) -> None:
         for request in self._queue.arrived():
             for part in self.workload.parts(request):
                 self._scheduler.add(part)
 
-    def _admit(self) -> None:
-        for part, error in self._scheduler.admit(self.workload.acquire, self.workload.start):
+    def _cancel(self, requests: Sequence[Any]) -> None:
+        """Ends them; those that are left when the time is over at the next step."""
+        end = monotonic() + CANCEL_S
+        for request in requests:
+            if monotonic() < end:
+                self.workload.end(request, None)
+            else:
+                self._queue.cancel(request)
+
+    def _admit(self, most: int | None) -> None:
+        for part, error in self._scheduler.admit(self.workload.acquire, self.workload.start, most):
             self.workload.end(part.whole, error)
 
     def _fail(self, batch: Any, error: Exception) -> None:

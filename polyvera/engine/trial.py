@@ -59,7 +59,7 @@ def trying(model: PreTrainedModel, undo: Callable[[], None], how: str) -> Iterat
             raise
         raise ServeError(
             f"{type(model).__name__} reads more of a forward than its tokens and their positions, so it cannot be "
-            f"called with {how} rows ({one_line(error, 160)})"
+            f"called with {how} rows and no engine serves it ({one_line(error, 160)})"
         ) from error
 
 
@@ -69,7 +69,7 @@ def check_close(model: PreTrainedModel, found: Tensor, expected: Tensor, how: st
     if not far <= TOLERANCE.get(expected.dtype, LOW_TOLERANCE):
         raise ServeError(
             f"{type(model).__name__} answers differently when its rows are {how} (relative difference {far:.2g}), so "
-            "they cannot share a batch"
+            "it cannot be served"
         )
 
 

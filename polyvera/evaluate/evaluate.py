@@ -25,7 +25,7 @@ from polyvera.evaluate.entities import OUTSIDE
 from polyvera.evaluate.generate import RowSlots, generate, row_slots
 from polyvera.evaluate.metrics import METRICS, macro_f1, majority, share
 from polyvera.model.answer import Meaning
-from polyvera.model.config import are_placeholders, context_length, labels_of, pad_token, vocabulary_size
+from polyvera.model.config import are_placeholders, context_length, labels_of, vocabulary_size
 from polyvera.model.inference import by_length, evaluating
 from polyvera.model.prompt import bare_ids, words_passage
 from polyvera.model.task import TASKS
@@ -118,9 +118,9 @@ def evaluate(
     Raises DataError for a row that the model cannot read whole, SlotError for an unknown slot.
     """
     chosen = row_slots(model, slots, len(table))
-    table = with_calls_written(table, tokenizer)
+    table = with_calls_written(table.suited(model), tokenizer)
     rows, longest = measured(model, tokenizer, table)
-    collate = Collator(pad_token(model, tokenizer))
+    collate = Collator.of(model, tokenizer)
     if max_new_tokens is not None and not (table.row.writes and all(e.prompt for e in table.examples)):
         raise DataError(f"max_new_tokens={max_new_tokens} has no effect: the rows of {table.source} have no prompts")
     if table.row.has_head:
@@ -148,12 +148,14 @@ def evaluate(
 
 def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, table: Table) -> tuple[Encoded, int]:
     """(the rows in tokens, the tokens of the longest right answer and its end). Raises DataError for too long a row."""
+    table = table.suited(model)
     limit = context_length(model, tokenizer)
     rows = encode(table, tokenizer, limit, num_tokens=vocabulary_size(model))
     if not (table.row.writes and all(example.prompt for example in table.examples)):
         return rows, 0
     longest = 1 + max(len(bare_ids(tokenizer, right)) for e in table.examples for right in e.right)
-    if limit is not None and (rows.shortened or max(_num_read(r["labels"]) for r in rows.rows) + longest > limit):
+    before = 0 if table.row.answers_apart else max(_num_read(row["labels"]) for row in rows.rows)
+    if limit is not None and (rows.shortened or before + longest > limit):
         raise DataError(
             f"{table.source}: its longest prompt and answer together have more than the model's {limit} tokens"
         )

@@ -12,9 +12,10 @@ from polyvera.adapter.inject import slot_table
 from polyvera.adapter.route import route
 from polyvera.data.batching import padded
 from polyvera.errors import DataError, PromptError, SlotError
+from polyvera.evaluate.reading import Reading, reading_of
 from polyvera.model.config import context_length, end_tokens, pad_token, vocabulary_size
 from polyvera.model.inference import by_length, evaluating, until_end
-from polyvera.model.prompt import Prompt, check_ids, prompt_ids
+from polyvera.model.prompt import Prompt, check_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,7 +38,7 @@ def generate(
 ) -> list[str]:
     """The answers to prompts, without the prompts, in their order.
 
-    model, tokenizer: of a causal language model, with or without adapters in it.
+    model, tokenizer: of a causal language model or an encoder-decoder, with or without adapters in it.
     prompts: N texts, or conversations of Messages.
     slots: a slot or its name for all, or N of them; None is the model's only adapter, or the base.
     max_new_tokens: the most tokens of an answer.
@@ -50,8 +51,9 @@ def generate(
     that would have no effect.
     """
     chosen = row_slots(model, slots, len(prompts))
-    rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    _check_lengths(rows, max_new_tokens, context_length(model, tokenizer))
+    reading = reading_of(model)
+    rows = [reading.ids(tokenizer, prompt) for prompt in prompts]
+    _check_lengths(reading, rows, max_new_tokens, context_length(model, tokenizer))
     _check_tokens(tokenizer, rows, vocabulary_size(model))
     settings = _settings(model, tokenizer, temperature, top_p, num_beams, num_return_sequences)
     answers: list[list[str]] = [[] for _ in rows]
@@ -59,19 +61,15 @@ def generate(
     answer: Any = model.generate
     with evaluating(model), _own_settings(model):
         for batch in by_length([len(row) for row in rows], batch_size):
-            ids = padded([rows[i] for i in batch], settings["pad_token_id"], left=True)
-            mask = padded([[1] * len(rows[i]) for i in batch], 0, left=True)
+            ids = padded([rows[i] for i in batch], settings["pad_token_id"], left=reading.is_prefix)
+            mask = padded([[1] * len(rows[i]) for i in batch], 0, left=reading.is_prefix)
+            own = [chosen[i] for i in batch]
+            given = reading.inputs(model, tokenizer, ids.to(model.device), mask.to(model.device), own)
             # each forward has num_beams or num_return_sequences rows for every prompt, side by side
-            repeated = [chosen[i] for i in batch for _ in range(max(num_beams, num_return_sequences))]
-            with route(repeated):
-                tokens = answer(
-                    ids.to(model.device),
-                    attention_mask=mask.to(model.device),
-                    max_new_tokens=max_new_tokens,
-                    **settings,
-                )
-            own = [until_end(row, ends) for row in tokens[:, ids.shape[1] :].tolist()]
-            texts = tokenizer.batch_decode(own, skip_special_tokens=True)
+            with route([slot for slot in own for _ in range(max(num_beams, num_return_sequences))]):
+                tokens = answer(**given, max_new_tokens=max_new_tokens, **settings)
+            tokens = tokens[:, reading.num_before(ids.shape[1]) :]
+            texts = tokenizer.batch_decode([until_end(row, ends) for row in tokens.tolist()], skip_special_tokens=True)
             for j, i in enumerate(batch):
                 answers[i] = texts[j * num_return_sequences : (j + 1) * num_return_sequences]
     return [text for several in answers for text in several]
@@ -103,9 +101,9 @@ def row_slots(model: PreTrainedModel, slots: RowSlots, num_rows: int) -> list[in
     return chosen
 
 
-def _check_lengths(rows: Sequence[Sequence[int]], max_new_tokens: int, limit: int | None) -> None:
+def _check_lengths(reading: Reading, rows: Sequence[Sequence[int]], max_new_tokens: int, limit: int | None) -> None:
     for number, row in enumerate(rows, 1):
-        if limit is not None and len(row) + max_new_tokens > limit:
+        if limit is not None and reading.num_tokens(row, max_new_tokens) > limit:
             raise DataError(
                 f"prompt {number} has {len(row)} tokens, and with max_new_tokens={max_new_tokens} that is more than "
                 f"the {limit} tokens that the model reads"

@@ -62,12 +62,21 @@ def kind_to_load(config: PreTrainedConfig, wanted: str | None = None) -> str:
     """The kind to load a checkpoint as: the one that is wanted, None for what it is itself.
 
     An encoder then becomes a classifier, whose backbone gives its vectors. Raises SpecError for text with a model that
-    sees later tokens, and for an encoder-decoder.
+    sees later tokens, and for one that reads no text.
     """
     own = kind_of(config)
     if own == OTHER:
         check_kind(config, CAUSAL_LM)
-    kind = wanted or (CLASSIFICATION if own == ENCODER else own)
+    return checked_kind(config, wanted or (CLASSIFICATION if own == ENCODER else own))
+
+
+def checked_kind(config: PreTrainedConfig, wanted: str) -> str:
+    """The kind that is wanted, where an encoder-decoder stands in for a causal language model: both write text.
+
+    Raises SpecError as check_kind().
+    """
+    stands_in = wanted == CAUSAL_LM and kind_of(config) == ENCODER_DECODER
+    kind = ENCODER_DECODER if stands_in else wanted
     check_kind(config, kind)
     return kind
 
@@ -95,16 +104,15 @@ def own_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
 def check_kind(config: PreTrainedConfig, kind: str) -> None:
     """Raises SpecError where a configuration cannot be loaded as that kind with sense."""
     name = next(iter(config.architectures or ()), type(config).__name__)
-    if kind not in (OTHER, ENCODER_DECODER) and kind_of(config) == OTHER:
+    own = kind_of(config)
+    if (kind == ENCODER_DECODER or (kind != OTHER and own == OTHER)) and main_input(config) != TEXT:
         raise SpecError(
             f"{name} reads {main_input(config)}, not text, and this command takes text; from Python, inject(model, "
             "spec) adapts any model"
         )
-    if kind == ENCODER_DECODER or (kind == CAUSAL_LM and config.is_encoder_decoder):
-        raise SpecError(
-            f"{name} is an encoder-decoder, which polyvera does not adapt; use a causal language model or an encoder"
-        )
-    if kind == CAUSAL_LM and CAUSAL_LM not in (kind_of(config), _family_kind(config)):
+    if kind == ENCODER_DECODER and own != kind:
+        raise SpecError(f"{name} is not an encoder-decoder, such as T5 or BART: leave the task out")
+    if kind == CAUSAL_LM and CAUSAL_LM not in (own, _family_kind(config)):
         raise SpecError(
             f"{name} is an encoder, whose tokens see later tokens, so it cannot write text: use rows with labels, or "
             "a causal language model"

@@ -17,7 +17,7 @@ from polyvera.adapter.route import route
 from polyvera.adapter.slot_table import BASE_SLOT
 from polyvera.adapter.targets import base_layers
 from polyvera.errors import RecipeError, one_line
-from polyvera.model.config import CAUSAL_LM, kind_of, vocabulary_size
+from polyvera.model.config import CAUSAL_LM, ENCODER_DECODER, kind_of, vocabulary_size
 from polyvera.model.inference import evaluating
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def check_shortest(model: PreTrainedModel, length: int) -> None:
     ids = torch.zeros((ROWS, length), dtype=torch.long, device=model.device)
     try:
         with evaluating(model), route(BASE_SLOT):
-            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+            model(**_given(model, ids))
     except Exception as error:
         raise RecipeError(
             f"{type(model).__name__} cannot read rows of {length} tokens, and there are some: leave out rows of fewer "
@@ -77,11 +77,17 @@ def check_shortest(model: PreTrainedModel, length: int) -> None:
 def _loss(model: Any, length: int) -> Tensor:
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(vocabulary_size(model), (ROWS, length), generator=draw).to(model.device)
+    found = model(**_given(model, ids))
+    return found.loss if _writes(model) else found.logits.float().square().sum()  # type: ignore[no-any-return]
+
+
+def _given(model: PreTrainedModel, ids: Tensor) -> dict[str, Tensor]:
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if kind_of(model) == CAUSAL_LM:
-        loss: Tensor = model(**given, labels=ids).loss
-        return loss
-    return model(**given).logits.float().square().sum()  # type: ignore[no-any-return]
+    return given | {"labels": ids} if _writes(model) else given
+
+
+def _writes(model: PreTrainedModel) -> bool:
+    return kind_of(model) in (CAUSAL_LM, ENCODER_DECODER)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from polyvera.model.config import (
     labels_of,
     set_pad_token,
 )
+from polyvera.model.decoder_inputs import set_start_token
 from polyvera.model.missing import draw_again, missing_keys, untrained_head
 from polyvera.model.shapes import OWN_CODE, auto_class, is_own_code
 from polyvera.model.task import LABEL, LM, TASKS, kind_for
@@ -125,6 +126,7 @@ def load_base(
             raise RecipeError(f"model={name!r} {OWN_CODE}") from error
         raise RecipeError(f"model={name!r} could not be loaded{_damaged(source)}: {message_of(error)}") from error
     set_pad_token(model, tokenizer)
+    set_start_token(model)
     if kind == TOKEN_CLASSIFICATION:
         _lend_pooler(model, name, dtype)
     embeds = row is not None and row.embeds

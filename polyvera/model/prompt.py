@@ -129,6 +129,17 @@ def bare_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return _ids(tokenizer, text, special=False)
 
 
+def target_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The tokens of an answer that a decoder writes, with all that the tokenizer puts around such a text, and its end.
+
+    Raises PromptError for a tokenizer without an end token.
+    """
+    ids = list(tokenizer(text_target=text, verbose=False)["input_ids"])
+    if tokenizer.eos_token_id is None:
+        raise PromptError(f"the tokenizer {tokenizer.name_or_path!r} has no end token, so no answer could ever end")
+    return ids if tokenizer.eos_token_id in ids else [*ids, int(tokenizer.eos_token_id)]
+
+
 def passage(tokenizer: Tokenizer, text: str, pair: str | None = None, max_length: int | None = None) -> dict[str, Any]:
     """What a model that reads a text whole, or two of them, is given: input_ids, and token_type_ids where it has them.
 

@@ -27,9 +27,10 @@ from polyvera.model.config import (
     CAUSAL_LM,
     CLASSIFICATION,
     ENCODER,
+    ENCODER_DECODER,
     OTHER,
     TOKEN_CLASSIFICATION,
-    check_kind,
+    checked_kind,
     context_length,
     kind_of,
     own_class,
@@ -47,6 +48,7 @@ WITHOUT: Mapping[str, str] = MappingProxyType(
         CAUSAL_LM: "use rows with labels, or a causal language model",
         CLASSIFICATION: "use an encoder with a class for sequence classification, such as BERT, or rows without labels",
         TOKEN_CLASSIFICATION: "use an encoder with a class for token classification, such as BERT",
+        ENCODER_DECODER: "use one that transformers loads as AutoModelForSeq2SeqLM, such as T5 or BART",
         ENCODER: "from Python, inject(model, spec) adapts any model",
     }
 )
@@ -64,6 +66,7 @@ KINDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
         CLASSIFICATION: ("AutoModelForSequenceClassification",),
         TOKEN_CLASSIFICATION: ("AutoModelForTokenClassification",),
+        ENCODER_DECODER: ("AutoModelForSeq2SeqLM",),
         ENCODER: ("AutoModel",),
         OTHER: (),
     }
@@ -121,8 +124,7 @@ def meta_model(source: ConfigSource, *, kind: str | None = None, num_labels: int
     Raises SpecError where there is no such model.
     """
     config = read_config(source)
-    kind = kind or (CLASSIFICATION if num_labels is not None else kind_of(config))
-    check_kind(config, kind)
+    kind = checked_kind(config, kind or (CLASSIFICATION if num_labels is not None else kind_of(config)))
     if kind not in KINDS:
         raise SpecError(f"kind={kind!r} must be one of: {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
     if num_labels is not None:

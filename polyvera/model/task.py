@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from polyvera.model.config import CAUSAL_LM, CLASSIFICATION, TOKEN_CLASSIFICATION
+from polyvera.model.config import CAUSAL_LM, CLASSIFICATION, ENCODER_DECODER, TOKEN_CLASSIFICATION
 
 LM, LABEL, MULTI_LABEL, REGRESSION = "lm", "label", "multi-label", "regression"
 TOKEN_LABEL, PREFERENCE = "token-classification", "preference"
 PAIRS, SIMILARITY = "pairs", "similarity"
-# What a prediction is made for: the next token of an answer, a token of the text itself, the row as a whole.
+SEQ2SEQ, ORPO = "seq2seq", "orpo"
+# What a prediction is made for: the next token of an answer, a token where it stands, the row as a whole.
 NEXT_TOKEN, EACH_TOKEN, WHOLE_ROW = "next token", "each token", "whole row"
 THRESHOLD = 0.5
 
@@ -25,7 +26,8 @@ class Task:
     metrics: keys of METRICS, the one to compare by first, () for those of text. peft: PEFT's name of the task.
     problem_type: transformers' name of what a head is for, '' for its default. chooses: whether each row is one of
     several classes. compares: of two answers to one prompt, a key of COMPARISONS, '' where there is one. embeds:
-    whether texts get vectors: loss is then a key of VECTOR_LOSSES, and answer of VECTOR_ANSWERS.
+    whether texts get vectors: loss is then a key of VECTOR_LOSSES, and answer of VECTOR_ANSWERS. span: which of the
+    labels the loss takes for 0 and 1 where they are numbers, a key of SPANS.
     """
 
     kind: str
@@ -39,6 +41,7 @@ class Task:
     chooses: bool = False
     compares: str = ""
     embeds: bool = False
+    span: str = ""
 
     @property
     def has_head(self) -> bool:
@@ -49,6 +52,16 @@ class Task:
     def writes(self) -> bool:
         """Whether it is answered by text."""
         return not self.answer and not self.compares
+
+    @property
+    def has_own_loss(self) -> bool:
+        """Whether transformers' own loss of the model is its loss."""
+        return self.writes and self.predicts == NEXT_TOKEN
+
+    @property
+    def answers_apart(self) -> bool:
+        """Whether an answer is a sequence of its own, which a decoder reads, and not the end of its prompt's."""
+        return self.kind == ENCODER_DECODER
 
     @property
     def counts_rows(self) -> bool:
@@ -69,6 +82,7 @@ class Task:
 TASKS: Mapping[str, Task] = MappingProxyType(
     {
         LM: Task(CAUSAL_LM, "continuation", NEXT_TOKEN, "cross_entropy", "", (), "CAUSAL_LM"),
+        SEQ2SEQ: Task(ENCODER_DECODER, "source and target", EACH_TOKEN, "cross_entropy", "", (), "SEQ_2_SEQ_LM"),
         LABEL: Task(
             CLASSIFICATION,
             "class",
@@ -98,6 +112,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             ("pearson", "spearman", "mse"),
             "SEQ_CLS",
             "regression",
+            span="deviation",
         ),
         TOKEN_LABEL: Task(
             TOKEN_CLASSIFICATION,
@@ -118,6 +133,16 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             "CAUSAL_LM",
             compares="dpo",
         ),
+        ORPO: Task(
+            CAUSAL_LM,
+            "preference",
+            NEXT_TOKEN,
+            "cross_entropy",
+            "",
+            ("reward_accuracy", "reward_margin"),
+            "CAUSAL_LM",
+            compares="orpo",
+        ),
         PAIRS: Task(
             CLASSIFICATION,
             "texts",
@@ -137,6 +162,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             ("spearman", "pearson"),
             "FEATURE_EXTRACTION",
             embeds=True,
+            span="range",
         ),
     }
 )

@@ -24,6 +24,7 @@ from polyvera.engine.embedding.embedder import Embedder
 from polyvera.engine.factory import engine_for
 from polyvera.engine.generation.generator import Generator
 from polyvera.engine.generation.request import Request, RequestOutput
+from polyvera.engine.interpreter import take_turns
 from polyvera.engine.protocol import EmbeddingEngine, GenerationEngine
 from polyvera.errors import ClosedError, EngineError, FormatError, PolyveraError, ServeError
 from polyvera.model.load import load_base, place
@@ -34,7 +35,6 @@ from polyvera.store.registry import Registry
 log = logging.getLogger(__name__)
 WORKERS = 8
 WATCH_S = 0.5
-SWITCH_S = 0.0005  # a tenth of Python's default: messages are read sooner beside the engine's busy thread
 
 
 class Replica:
@@ -215,7 +215,7 @@ def _live(replica: Replica, connection: Connection, given: messages.Start) -> No
 
 def main() -> NoReturn:
     """Runs the process; its one argument is the file descriptor of the inherited socket."""
-    sys.setswitchinterval(SWITCH_S)
+    take_turns()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     run(socket.socket(fileno=int(sys.argv[1])))

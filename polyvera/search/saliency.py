@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from polyvera.data.batching import Collator
 from polyvera.data.target_tokens import TargetTokens
-from polyvera.model.config import pad_token
 from polyvera.model.layer_gradients import Hook, hooked
 from polyvera.model.load import Base
 from polyvera.model.task import Task
@@ -29,7 +28,7 @@ def saliencies(base: Base, rows: Sequence[Mapping[str, Any]], task: Task, names:
     base: bare. rows: in tokens; the first MAX_ROWS of them are looked at, TOGETHER at a time.
     """
     found = dict.fromkeys(names, 0.0)
-    collate = Collator(pad_token(base.model, base.tokenizer))
+    collate = Collator.of(base.model, base.tokenizer)
     with hooked(base.model, {name: _observer(name, found) for name in names}), torch.enable_grad():
         for first in range(0, min(MAX_ROWS, len(rows)), TOGETHER):
             batch = collate(rows[first : first + TOGETHER])

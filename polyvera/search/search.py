@@ -132,9 +132,10 @@ class SearchRuns:
     def __init__(self, task: SearchTask, base: Base | None, tell: Tell) -> None:
         [self.tenant] = with_test_rows(task.recipe)
         tables = self.tenant.tables(task.recipe)
+        self.base = base_for(task.recipe, tables.training, base)
+        tables = tables.suited(self.base.model)
         assert tables.validation is not None and tables.test is not None
         self.task, self.tell, self.table, self.test = task, tell, tables.training, tables.test
-        self.base = base_for(task.recipe, self.table, base)
         self.rows, _ = encode_tables(task.recipe, tables, self.base)
         shapes = dict(sites_of(task.recipe, self.base))
         self.everything = tuple(shapes)

@@ -62,7 +62,9 @@ class AnswerStream:
         self._num_left, started = len(asked), monotonic()
         self._last = dict.fromkeys(range(len(asked)), started)
         self._context.history.wait(self._group, len(asked))
-        await self._context.pool.run(self._caller.tenant, self._submit, asked, adapter)
+        forms = {params.schema or params.grammar for params in all_params} - {None}
+        pool = self._context.compiling if forms else self._context.pool
+        await pool.run(self._caller.tenant, self._submit, asked, adapter)
 
     def ping(self) -> None:
         """From now on parts() has one of SILENCE where nothing else comes for PING_S."""

@@ -59,6 +59,7 @@ from polyvera.server.usage import UsageStore, open_usage
 MIN_GZIP_BYTES, GZIP_LEVEL = 1024, 5
 EXPOSED = ["x-request-id", "retry-after"]
 PAGE = resources.files("polyvera.server").joinpath("page")
+PAGE_PATHS = {"index.html": "/", "docs.html": "/docs"}
 PAGE_KINDS = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -147,7 +148,8 @@ def _closing(context: ServerContext, lines: QueuedLines | None, tracer: RequestT
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        context.pool.close()
+        for pool in (context.pool, context.computing, context.compiling):
+            pool.close()
         await asyncio.to_thread(context.usage.close)
         if lines is not None:
             await asyncio.to_thread(lines.flush)
@@ -159,7 +161,7 @@ def _closing(context: ServerContext, lines: QueuedLines | None, tracer: RequestT
 
 def _add_page(app: FastAPI) -> None:
     for file in PAGE.iterdir():
-        path = "/" if file.name == "index.html" else f"/page/{file.name}"
+        path = PAGE_PATHS.get(file.name, f"/page/{file.name}")
         kind = PAGE_KINDS.get(PurePath(file.name).suffix)
         if kind is not None:
             app.add_api_route(path, _sender(file.read_bytes(), kind), methods=["GET"], include_in_schema=False)

@@ -104,7 +104,7 @@ async def begin(
         stream = stack.enter_context(AnswerStream(context, engine, caller))
         await while_there(request, stream.reserve(num))
         adapter = await context.run(request, context.catalog.resolve, caller, body.model)
-        prompts = await while_there(request, context.run(request, make_prompts))
+        prompts = await while_there(request, context.compute(request, make_prompts))
         await while_there(request, stream.start(prompts, adapter, all_params))
         stack.pop_all()  # it is the task's now
     model = context.catalog.name_of(adapter)

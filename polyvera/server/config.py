@@ -135,10 +135,18 @@ class Serving(ServedModel, TrainingParts):
         Path | None, Described("A unix socket's path, instead of host and port; its file is its user's alone.", HTTP)
     ] = None
     replicas: Annotated[
-        Count,
+        Count | None,
         Described(
             "Engines, each a process with a copy of the base and limits of its own, among which the processor's "
-            "threads, or the GPUs, are divided.",
+            "threads, or the GPUs, are divided. By default one: with keys in a process of its own, else in the "
+            "server's.",
             ENGINE,
         ),
-    ] = 1
+    ] = None
+
+    @property
+    def num_processes(self) -> int:
+        """Processes that answer, 0 for the server's own: what tenants send is read in another than the steps are."""
+        if self.replicas is not None:
+            return self.replicas if self.replicas > 1 else 0
+        return 0 if self.config.keys is None else 1

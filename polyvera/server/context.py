@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
 
 from polyvera.engine.protocol import EmbeddingEngine, GenerationEngine, ServedEngine
 from polyvera.errors import ServeError
@@ -27,7 +28,7 @@ from polyvera.server.json_body import read_body
 from polyvera.server.metrics import Metrics
 from polyvera.server.middleware import ServerState
 from polyvera.server.rate_limits import RateLimits
-from polyvera.server.tenant_pool import TenantPool
+from polyvera.server.tenant_pool import COMPUTING_SHARE, NICE, TenantPool
 from polyvera.server.usage import UsageStore
 from polyvera.store.reference import AdapterRef
 
@@ -38,7 +39,10 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class ServerContext:
-    """A running engine and what stands around it."""
+    """A running engine and what stands around it.
+
+    pool: for what waits for files. computing: for tokens, and bodies that are read or written. compiling: for schemas.
+    """
 
     engine: ServedEngine
     config: ServerConfig
@@ -53,6 +57,8 @@ class ServerContext:
     history: ActivityHistory = field(default_factory=ActivityHistory)
     fine_tuning: FineTuning | None = None
     pool: TenantPool = field(default_factory=TenantPool)
+    computing: TenantPool = field(default_factory=lambda: TenantPool(COMPUTING_SHARE, NICE))
+    compiling: TenantPool = field(default_factory=lambda: TenantPool(COMPUTING_SHARE, NICE))
     started: int = field(default_factory=lambda: int(time()))
 
     @cached_property
@@ -102,6 +108,16 @@ class ServerContext:
         """What `work` returns, done by one of the caller's threads: the event loop waits for no file and no library."""
         return await self.pool.run(caller_of(request).tenant, work, *args, **kwargs)
 
+    async def compute(self, request: HttpRequest, work: Callable[..., R], *args: Any, **kwargs: Any) -> R:
+        """The same for work that may keep a core busy: what comes of a long body has fewer threads."""
+        if len(await request.body()) < AT_ONCE_BYTES:
+            return await self.run(request, work, *args, **kwargs)
+        return await self.computing.run(caller_of(request).tenant, work, *args, **kwargs)
+
+    async def json(self, request: HttpRequest, make: Callable[[], Any]) -> Response:
+        """An answer of JSON that may be long: it is made and written beside the event loop."""
+        return await self.computing.run(caller_of(request).tenant, lambda: JSONResponse(make()))
+
     async def body(self, request: HttpRequest, kind: type[T]) -> T:
         """The JSON body. Raises ValidationError, ServeError, and HTTPException for what is not said to be JSON."""
         given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -110,7 +126,7 @@ class ServerContext:
         data = await request.body()
         if len(data) < AT_ONCE_BYTES:
             return read_body(data, kind)
-        return await self.run(request, read_body, data, kind)
+        return await self.compute(request, read_body, data, kind)
 
 
 def caller_of(request: HttpRequest) -> Caller:

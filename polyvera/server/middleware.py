@@ -17,7 +17,16 @@ from uuid import uuid4
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from polyvera.errors import AccessError, ClosedError, ForbiddenError, PolyveraError, ServeError, SizeError, SlowError
+from polyvera.errors import (
+    AccessError,
+    ClosedError,
+    DisconnectedError,
+    ForbiddenError,
+    PolyveraError,
+    ServeError,
+    SizeError,
+    SlowError,
+)
 from polyvera.server.access_log import CURRENT, AccessRecord
 from polyvera.server.api_keys import EVERYONE, Caller, KeyFile
 from polyvera.server.config import ServerConfig
@@ -29,7 +38,7 @@ from polyvera.server.tracing import RequestTracer
 
 log = logging.getLogger(__name__)
 ALWAYS_OPEN = ("/health", "/ready", "/version")
-PAGE = ("/", "/page/", "/favicon.ico")
+PAGES, PAGE_FILES = ("/", "/docs"), ("/page/", "/favicon.ico")
 UPLOADS = ("/v1/adapters/", "/v1/files", "/v1/uploads", "/api/v1/forward_backward")
 TINKER_PREFIX = "tml-"  # without which the tinker package sends no key
 MIN_BYTES_PER_S = 16_384
@@ -137,7 +146,7 @@ class AuthMiddleware:
         if self._keys is None:
             self._check_local(headers)
             return EVERYONE
-        if path == PAGE[0] or path.startswith(PAGE[1:]):
+        if path in PAGES or path.startswith(PAGE_FILES):
             return Caller("", (), base=False, admin=False)
         own = headers.get("x-api-key", "").removeprefix(TINKER_PREFIX)
         scheme, _, secret = headers.get("authorization", f"Bearer {own}").partition(" ")
@@ -168,7 +177,7 @@ class BoundedReceive:
         self._started, self._num_bytes, self._is_whole = monotonic(), 0, False
 
     async def __call__(self) -> Message:
-        """The next message. Raises SlowError, SizeError."""
+        """The next message. Raises SlowError, SizeError, and DisconnectedError where the client goes before its end."""
         if self._is_whole:
             return await self._receive()
         left = self._started + self._read_s + self._num_bytes / MIN_BYTES_PER_S - monotonic()
@@ -176,6 +185,8 @@ class BoundedReceive:
             message = await asyncio.wait_for(self._receive(), max(left, 0.001))
         except TimeoutError:
             raise SlowError(f"the body did not come within {self._read_s:g} s") from None
+        if message["type"] == "http.disconnect":
+            raise DisconnectedError("the client has gone before its request was whole")
         self._num_bytes += len(message.get("body", b""))
         if self._num_bytes > self._limit:
             raise _too_large(self._limit)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from threading import get_native_id
 from typing import Any, TypeVar
 
 from polyvera.errors import BusyError
 
 NUM_THREADS = 16
-SHARE = 4
+SHARE = 4  # of works that wait for files
+NICE = 10  # of threads that compute: a long text gives way to the steps of the engine
+COMPUTING_SHARE = max(1, (os.cpu_count() or 1) // 8)  # of works that compute: the cores are the engine's
 MAX_WAITING = 1024
 WAIT_S = 30.0
 T = TypeVar("T")
@@ -22,23 +27,26 @@ T = TypeVar("T")
 class TenantLine:
     """One tenant's turn. num_in: its works that wait or run."""
 
-    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(SHARE))
+    turns: asyncio.Semaphore
     num_in: int = 0
 
 
 class TenantPool:
-    """Threads of one event loop. A tenant has SHARE of them at a time; more of its works wait in a line of their own.
+    """Threads of one event loop. A tenant has its share of them at a time; more of its works wait in its own line.
 
     A work that waits is dropped with its caller; one that runs keeps its turn until it ends.
+
+    share: threads of one tenant at a time. nice: what the system's scheduler adds to the priority of each.
     """
 
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(NUM_THREADS, "polyvera-tenant")
+    def __init__(self, share: int = SHARE, nice: int = 0) -> None:
+        self._threads = ThreadPoolExecutor(NUM_THREADS, "polyvera-tenant", _set_nice, (nice,))
+        self._share = share
         self._lines: dict[str, TenantLine] = {}
 
     async def run(self, tenant: str, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """What the work returns. Raises BusyError for a line that is too long or does not move."""
-        line = self._lines.setdefault(tenant, TenantLine())
+        line = self._lines.setdefault(tenant, TenantLine(asyncio.Semaphore(self._share)))
         if line.num_in >= MAX_WAITING:
             raise BusyError(f"{line.num_in} requests of this tenant wait to be read: try again later")
         line.num_in += 1
@@ -79,3 +87,8 @@ class TenantPool:
         line.num_in -= 1
         if not line.num_in:
             self._lines.pop(tenant, None)
+
+
+def _set_nice(nice: int) -> None:
+    if nice and sys.platform == "linux":  # elsewhere it is of the whole process
+        os.setpriority(os.PRIO_PROCESS, get_native_id(), nice)

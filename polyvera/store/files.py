@@ -22,6 +22,7 @@ class Files(Protocol):
     """
 
     num_threads: int
+    excludes_others: bool  # whether lock() keeps out other processes too
 
     def location(self, path: str) -> str:
         """The full path or URL, for people."""

@@ -58,6 +58,7 @@ class LocalFiles:
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().absolute()
         self._prefix = f"{self.root}/"
+        self.excludes_others = True
         self.num_threads = 1  # a file is read faster than two threads agree on whose turn it is
         self._plain: set[str] = set()  # folders known to be no links
 

@@ -19,11 +19,12 @@ from polyvera.adapter.fingerprint import agrees, check_fingerprint
 from polyvera.errors import (
     ConflictError,
     DamagedFileError,
+    NotFoundError,
     PolyveraError,
     SlotError,
     StoreError,
 )
-from polyvera.store.file.codec import Header, check_digest, decode, encode, read_header
+from polyvera.store.file.codec import Buffer, Header, check_digest, decode, encode, read_header
 from polyvera.store.file.packed_bits import Numbers
 from polyvera.store.file.read_into import fill
 from polyvera.store.local_files import open_files
@@ -42,6 +43,7 @@ Item = TypeVar("Item")
 # Registry has a method called list, so its annotations cannot say list[...].
 Adapters = list[Adapter]
 Slots = list[int]
+Aliases = list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,17 +183,15 @@ class Registry:
         """
         ref = self._ref(which) if isinstance(which, AdapterRef) else self._named(which)
         self._exact_or_damaged(ref)
+        path = adapter_path(ref.name, ref.version)
         with self.files.lock(ref.name):
-            pointing = [alias for alias, version in self.aliases(ref.name).items() if version == ref.version]
-            if pointing and not with_aliases:
-                raise ConflictError(
-                    f"{ref} is not removed, since the alias {shown(pointing)} points to it: point the alias elsewhere, "
-                    "or remove it too, with_aliases=true"
-                )
-            with self.files.replacing(adapter_path(ref.name, ref.version), REMOVED) as put:
-                for alias in pointing:
-                    self.files.delete(alias_path(ref.name, alias))
+            pointing = self._pointing(ref, with_aliases)
+            before = None if self.files.excludes_others or with_aliases else self.files.read(path)
+            with self.files.replacing(path, REMOVED) as put:
+                self._delete_aliases(ref.name, pointing)
                 put()
+            if not self.files.excludes_others:
+                self._look_again(ref, with_aliases, before)
 
     def alias(self, name: str, alias: str, version: int) -> AdapterRef:
         """Points an alias at a version, atomically. Raises NotFoundError, ReferenceNameError."""
@@ -199,7 +199,10 @@ class Registry:
         self._stored.exact(check_name(name), check_version(version))
         with self.files.lock(name):
             ref = self._stored.exact(name, version)
+            before = self.aliases(name).get(alias)
             self._write_alias(name, alias, version)
+            if not self.files.excludes_others:
+                self._check_still_there(ref, alias, before)
         return ref
 
     def unalias(self, name: str, alias: str) -> None:
@@ -256,6 +259,40 @@ class Registry:
 
     def _write_alias(self, name: str, alias: str, version: int) -> None:
         self.files.replace(alias_path(name, alias), f"{version}\n".encode())
+
+    def _pointing(self, ref: AdapterRef, with_aliases: bool) -> Aliases:
+        """The aliases that point to a version. Raises ConflictError where there are any that are to stay."""
+        pointing = [alias for alias, version in self.aliases(ref.name).items() if version == ref.version]
+        if pointing and not with_aliases:
+            raise ConflictError(
+                f"{ref} is not removed, since the alias {shown(pointing)} points to it: point the alias elsewhere, "
+                "or remove it too, with_aliases=true"
+            )
+        return pointing
+
+    def _delete_aliases(self, name: str, aliases: Iterable[str]) -> None:
+        for alias in aliases:
+            self.files.delete(alias_path(name, alias))
+
+    def _look_again(self, ref: AdapterRef, with_aliases: bool, before: Buffer | None) -> None:
+        """Takes a removal back where another process has pointed an alias to the version since it was looked at."""
+        try:
+            self._delete_aliases(ref.name, self._pointing(ref, with_aliases))
+        except ConflictError:
+            if before is not None:
+                self.files.replace(adapter_path(ref.name, ref.version), bytes(before))
+            raise
+
+    def _check_still_there(self, ref: AdapterRef, alias: str, before: int | None) -> None:
+        """Of two processes, one that points an alias and one that removes its version, the later one sees the other."""
+        try:
+            self._stored.exact(ref.name, ref.version)
+        except NotFoundError:
+            if before in (None, ref.version):
+                self.files.delete(alias_path(ref.name, alias))
+            else:
+                self._write_alias(ref.name, alias, before)
+            raise
 
     def _point(self, name: str, alias: str, version: int) -> None:
         """Points an alias at a version that was published a moment ago, or takes that back."""

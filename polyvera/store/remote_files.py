@@ -19,8 +19,8 @@ class RemoteFiles:
     """Files below a URL of fsspec. A write is as atomic, and create() as exclusive, as the file system makes them.
 
     On S3 and Google Cloud Storage one request creates a file or refuses. Other file systems look first and then write,
-    so two publishers of the same name must take turns. lock() is of this process alone: while one process removes a
-    version, another must not point an alias at it. Raises StoreError for a URL that cannot be opened.
+    so two publishers of the same name must take turns. lock() is of this process alone. Raises StoreError for a URL
+    that cannot be opened.
     """
 
     def __init__(self, url: str, **options: Any) -> None:
@@ -29,7 +29,7 @@ class RemoteFiles:
         except (ValueError, ImportError) as error:
             raise StoreError(f"cannot open {url}: {error}") from error
         self.root = str(root).rstrip("/")
-        self.num_threads = NUM_THREADS
+        self.num_threads, self.excludes_others = NUM_THREADS, False
         self._lock = RLock()
 
     def location(self, path: str) -> str:

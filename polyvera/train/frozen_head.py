@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from polyvera.data.batching import Collator
 from polyvera.errors import RecipeError
-from polyvera.model.config import labels_of, pad_token
+from polyvera.model.config import labels_of
 from polyvera.model.inference import evaluating
 from polyvera.model.load import Base
 
@@ -60,7 +60,7 @@ def _read_by(head: nn.Linear, base: Base, rows: Sequence[Mapping[str, Any]]) -> 
     """The vectors (num, width) that the layer gets for the rows, of tokens their mean; fp32 on the CPU."""
     seen: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda layer, given: seen.append(given[0].detach().float().cpu()))
-    batch = Collator(pad_token(base.model, base.tokenizer))(rows)
+    batch = Collator.of(base.model, base.tokenizer)(rows)
     batch.pop("labels")
     try:
         with evaluating(base.model):

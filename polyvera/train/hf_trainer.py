@@ -43,15 +43,15 @@ class AdapterTrainer(Trainer):
         rows: Encoded,
         held_out: Encoded | None,
         args: TrainingArguments,
-        pad_id: int,
+        collate: Collator,
         head: set[str],
     ) -> None:
         # A language model has a loss of its own. A head's would take num_items_in_batch and ignore it, which would make
         # the sum of accumulated batches the loss instead of their mean.
         self.task, self.num_sequences = rows.task, len(rows[0].get(PARTS, (1,)))
         with _adapters_shown(model):
-            own_loss = None if self.task.writes else step_loss
-            super().__init__(model, args, Collator(pad_id), rows, held_out, compute_loss_func=own_loss)
+            own_loss = None if self.task.has_own_loss else step_loss
+            super().__init__(model, args, collate, rows, held_out, compute_loss_func=own_loss)
         self.pop_callback(PrinterCallback)
         self.recipe, self.bank, self.rows, self.head = recipe, bank, rows, head
         self.held_out = () if held_out is None else held_out.rows
@@ -93,7 +93,7 @@ class AdapterTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The task's loss, with the orthogonality term of the rank budget in training."""
-        asked: Any = model if self.task.writes else partial(self._losses, model, inputs["labels"])
+        asked: Any = model if self.task.has_own_loss else partial(self._losses, model, inputs["labels"])
         loss, outputs = super().compute_loss(asked, inputs, True, num_items_in_batch)
         if self.orthogonal and self.bank is not None and model.training:
             skew = orthogonality(self.bank)

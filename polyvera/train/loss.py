@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polyvera.data.encoding import IGNORED
-from polyvera.data.reward_margins import reward_margins
 from polyvera.data.target_tokens import TargetTokens, target_logits
 from polyvera.data.text_vectors import text_vectors
 from polyvera.model.task import LM, NEXT_TOKEN, TASKS, WHOLE_ROW, Task
+from polyvera.train.preference_loss import COMPARISONS
 from polyvera.train.vector_loss import VECTOR_LOSSES, of_groups
 
 if TYPE_CHECKING:
@@ -40,10 +40,6 @@ LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
         "squared_error": _squared_error,
     }
 )
-# The margins of two answers' rewards -> losses.
-COMPARISONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
-    {"dpo": lambda margins: -F.logsigmoid(margins)}
-)
 
 
 def row_losses(
@@ -63,7 +59,7 @@ def row_losses(
         vectors = vectors.view(-1, len(vectors) if groups is None else len(groups), vectors.shape[-1])
         return of_groups(VECTOR_LOSSES[task.loss], vectors, targets.labels[: vectors.shape[1]], groups)
     if task.compares:
-        return COMPARISONS[task.compares](reward_margins(model, inputs, targets))
+        return COMPARISONS[task.compares](model, inputs, targets)
     losses = LOSSES[task.loss](target_logits(model, inputs, targets), targets.labels)
     return losses if targets.positions is None else targets.summed(losses, len(inputs["input_ids"]))
 

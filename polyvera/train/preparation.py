@@ -28,7 +28,6 @@ from polyvera.model.config import (
     are_placeholders,
     context_length,
     labels_of,
-    pad_token,
     set_labels,
     text_config,
     vocabulary_size,
@@ -41,6 +40,7 @@ from polyvera.model.rms_norm import fused_norms
 from polyvera.model.task import THRESHOLD
 from polyvera.store.opened import opened
 from polyvera.store.registry import Registry
+from polyvera.train.head_unit import span_of
 from polyvera.train.recipe import Recipe
 from polyvera.train.tell import Tell
 from polyvera.train.tenants import Tables, only_tenant
@@ -63,6 +63,7 @@ def loaded(recipe: Recipe, base: Base | None = None) -> tuple[Tables, Base]:
     """The rows, with their classes in the order of the model's outputs, and the model, where none is given."""
     tables = read_tables(recipe)
     base = base_for(recipe, tables.training, base)
+    tables = tables.suited(base.model)
     return tables.labelled(class_names(base, tables.training)), base
 
 
@@ -87,6 +88,7 @@ def encode_tables(recipe: Recipe, tables: Tables, base: Base) -> tuple[Encoded, 
     length = row_length(recipe, context_length(base.model, base.tokenizer))
 
     meaning_in(recipe, tables.training.task, tables.training.labels)
+    span = span_of(recipe, base, tables.training)
     if recipe.full and tables.training.row.compares:
         raise RecipeError("full=True leaves no base to compare with: train an adapter on preferences")
     if recipe.turns != TURNS and tables.training.kind != CHAT:
@@ -94,7 +96,7 @@ def encode_tables(recipe: Recipe, tables: Tables, base: Base) -> tuple[Encoded, 
 
     def encoded(table: Table) -> Encoded:
         return encode(
-            table,
+            replace(table, span=span),
             base.tokenizer,
             length,
             num_tokens=vocabulary_size(base.model),
@@ -235,7 +237,7 @@ def check_loads(recipe: Recipe, base: Base, adapter: Adapter, rows: Encoded, slo
     base: with the adapter in that slot.
     """
     again = load_base(recipe.model, task=meaning_of(adapter).task, dtype=recipe.dtype, labels=adapter.labels)
-    batch = Collator(pad_token(base.model, base.tokenizer))(rows.rows[:2])
+    batch = Collator.of(base.model, base.tokenizer)(rows.rows[:2])
     batch.pop("labels")
     try:
         [own] = load(again.model, adapter)

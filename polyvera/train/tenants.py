@@ -6,11 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from polyvera.data.row_files import READERS, NumberedRow
 from polyvera.data.tables import SHOWN, Table, alike, drawn, grouped, read, split, table
 from polyvera.errors import DataError, message_of
 from polyvera.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 COLUMN = "adapter"
 ROWS_OF_A_CLASS = 2
@@ -38,6 +42,11 @@ class Tables:
     training: Table
     validation: Table | None
     test: Table | None
+
+    def suited(self, model: PreTrainedModel) -> Tables:
+        """The same rows as that model reads them. Raises DataError."""
+        found = (table and table.suited(model) for table in (self.training, self.validation, self.test))
+        return Tables(*found)  # type: ignore[arg-type]
 
     def labelled(self, labels: tuple[str, ...]) -> Tables:
         """The same with the classes in that order."""

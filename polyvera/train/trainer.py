@@ -17,18 +17,19 @@ from polyvera.adapter.bank import Bank
 from polyvera.adapter.inject import extract
 from polyvera.adapter.route import route
 from polyvera.adapter.slot_table import BASE_SLOT
+from polyvera.data.batching import Collator
 from polyvera.data.encoding import Encoded
 from polyvera.data.tables import Table
 from polyvera.errors import RecipeError
 from polyvera.evaluate.evaluate import evaluate
 from polyvera.model.answer import Meaning
-from polyvera.model.config import pad_token
 from polyvera.model.load import Base
 from polyvera.store.reference import AdapterRef
 from polyvera.train import checkpoint
 from polyvera.train.budget import Allocator, compacted, schedule
 from polyvera.train.destination import check_folder, check_store, put_or_keep
 from polyvera.train.fleet.learning_rate import LearningRate, kept_rate, solo_rate
+from polyvera.train.head_unit import as_learned, begin, end, in_unit
 from polyvera.train.loss_curve import History, draw
 from polyvera.train.preparation import (
     adapted,
@@ -143,13 +144,13 @@ def _trained(
         args = arguments(recipe, folder, len(rows))
         model = _moved(base, args.device)
         bank = stack.enter_context(adapted(recipe, base))
-        if start is not None and bank is not None:
-            bank.put(bank.first, start)
+        slot = BASE_SLOT if bank is None else bank.first
+        begin(bank, slot, base, rows.span, start)
         heads = _head_names(recipe, base, bank)
-        trainer = AdapterTrainer(recipe, model, bank, rows, held_out, args, pad_token(model, base.tokenizer), heads)
+        collate = Collator.of(model, base.tokenizer)
+        trainer = AdapterTrainer(recipe, model, bank, rows, held_out, args, collate, heads)
         best, allocator = _watched(trainer, folder, progress, callbacks)
         at = _begin(folder, asked, rows, resume)
-        slot = BASE_SLOT if bank is None else bank.first
         with route(slot):
             _run(trainer, at, best)
         history = History(*(columns_of(trainer.state.log_history, name) for name in ("loss", "eval_loss")))
@@ -191,6 +192,7 @@ def _scores(
     """What becomes of the losses when the numbers are stored, and the scores on the test rows."""
     with route(slot):
         scores = _round(trainer, held_out)
+    end(trainer.bank, slot, base, trainer.rows.span)
     if test is None:
         return scores
     found = evaluate(base.model, base.tokenizer, test, slot, meanings={slot: meaning})
@@ -238,12 +240,13 @@ def _round(trainer: AdapterTrainer, held_out: Encoded | None) -> dict[str, float
 
     rounding_loss: by how much the mean loss of the first training rows rises.
     """
-    bank, dtype = trainer.bank, trainer.recipe.stored
+    bank, dtype, span = trainer.bank, trainer.recipe.stored, trainer.rows.span
     if bank is None or not rounds(dtype):
         return {}
     rows = trainer.rows.rows[:NUM_ROUNDING_ROWS]
     before = trainer.mean_loss(rows)
-    bank.put(bank.first, rounded(without_pruned(bank.extract(bank.first)), dtype))
+    again = rounded(in_unit(without_pruned(bank.extract(bank.first)), span), dtype)
+    bank.put(bank.first, as_learned(again, span))
     found = {"rounding_loss": trainer.mean_loss(rows) - before}
     return found if held_out is None else found | {"eval_loss": trainer.mean_loss(held_out.rows)}
 
@@ -317,7 +320,7 @@ def _adapter(
 ) -> Adapter | None:
     if trainer.bank is None:
         return None
-    adapter = extract(trainer.bank, trainer.bank.first, trainer.whole)
+    adapter = in_unit(extract(trainer.bank, trainer.bank.first, trainer.whole), trainer.rows.span)
     adapter = adapter if allocator is None else compacted(adapter)
     return said(recipe, adapter, table.kind, table.labels)
 

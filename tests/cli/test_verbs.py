@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import counting_rows, make_classifier, make_model, make_tokenizer
+from tiny_models import counting_rows, make_classifier, make_model, make_seq2seq, make_tokenizer
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
 
@@ -214,3 +214,29 @@ def test_a_classifier_keeps_its_head_and_its_labels(tmp_path: Path) -> None:
     assert adapter.labels == ("even", "odd") and adapter.layout.num_head_params == 2 * 32 + 2
     scores = json.loads(polyvera("eval", "parity", "--data", "classes.jsonl", "--json").stdout)
     assert set(scores) == {"parity"} and 0 <= scores["parity"]["accuracy"] <= 1
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_an_encoder_decoder_goes_the_whole_way(family: str) -> None:
+    make_seq2seq(family).save_pretrained("base")
+    trained("acme/answers")
+    scores = json.loads(polyvera("eval", "acme/answers", "--data", "rows.jsonl", "--json").stdout)
+    assert set(scores) == {"base", "acme/answers"} and {"exact_match", "perplexity"} <= set(scores["base"])
+    words = ("--prompt", "w1 w2", "--max-new-tokens", "4", "--json")
+    [answers] = json.loads(polyvera("generate", "acme/answers", *words).stdout)
+    polyvera("merge", "acme/answers", "merged")
+    [merged] = json.loads(polyvera("generate", "--model", "merged", *words).stdout)
+    assert merged["base"] == answers["acme/answers"]
+    polyvera("export", "acme/answers", "peft")
+    assert json.loads(Path("peft/adapter_config.json").read_text())["task_type"] == "SEQ_2_SEQ_LM"
+    polyvera("import", "peft", "--name", "acme/again", "--model", "base")
+    store = Registry("adapters")
+    assert torch.equal(store.get("acme/again").flat, store.get("acme/answers").flat)
+    assert "encoder-decoder, which no engine serves" in polyvera("serve", "base", "--port", "0", fails=True).output
+    assert "seq2seq" in polyvera("show", "acme/answers").stdout
+    polyvera("plan", "base")
+    Path("rows").mkdir()
+    for name in ("ann", "bob"):
+        Path(f"rows/{name}.jsonl").write_text(Path("rows.jsonl").read_text())
+    polyvera("train", "--model", "base", "--data", "rows", "--fleet", "--max-steps", "2", "--name", "fleet")
+    assert {ref.name for ref in store.list("fleet")} == {"fleet/ann", "fleet/bob"}

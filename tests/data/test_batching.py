@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny_models import WORDS
+from tiny_models import WORDS, make_model, make_seq2seq, make_tokenizer
 
 from polyvera.data.batching import Collator, EpochOrder, order, padded
 from polyvera.data.encoding import IGNORED
@@ -50,3 +50,19 @@ def test_the_sampler_follows_its_epoch() -> None:
     assert list(sampler) == order(10, 5, 1) != first
     sampler.set_epoch(0)
     assert list(sampler) == first
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_a_decoder_reads_what_its_family_makes_of_the_answers(family):
+    model = make_seq2seq(family)
+    batch = Collator.of(model, make_tokenizer())(
+        [{"input_ids": [5], "labels": [8, 1]}, {"input_ids": [5, 6], "labels": [9]}]
+    )
+    start, pad = model.config.decoder_start_token_id, model.config.pad_token_id
+    assert batch["decoder_input_ids"].tolist() == [[start, 8], [start, 9]]
+    assert batch["labels"].tolist() == [[8, 1], [9, IGNORED]]
+    assert batch["input_ids"].tolist() == [[5, pad], [5, 6]]
+
+
+def test_a_model_without_a_decoder_gets_no_inputs_for_it():
+    assert Collator.of(make_model(), make_tokenizer()).decoder_inputs is None

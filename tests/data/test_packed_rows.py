@@ -34,3 +34,16 @@ def test_bits_that_begin_within_a_byte():
     labels = [[7] * (n // 2) + [IGNORED] * (n - n // 2) for n in range(1, 20)]
     rows = Encoded(tuple({"input_ids": [7] * len(row), "labels": row} for row in labels))
     assert list(PackedRows.of(rows)) == list(rows.rows)
+
+
+def test_answers_of_their_own_lengths_come_back_as_they_were():
+    answers = [[7, 1], [8, 9, 300, 1], [1]]
+    rows = Encoded(tuple({"input_ids": [5] * (i + 2), "labels": answer} for i, answer in enumerate(answers)))
+    packed = PackedRows.of(rows)
+    assert list(packed) == list(rows.rows) and packed.lengths == [2, 3, 4]
+    assert packed.own_ends["input_ids"] is packed.ends and packed.own_ends["labels"] is not packed.ends
+
+
+def test_answers_as_long_as_their_prompts_come_back_as_they_were():
+    rows = Encoded(tuple({"input_ids": [5] * (i + 2), "labels": [6] * (i + 2)} for i in range(3)))
+    assert list(PackedRows.of(rows)) == list(rows.rows)

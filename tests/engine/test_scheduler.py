@@ -87,6 +87,19 @@ def test_a_row_is_kept_for_a_tenant_that_may_come_back(monkeypatch: pytest.Monke
     assert len(filled(scheduler)) == SPARE, "it has been gone for long"
 
 
+def test_a_step_starts_so_many_rows_of_a_tenant_at_most() -> None:
+    scheduler = Scheduler(8)
+    assert not scheduler.is_shared
+    many, few = [request(tenant="many") for _ in range(9)], request(tenant="few")
+    for one in (*many, few):
+        scheduler.add(one)
+    assert scheduler.is_shared
+    scheduler.admit(acquire, start, 2)
+    assert {row.request for row in scheduler.running} == {*many[:2], few}
+    admit(scheduler)
+    assert len(scheduler.running) == 8
+
+
 def test_one_tenant_alone_has_every_row() -> None:
     scheduler = Scheduler(SPARE)
     assert len(filled(scheduler, *(request() for _ in range(2 * SPARE)))) == SPARE

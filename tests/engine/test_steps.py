@@ -69,10 +69,13 @@ class Sums:
         self._queue.left()
         return Digit(part, index)
 
-    def batches(self) -> Iterator[list[Digit]]:
+    def batches(self, most: int | None) -> Iterator[list[Digit]]:
         if self.scheduler.running:
             self.log.append("schedule")
             yield list(self.scheduler.running)
+
+    def size(self, batch: list[Digit]) -> int:
+        return len(batch)
 
     def rows(self, batch: list[Digit]) -> Iterable[Digit]:
         return batch

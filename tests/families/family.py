@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from family_rows import SORTS, WRITES, Row
+from family_rows import ENCODER_DECODER, READS, SORTS, WRITES, Row
 from tiny_models import counting_rows, make_tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -95,7 +95,7 @@ class Family:
 
     @cached_property
     def verbs(self) -> bool:
-        return self.row.sort in (WRITES, "reads text")
+        return self.row.sort in (WRITES, READS, ENCODER_DECODER)
 
     @cached_property
     def model(self) -> PreTrainedModel:

@@ -8,7 +8,8 @@ from polyvera.model.answer import ANSWERS
 from polyvera.model.shapes import KINDS
 from polyvera.model.task import EACH_TOKEN, LM, NEXT_TOKEN, TASKS, WHOLE_ROW, task_named
 from polyvera.server.classification import SAYS
-from polyvera.train.loss import COMPARISONS, LOSSES
+from polyvera.train.loss import LOSSES
+from polyvera.train.preference_loss import COMPARISONS
 from polyvera.train.vector_loss import VECTOR_LOSSES
 
 

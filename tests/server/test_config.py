@@ -1,7 +1,7 @@
 """The settings of a server, and the frozen values that the engine and the HTTP front take."""
 
 from dataclasses import fields
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -59,3 +59,11 @@ def test_an_invalid_value_is_refused_by_name(given: dict[str, object], said: str
 def test_settings_that_cannot_be_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(ServeError, match=next(iter(change))):
         ServerConfig(**{"base": "tiny", **change})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "num"),
+    [({}, 0), ({"keys": "keys.json"}, 1), ({"keys": "keys.json", "replicas": 1}, 0), ({"replicas": 3}, 3)],
+)
+def test_with_keys_the_engine_has_a_process_of_its_own_unless_told(given: dict[str, Any], num: int) -> None:
+    assert Serving(model="tiny", **given).num_processes == num

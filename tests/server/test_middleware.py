@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 
-from polyvera.errors import KeyFileError, SizeError, SlowError
+from polyvera.errors import DisconnectedError, KeyFileError, SizeError, SlowError
 from polyvera.server.access_log import AccessRecord
 from polyvera.server.api_keys import KeyFile
 from polyvera.server.config import ServerConfig
@@ -74,6 +74,9 @@ def test_receiving_is_bounded_in_bytes_and_in_time() -> None:
         await asyncio.sleep(60)
         return {}
 
+    async def gone() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
     async def run() -> None:
         receive = BoundedReceive(chunks, 10, 5.0)
         assert len((await receive())["body"]) == 6
@@ -81,6 +84,8 @@ def test_receiving_is_bounded_in_bytes_and_in_time() -> None:
             await receive()
         with pytest.raises(SlowError, match=r"within 0\.01 s"):
             await BoundedReceive(never, 10, 0.01)()
+        with pytest.raises(DisconnectedError):
+            await BoundedReceive(gone, 10, 5.0)()
 
     asyncio.run(run())
 

@@ -5,12 +5,25 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tiny_folder import save_tiny, save_tiny_encoder
+from tiny_folder import save_tiny, save_tiny_encoder, save_tiny_seq2seq
 
-from polyvera.model.config import CAUSAL_LM
-from polyvera.model.task import LABEL, LM, MULTI_LABEL, PAIRS, PREFERENCE, REGRESSION, SIMILARITY, TASKS, TOKEN_LABEL
+from polyvera.model.config import CAUSAL_LM, ENCODER_DECODER
+from polyvera.model.task import (
+    LABEL,
+    LM,
+    MULTI_LABEL,
+    ORPO,
+    PAIRS,
+    PREFERENCE,
+    REGRESSION,
+    SEQ2SEQ,
+    SIMILARITY,
+    TASKS,
+    TOKEN_LABEL,
+)
 
 Row = dict[str, Any]
+SAVES = {CAUSAL_LM: save_tiny, ENCODER_DECODER: save_tiny_seq2seq}  # others an encoder
 TAGS = ["B-PER", "I-PER", "O", "B-LOC"]
 
 
@@ -21,6 +34,7 @@ def _tagged(i: int) -> Row:
 
 ROWS: Mapping[str, Callable[[int], Row]] = {
     LM: lambda i: {"prompt": f"w{i % 20} w{i % 20 + 1}", "completion": f"w{i % 20 + 2}"},
+    SEQ2SEQ: lambda i: {"prompt": f"w{i % 20}" + " w9" * (i % 3), "completion": f"w{i % 20 + 2}" + " w7" * (i % 4)},
     LABEL: lambda i: {"text": f"w{i} w{i + 1}" + " w9" * (i % 3), "label": "ab"[i % 2]},
     MULTI_LABEL: lambda i: {"text": f"w{i} w{i + 1}" + " w9" * (i % 3), "label": [["x"], ["x", "y"], [], ["z"]][i % 4]},
     REGRESSION: lambda i: {"text": f"w{i}", "text_pair": f"w{i + 1}" + " w9" * (i % 3), "label": 0.25 * (i % 5)},
@@ -29,6 +43,7 @@ ROWS: Mapping[str, Callable[[int], Row]] = {
     SIMILARITY: lambda i: {"text": f"w{i}", "text_pair": f"w{i + 1}" + " w9" * (i % 3), "label": 0.25 * (i % 5)},
     PREFERENCE: lambda i: {"prompt": f"w{i}", "chosen": f"w{i + 1} w{i + 2}", "rejected": "w39" + " w38" * (i % 3)},
 }
+ROWS = {**ROWS, ORPO: ROWS[PREFERENCE]}
 WITH_HEAD = [name for name, row in TASKS.items() if row.has_head]
 
 
@@ -46,4 +61,4 @@ def write_rows(path: Path, rows: list[Row]) -> Path:
 
 def save_base(task: str, folder: Path) -> Path:
     """The folder of a tiny model that such an adapter is for."""
-    return (save_tiny if TASKS[task].kind == CAUSAL_LM else save_tiny_encoder)(folder)
+    return SAVES.get(TASKS[task].kind, save_tiny_encoder)(folder)

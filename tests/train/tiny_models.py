@@ -2,11 +2,16 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 WORDS = ["<s>", "</s>", "<unk>", "user", "assistant", "system", ":", *(f"w{i}" for i in range(40))]
@@ -62,6 +67,25 @@ def make_classifier(num_labels: int = 2) -> BertForSequenceClassification:
         initializer_range=0.2,
     )
     return BertForSequenceClassification(config).eval()
+
+
+SEQ2SEQ_IDS = {"vocab_size": len(WORDS), "bos_token_id": 0, "eos_token_id": 1}
+T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
+BART = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "init_std": 0.2}
+BART |= {"decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64}
+
+
+def make_seq2seq(family: str = "t5") -> PreTrainedModel:
+    """A tiny random encoder-decoder, of T5's or of BART's."""
+    torch.manual_seed(0)
+    makes = {
+        "t5": lambda: T5ForConditionalGeneration(T5Config(**SEQ2SEQ_IDS, **T5, pad_token_id=1, dropout_rate=0.0)),
+        "bart": lambda: BartForConditionalGeneration(
+            # BART's embedding of the pad token is 0, and so is its logit: it must not be the end token
+            BartConfig(**SEQ2SEQ_IDS, **BART, pad_token_id=2, decoder_start_token_id=1, dropout=0.0)
+        ),
+    }
+    return makes[family]().eval()
 
 
 def counting_rows(num_rows: int) -> list[dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from time import monotonic
 
@@ -16,6 +17,7 @@ from polyvera.engine.embedding.request import EncodeRequest, Text, TextRow
 from polyvera.engine.limits import Limits
 from polyvera.engine.request_queue import RequestQueue
 from polyvera.engine.scheduler import Scheduler
+from polyvera.engine.step_budget import fair_shares
 from polyvera.errors import ClosedError, NonFiniteError, PolyveraError, ServeError
 from polyvera.model.answer import Meaning
 from polyvera.model.pooling import Pooling
@@ -66,12 +68,16 @@ class EmbeddingWorkload:
         """The row of a text."""
         return TextRow(text, index)
 
-    def batches(self) -> Iterator[list[TextRow]]:
-        """All running rows, in batches; those of requests that end meanwhile are left out."""
-        for batch in batches(list(self.scheduler.running), self._chunk, pads=self._runner.pads):
+    def batches(self, most: int | None) -> Iterator[list[TextRow]]:
+        """The running rows, in batches; those of requests that end meanwhile are left out."""
+        for batch in batches(chosen_rows(self.scheduler.running, most), self._chunk):
             open_ = [row for row in batch if not row.request.whole.is_over]
             if open_:
                 yield open_
+
+    def size(self, batch: Sequence[TextRow]) -> int:
+        """Its tokens."""
+        return sum(row.request.num_tokens for row in batch)
 
     def rows(self, batch: Sequence[TextRow]) -> Sequence[TextRow]:
         """The rows of a batch."""
@@ -147,15 +153,29 @@ class EmbeddingWorkload:
         return meaning
 
 
-def batches(rows: Sequence[TextRow], most: int, *, pads: bool = True) -> Iterator[list[TextRow]]:
-    """Rows of like lengths, at most so many tokens with what fills them up; a longer row is alone.
+def chosen_rows(rows: Sequence[TextRow], most: int | None) -> list[TextRow]:
+    """The oldest of each tenant, of so many tokens in all, by its share of them; of each at least one."""
+    if most is None:
+        return list(rows)
+    needs: Counter[str] = Counter()
+    for row in rows:
+        needs[row.request.tenant] += row.request.num_tokens
+    left = fair_shares(needs, {row.request.tenant: row.request.weight for row in rows}, most)
+    has_one, chosen = set(), []
+    for row in sorted(rows, key=lambda row: (row.request.number, row.request.index)):
+        tenant = row.request.tenant
+        if tenant not in has_one or row.request.num_tokens <= left[tenant]:
+            has_one.add(tenant)
+            left[tenant] -= row.request.num_tokens
+            chosen.append(row)
+    return chosen
 
-    pads: whether they may be filled up; else they are of one length.
-    """
+
+def batches(rows: Sequence[TextRow], most: int) -> Iterator[list[TextRow]]:
+    """Rows of like lengths, at most so many tokens with what fills them up; a longer row is alone."""
     batch: list[TextRow] = []
     for row in sorted(rows, key=lambda row: row.request.num_tokens):  # so that the next is the longest yet
-        is_other = not pads and row.request.num_tokens != batch[-1].request.num_tokens if batch else False
-        if batch and (is_other or (len(batch) + 1) * row.request.num_tokens > most):
+        if batch and (len(batch) + 1) * row.request.num_tokens > most:
             yield batch
             batch = []
         batch.append(row)

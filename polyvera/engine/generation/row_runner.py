@@ -65,7 +65,9 @@ class RowRunner:
         except BaseException:
             self.undo()
             raise
-        log.warning("%s is served row by row, which is slower: %s", type(model).__name__, reason)
+        log.warning(
+            "the rows of %s cannot be packed: each is computed by itself, which is slower", type(model).__name__
+        )
 
     def check(self, ref: AdapterRef, adapter: Adapter) -> Meaning:
         """Text. Raises LayoutError for an adapter that writes none, or of other layers."""

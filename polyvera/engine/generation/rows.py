@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from polyvera.engine.generation.detokenizer import Detokenizer
 from polyvera.engine.generation.request import Request, Token
 from polyvera.engine.generation.sampler import RequestSampler
+from polyvera.engine.step_budget import fair_shares
 
 MAX_SCORED = 256  # tokens of a prompt whose logits are all in memory
+SHORT = 64  # tokens: a tenant whose prompts have no more has them read at once, however little a step may compute
+LEAST = 16  # tokens of longer prompts that every step reads
 
 
 @dataclass(eq=False, slots=True)
@@ -18,6 +21,7 @@ class Row:
     """A request that runs: its row of the cache, its adapter's slot, and how far it is.
 
     num_computed: tokens whose keys and values are in the cache. prompt_tokens: with their log-probabilities, so far.
+    last_step: the latest that computed any of it.
     """
 
     request: Request
@@ -26,6 +30,7 @@ class Row:
     sampler: RequestSampler
     detokenizer: Detokenizer
     num_computed: int = 0
+    last_step: int = 0
     prompt_tokens: list[Token] = field(default_factory=list)
 
     @property
@@ -64,14 +69,19 @@ class Chunk:
         return (self.stop - self.start) * self.stop
 
 
-def next_chunks(running: Sequence[Row], num_tokens: int) -> tuple[list[Chunk], list[Chunk]]:
+def next_chunks(running: Sequence[Row], num_tokens: int, most: int | None = None) -> tuple[list[Chunk], list[Chunk]]:
     """What the next step computes: rows that decode, by index, then pieces of prompts, each tenant's oldest first.
 
-    num_tokens: of prompts that one step computes at most.
+    num_tokens: of prompts that one step computes at most. most: rows that decode and tokens of prompts, None for any
+    number of rows; those that do not decode now are the next to do so.
     """
-    decoding = [Chunk(row, row.num_computed, row.num_computed + 1) for row in running if row.num_left == 1]
+    weights = {row.request.tenant: row.request.weight for row in running}
+    rows = [row for row in running if row.num_left == 1]
+    if most is not None:
+        rows = _in_turn(rows, weights, most)
+    decoding = [Chunk(row, row.num_computed, row.num_computed + 1) for row in rows]
     reading = sorted((row for row in running if row.num_left > 1), key=lambda row: row.request.number)
-    left, chunks = _shares(reading, num_tokens), []
+    left, chunks = _prompt_shares(reading, weights, num_tokens, most and max(most - len(rows), 0)), []
     for row in reading:
         size = min(row.num_left, left[row.request.tenant], MAX_SCORED if row.request.is_scored else num_tokens)
         if size:
@@ -80,16 +90,28 @@ def next_chunks(running: Sequence[Row], num_tokens: int) -> tuple[list[Chunk], l
     return decoding, chunks
 
 
-def _shares(reading: Sequence[Row], num_tokens: int) -> dict[str, int]:
-    """How many tokens of each tenant's prompts a step computes: by weight; what one does not need is the others'."""
+def _in_turn(rows: Sequence[Row], weights: Mapping[str, float], most: int) -> Sequence[Row]:
+    """So many rows, each tenant's share of them, those that have waited longest."""
+    needs = Counter(row.request.tenant for row in rows)
+    left = fair_shares(needs, weights, max(most, len(needs)))
+    chosen = set()
+    for row in sorted(rows, key=lambda row: row.last_step):
+        if left[row.request.tenant]:
+            left[row.request.tenant] -= 1
+            chosen.add(row)
+    return [row for row in rows if row in chosen]
+
+
+def _prompt_shares(
+    reading: Sequence[Row], weights: Mapping[str, float], num_tokens: int, most: int | None
+) -> dict[str, int]:
+    """How many tokens of each tenant's prompts a step computes. most: of tenants that ask for more than SHORT."""
     needs: Counter[str] = Counter()
     for row in reading:
         needs[row.request.tenant] += row.num_left
-    weights = {row.request.tenant: row.request.weight for row in reading}
-    shares: dict[str, int] = {}
-    left, weight = num_tokens, sum(weights.values())
-    for tenant in sorted(needs, key=lambda tenant: needs[tenant] / weights[tenant]):
-        fair = left if len(shares) == len(needs) - 1 else int(left * weights[tenant] / weight)
-        shares[tenant] = min(needs[tenant], max(fair, min(left, 1)))
-        left, weight = left - shares[tenant], weight - weights[tenant]
-    return shares
+    shares = fair_shares(needs, weights, num_tokens)
+    if most is None:
+        return shares
+    long = {tenant: shares[tenant] for tenant, need in needs.items() if need > SHORT}
+    left = most - sum(num for tenant, num in shares.items() if tenant not in long)
+    return shares | fair_shares(long, weights, max(left, LEAST))

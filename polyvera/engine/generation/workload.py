@@ -76,13 +76,17 @@ class GenerationWorkload:
         self.totals["reused_tokens"] += length
         return row
 
-    def batches(self) -> Iterator[Chunks]:
-        """The next tokens of all rows, where there are any."""
-        decoding, reading = next_chunks(self.scheduler.running, self._chunk)
+    def batches(self, most: int | None) -> Iterator[Chunks]:
+        """The next tokens of all rows, or of as many as a step may have, where there are any."""
+        decoding, reading = next_chunks(self.scheduler.running, self._chunk, most)
         for chunk in (*decoding, *reading):
-            chunk.row.num_computed = chunk.stop
+            chunk.row.num_computed, chunk.row.last_step = chunk.stop, self.totals["steps"]
         if decoding or reading:
             yield decoding, reading
+
+    def size(self, batch: Chunks) -> int:
+        """Its tokens."""
+        return sum(chunk.stop - chunk.start for chunk in chain(*batch))
 
     def rows(self, batch: Chunks) -> Iterable[Row]:
         """The rows of a batch."""

@@ -47,11 +47,12 @@ def _add_reading(router: APIRouter, context: ServerContext) -> None:
         search: str = "",
         sort: str = "name",
         offset: int = 0,
-    ) -> dict[str, Any]:
+    ) -> Response:
         if not 1 <= limit <= MAX_PAGE:
             raise HTTPException(400, f"limit={limit}: it is from 1 to {MAX_PAGE:,}")
         query = AdapterQuery(prefix, search, sort, after, max(0, offset), limit)
-        return await context.run(request, _page, context, caller_of(request), query)
+        found = await context.run(request, _page, context, caller_of(request), query)
+        return await context.json(request, lambda: found)
 
     @router.get("/v1/adapters/{name:path}")
     async def shown(request: HttpRequest, name: str) -> dict[str, Any]:

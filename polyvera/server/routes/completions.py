@@ -8,7 +8,7 @@ from functools import partial
 
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from polyvera.engine.generation.request import Answer, RequestOutput, SamplingParams, Token
 from polyvera.server.answers import SILENCE
@@ -21,6 +21,7 @@ from polyvera.server.sse import event
 from polyvera.server.tool_set import ToolSet
 
 DONE = b"data: [DONE]\n\n"
+MAX_AT_ONCE = 64  # tokens of a part of a stream that are worded by the event loop itself
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ async def begin_chat(context: ServerContext, request: HttpRequest, body: ChatBod
     """Asks the engine for the answers to a conversation."""
     tokenizer = context.generation.tokenizer
     tools = ToolSet.of(body, tokenizer)
-    grammar = await context.run(request, tools.grammar, tokenizer) if tools.called else None
+    grammar = await context.compute(request, tools.grammar, tokenizer) if tools.called else None
     form = {} if grammar is None else {"grammar": grammar, "schema": None}
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     most = body.max_completion_tokens or body.max_tokens
@@ -96,7 +97,8 @@ async def _made(
     context: ServerContext, request: HttpRequest, body: GenerationBody, make: Callable[[], list[SamplingParams]]
 ) -> list[SamplingParams]:
     """The parameters, made beside the event loop where a grammar is made of what the client sent."""
-    return make() if body.structured_outputs is None else await context.run(request, make)
+    has_form = body.structured_outputs is not None or body.response_format is not None
+    return await context.compute(request, make) if has_form else make()
 
 
 def _text_params(body: CompletionBody) -> list[SamplingParams]:
@@ -116,10 +118,14 @@ def _prompts(context: ServerContext, body: CompletionBody, echo: list[str]) -> l
 
 async def _answered(reply: CompletionReply, request: HttpRequest) -> Response:
     if reply.task.body.stream:
-        return EventStream(reply.task.stream, _events(reply))
+        return EventStream(reply.task.stream, _events(reply, request))
     answers = await reply.task.answers(request)
+    return await reply.task.context.json(request, lambda: _whole(reply, answers))
+
+
+def _whole(reply: CompletionReply, answers: Sequence[Answer]) -> Json:
     choices = [_choice(reply, i, one) for i, one in enumerate(answers)]
-    return JSONResponse({**reply.head(reply.shape.kind), "choices": choices, "usage": reply.task.usage})
+    return {**reply.head(reply.shape.kind), "choices": choices, "usage": reply.task.usage}
 
 
 def _choice(reply: CompletionReply, i: int, answer: Answer) -> Json:
@@ -130,7 +136,7 @@ def _choice(reply: CompletionReply, i: int, answer: Answer) -> Json:
     return {"index": i, **reply.shape.choice(whole), "finish_reason": finish_reason}
 
 
-async def _events(reply: CompletionReply) -> AsyncIterator[bytes]:
+async def _events(reply: CompletionReply, request: HttpRequest) -> AsyncIterator[bytes]:
     task, shape = reply.task, reply.shape
     with_usage = task.body.stream_options.include_usage
     choices = [StreamedChoice(reply, i) for i in range(len(task.stream.requests))]
@@ -140,15 +146,20 @@ async def _events(reply: CompletionReply) -> AsyncIterator[bytes]:
     def told(part: Json) -> bytes:
         return event({**reply.head(shape.part_kind), "choices": [part], **usage})
 
+    def next_event(i: int, output: RequestOutput) -> bytes:
+        part = choices[i].next(output)
+        return b"" if part is None else told(part)
+
     try:
         yield PING if shape is TEXT else b"".join(told(choice.opening()) for choice in choices)
         async for i, output in task.stream.parts():
             if i == SILENCE:
                 yield PING
                 continue
-            part = choices[i].next(output)
-            if part is not None:
-                yield told(part)
+            is_long = len(output.prompt) > MAX_AT_ONCE
+            part = await task.context.compute(request, next_event, i, output) if is_long else next_event(i, output)
+            if part:
+                yield part
         if with_usage:
             yield event({**reply.head(shape.part_kind), "choices": [], "usage": task.usage})
     except Exception as error:  # the status is sent: it is reported as an event, and counted

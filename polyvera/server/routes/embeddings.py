@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,6 +26,7 @@ from polyvera.server.classification import ClassifiedText, classified_text, cosi
 from polyvera.server.context import ServerContext, caller_of
 from polyvera.server.prompt_tokens import check_chars, check_tokens
 from polyvera.server.requests import ClassifyBody, EmbeddingBody, VectorBody
+from polyvera.server.responses import Json
 from polyvera.store.reference import AdapterRef
 
 
@@ -33,40 +35,28 @@ def routes(context: ServerContext) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/embeddings")
-    async def embeddings(request: HttpRequest) -> dict[str, Any]:
+    async def embeddings(request: HttpRequest) -> Response:
         found = await embedded(context, request, body := await context.body(request, EmbeddingBody))
-        worded: Any = _as_base64 if body.encoding_format == "base64" else np.ndarray.tolist
-        data = [
-            {"object": "embedding", "index": i, "embedding": worded(v)} for i, v in enumerate(found.vectors.numpy())
-        ]
-        return {"object": "list", "data": data, "model": context.catalog.name_of(found.adapter), "usage": found.usage}
+        return await context.json(request, lambda: _told(context, body, found))
 
     @router.post("/v1/classify")
-    async def classify(request: HttpRequest) -> dict[str, Any]:
+    async def classify(request: HttpRequest) -> Response:
         engine, body = context.embedding, await context.body(request, ClassifyBody)
         adapter = await _adapter(context, request, body)
         meaning = await context.run(request, _meaning, context, adapter)
         if meaning.row.embeds and body.text_pair is not None:
             several, cut = [*body.prompts, *_pairs(body)], _kept(context, body)
-            rows = await context.run(request, _rows, engine.tokenizer, several, engine.max_context, cut)
-            labels, data = (
-                SCORE,
-                cosines(await while_there(request, _read(context, request, rows, adapter, engine.embed))),
-            )
+            rows = await context.compute(request, _rows, engine.tokenizer, several, engine.max_context, cut)
+            vectors = await while_there(request, _read(context, request, rows, adapter, engine.embed))
+            labels, data = SCORE, partial(cosines, vectors)
         else:
-            texts = await context.run(request, _texts, context, meaning, body)
+            texts = await context.compute(request, _texts, context, meaning, body)
             rows = [text.tokens for text in texts]
             found = await while_there(request, _read(context, request, rows, adapter, engine.classify))
-            labels, data = found.labels, worded(found, texts)
-        return {
-            "id": f"classify-{request.state.request_id}",
-            "object": "list",
-            "created": context.started,
-            "model": context.catalog.name_of(adapter),
-            "labels": list(labels),
-            "data": data,
-            "usage": _usage(rows),
-        }
+            labels, data = found.labels, partial(worded, found, texts)
+        head = {"id": f"classify-{request.state.request_id}", "object": "list", "created": context.started}
+        tail = {"model": context.catalog.name_of(adapter), "labels": list(labels), "usage": _usage(rows)}
+        return await context.json(request, lambda: {**head, **tail, "data": data()})
 
     return router
 
@@ -112,7 +102,7 @@ async def _asked(
 ) -> tuple[AdapterRef | None, list[list[int]]]:
     adapter, engine = await _adapter(context, request, body), context.engine
     cut = _kept(context, body)
-    return adapter, await context.run(request, _rows, engine.tokenizer, body.prompts, engine.max_context, cut)
+    return adapter, await context.compute(request, _rows, engine.tokenizer, body.prompts, engine.max_context, cut)
 
 
 async def _adapter(context: ServerContext, request: HttpRequest, body: VectorBody) -> AdapterRef | None:
@@ -184,6 +174,12 @@ async def _read(
             reservation.num_spent = num
             context.count(caller, adapter, num, 0)
     return found
+
+
+def _told(context: ServerContext, body: EmbeddingBody, found: Embedded) -> Json:
+    worded: Any = _as_base64 if body.encoding_format == "base64" else np.ndarray.tolist
+    data = [{"object": "embedding", "index": i, "embedding": worded(v)} for i, v in enumerate(found.vectors.numpy())]
+    return {"object": "list", "data": data, "model": context.catalog.name_of(found.adapter), "usage": found.usage}
 
 
 def _as_base64(vector: np.ndarray[Any, Any]) -> str:

@@ -32,7 +32,7 @@ def routes(context: ServerContext) -> APIRouter:
     @router.post("/v1/files")
     async def upload(request: HttpRequest) -> dict[str, Any]:
         files, tenant = context.training.files, caller_of(request).tenant
-        form = await context.run(request, form_parts, request.headers.get("content-type", ""), await request.body())
+        form = await context.compute(request, form_parts, request.headers.get("content-type", ""), await request.body())
         file = _file_of(form)
         return shown(await context.run(request, files.add, tenant, file.filename, PURPOSE, file.data))
 
@@ -43,13 +43,12 @@ def routes(context: ServerContext) -> APIRouter:
         limit: int = DEFAULT_PAGE,
         after: str | None = None,
         order: Literal["asc", "desc"] = "desc",
-    ) -> dict[str, Any]:
+    ) -> Response:
         if not 1 <= limit <= MAX_PAGE:
             raise HTTPException(400, f"limit={limit}: it is from 1 to {MAX_PAGE:,}")
         found = await context.run(request, context.training.files.list, caller_of(request).tenant, purpose)
-        several = [shown(file) for file in (found if order == "desc" else found[::-1])]
-        begin = next((i + 1 for i, file in enumerate(several) if file["id"] == after), 0)
-        return page_of(several[begin : begin + limit], has_more=len(several) > begin + limit)
+        files = found if order == "desc" else found[::-1]
+        return await context.json(request, lambda: _page([shown(file) for file in files], limit, after))
 
     @router.get("/v1/files/{id}")
     async def retrieved(request: HttpRequest, id: str) -> dict[str, Any]:
@@ -71,6 +70,11 @@ def routes(context: ServerContext) -> APIRouter:
         return {"id": id, "object": "file", "deleted": True}
 
     return router
+
+
+def _page(files: list[dict[str, Any]], limit: int, after: str | None) -> dict[str, Any]:
+    begin = next((i + 1 for i, file in enumerate(files) if file["id"] == after), 0)
+    return page_of(files[begin : begin + limit], has_more=len(files) > begin + limit)
 
 
 def _examples(files: TrainingFiles, tenant: str, id: str, limit: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
 
 from polyvera.server.context import ServerContext, caller_of
 
@@ -23,9 +24,10 @@ def routes(context: ServerContext) -> APIRouter:
         return {"object": "key", **given, "can_train": most is not None, "max_epochs": most}
 
     @router.get("/v1/history")
-    async def history(request: HttpRequest, group_by: Literal["adapter", "tenant"] = "adapter") -> dict[str, object]:
+    async def history(request: HttpRequest, group_by: Literal["adapter", "tenant"] = "adapter") -> Response:
         caller = caller_of(request)
-        return context.history.series(group_by, None if caller.sees_all else caller.tenant)
+        found = context.history.series(group_by, None if caller.sees_all else caller.tenant)
+        return await context.json(request, lambda: found)
 
     return router
 

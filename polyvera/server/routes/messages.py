@@ -34,7 +34,7 @@ def routes(context: ServerContext) -> APIRouter:
     @router.post("/v1/messages")
     async def messages(request: HttpRequest) -> Response:
         body = await context.body(request, MessageBody)
-        task = await begin_chat(context, request, await context.run(request, lambda: body.chat))
+        task = await begin_chat(context, request, await context.compute(request, lambda: body.chat))
         reply = MessageReply(task, body)
         if body.stream:
             return EventStream(task.stream, _events(reply))
@@ -48,7 +48,7 @@ def routes(context: ServerContext) -> APIRouter:
     async def count_tokens(request: HttpRequest) -> dict[str, int]:
         body = await context.body(request, CountBody)
         await context.run(request, context.catalog.resolve, caller_of(request), body.model)
-        return {"input_tokens": await context.run(request, lambda: _num_tokens(context, body.chat))}
+        return {"input_tokens": await context.compute(request, lambda: _num_tokens(context, body.chat))}
 
     return router
 

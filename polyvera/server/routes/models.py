@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
 
 from polyvera.errors import AccessError, NotFoundError
 from polyvera.server.api_keys import Caller
@@ -21,8 +22,9 @@ def routes(context: ServerContext) -> APIRouter:
     router = APIRouter()
 
     @router.get("/v1/models")
-    async def models(request: HttpRequest) -> dict[str, Any]:
-        return {"object": "list", "data": await context.run(request, _all, context, caller_of(request))}
+    async def models(request: HttpRequest) -> Response:
+        found = await context.run(request, _all, context, caller_of(request))
+        return await context.json(request, lambda: {"object": "list", "data": found})
 
     @router.get("/v1/models/{model:path}")
     async def model(request: HttpRequest, model: str) -> dict[str, Any]:

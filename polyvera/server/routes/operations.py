@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -18,7 +19,7 @@ from polyvera.server.api_keys import Caller
 from polyvera.server.catalog import BASE
 from polyvera.server.context import ServerContext, caller_of
 from polyvera.server.prompt_tokens import check_chars, check_messages, check_tokens
-from polyvera.server.requests import DetokenizeBody, TokenizeBody, messages_of
+from polyvera.server.requests import ChatMessage, DetokenizeBody, TokenizeBody, messages_of
 
 READY = "\0ready"  # the line of its checks, no tenant's
 log = logging.getLogger(__name__)
@@ -51,14 +52,11 @@ def _add_tokens(router: APIRouter, context: ServerContext) -> None:
         body = await context.body(request, TokenizeBody)
         await _check_model(context, request, body.model)
         if body.messages is not None:
-            most = context.engine.max_context
-            messages, _ = told(format_of(tokenizer.chat_template), messages_of(body.messages), (), most)
-            check_messages(messages, most)
-            ids = await context.run(request, chat_ids, tokenizer, messages, answer_next=body.add_generation_prompt)
+            ids = await context.compute(request, _chat_ids, context, body.messages, body.add_generation_prompt)
         else:
             assert body.prompt is not None
             check_chars([body.prompt], context.engine.max_context, "prompt")
-            ids = await context.run(request, _text_ids, context, body.prompt, special=body.add_special_tokens)
+            ids = await context.compute(request, _text_ids, context, body.prompt, special=body.add_special_tokens)
         return {"count": len(ids), "max_model_len": context.engine.max_context, "tokens": ids}
 
     @router.post("/detokenize")
@@ -66,7 +64,15 @@ def _add_tokens(router: APIRouter, context: ServerContext) -> None:
         body = await context.body(request, DetokenizeBody)
         await _check_model(context, request, body.model)
         check_tokens(len(body.tokens), 0, context.engine.max_context, "tokens")
-        return {"prompt": await context.run(request, ids_text, tokenizer, body.tokens, len(tokenizer))}
+        return {"prompt": await context.compute(request, ids_text, tokenizer, body.tokens, len(tokenizer))}
+
+
+def _chat_ids(context: ServerContext, several: Sequence[ChatMessage], answer_next: bool) -> list[int]:
+    """The tokens of a conversation without tools."""
+    tokenizer, most = context.engine.tokenizer, context.engine.max_context
+    messages, _ = told(format_of(tokenizer.chat_template), messages_of(several), (), most)
+    check_messages(messages, most)
+    return chat_ids(tokenizer, messages, answer_next=answer_next)
 
 
 def _text_ids(context: ServerContext, text: str, *, special: bool) -> list[int]:

@@ -31,7 +31,7 @@ def routes(context: ServerContext) -> APIRouter:
     @router.post("/v1/responses")
     async def responses(request: HttpRequest) -> Response:
         body = await context.body(request, ResponseBody)
-        task = await begin_chat(context, request, await context.run(request, lambda: body.chat))
+        task = await begin_chat(context, request, await context.compute(request, lambda: body.chat))
         reply = ResponseReply(task, body)
         if body.stream:
             return EventStream(task.stream, _events(reply))

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,28 +22,36 @@ def routes(context: ServerContext) -> APIRouter:
     """The two endpoints, each under the names that clients know."""
     router = APIRouter()
 
-    async def score(request: HttpRequest) -> dict[str, Any]:
+    async def score(request: HttpRequest) -> Response:
         body = await context.body(request, ScoreBody)
         num = len(body.firsts)
         found = await _vectors(context, request, body.model, [*body.firsts, *body.seconds])
-        values = cosines(found.vectors[:num], found.vectors[num:])
-        data = [{"object": "score", "index": i, "score": value} for i, value in enumerate(values)]
         head = {"id": f"score-{request.state.request_id}", "object": "list", "created": context.started}
-        return {**head, "model": context.catalog.name_of(found.adapter), "data": data, "usage": found.usage}
+        tail = {"model": context.catalog.name_of(found.adapter), "usage": found.usage}
+        return await context.json(request, lambda: {**head, **tail, "data": _scored(found, num)})
 
-    async def rerank(request: HttpRequest) -> dict[str, Any]:
+    async def rerank(request: HttpRequest) -> Response:
         body = await context.body(request, RerankBody)
         found = await _vectors(context, request, body.model, [body.query, *body.texts])
-        values = cosines(found.vectors[:1], found.vectors[1:])
-        order = sorted(range(len(values)), key=lambda i: (-values[i], i))[: body.top_n]
-        results = [{"index": i, "relevance_score": values[i]} | _document(body, i) for i in order]
         model = context.catalog.name_of(found.adapter)
-        return {"id": f"rerank-{request.state.request_id}", "model": model, "usage": found.usage, "results": results}
+        head = {"id": f"rerank-{request.state.request_id}", "model": model, "usage": found.usage}
+        return await context.json(request, lambda: {**head, "results": _ranked(found, body)})
 
     for paths, endpoint in ((SCORE_PATHS, score), (RERANK_PATHS, rerank)):
         for path in paths:
             router.add_api_route(path, endpoint, methods=["POST"])
     return router
+
+
+def _scored(found: Embedded, num: int) -> list[dict[str, Any]]:
+    values = cosines(found.vectors[:num], found.vectors[num:])
+    return [{"object": "score", "index": i, "score": value} for i, value in enumerate(values)]
+
+
+def _ranked(found: Embedded, body: RerankBody) -> list[dict[str, Any]]:
+    values = cosines(found.vectors[:1], found.vectors[1:])
+    order = sorted(range(len(values)), key=lambda i: (-values[i], i))[: body.top_n]
+    return [{"index": i, "relevance_score": values[i]} | _document(body, i) for i in order]
 
 
 def cosines(firsts: Tensor, seconds: Tensor) -> list[float]:

@@ -31,7 +31,7 @@ def routes(context: ServerContext) -> APIRouter:
     async def add_part(request: HttpRequest, id: str) -> dict[str, Any]:
         uploads, tenant = context.training.uploads, caller_of(request).tenant
         await context.run(request, uploads.get, tenant, id)
-        form = await context.run(request, form_parts, request.headers.get("content-type", ""), await request.body())
+        form = await context.compute(request, form_parts, request.headers.get("content-type", ""), await request.body())
         if {*form} != {"data"}:
             raise ServeError("data: is required, and nothing else", "data")
         part = await context.run(request, uploads.add_part, tenant, id, form["data"].data)

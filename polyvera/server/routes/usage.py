@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
 
 from polyvera.errors import ServeError
 from polyvera.server.context import ServerContext, caller_of
@@ -25,14 +26,19 @@ def routes(context: ServerContext) -> APIRouter:
         since: str = "0001-01-01",
         until: str = "9999-12-31",
         limit: int = 1_000,
-    ) -> dict[str, Any]:
+    ) -> Response:
         if not 1 <= limit <= MAX_ROWS:
             raise ServeError(f"limit={limit}: it is from 1 to {MAX_ROWS:,}", "limit")
         days, caller = (parse_day(since, "since"), parse_day(until, "until")), caller_of(request)
         tenant = None if caller.sees_all else caller.tenant
         query = UsageQuery(tenant, *days, parse_groups(group_by), limit + 1)
         rows = await context.run(request, context.usage.rows, query)
-        data = [row | {"total_tokens": row["prompt_tokens"] + row["completion_tokens"]} for row in rows[:limit]]
-        return {"object": "list", "data": data, "has_more": len(rows) > limit}
+        return await context.json(
+            request, lambda: {"object": "list", "data": _summed(rows[:limit]), "has_more": len(rows) > limit}
+        )
 
     return router
+
+
+def _summed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row | {"total_tokens": row["prompt_tokens"] + row["completion_tokens"]} for row in rows]

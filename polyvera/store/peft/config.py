@@ -86,6 +86,7 @@ PEFT_METHODS: Mapping[str, PeftMethod] = MappingProxyType(
     }
 )
 
+MERGE = "PEFT's merge_and_unload() and save_pretrained() make a base model of both"
 Effect = Callable[[Any, nn.Module], bool]
 
 
@@ -94,12 +95,13 @@ class Unsupported:
     """A choice that changes the result and that no row of the table has.
 
     off: the values that ask for nothing, beside null. reason: why another cannot be imported. has_effect: whether such
-    a value does anything to a given model.
+    a value does anything to a given model. remedy: what to do instead.
     """
 
     reason: str
     off: tuple[Any, ...] = ()
     has_effect: Effect | None = None
+    remedy: str = MERGE
 
     def refuses(self, value: Any, model: nn.Module | None) -> bool:
         """Whether such a value would change the result; what depends on an unknown model does not count."""
@@ -116,10 +118,11 @@ def _names_other_parameters(value: Any, model: nn.Module) -> bool:
     return not isinstance(value, list) or not is_all_stacks(value, model)
 
 
-MUTATES = "it changes the base's weights at load; save it with PEFT's path_initial_model_for_weight_conversion"
+MUTATES = "it changes the base's weights at load"
+CONVERTED = "save it with PEFT's path_initial_model_for_weight_conversion"
 UNSUPPORTED: Mapping[str, Unsupported] = {
     "bias": Unsupported("PEFT knows no such choice", ("none", "all", "lora_only", "vera_only")),
-    "init_lora_weights": Unsupported(MUTATES, (True, False, "gaussian", "eva", "orthogonal")),
+    "init_lora_weights": Unsupported(MUTATES, (True, False, "gaussian", "eva", "orthogonal"), remedy=CONVERTED),
     "lora_bias": Unsupported("it gives B a bias", (False,)),
     "trainable_token_indices": Unsupported("it trains rows of the embedding", ([], {})),
     "target_parameters": Unsupported(
@@ -280,7 +283,8 @@ def read_config(path: Path, model: nn.Module | None = None) -> PeftConfig:
     given = read_tree(path)
     for key, choice in UNSUPPORTED.items():
         if choice.refuses(given.get(key), model):
-            raise SpecError(f"{path.name}: {key}={given[key]!r} cannot be imported: {choice.reason}")
+            what = f"{path.name}: {key}={given[key]!r}"
+            raise SpecError(f"{what} cannot be imported: {choice.reason}; {choice.remedy}")
     try:
         config = PeftConfig.model_validate(given)
     except ValidationError as error:

@@ -25,6 +25,7 @@ from polyvera.store.foreign import CONFIG_NAME, diagnosis, foreign
 from polyvera.store.peft.basis import check_digest, recognized, redrawn
 from polyvera.store.peft.config import (
     BASIS_KEYS,
+    MERGE,
     PICKLE_NAME,
     PREFIX,
     WEIGHTS_NAME,
@@ -306,7 +307,7 @@ def _check_copy(peft: PeftFolder, stored: FileTensor, key: str) -> None:
                 f"which modules_to_save={peft.config.modules_to_save!r} saves whole and which differs from the base's; "
                 f"only a module directly under {type(peft.model).__name__} can be a head"
             )
-        raise FormatError(f"the file holds {key!r}, {why}")
+        raise FormatError(f"the file holds {key!r}, {why}; {MERGE}")
 
 
 def _equals(stored: FileTensor, key: str, own: Tensor) -> bool:

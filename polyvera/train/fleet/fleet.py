@@ -21,7 +21,7 @@ from torch import Tensor
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
 from polyvera.adapter.fingerprint import fingerprint
-from polyvera.adapter.inject import extract, head_tensors
+from polyvera.adapter.inject import extract
 from polyvera.adapter.pinned_memory import to_device
 from polyvera.adapter.route import route
 from polyvera.data.batching import Collator, packed
@@ -29,7 +29,7 @@ from polyvera.data.packed_rows import PackedRows
 from polyvera.data.row_form import FORMS
 from polyvera.data.target_tokens import TargetTokens
 from polyvera.errors import DataError, message_of
-from polyvera.model.config import labels_of, pad_token
+from polyvera.model.config import labels_of
 from polyvera.model.inference import evaluating
 from polyvera.model.load import Base
 from polyvera.model.task import LM, TASKS, Task
@@ -38,6 +38,7 @@ from polyvera.train.fleet.member import Member
 from polyvera.train.fleet.optimizer import SlotAdamW
 from polyvera.train.fleet.slot_mask import slot_mask
 from polyvera.train.fleet.traffic import Traffic
+from polyvera.train.head_unit import as_learned, begin, in_unit
 from polyvera.train.loss import num_items, row_losses
 from polyvera.train.preparation import check_head_lr, encode_tables, said
 from polyvera.train.recipe import Recipe
@@ -78,11 +79,10 @@ class Fleet:
 
     def __post_init__(self) -> None:
         self.optimizer = SlotAdamW(self.bank, self.recipe)
-        self.collate = Collator(pad_token(self.base.model, self.base.tokenizer))
+        self.collate = Collator.of(self.base.model, self.base.tokenizer)
         assert self.bank.spec is not None
         self.spec = self.bank.spec
-        self.head = head_tensors(self.base.model, self.spec.head)
-        check_head_lr(self.recipe, self.base.model, has_head=bool(self.head))
+        check_head_lr(self.recipe, self.base.model, has_head=bool(self.bank.heads))
         self.fingerprint = fingerprint(self.base.model)
         if self.start is not None:
             self.bank.put(self.bank.first, self.start)  # raises where it does not fit
@@ -182,10 +182,10 @@ class Fleet:
                 return self._losses(rows, lambda loss: None, Traffic()).tolist()
 
         for member, adapter in adapters:
-            self.bank.put(member.slot, adapter)
+            self.bank.put(member.slot, as_learned(adapter, member.rows.span))
         before = losses(_first_rows)
         for member, adapter in adapters:
-            self.bank.put(member.slot, rounded(adapter, self.journal.stored))
+            self.bank.put(member.slot, as_learned(rounded(adapter, self.journal.stored), member.rows.span))
         after, watched = losses(_first_rows), losses(lambda member: list(member.held_out or ()))
         return {
             m.index: {"rounding_loss": after[m.index] - before[m.index]}
@@ -290,10 +290,7 @@ class Fleet:
     ) -> Member:
         """A member at its beginning, in a slot that is its own from now on."""
         self.bank.clear(slot)
-        if self.start is None:
-            self.bank.start(slot, self.head)
-        else:
-            self.bank.put(slot, self.start)
+        begin(self.bank, slot, self.base, rows.span, self.start)
         index = self.bank.slots.index(slot)
         self.optimizer.reset(index)
         return Member(name, slot, recipe, rows, held_out, labels, index, self.optimizer)
@@ -304,7 +301,7 @@ class Fleet:
             scores["eval_loss"] = member.best.loss
         adapter = extract(self.bank, member.slot, None, scores)
         flat = adapter.flat if member.best.numbers is None else member.best.numbers
-        adapter = replace(adapter, base=self.fingerprint, flat=flat)
+        adapter = in_unit(replace(adapter, base=self.fingerprint, flat=flat), member.rows.span)
         return said(member.recipe, adapter, self.kind, member.labels)
 
     def _leave(self, member: Member, outcome: Outcome) -> None:
@@ -314,6 +311,7 @@ class Fleet:
 
 def labelled(tables: Tables, kind: str, base: Base) -> Tables:
     """The tables with their classes in the order of the model's outputs. Raises DataError for rows of another kind."""
+    tables = tables.suited(base.model)
     training = tables.training
     if training.task != FORMS[kind].task:
         raise DataError(f"{training.source} holds {training.task} rows, and the fleet's first tenant {kind}")

@@ -82,6 +82,7 @@ def train_here(
         base = base_for(recipe, first, base)
         place(base)
         tell_form(first, base.tokenizer, tell)
+        first = first.suited(base.model)
         loaded, kind = base, first.kind
         rate = kept_rate(recipe.folder, lambda: fleet_rate(recipe, loaded, line, kind, begun), resume=resume)
         tell(rate.text)

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from polyvera.engine.embedding.request import EncodeRequest, TextRow
-from polyvera.engine.embedding.workload import batches
+from polyvera.engine.embedding.workload import batches, chosen_rows
 
 
 def rows(lengths: list[int]) -> list[TextRow]:
@@ -28,5 +28,10 @@ def test_each_row_is_in_one_batch_that_is_small_enough(seed: int) -> None:
 def test_a_long_text_is_alone_and_none_are_no_batch() -> None:
     found = [[row.request.num_tokens for row in batch] for batch in batches(rows([9, 2, 2, 2]), 6)]
     assert found == [[2, 2, 2], [9]] and list(batches([], 6)) == []
-    even = [[row.request.num_tokens for row in batch] for batch in batches(rows([2, 3, 2, 3]), 9, pads=False)]
-    assert even == [[2, 2], [3, 3]]
+
+
+def test_a_tenant_that_has_little_of_a_step_has_its_oldest_texts_in_it() -> None:
+    many, few = rows([4] * 6), rows([9])
+    few[0].request.whole.tenant = "other"
+    assert chosen_rows([*many, *few], 17) == [*many[:2], *few]
+    assert chosen_rows([*many, *few], None) == [*many, *few]

@@ -203,3 +203,25 @@ def test_the_output_layer_may_be_adapted(
         answers = all_of(engine.answer(make_prompt(s), None if i is None else refs[i], params(6)) for i, s in pairs)
     for (i, seed), answer in zip(pairs, answers, strict=True):
         assert answer.ids == solo.answers(None if i is None else adapters[i], make_prompt(seed), 6)
+
+
+def test_rows_that_take_turns_answer_as_each_alone(
+    llama: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    solo: Solo,
+    trained: list[Adapter],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a server where every step takes too long: of each of two tenants it computes a row, or 16 tokens."""
+    monkeypatch.setattr("polyvera.engine.step_budget.TARGET_S", 0.0)
+    monkeypatch.setattr("polyvera.engine.step_budget.SLOWER", 0.0)
+    registry, refs = publish(tmp_path, trained[:3])
+    with Generator(llama, tokenizer, registry, Limits(max_rows=8, chunk=32)) as engine:
+        asked = [(i, seed, tenant) for seed in range(4) for i in range(3) for tenant in ("one", "other")]
+        told = [submit(engine, make_prompt(s, 30, 60), refs[i], params(9), tenant)[1] for i, s, tenant in asked]
+        for (i, seed, _), heard in zip(asked, told, strict=True):
+            heard.wait()
+            assert heard.ids == solo.answers(trained[i], make_prompt(seed, 30, 60), 9)
+        assert engine._core._budget.most == 1 and engine._core._scheduler.is_shared
+        assert_nothing_is_left(engine)

@@ -5,7 +5,7 @@ from tiny_serve import make_tokenizer
 
 from polyvera.engine.generation.detokenizer import Detokenizer
 from polyvera.engine.generation.request import GREEDY, Request
-from polyvera.engine.generation.rows import Row, next_chunks
+from polyvera.engine.generation.rows import LEAST, Row, next_chunks
 from polyvera.engine.generation.sampler import RequestSampler
 
 TOKENIZER = make_tokenizer()
@@ -40,6 +40,22 @@ def test_a_tenants_long_prompts_leave_others_their_share() -> None:
     long.request.weight = longer.request.weight = 9.0
     _, reading = next_chunks(rows, 100)
     assert [(c.row, c.stop) for c in reading] == [(long, 90), (short, 10)]
+
+
+def test_rows_take_turns_where_a_step_has_little_room() -> None:
+    rows = running(*[4] * 7, 90, 40)
+    for row in rows[:7]:
+        row.num_computed, row.request.answer[:] = 4, [9]
+    rows[6].request.tenant = rows[8].request.tenant = "other"
+    seen = []
+    for step in range(1, 5):
+        decoding, reading = next_chunks(rows, 100, 4)
+        assert [(chunk.row.index, chunk.stop) for chunk in reading] == [(7, LEAST), (8, 40)]
+        for chunk in decoding:
+            chunk.row.last_step = step
+        seen.append([chunk.row.index for chunk in decoding])
+    assert seen == [[0, 1, 2, 6], [3, 4, 5, 6]] * 2
+    assert [chunk.stop for chunk in next_chunks(rows, 200, 77)[1]] == [77 - 7 - 40, 40]
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])

@@ -11,7 +11,7 @@ from tiny_server import GREEDY, Served
 from tokenizers import Regex, decoders
 
 from polyvera.engine.generation.generator import Generator
-from polyvera.server.app import PAGE, PAGE_HEADERS, PAGE_KINDS
+from polyvera.server.app import PAGE, PAGE_HEADERS, PAGE_KINDS, PAGE_PATHS
 
 PROMPT = "the true thing"
 COLUMNS = {"base": ".column:nth-child(1)", "acme/one": ".column:nth-child(2)", "acme/two": ".column:nth-child(3)"}
@@ -43,7 +43,7 @@ def user(text: str) -> dict[str, str]:
 
 def test_the_files_come_with_a_strict_policy_and_call_nobody_else(at: Served) -> None:
     for file in map(Path, map(str, PAGE.iterdir())):
-        answer = at.http().get("/" if file.name == "index.html" else f"/page/{file.name}")
+        answer = at.http().get(PAGE_PATHS.get(file.name, f"/page/{file.name}"))
         assert answer.status_code == 200 and answer.content == file.read_bytes()
         assert answer.headers["content-type"] == PAGE_KINDS[file.suffix]
         assert answer.headers["content-security-policy"] == PAGE_HEADERS["Content-Security-Policy"]
@@ -217,6 +217,25 @@ def test_nothing_is_wider_than_the_window_or_higher_than_three(page: Browser, wi
     finally:
         page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         assert ["404" in entry["message"] for entry in page.log()] == [True], "of the name that nobody published"
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 900)])
+def test_the_routes_are_listed_with_what_they_take(at: Served, page: Browser, width: int, height: int) -> None:
+    paths = at.http().get("/openapi.json").json()["paths"]
+    page.open(f"{at.url}/docs")
+    page.resize(width, height)
+    try:
+        page.until(lambda: page.texts("#routes summary"))
+        told = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
+        assert set(page.texts("#routes summary")) == told
+        assert page.run("return document.documentElement.scrollHeight") <= 3 * height
+        page.fill("#filter", "post /tokenize")
+        page.click("#routes details:not([hidden]) summary")
+        page.until(lambda: page.texts("#routes details:not([hidden]) th"))
+        assert {"prompt", "messages"} <= set(page.texts("#routes details:not([hidden]) th"))
+        assert page.run("return document.documentElement.scrollWidth") <= width
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_a_model_without_a_template_is_asked_in_plain_text(

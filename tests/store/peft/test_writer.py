@@ -8,7 +8,9 @@ import json
 import pytest
 import torch
 from peft_oracle import TARGETS, assert_same_everywhere, here, in_peft, logits, trained
+from safetensors.torch import load_file
 
+from polyvera.adapter.merge import merge
 from polyvera.adapter.method import METHODS
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import BasisError, SpecError, StoreError
@@ -51,6 +53,26 @@ def test_every_row_of_the_table_exports(method, magnitude, dtype, arch, built, t
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.02}
     for model in (native, as_lora):
         torch.testing.assert_close(logits(model, ids), logits(ours, ids), **tolerance)
+
+
+@pytest.mark.parametrize("hash_size", [None, 16])
+@pytest.mark.parametrize("row", [row for row in METHODS.values() if "m" not in row.factors], ids=lambda row: row.name)
+def test_a_plain_lora_says_all_by_its_rank_alpha_and_tensors(row, hash_size, small_llama, tmp_path):
+    """As llama.cpp (alpha / rows of A) and vLLM (alpha / r) scale, which read no other key."""
+    hashed = {} if hash_size is None or not row.hashed else {"hash_size": hash_size}
+    mixed = {} if row.shares_basis else {"rank_pattern": (("layers.1.self_attn.q_proj", 2),)}
+    adapter = trained(small_llama, AdapterSpec(row.name, 4, ("q_proj", "down_proj"), **hashed, **mixed))
+    folder = export_peft(adapter, tmp_path / "lora", as_lora=True)
+    config, tensors = json.loads((folder / CONFIG).read_text()), load_file(folder / "adapter_model.safetensors")
+    assert not any(config[key] for key in ("rank_pattern", "alpha_pattern", "use_rslora", "use_dora"))
+    model, [slot] = here(small_llama, adapter)
+    merged = merge(model, slot)
+    for site in adapter.layout.site_names:
+        A, B = (tensors[f"base_model.model.{site}.lora_{x}.weight"] for x in "AB")
+        assert len(A) == config["r"] == config["lora_alpha"]
+        delta = merged.get_submodule(site).weight - small_llama.get_submodule(site).weight
+        torch.testing.assert_close(B @ A, delta, rtol=1e-4, atol=1e-6)
+        assert bool(delta.any())
 
 
 @pytest.mark.parametrize("scaling", ["alpha/r", "alpha/sqrt(r)", "none", "alpha,r"])
