@@ -282,7 +282,7 @@ def _check_dtype(option: str, given: str, known: tuple[str, ...]) -> None:
 
 
 def _check_head(spec: AdapterSpec, head: Mapping[str, Shape]) -> None:
-    for name in spec.head:
+    for name in spec.head if spec.frozen_head is None else ():
         if not any(key.startswith(f"{name}.") for key in head):
             raise SpecError(
                 f"the spec trains the head {name!r}, and head= has no shape under {name}.; pass the shapes of its "

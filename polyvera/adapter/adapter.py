@@ -104,6 +104,14 @@ class Adapter:
             )
         return basis
 
+    def check_whole(self) -> None:
+        """Raises LayoutError where its head is one to be made, and has not been: it would answer without one."""
+        if self.spec.frozen_head is not None:
+            raise LayoutError(
+                f"the head of this adapter ({self.spec.frozen_head!r}) is made by the base, and has not been: use "
+                "polyvera.load(), or with_head() first"
+            )
+
     def frozen(self, site: Site) -> dict[str, Tensor]:
         """The matrices of one layer that are neither trained nor shared, by letter, fp32 on the CPU.
 

@@ -16,12 +16,12 @@ from polyvera.adapter.base_layer import is_quantized, layer_kind, widths
 from polyvera.adapter.basis import Basis, draw_basis
 from polyvera.adapter.expert_stack import form_of
 from polyvera.adapter.fingerprint import check_fingerprint, fingerprint
-from polyvera.adapter.layer import AdaptedHead, AdaptedLinear
+from polyvera.adapter.layer import AdaptedHead, AdaptedLinear, bare_head
 from polyvera.adapter.layer_basis import frozen_factors
 from polyvera.adapter.layer_use import gets_tokens_first
 from polyvera.adapter.layout import Layout, Shape, layout_of
 from polyvera.adapter.slot_table import SlotTable
-from polyvera.adapter.spec import AdapterSpec
+from polyvera.adapter.spec import FROZEN_HEADS, AdapterSpec
 from polyvera.adapter.targets import base_layers, find_sites, head_of
 from polyvera.errors import BasisError, LayoutError, SlotError, SpecError, TargetError, did_you_mean
 
@@ -74,6 +74,7 @@ def load(
     if check_base:
         _check_bases(model, several)
     for adapter in several:
+        adapter.check_whole()
         _check_fits(model, adapter.layout)
     bases = [adapter.basis() for adapter in several]  # raises before the model is touched
     slots = [_loaded(model, adapter, basis) for adapter, basis in zip(several, bases, strict=True)]
@@ -205,9 +206,12 @@ def slot_table(model: nn.Module) -> SlotTable:
 
 
 def head_tensors(model: nn.Module, head: Collection[str]) -> dict[str, Tensor]:
-    """The tensors of the named head modules by full name. Raises TargetError for one that is not at the top level."""
+    """The tensors of the named head modules by full name; none of a head that is made.
+
+    Raises TargetError for one that is not at the top level.
+    """
     found: dict[str, Tensor] = {}
-    for name in head:
+    for name in (name for name in head if name not in FROZEN_HEADS):
         if "." in name and head_of(model, f"{name}.") != name:
             top = ", ".join(n for n, _ in model.named_children())
             raise TargetError(
@@ -220,8 +224,7 @@ def head_tensors(model: nn.Module, head: Collection[str]) -> dict[str, Tensor]:
             raise TargetError(
                 f"head={name!r} is not a module of {type(model).__name__}{did_you_mean(name, names)}"
             ) from None
-        module = module.base if isinstance(module, AdaptedHead) else module
-        found.update({f"{name}.{k}": p for k, p in module.named_parameters()})
+        found.update({f"{name}.{k}": p for k, p in bare_head(module).named_parameters()})
     return found
 
 

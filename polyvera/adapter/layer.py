@@ -140,6 +140,11 @@ class AdaptedHead(nn.Module):
         return y
 
 
+def bare_head(head: nn.Module) -> nn.Module:
+    """The base's own head, adapted or not."""
+    return head.base if isinstance(head, AdaptedHead) else head
+
+
 def _placed(y: Tensor, rows: Tensor, own: Tensor) -> Tensor:
     """y with those rows put in; outputs of fewer classes than others are filled up with -inf."""
     width = max(y.shape[-1], own.shape[-1])

@@ -14,6 +14,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 SHARED_BASES = ("kaiming_uniform", "kaiming_normal", "uniform", "orthogonal", "tight_frame", "hadamard")
 BASIS_INITS = (*SHARED_BASES, *OWN_BASES)
 GIVEN = "given"
+FROZEN_HEADS = ("labels", "random")  # words for a head that is made, as model/frozen_head does it
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,8 @@ class AdapterSpec:
     init: the basis that the frozen pair is, one of BASIS_INITS; None takes the method's own.
     seed, in_max, out_max, basis_dtype: of that pair; None takes the widest target.
     rank_pattern, alpha_pattern: (layer name or its ending, value) pairs that differ from rank and alpha.
-    head: modules trained whole and stored with the adapter.
+    head: modules trained whole and stored with the adapter; or a word of FROZEN_HEADS, for a classifier's head that is
+        made wherever the adapter is loaded, of no stored bytes.
     hash_size: trains and stores so many numbers, of which a fixed hash makes all trained letters but a magnitude; None
         trains the letters themselves. Raises SpecError for what cannot be.
     """
@@ -98,6 +100,8 @@ class AdapterSpec:
             yield f"seed={self.seed!r} is not a whole number from 0 to 2**32 - 1"
         if not 0.0 <= self.dropout < 1.0:
             yield f"dropout={self.dropout!r} is not in [0, 1)"
+        if self.frozen_head is not None and len(self.head) > 1:
+            yield f"head={self.head!r}: a head is made ({self.frozen_head!r}) or trained, and not both"
         if not self.targets:
             yield "targets is empty: name at least one layer, or 'all-linear'"
         if self.alpha is not None and not row.takes_alpha:
@@ -133,6 +137,11 @@ class AdapterSpec:
         row = method_named(self.method)
         row = row if row.init is None else row.on_basis(self.init)
         return row.with_magnitude() if self.magnitude else row
+
+    @property
+    def frozen_head(self) -> str | None:
+        """The word for how the head is made, None where one is trained or there is none."""
+        return next((name for name in self.head if name in FROZEN_HEADS), None)
 
     @property
     def basis_init(self) -> str | None:

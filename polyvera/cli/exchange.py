@@ -155,7 +155,20 @@ def exported(adapter: Adapter, target: Path, form: str, model: str | None, asked
 
     chosen = _format(form)
     check_options(chosen.name, chosen.write, asked)
-    return chosen.write(adapter, target, model=base_of(adapter, model), **asked)
+    if adapter.spec.frozen_head is None:
+        return chosen.write(adapter, target, model=base_of(adapter, model), **asked)
+    whole, base = _with_head(adapter, model)
+    return chosen.write(whole, target, model=base, **asked)
+
+
+def _with_head(adapter: Adapter, model: str | None) -> tuple[Adapter, Any]:
+    """An adapter with the head that its base makes, and that base."""
+    from polyvera.cli.session import base_name, task_of
+    from polyvera.model.frozen_head import LabelReader, with_head
+    from polyvera.model.load import load_base
+
+    base = load_base(base_name([adapter], model), **task_of([adapter]))
+    return with_head(adapter, LabelReader(base.model, base.tokenizer)), base.model
 
 
 def check_options(form: str, function: Callable[..., Any], asked: Iterable[str]) -> None:

@@ -57,6 +57,7 @@ class Session:
         """Loads the adapters, then the base that they were trained on. Raises RecipeError where they differ in it."""
         from polyvera.adapter.inject import load
         from polyvera.model.answer import meaning_of
+        from polyvera.model.frozen_head import LabelReader, with_head
         from polyvera.model.load import load_base, place
         from polyvera.store.registry import Registry
 
@@ -64,6 +65,8 @@ class Session:
         registry = Registry(store)
         adapters = [registry.get(name) for name in names]
         base = place(load_base(base_name(adapters, model), **task_of(adapters), dtype=dtype))
+        reader = LabelReader(base.model, base.tokenizer)
+        adapters = [with_head(adapter, reader) for adapter in adapters]
         try:
             slots = load(base.model, adapters, check_base=not any_base) if adapters else []
         except FingerprintError as error:  # in the words of the command line

@@ -23,15 +23,15 @@ from polyvera.dimension.rate_window import RateWindow
 from polyvera.errors import DataError, RecipeError, message_of
 from polyvera.evaluate.fleet_scores import fleet_scores
 from polyvera.model.load import Base
-from polyvera.train.frozen_head import freeze_head
 from polyvera.train.many_runs import for_many_runs
-from polyvera.train.preparation import base_for, encode_tables
+from polyvera.train.preparation import base_for
 from polyvera.train.recipe import Recipe
 from polyvera.train.tell import Tell, to_nobody
-from polyvera.train.tenants import Tables, first_problem, first_table
+from polyvera.train.tenants import first_problem, first_table
 from polyvera.train.test_rows import with_test_rows
 
 SMALLEST_SIZE, GROWTH = 4, 4
+FROZEN_HEAD = ("labels",)
 NEAREST = 1.2  # sizes whose ratio is less are not told apart
 NOTHING = "nothing"  # the family of no adapter
 
@@ -126,7 +126,7 @@ class PointRuns:
         is_fleet = recipe.fleet or Path(recipe.data).expanduser().is_dir()
         self.of, self.file, self.base, self.watch, self.tell = measurement, file, base, watch, tell
         self.everyone = with_test_rows(recipe.replaced(fleet=is_fleet))
-        self.recipe = recipe.replaced(fleet=True, **({"head": ()} if measurement.frozen_head else {}))
+        self.recipe = recipe.replaced(fleet=True, **({"head": FROZEN_HEAD} if measurement.frozen_head else {}))
         self.sizes: dict[str, list[int]] = {}
         self._is_ready = False
 
@@ -244,15 +244,13 @@ class PointRuns:
                 yield replace(point, tenant=tenant.name, score=score, metric=one.main, base=bare, lr=lr)
 
     def _loaded(self) -> Base:
-        """The base, with the head that all runs begin from. Raises DataError where no tenant has rows."""
+        """The base. Raises DataError where no tenant has rows."""
         if self.base is None or not self._is_ready:
             table = first_table(self.everyone, self.recipe)
             if table is None:
                 why = first_problem(self.everyone, self.recipe)
                 raise DataError(f"{self.recipe.data}: no tenant has rows that can be used: {why}")
             self.base = base_for(self.recipe, table, self.base)
-            if self.of.frozen_head:
-                freeze_head(self.base, encode_tables(self.recipe, Tables(table, None, None), self.base)[0].rows)
             self._is_ready = True
         return self.base
 

@@ -57,8 +57,9 @@ class AdapterCache:
     """Which adapter is in which slot. All methods but prefetch() and snapshot() are for the engine's thread.
 
     num_slots: resident adapters at most, of whatever layout. slot_bytes: memory of one layout's slots at most.
-    host_bytes: memory of loaded adapters outside the slots. packs: gets the frozen matrices. check: the meaning of an
-    adapter's head; raises LayoutError for one that the batches cannot hold. wake: called when a load has ended.
+    host_bytes: memory of loaded adapters outside the slots. packs: gets the frozen matrices. check: an adapter as it is
+    served, and the meaning of its head; raises LayoutError for one that the batches cannot hold. wake: called when a
+    load has ended.
     adapts_output: whether a bank has a share of the output layer, or of one that makes the last hidden states for it.
     """
 

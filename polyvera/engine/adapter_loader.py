@@ -27,7 +27,7 @@ LOADERS = 2
 PATIENCE_S = 0.0015
 Key = tuple[str, int]
 Observe = Callable[[str, float], None]
-Check = Callable[[AdapterRef, Adapter], Meaning]
+Check = Callable[[AdapterRef, Adapter], tuple[Adapter, Meaning]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,8 @@ Loaded = tuple[AdapterRef, LoadedAdapter | PolyveraError]
 class AdapterLoader:
     """Loads of a store, each adapter once at a time. load() is for any thread.
 
-    base: the fingerprint of the model. check: the meaning of an adapter's head; raises LayoutError for one that the
-    batches cannot hold. wake: called when a load has ended.
+    base: the fingerprint of the model. check: an adapter as it is served, and the meaning of its head; raises
+    LayoutError for one that the batches cannot hold. wake: called when a load has ended.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class AdapterLoader:
         adapter = self._registry.get(ref)
         if not agrees(adapter.base, self._base):
             raise FingerprintError(f"{ref} is an adapter of another base model, and cannot be served with this one")
-        meaning = self._check(ref, adapter)
+        adapter, meaning = self._check(ref, adapter)
         return LoadedAdapter(adapter, adapter.basis(), meaning)
 
 

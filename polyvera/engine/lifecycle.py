@@ -41,8 +41,8 @@ Q = TypeVar("Q")
 class Runner(Protocol):
     """A model while an engine holds it."""
 
-    def check(self, ref: AdapterRef, adapter: Any) -> Meaning:
-        """What an adapter's head is for. Raises LayoutError for one that the batches cannot hold."""
+    def check(self, ref: AdapterRef, adapter: Any) -> tuple[Any, Meaning]:
+        """An adapter as it is served, and what its head is for. Raises LayoutError where batches cannot hold it."""
 
     def undo(self) -> None:
         """Gives the model back as it was."""

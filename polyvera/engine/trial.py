@@ -104,6 +104,7 @@ def _fitting(shapes: Collection[torch.Size], num_rows: int) -> set[torch.Size]:
 
 def check_text(ref: AdapterRef, adapter: Adapter) -> None:
     """Raises LayoutError for an adapter with a head of its own, which writes no text."""
+    adapter.check_whole()
     head = adapter.layout.head
     if head:
         raise LayoutError(f"{ref} has a head of its own, {head[0][0]}, which is not used to generate text")

@@ -16,6 +16,7 @@ from polyvera.data.tables import Table
 from polyvera.errors import DataError
 from polyvera.evaluate.evaluate import evaluate
 from polyvera.model.answer import Meaning, meaning_of
+from polyvera.model.frozen_head import LabelReader, with_head
 from polyvera.model.load import Base
 from polyvera.model.task import TASKS
 
@@ -74,7 +75,8 @@ def _together(
 ) -> list[TenantScores]:
     """The scores of these tenants, all or none."""
     try:
-        slots = load(base.model, [adapters[name] for name in names])
+        reader = LabelReader(base.model, base.tokenizer)
+        slots = load(base.model, [with_head(adapters[name], reader) for name in names])
         meanings = {slot: meaning_of(adapters[name]) for name, slot in zip(names, slots, strict=True)}
         return list(_answered(base, {n: tables[n] for n in names}, meanings, batch_size))
     finally:

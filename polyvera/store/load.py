@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from polyvera.adapter import inject
 from polyvera.adapter.adapter import Adapter
+from polyvera.model.frozen_head import LabelReader, with_head
 from polyvera.store.opened import opened
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
@@ -41,11 +43,22 @@ def load(
     """
     several = [adapters] if isinstance(adapters, AnyAdapter) else list(adapters)
     called = _names(several) if names is None else names
-    return inject.load(model, _read(several, store), names=called, check_base=check_base)
+    return inject.load(model, _whole(model, _read(several, store)), names=called, check_base=check_base)
 
 
 def _read(several: Iterable[AnyAdapter], store: Registry | str | Path | None) -> list[Adapter]:
     return [one if isinstance(one, Adapter) else opened(store).get(one) for one in several]
+
+
+def _whole(model: nn.Module, adapters: list[Adapter]) -> list[Adapter]:
+    """The adapters with their heads, of which those that are made need the tokenizer that lies beside the model."""
+    if all(adapter.spec.frozen_head is None for adapter in adapters):
+        return adapters
+    from transformers import AutoTokenizer
+
+    bare: Any = model
+    reader = LabelReader(bare, AutoTokenizer.from_pretrained(bare.name_or_path, trust_remote_code=False))
+    return [with_head(adapter, reader) for adapter in adapters]
 
 
 def _names(several: Iterable[AnyAdapter]) -> list[str | None]:

@@ -21,7 +21,7 @@ from polyvera.data.batching import Collator
 from polyvera.data.encoding import Encoded, encode
 from polyvera.data.row_form import FORMS
 from polyvera.data.tables import Table
-from polyvera.errors import PolyveraError, RecipeError, TargetError
+from polyvera.errors import DataError, PolyveraError, RecipeError, TargetError
 from polyvera.evaluate.evaluate import measured
 from polyvera.model.answer import Meaning, meaning_of
 from polyvera.model.config import (
@@ -32,6 +32,7 @@ from polyvera.model.config import (
     text_config,
     vocabulary_size,
 )
+from polyvera.model.frozen_head import HEADS, LabelReader, frozen_head, with_head
 from polyvera.model.inference import evaluating
 from polyvera.model.layer_gradients import check_shortest, probe_layers
 from polyvera.model.load import AUTO_DTYPE, Base, load_base
@@ -88,6 +89,7 @@ def encode_tables(recipe: Recipe, tables: Tables, base: Base) -> tuple[Encoded, 
     length = row_length(recipe, context_length(base.model, base.tokenizer))
 
     meaning_in(recipe, tables.training.task, tables.training.labels)
+    _check_frozen_head(recipe, tables.training, base)
     span = span_of(recipe, base, tables.training)
     if recipe.full and tables.training.row.compares:
         raise RecipeError("full=True leaves no base to compare with: train an adapter on preferences")
@@ -109,6 +111,17 @@ def encode_tables(recipe: Recipe, tables: Tables, base: Base) -> tuple[Encoded, 
     rows, held_out = encoded(tables.training), None if tables.validation is None else encoded(tables.validation)
     check_shortest(base.model, min(length for part in (rows, held_out) if part for length in part.lengths))
     return rows, held_out
+
+
+def _check_frozen_head(recipe: Recipe, table: Table, base: Base) -> None:
+    """Raises DataError for rows of other classes than those whose names the head is made of."""
+    word = None if recipe.full else recipe.spec(base.head).frozen_head
+    known = labels_of(base.model.config)
+    if word is not None and HEADS[word].reads_names and set(known) != set(table.labels):
+        raise DataError(
+            f"head={word!r} makes one head for all tenants, of the names {', '.join(known)}, and {table.source} has "
+            f"{', '.join(table.labels)}: take head='random', or train it alone"
+        )
 
 
 def tell_form(table: Table, tokenizer: Any, tell: Tell) -> None:
@@ -186,7 +199,7 @@ def adapted(recipe: Recipe, base: Base, num_slots: int = 1) -> Iterator[Bank | N
     config = text_config(model.config)
     use_cache = getattr(config, "use_cache", None)  # encoders have none
     try:
-        with fused_norms(model):
+        with fused_norms(model), frozen_head(base, spec):
             if spec is None:
                 for name, parameter in model.named_parameters():
                     parameter.requires_grad_(base.trained is None or name in base.trained)
@@ -240,7 +253,7 @@ def check_loads(recipe: Recipe, base: Base, adapter: Adapter, rows: Encoded, slo
     batch = Collator.of(base.model, base.tokenizer)(rows.rows[:2])
     batch.pop("labels")
     try:
-        [own] = load(again.model, adapter)
+        [own] = load(again.model, with_head(adapter, LabelReader(again.model, again.tokenizer)))
     except PolyveraError as error:
         raise RecipeError(f"the adapter does not fit {recipe.model} after that was reloaded: {error}") from error
     with evaluating(base.model), route(slot):

@@ -115,7 +115,9 @@ class Recipe(SettingsModel):
     )
     head: Annotated[
         Names | None,
-        Described("Modules trained whole; by default the classification head.", ADAPTER, ("modules_to_save",)),
+        Described(
+            "Trained whole, by default a classifier's head; or 'labels', 'random'.", ADAPTER, ("modules_to_save",)
+        ),
     ] = None
     full: Annotated[bool, Described("Train every parameter instead: the baseline.", ADAPTER)] = False
     budget: Annotated[Budget | None, Described("A shrinking rank budget (AdaLoRA).", ADAPTER)] = None

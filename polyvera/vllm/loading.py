@@ -34,6 +34,7 @@ class LayerVectors:
 
 def lora_model(adapter: Adapter, manager: Any, number: int, settings: Settings) -> LoRAModel:
     """An adapter for one vLLM model. Raises LayoutError, SpecError, or BasisError where another pair is in use."""
+    adapter.check_whole()
     layout = adapter.layout
     if layout.head:
         raise LayoutError(f"the adapter holds a head ({layout.head[0][0]}), which vLLM cannot swap for each request")

@@ -34,7 +34,7 @@ def make(store: Store) -> Iterator[Callable[..., AdapterLoader]]:
 
     def one(registry: Registry | None = store[0], base: str = "", **given: Any) -> AdapterLoader:
         ways = {
-            "check": lambda ref, adapter: Meaning(LABEL, ("a", "b")),
+            "check": lambda ref, adapter: (adapter, Meaning(LABEL, ("a", "b"))),
             "observe": lambda name, seconds: None,
             "wake": lambda: None,
         }
@@ -72,10 +72,10 @@ def test_magnitudes_need_norms(store: Store, make: Any) -> None:
 def test_an_adapter_is_loaded_once_at_a_time_and_waited_for_briefly(store: Store, make: Any) -> None:
     gate, started = Event(), []
 
-    def slow(ref: AdapterRef, adapter: Adapter) -> Meaning:
+    def slow(ref: AdapterRef, adapter: Adapter) -> tuple[Adapter, Meaning]:
         started.append(ref)
         gate.wait(LONGEST_WAIT)
-        return OF_TEXT
+        return adapter, OF_TEXT
 
     loader = make(check=slow)
     for _ in range(5):

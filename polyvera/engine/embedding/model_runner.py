@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from threading import local
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.base_layer import is_linear
 from polyvera.adapter.inject import eject, head_tensors, num_classes
-from polyvera.adapter.layer import AdaptedHead
+from polyvera.adapter.layer import bare_head
 from polyvera.adapter.targets import find_head
 from polyvera.engine.trial import check_close, check_free, check_sites, recording, trying
 from polyvera.errors import LayoutError, ServeError
 from polyvera.model.answer import Meaning, meaning_of, trained_meaning
 from polyvera.model.config import CAUSAL_LM, TOKEN_CLASSIFICATION, kind_of, pad_token, vocabulary_size
+from polyvera.model.frozen_head import LabelReader, with_head
 from polyvera.model.task import EACH_TOKEN, WHOLE_ROW
 from polyvera.model.token_types import second_text, separator
 from polyvera.store.reference import AdapterRef
@@ -42,7 +44,8 @@ class EncoderRunner:
         self._separator = separator(tokenizer)
         self._was_training = model.training
         self._head_reads = EACH_TOKEN if kind_of(model) == TOKEN_CLASSIFICATION else WHOLE_ROW
-        self._hidden: Tensor | None = None
+        self._labels = LabelReader(model, tokenizer)
+        self._seen = local()  # by thread: loads read labels' names beside the steps
         self._hook = model.base_model.register_forward_hook(self._keep)
         self.meaning = trained_meaning(model)
         self.layers: set[str] = set()
@@ -55,8 +58,7 @@ class EncoderRunner:
         ids, mask = self._padded(rows)
         types = {} if self._separator is None else {"token_type_ids": second_text(ids, self._separator)}
         out = self._model(input_ids=ids, attention_mask=mask, **types)
-        hidden, self._hidden = self._hidden, None
-        assert hidden is not None
+        hidden: Tensor = self._seen.__dict__.pop("hidden")
         logits = getattr(out, "logits", None)
         return hidden, mask, logits if self._head_reads == WHOLE_ROW else None
 
@@ -65,9 +67,13 @@ class EncoderRunner:
         logits: Tensor = self._model.get_submodule(find_head(self._model)[0])(hidden)
         return logits
 
-    def check(self, ref: AdapterRef, adapter: Adapter) -> Meaning:
-        """What an adapter's head is for. Raises LayoutError for one that padded rows cannot have."""
+    def check(self, ref: AdapterRef, adapter: Adapter) -> tuple[Adapter, Meaning]:
+        """The adapter with its head, and what that is for. Raises LayoutError for one that padded rows cannot have."""
         check_sites(ref, adapter, self.layers)
+        adapter = with_head(adapter, self._labels)
+        return adapter, self._meaning_of(ref, adapter)
+
+    def _meaning_of(self, ref: AdapterRef, adapter: Adapter) -> Meaning:
         if not adapter.layout.head:
             return Meaning()
         meaning = meaning_of(adapter)
@@ -88,7 +94,7 @@ class EncoderRunner:
         if not meaning.row.has_head or wanted == self._head_reads:
             return
         head = find_head(self._model)
-        is_plain = len(head) == 1 and is_linear(_bare(self._model.get_submodule(head[0])))
+        is_plain = len(head) == 1 and is_linear(bare_head(self._model.get_submodule(head[0])))
         if wanted != EACH_TOKEN or not is_plain:
             raise LayoutError(
                 f"{ref} labels each {'token' if wanted == EACH_TOKEN else 'text'}, and the head of "
@@ -102,7 +108,7 @@ class EncoderRunner:
         self._model.train(self._was_training)
 
     def _keep(self, module: nn.Module, given: Any, out: Any) -> None:
-        self._hidden = out[0]
+        self._seen.hidden = out[0]
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         ids = torch.full((len(rows), max(map(len, rows))), self._pad)
@@ -121,10 +127,6 @@ class EncoderRunner:
                 found = self(rows)[0]
         for own, alone in zip(found, expected, strict=True):
             check_close(self._model, own[: len(alone)], alone, "padded")
-
-
-def _bare(head: nn.Module) -> nn.Module:
-    return head.base if isinstance(head, AdaptedHead) else head
 
 
 def _check(model: PreTrainedModel) -> None:

@@ -50,11 +50,11 @@ class ModelRunner:
         with trying(model, self.undo, "packed"):
             self._try()
 
-    def check(self, ref: AdapterRef, adapter: Adapter) -> Meaning:
-        """Text. Raises LayoutError for an adapter that a batch of packed tokens cannot hold."""
+    def check(self, ref: AdapterRef, adapter: Adapter) -> tuple[Adapter, Meaning]:
+        """The adapter, for text. Raises LayoutError for an adapter that a batch of packed tokens cannot hold."""
         check_text(ref, adapter)
         check_sites(ref, adapter, self.layers)
-        return Meaning()
+        return adapter, Meaning()
 
     def undo(self) -> None:
         """The model as it was, without the banks that were put in."""

@@ -69,11 +69,11 @@ class RowRunner:
             "the rows of %s cannot be packed: each is computed by itself, which is slower", type(model).__name__
         )
 
-    def check(self, ref: AdapterRef, adapter: Adapter) -> Meaning:
-        """Text. Raises LayoutError for an adapter that writes none, or of other layers."""
+    def check(self, ref: AdapterRef, adapter: Adapter) -> tuple[Adapter, Meaning]:
+        """The adapter, for text. Raises LayoutError for one that writes none, or of other layers."""
         check_text(ref, adapter)
         check_sites(ref, adapter, self.layers)
-        return Meaning()
+        return adapter, Meaning()
 
     def undo(self) -> None:
         """The model as it was, without the banks that were put in."""

@@ -76,7 +76,7 @@ def next_chunks(running: Sequence[Row], num_tokens: int, most: int | None = None
     number of rows; those that do not decode now are the next to do so.
     """
     weights = {row.request.tenant: row.request.weight for row in running}
-    rows = [row for row in running if row.num_left == 1]
+    rows: Sequence[Row] = [row for row in running if row.num_left == 1]
     if most is not None:
         rows = _in_turn(rows, weights, most)
     decoding = [Chunk(row, row.num_computed, row.num_computed + 1) for row in rows]
@@ -90,7 +90,7 @@ def next_chunks(running: Sequence[Row], num_tokens: int, most: int | None = None
     return decoding, chunks
 
 
-def _in_turn(rows: Sequence[Row], weights: Mapping[str, float], most: int) -> Sequence[Row]:
+def _in_turn(rows: Sequence[Row], weights: Mapping[str, float], most: int) -> list[Row]:
     """So many rows, each tenant's share of them, those that have waited longest."""
     needs = Counter(row.request.tenant for row in rows)
     left = fair_shares(needs, weights, max(most, len(needs)))

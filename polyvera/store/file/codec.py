@@ -183,8 +183,11 @@ def _unpacked(index: TensorIndex, section: memoryview) -> Tensor:
 def unpack(index: TensorIndex, section: memoryview, flat: Numbers) -> None:
     """Fills the flat vector with the numbers of a data section, which may be of any size. Raises FormatError."""
     with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for what is not finite
-        for stack in index.packed_stacks:
-            stack.unpack(index.stored, section, flat)
+        if index.joined_stacks is not None:
+            index.joined_stacks.unpack(index.stored.bits, section, flat)
+        else:
+            for stack in index.packed_stacks:
+                stack.unpack(index.stored, section, flat)
 
 
 def _rows(stack: Stack, values: Tensor) -> Tensor:

@@ -101,10 +101,15 @@ def _steps(rows: Tensor, scale: Tensor, most: int) -> Tensor:
 
 def _from_bits(bits: int, values: Array, scale: Array | None, out: Numbers) -> None:
     assert scale is not None
-    widened = np.empty(len(scale), np.float32)
-    _from_bfloat16(scale, None, widened)
     unpack_steps(values, bits, out)
-    np.multiply(out, widened[:, None], out=out)
+    np.multiply(out, widened(scale)[:, None], out=out)
+
+
+def widened(scale: Array) -> Numbers:
+    """Numbers in bfloat16, as ARRAYS reads them, in fp32."""
+    found = np.empty(len(scale), np.float32)
+    _from_bfloat16(scale, None, found)
+    return found
 
 
 def _packed(bits: int) -> StoredDtype:

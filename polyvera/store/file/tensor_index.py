@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import accumulate
 from math import prod
 from typing import Any
 
@@ -19,8 +20,16 @@ from polyvera.adapter.spec import GIVEN, AdapterSpec, BasisKey
 from polyvera.errors import FormatError, PolyveraError
 from polyvera.store.file.header import CommonHeader, read_common
 from polyvera.store.file.layer_pattern import MAX_SITES, num_layers, unfold
-from polyvera.store.file.packed_bits import Numbers
-from polyvera.store.file.stored_dtype import ARRAYS, BYTE_BITS, CODES, SCALE, StoredDtype, stored_dtype_named
+from polyvera.store.file.packed_bits import Numbers, unpack_steps
+from polyvera.store.file.stored_dtype import (
+    ARRAYS,
+    BYTE_BITS,
+    CODES,
+    SCALE,
+    StoredDtype,
+    stored_dtype_named,
+    widened,
+)
 
 BASIS_A, BASIS_B = "basis.A", "basis.B"
 
@@ -61,11 +70,35 @@ class PackedStack:
     begin: int
     end: int
 
+    def __len__(self) -> int:
+        """Entries."""
+        return self.values.shape[0]
+
     def unpack(self, stored: StoredDtype, section: memoryview, flat: Numbers) -> None:
         """Fills its part of the flat vector."""
         values = self.values.read(section)
         out = flat[self.begin : self.end].reshape(len(values), -1)
         stored.unpack(values, None if self.scale is None else self.scale.read(section), out)
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedStacks:
+    """Packed stacks that lie one after the other in the file as in the flat vector, without bits between their rows.
+
+    values (1, bytes) and scale (entries) of all of them. parts: (first entry, one past the last, begin, end) of each.
+    """
+
+    values: PackedArray
+    scale: PackedArray
+    parts: tuple[tuple[int, int, int, int], ...]
+
+    def unpack(self, bits: int, section: memoryview, flat: Numbers) -> None:
+        """Fills the flat vector, by one look-up for all."""
+        unpack_steps(self.values.read(section), bits, flat[None])
+        scale = widened(self.scale.read(section))
+        for first, stop, begin, end in self.parts:
+            rows = flat[begin:end].reshape(stop - first, -1)
+            np.multiply(rows, scale[first:stop, None], out=rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +128,25 @@ class TensorIndex:
     def packed_stacks(self) -> tuple[PackedStack, ...]:
         """Where each stack of the flat vector lies."""
         return tuple(map(self._packed, self.layout.stacks))
+
+    @cached_property
+    def joined_stacks(self) -> JoinedStacks | None:
+        """The stacks as one, where they are of packed steps and lie so."""
+        stacks, bits = self.packed_stacks, self.stored.bits
+        if bits >= BYTE_BITS or any((s.end - s.begin) // len(s) * bits % BYTE_BITS for s in stacks):
+            return None
+        counts = [0, *accumulate(map(len, stacks))]
+        first, scales = stacks[0].values.begin, [self.tensors[s.key + SCALE] for s in self.layout.stacks]
+        values_at = [first + s.begin * bits // BYTE_BITS for s in stacks]
+        scales_at = [scales[0].begin + scales[0].dtype.itemsize * n for n in counts[:-1]]
+        if values_at != [s.values.begin for s in stacks] or scales_at != [s.begin for s in scales]:
+            return None
+        size = self.layout.num_params * bits // BYTE_BITS
+        parts = tuple((a, b, s.begin, s.end) for a, b, s in zip(counts[:-1], counts[1:], stacks, strict=True))
+        dtypes = ARRAYS[self.stored.dtype], ARRAYS[scales[0].dtype]
+        return JoinedStacks(
+            PackedArray(dtypes[0], (1, size), first), PackedArray(dtypes[1], (counts[-1],), scales[0].begin), parts
+        )
 
     def _packed(self, stack: Stack) -> PackedStack:
         values, num = self.tensors[stack.key], len(stack.entries)

@@ -55,6 +55,7 @@ def gguf_tensors(adapter: Adapter, model: nn.Module | None) -> dict[str, Tensor]
     """
     row, config = _architecture(adapter, model), getattr(model, "config", None)
     check_no_experts(adapter, "GGUF adapters")
+    adapter.check_whole()
     if adapter.layout.head:
         raise SpecError(f"a GGUF adapter holds no head, and this one has {adapter.layout.head[0][0]}: use `merge`")
     layers = folded(adapter, model=model)

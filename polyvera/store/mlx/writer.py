@@ -64,6 +64,7 @@ def _config(adapter: Adapter, magnitude: bool) -> dict[str, Any]:
 def _check(adapter: Adapter) -> None:
     """Raises SpecError for what mlx-lm has no name for."""
     check_no_experts(adapter, "mlx-lm's adapters")
+    adapter.check_whole()
     if adapter.layout.head:
         raise SpecError(f"mlx-lm's adapters hold no head, and this one has {adapter.layout.head[0][0]}: use `merge`")
     for name in adapter.layout.site_names:

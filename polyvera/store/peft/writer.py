@@ -82,6 +82,7 @@ def export_peft(
     """
     path = Path(folder).absolute()
     check_free(path, OWN_FILES, overwrite)
+    adapter.check_whole()
     _check_stacks(adapter, _magnitude(adapter, as_lora))
     named = None if base_dtype is None else str(base_dtype).removeprefix("torch.")
     native = not as_lora and _is_native(adapter)

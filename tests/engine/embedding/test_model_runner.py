@@ -15,10 +15,11 @@ from transformers import BertModel
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.fingerprint import fingerprint
 from polyvera.adapter.inject import inject, load
-from polyvera.adapter.spec import AdapterSpec
+from polyvera.adapter.spec import FROZEN_HEADS, AdapterSpec
 from polyvera.engine.embedding.embedder import Embedder
 from polyvera.engine.factory import engine_for
 from polyvera.errors import LayoutError, ServeError
+from polyvera.model.frozen_head import LabelReader, with_head
 from polyvera.model.load import AUTO_TASK, Base, load_base
 from polyvera.store.registry import Registry
 from polyvera.train.recipe import Recipe
@@ -42,6 +43,18 @@ def test_a_base_with_a_head_of_its_own_answers_with_it(tmp_path: Path) -> None:
     for probs, adapter in zip(found, (None, adapters[0]), strict=True):
         expected = torch.stack([alone.probs(adapter, row) for row in texts(1)])  # type: ignore[arg-type]
         torch.testing.assert_close(probs, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("word", FROZEN_HEADS)
+def test_a_head_that_is_made_is_made_at_load(tmp_path: Path, word: str) -> None:
+    trained = make_encoder_adapter(make_bert(), AdapterSpec(rank=4, head=(word,)), 1)
+    adapter = replace(trained, labels=("w1", "w2 w3", "w4"))
+    registry, (ref,) = publish(tmp_path / "store", [adapter])
+    base = make_bert()
+    alone = Alone(base)
+    whole = with_head(adapter, LabelReader(base, TOKENIZER))
+    with Embedder(base, TOKENIZER, registry) as encoder:
+        assert_classes(got(encoder.classify(texts(1), ref)), alone, whole, texts(1))
 
 
 def beheaded(adapter: Adapter, **changed: Any) -> Adapter:

@@ -3,12 +3,17 @@
 from itertools import pairwise
 from math import prod
 
+import numpy as np
 import pytest
 import torch
 from drawn_adapters import drawn, with_given_basis
 
+from polyvera.adapter.adapter import Adapter
+from polyvera.adapter.layout import layout_of
 from polyvera.adapter.method import METHODS
+from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import FormatError
+from polyvera.store.file.codec import encode, read_header, unpack
 from polyvera.store.file.header import first_line
 from polyvera.store.file.stored_dtype import CODES, SCALE, STORED_DTYPES
 from polyvera.store.file.tensor_index import BASIS_A, BASIS_B, check_directory, index_of
@@ -51,6 +56,22 @@ def test_the_flat_vector_is_found_where_it_lies_whole(method):
     index = index_of(line)
     assert index.flat_at == 0 and index_of(line) is index
     assert index_of(first_line(drawn(method), "int8")).flat_at is None
+
+
+@pytest.mark.parametrize("dtype", [name for name, row in STORED_DTYPES.items() if row.bits < 8])
+@pytest.mark.parametrize("width", [16, 15])
+def test_stacks_that_lie_side_by_side_are_unpacked_as_one(dtype, width):
+    spec = AdapterSpec(SHARED, rank=8)
+    layout = layout_of(spec, {f"layers.{i}.{name}": (24, width) for i in range(3) for name in ("q", "v")})
+    flat = torch.randn(layout.num_params, generator=torch.Generator().manual_seed(0))
+    file = encode(Adapter(spec, layout, flat), dtype)
+    header = read_header(file)
+    section = memoryview(file)[header.data_at :]
+    naive, fast = (np.full(layout.num_params, 5.0, np.float32) for _ in range(2))
+    for stack in header.index.packed_stacks:
+        stack.unpack(header.index.stored, section, naive)
+    unpack(header.index, section, fast)
+    assert (header.index.joined_stacks is None) == (width == 15) and np.array_equal(naive, fast)
 
 
 def test_a_tensor_is_a_view_of_its_bytes():
