@@ -194,6 +194,14 @@ def output_of(model: nn.Module) -> str | None:
     return next((name for name, module in model.named_modules() if module is output), None)
 
 
+def layers_behind_body(model: nn.Module) -> set[str]:
+    """The base layers that see the last hidden states of a language model: its output, and a head before it."""
+    body = getattr(model, "base_model", model)
+    prefix = next((f"{name}." for name, module in model.named_modules() if name and module is body), "")
+    behind = {name for name in base_layers(model) if prefix and not name.startswith(prefix)}
+    return behind | {name for name in (output_of(model),) if name}
+
+
 def find_head(model: nn.Module) -> tuple[str, ...]:
     """The task head of a classification model by its usual names, or nothing."""
     return tuple(name for name, _ in model.named_children() if name in HEAD_NAMES)

@@ -17,7 +17,7 @@ from polyvera.adapter.fingerprint import fingerprint
 from polyvera.adapter.inject import add_bank
 from polyvera.adapter.packed_linear import Packs
 from polyvera.adapter.slot_table import BASE_SLOT
-from polyvera.adapter.targets import output_of
+from polyvera.adapter.targets import layers_behind_body
 from polyvera.engine.adapter_loader import AdapterLoader, Check, Key, LoadedAdapter, Observe, key_of
 from polyvera.errors import LayoutError, PolyveraError
 from polyvera.model.answer import OF_TEXT, Meaning
@@ -60,7 +60,7 @@ class AdapterCache:
     host_bytes: memory of loaded adapters outside the slots. packs: gets the frozen matrices. check: an adapter as it is
     served, and the meaning of its head; raises LayoutError for one that the batches cannot hold. wake: called when a
     load has ended.
-    adapts_output: whether a bank has a share of the output layer.
+    adapts_output: whether a bank has a share of the output layer, or of one that makes the last hidden states for it.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class AdapterCache:
         self._model = model
         self._slot_bytes, self._host_bytes = slot_bytes, host_bytes
         self._packs = packs
-        self._output = output_of(model)
+        self._behind_body = layers_behind_body(model)
         self.adapts_output = False
         self._loader = AdapterLoader(registry, fingerprint(model), check=check, observe=observe, wake=wake)
         self._dtype = next(model.parameters()).dtype
@@ -203,7 +203,7 @@ class AdapterCache:
             with torch.inference_mode(False):  # a slot's versions are counted
                 bank = add_bank(self._model, layout, num_slots, loaded.basis, dtype=self._dtype, any_classes=True)
             self._freeze(bank)
-            self.adapts_output = self.adapts_output or self._output in layout.site_names
+            self.adapts_output = self.adapts_output or not self._behind_body.isdisjoint(layout.site_names)
             self._banks[key], self._free[id(bank)] = bank, list(reversed(bank.slots))
         return self._banks[key]
 

@@ -16,6 +16,7 @@ from polyvera.adapter.inject import banks_of
 from polyvera.adapter.layer_use import gets_chosen_tokens
 from polyvera.adapter.targets import base_layers
 from polyvera.errors import LayoutError, ServeError, one_line
+from polyvera.model.config import context_length, vocabulary_size
 from polyvera.store.reference import AdapterRef
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 # How far a batched forward may be from the model's own, relative to the largest number.
 TOLERANCE = {torch.float32: 1e-3}
 LOW_TOLERANCE = 5e-2
+TRIAL_LENGTHS = (5, 40)
 
 
 def check_free(model: PreTrainedModel, is_held: bool) -> None:
@@ -37,6 +39,13 @@ def check_free(model: PreTrainedModel, is_held: bool) -> None:
         raise ServeError(
             f"this {name} has adapters in it: call eject(model) first; an engine loads adapters from a store"
         )
+
+
+def trial_rows(model: Any, context: int | None) -> list[Tensor]:
+    """Rows of very different length, as far as the model reads."""
+    longest = min(context_length(model) or max(TRIAL_LENGTHS), context or max(TRIAL_LENGTHS))
+    lengths = [min(length, longest) for length in TRIAL_LENGTHS]
+    return [torch.arange(1, n + 1, device=model.device) % vocabulary_size(model) for n in lengths]
 
 
 @contextmanager
@@ -91,6 +100,14 @@ def _fitting(shapes: Collection[torch.Size], num_rows: int) -> set[torch.Size]:
     whole = {s for s in shapes if s[0] == num_rows and (len(s) == 3 or num_rows > 1)}
     counts = {s[0] * s[1] for s in whole if len(s) == 3}
     return whole | {s for s in shapes if len(s) == 2 and s[0] in counts}
+
+
+def check_text(ref: AdapterRef, adapter: Adapter) -> None:
+    """Raises LayoutError for an adapter with a head of its own, which writes no text."""
+    adapter.check_whole()
+    head = adapter.layout.head
+    if head:
+        raise LayoutError(f"{ref} has a head of its own, {head[0][0]}, which is not used to generate text")
 
 
 def check_sites(ref: AdapterRef, adapter: Adapter, layers: Collection[str]) -> None:

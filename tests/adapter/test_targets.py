@@ -4,7 +4,7 @@ import pytest
 
 from polyvera.adapter.inject import inject
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.adapter.targets import find_head, find_sites, linear_layers, output_of
+from polyvera.adapter.targets import find_head, find_sites, layers_behind_body, linear_layers, output_of
 from polyvera.errors import TargetError
 
 DEFAULT = {"llama": {"q_proj", "v_proj"}, "gpt2": {"c_attn"}, "bert": {"query", "value"}}
@@ -25,6 +25,8 @@ def test_all_linear_leaves_out_the_output_and_the_head(built, kind):
     model = built[kind]
     sites = find_sites(model, AdapterSpec(targets="all-linear"))
     assert output_of(model) == OUTPUT[kind] and OUTPUT[kind] not in sites
+    behind = layers_behind_body(model)
+    assert behind.isdisjoint(sites) and OUTPUT[kind] in (None, *behind)
     assert set(linear_layers(model)) - set(sites) == {n for n in (OUTPUT[kind], *find_head(model)) if n}
     assert list(sites) == [n for n in linear_layers(model) if n in sites], "in the model's order"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from family import EQUAL, EXPERTS, METHODS, DifferentError, Family, close, output_of
+from family import BY_ROW, EQUAL, EXPERTS, METHODS, DifferentError, Family, close, output_of
 from family_rows import SORTS
 from peft import PeftModel
 from torch import Tensor
@@ -24,6 +24,7 @@ from polyvera.adapter.targets import find_sites
 from polyvera.engine.factory import engine_for
 from polyvera.engine.generation.generator import Generator
 from polyvera.engine.generation.request import SamplingParams
+from polyvera.engine.generation.row_runner import RowForward
 from polyvera.engine.limits import Limits
 from polyvera.errors import PolyveraError
 from polyvera.model.config import end_tokens
@@ -138,7 +139,7 @@ def peft(family: Family, method: str, targets: str) -> None:
         close(output_of(theirs, family.inputs), expected)
 
 
-def serves(family: Family, method: str, targets: str) -> None:
+def serves(family: Family, method: str, targets: str) -> str:
     """Two rows of very different length side by side, the base's and the adapter's."""
     if not family.verbs:
         with engine_for(load_base(str(family.base), task="auto")):
@@ -150,6 +151,7 @@ def serves(family: Family, method: str, targets: str) -> None:
     rows = [[7, 8, 9], [10 + i % 30 for i in range(40)]]
     limits = Limits(max_rows=4, num_slots=4, chunk=32)
     with engine_for(base, registry, limits) as engine:
+        how = BY_ROW if isinstance(getattr(engine._parts.workload, "_forward", None), RowForward) else EQUAL
         if isinstance(engine, Generator):
             params = SamplingParams(max_tokens=6, min_tokens=6)
             asked = [engine.answer(row, who, params) for row in rows for who in (ref, None)]
@@ -166,6 +168,7 @@ def serves(family: Family, method: str, targets: str) -> None:
     else:
         for (row, who), vector in zip(expected, vectors, strict=True):
             close(vector, _vector(base.model, row, who))
+    return how
 
 
 def _generated(base: Base, row: list[int], adapter: Adapter | None) -> list[int]:
@@ -194,7 +197,7 @@ def _vector(model: Any, row: list[int], adapter: Adapter | None) -> Tensor:
         eject(model)
 
 
-CELLS: dict[str, Callable[[Family, str, str], None]] = {
+CELLS: dict[str, Callable[[Family, str, str], str | None]] = {
     "plan": plan,
     "train, store, load": trains,
     "mixed batch": mixed,
@@ -225,10 +228,10 @@ def cells_of(family: Family) -> Iterator[tuple[str, str, str, str]]:
                 yield name, targets, method, outcome(cell, family, method, targets)
 
 
-def outcome(cell: Callable[[Family, str, str], None], family: Family, method: str, targets: str) -> str:
-    """'equal', 'refused: the reason', or 'failed: ...'."""
+def outcome(cell: Callable[[Family, str, str], str | None], family: Family, method: str, targets: str) -> str:
+    """'equal', or how it is equal, 'refused: the reason', or 'failed: ...'."""
     try:
-        cell(family, method, targets)
+        return cell(family, method, targets) or EQUAL
     except PolyveraError as error:
         return f"refused: {' '.join(str(error).split())}"
     except Exception as error:
@@ -236,4 +239,3 @@ def outcome(cell: Callable[[Family, str, str], None], family: Family, method: st
             (f"{Path(f.filename).name}:{f.lineno}" for f in reversed(traceback.extract_tb(error.__traceback__))), ""
         )
         return f"failed: {type(error).__name__} {' '.join(str(error).split())[:200]} ({where})"
-    return EQUAL

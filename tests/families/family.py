@@ -31,6 +31,7 @@ TARGETS = ("default", "all-linear")
 EXPERTS = "experts"
 FUSED, LISTED, LEFT_OUT = "fused", "layers", "not adapted"
 EQUAL = "equal"
+BY_ROW = "equal, row by row"
 TOLERANCE = 1e-3
 
 

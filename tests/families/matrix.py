@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cells import CELLS
-from family import EQUAL
+from family import BY_ROW, EQUAL
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 BEGIN, END = "<!-- matrix -->\n", "<!-- end -->"
@@ -32,12 +32,12 @@ def _column(cells: Sequence[Cell], reasons: list[str]) -> str:
     told, every = [], list(dict.fromkeys(cell[1] for cell in cells))
     for targets in every:
         own = [cell for cell in cells if cell[1] == targets]
-        refused = [cell for cell in own if cell[3] != EQUAL]
+        refused = [cell for cell in own if cell[3] not in (EQUAL, BY_ROW)]
         if refused:
             which = targets if len(refused) == len(own) else f"{targets} {', '.join(cell[2] for cell in refused)}"
             told.append((which, " ".join(str(n) for n in sorted({_number(cell[3], reasons) for cell in refused}))))
     if not told:
-        return EQUAL
+        return BY_ROW if any(cell[3] == BY_ROW for cell in cells) else EQUAL
     numbers = {number for _, number in told}
     if len(numbers) == 1 and [which for which, _ in told] == every:
         return f"{REFUSED} ({numbers.pop()})"

@@ -62,8 +62,9 @@ class Forward:
             rows, scores = [*rows, *more], scores.followed_by(found)
         return list(rows), scores
 
-    def forget(self) -> None:
-        """Says that a slot may be another adapter's when its number comes again."""
+    def forget(self, row: Row) -> None:
+        """Says that a row has ended: its place is another's next, and its slot may be another adapter's."""
+        self._kv_cache.clear(row.index, row.num_computed)
         self._route = NO_ROUTE
 
     def _replayed(self, graphs: DecodeGraphs[Bank], decoding: Sequence[Chunk]) -> Scores:

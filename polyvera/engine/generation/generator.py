@@ -11,7 +11,7 @@ import torch
 
 from polyvera.adapter.packed_linear import PackedModel, Packs, packed
 from polyvera.engine.generation.grammar import Grammar, Grammars
-from polyvera.engine.generation.model_runner import ModelRunner
+from polyvera.engine.generation.model_runner import runner_for
 from polyvera.engine.generation.request import CANCELLED, GREEDY, Answer, Request, RequestOutput, SamplingParams
 from polyvera.engine.generation.sampler import RequestSampler
 from polyvera.engine.generation.workload import GenerationWorkload
@@ -31,7 +31,7 @@ class Generator(AdapterEngine[Request]):
     tokenizer: the model's.
     registry, limits, observe: as of an AdapterEngine.
 
-    start() raises ServeError for a model whose rows cannot be packed.
+    start() raises ServeError for a model that does not answer in a batch as it does alone.
     """
 
     defaults = DefaultLimits(context=4096, cpu_chunk=256, gpu_chunk=2048)
@@ -106,7 +106,7 @@ class Generator(AdapterEngine[Request]):
         return None if params.grammar is None else self._grammars.of_grammar(params.grammar)
 
     def _take(self) -> EngineParts:
-        runner, packs = ModelRunner(self.model, self.max_context), Packs()
+        runner, packs = runner_for(self.model, self.max_context), Packs()
         packed_model = PackedModel(self.model, packs)
 
         def undo() -> None:
@@ -116,7 +116,7 @@ class Generator(AdapterEngine[Request]):
 
         adapters = self._cache(runner, packs)
         workload = GenerationWorkload(
-            self.model, self.tokenizer, adapters, self._queue, self.limits, self.num_tokens, self._observe
+            runner, self.tokenizer, adapters, self._queue, self.limits, self.num_tokens, self._observe
         )
         return EngineParts(workload, adapters, partial(_within, self.model.device, packs), undo)
 

@@ -117,7 +117,7 @@ class PrefixCache:
 
     def wants(self, owner: Hashable, tokens: Sequence[int], token_bytes: int) -> bool:
         """Whether such a prefix would be worth a copy: long enough, small enough, and not there yet."""
-        if len(tokens) < MIN_PREFIX or len(tokens) * token_bytes > self.max_bytes:
+        if len(tokens) < MIN_PREFIX or not 0 < len(tokens) * token_bytes <= self.max_bytes:
             return False
         asked = np.asarray(tokens, dtype=np.int64)
         return all(_num_shared(kept.tokens, asked) < len(asked) for kept in self._kept.get(owner, ()))

@@ -9,20 +9,16 @@ import torch
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.inject import eject
+from polyvera.engine.adapter_cache import AdapterCache
 from polyvera.engine.generation.attention import NAME, AttentionMetadata, Span, attending, register
+from polyvera.engine.generation.forward import Forward
 from polyvera.engine.generation.kv_cache import KVCache
-from polyvera.engine.trial import check_close, check_free, check_sites, recording, trying
-from polyvera.errors import LayoutError, ServeError
+from polyvera.engine.generation.row_runner import RowRunner
+from polyvera.engine.limits import Limits
+from polyvera.engine.trial import check_close, check_free, check_sites, check_text, recording, trial_rows, trying
+from polyvera.errors import ServeError
 from polyvera.model.answer import Meaning
-from polyvera.model.config import (
-    CAUSAL_LM,
-    ENCODER_DECODER,
-    context_length,
-    kind_of,
-    rope_limit,
-    text_config,
-    vocabulary_size,
-)
+from polyvera.model.config import CAUSAL_LM, ENCODER_DECODER, kind_of, rope_limit, text_config
 from polyvera.model.rms_norm import fused_norms
 from polyvera.store.reference import AdapterRef
 
@@ -30,7 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
-TRIAL_LENGTHS = (5, 40)
 
 
 class ModelRunner:
@@ -41,8 +36,7 @@ class ModelRunner:
     """
 
     def __init__(self, model: PreTrainedModel, context: int | None = None) -> None:
-        _check(model)
-        _check_rope(model, context)
+        _check_packable(model)
         register()
         self._model: Any = model
         self._context = context
@@ -58,10 +52,7 @@ class ModelRunner:
 
     def check(self, ref: AdapterRef, adapter: Adapter) -> tuple[Adapter, Meaning]:
         """The adapter, for text. Raises LayoutError for an adapter that a batch of packed tokens cannot hold."""
-        adapter.check_whole()
-        head = adapter.layout.head
-        if head:
-            raise LayoutError(f"{ref} has a head of its own, {head[0][0]}, which is not used to generate text")
+        check_text(ref, adapter)
         check_sites(ref, adapter, self.layers)
         return adapter, Meaning()
 
@@ -73,10 +64,14 @@ class ModelRunner:
         eject(self._model)
         self._model.train(self._was_training)
 
+    def forward(self, adapters: AdapterCache, kv_cache: KVCache, limits: Limits, num_tokens: int) -> Forward:
+        """What computes the steps."""
+        return Forward(self._model, adapters, kv_cache, limits, num_tokens)
+
     def _try(self) -> None:
         """Compares a packed forward with the model's own."""
         model = self._model
-        rows = _trial_rows(model, self._context)
+        rows = trial_rows(model, self._context)
         with torch.inference_mode():
             expected = [model(input_ids=row[None], use_cache=False).logits[0] for row in rows]
             for config in self._configs:
@@ -86,13 +81,6 @@ class ModelRunner:
                 found = _packed_trial(model, rows)
         for own, alone in zip(found, expected, strict=True):
             check_close(model, own, alone, "packed")
-
-
-def _trial_rows(model: Any, context: int | None) -> list[torch.Tensor]:
-    """Rows of very different length, as far as the model reads."""
-    longest = min(context_length(model) or max(TRIAL_LENGTHS), context or max(TRIAL_LENGTHS))
-    lengths = [min(length, longest) for length in TRIAL_LENGTHS]
-    return [torch.arange(1, n + 1, device=model.device) % vocabulary_size(model) for n in lengths]
 
 
 def _packed_trial(model: Any, rows: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -123,6 +111,25 @@ def _packed(
     return list(out.logits[0].split([len(tokens) for _, tokens, _, _ in pieces]))
 
 
+def runner_for(model: PreTrainedModel, context: int | None = None) -> ModelRunner | RowRunner:
+    """Holds a model, its rows packed where they can be. Raises ServeError for one that no engine serves."""
+    name = type(model).__name__
+    if kind_of(model) == ENCODER_DECODER:
+        raise ServeError(
+            f"{name} is an encoder-decoder, which no engine serves: train(), evaluate() and generate() take it, and "
+            "merge() writes a plain checkpoint for other servers"
+        )
+    if kind_of(model) != CAUSAL_LM:
+        raise ServeError(f"{name} does not generate text token by token: load a causal language model")
+    is_packed = text_config(model.config)._attn_implementation == NAME
+    check_free(model, is_packed or bool(model._forward_pre_hooks))
+    _check_rope(model, context)
+    try:
+        return ModelRunner(model, context)
+    except ServeError as reason:
+        return RowRunner(model, context, reason)
+
+
 def _check_rope(model: PreTrainedModel, context: int | None) -> None:
     limit = rope_limit(model)
     if limit is not None and (context is None or context > limit):
@@ -132,24 +139,12 @@ def _check_rope(model: PreTrainedModel, context: int | None) -> None:
         )
 
 
-def _check(model: PreTrainedModel) -> None:
+def _check_packable(model: PreTrainedModel) -> None:
     name = type(model).__name__
-    config: Any = text_config(model.config)
-    if kind_of(model) == ENCODER_DECODER:
-        raise ServeError(
-            f"{name} is an encoder-decoder, which no engine serves: train(), evaluate() and generate() take it, and "
-            "merge() writes a plain checkpoint for other servers"
-        )
-    if kind_of(model) != CAUSAL_LM:
-        raise ServeError(f"{name} does not generate text token by token: load a causal language model")
     if not getattr(type(model), "_can_set_attn_implementation", lambda: True)():
-        raise ServeError(
-            f"{name} computes attention by code of its own, which rows of several requests cannot share, so no engine "
-            "serves it; train(), generate() and evaluate() take it as it is"
-        )
-    others = set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYERS
+        raise ServeError(f"{name} computes attention by code of its own, which rows of several requests cannot share")
+    others = set(getattr(text_config(model.config), "layer_types", None) or ()) - KNOWN_LAYERS
     if others:
         raise ServeError(
             f"{name} has layers of {', '.join(sorted(others))}, whose state is not a cache of keys and values"
         )
-    check_free(model, config._attn_implementation == NAME)

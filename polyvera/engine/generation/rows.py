@@ -76,7 +76,7 @@ def next_chunks(running: Sequence[Row], num_tokens: int, most: int | None = None
     number of rows; those that do not decode now are the next to do so.
     """
     weights = {row.request.tenant: row.request.weight for row in running}
-    rows = [row for row in running if row.num_left == 1]
+    rows: Sequence[Row] = [row for row in running if row.num_left == 1]
     if most is not None:
         rows = _in_turn(rows, weights, most)
     decoding = [Chunk(row, row.num_computed, row.num_computed + 1) for row in rows]

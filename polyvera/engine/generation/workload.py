@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from polyvera.engine.adapter_cache import AdapterCache
 from polyvera.engine.adapter_loader import Observe
 from polyvera.engine.generation.detokenizer import Detokenizer
-from polyvera.engine.generation.forward import Forward
 from polyvera.engine.generation.kv_cache import KVCache, PrefixCache
 from polyvera.engine.generation.request import CANCELLED, FAILED, LENGTH, STOP, Request, RequestOutput, Token
 from polyvera.engine.generation.rows import Chunk, Row, next_chunks
@@ -22,7 +21,10 @@ from polyvera.errors import PolyveraError
 from polyvera.store.reference import AdapterRef
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
+
+    from polyvera.engine.generation.model_runner import ModelRunner
+    from polyvera.engine.generation.row_runner import RowRunner
 
 Chunks = tuple[Sequence[Chunk], Sequence[Chunk]]  # of rows that decode, and of prompts
 Output = tuple[Sequence[Row], Scores]  # the rows whose next tokens can now be chosen, and their scores
@@ -36,7 +38,7 @@ class GenerationWorkload:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        runner: ModelRunner | RowRunner,
         tokenizer: PreTrainedTokenizerBase,
         adapters: AdapterCache,
         queue: RequestQueue[Request],
@@ -50,7 +52,7 @@ class GenerationWorkload:
         self.totals = dict.fromkeys(("steps", "prompt_tokens", "answer_tokens", "reused_tokens"), 0)
         self._kv_cache = KVCache(limits.max_rows, self._context)
         self._prefix_cache = PrefixCache(limits.prefix_bytes)
-        self._forward = Forward(model, adapters, self._kv_cache, limits, num_tokens)
+        self._forward = runner.forward(adapters, self._kv_cache, limits, num_tokens)
 
     def parts(self, request: Request) -> Sequence[Request]:
         """The request itself."""
@@ -166,9 +168,8 @@ class GenerationWorkload:
         if output.finish_reason != FAILED:
             self._keep_prefix(row, row.tokens(0, row.num_computed))
         self.scheduler.finish(row)
-        self._kv_cache.clear(row.index, row.num_computed)
         self._adapters.release(row.slot)
-        self._forward.forget()
+        self._forward.forget(row)
         self._report(row.request, output)
 
     def _keep_prefix(self, row: Row, tokens: Sequence[int]) -> None:

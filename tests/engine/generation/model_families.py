@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -52,3 +54,27 @@ def built(name: str, given: dict[str, Any]) -> Any:
         if parameter.dim() == 1:
             parameter.data.add_(0.1 * torch.randn_like(parameter))
     return model
+
+
+def state(model: torch.nn.Module) -> Callable[[], None]:
+    """Asserts, when it is called, that a model is as it is now, bit for bit and object for object."""
+    modules, values = dict(model.named_modules()), {k: v.clone() for k, v in model.state_dict().items()}
+    attributes = {name: set(vars(module)) for name, module in modules.items()}
+    modes = {name: module.training for name, module in modules.items()}
+    attention, wants = model.config._attn_implementation, [p.requires_grad for p in model.parameters()]
+    with torch.no_grad():
+        logits = copy.deepcopy(model).eval()(torch.arange(3, 20)[None]).logits
+
+    def same() -> None:
+        now = dict(model.named_modules())
+        assert list(now) == list(modules) and all(now[name] is module for name, module in modules.items())
+        assert {name: set(vars(module)) for name, module in now.items()} == attributes
+        assert {name: module.training for name, module in now.items()} == modes
+        assert all(torch.equal(v, values[k]) for k, v in model.state_dict().items())
+        assert not any(m._forward_pre_hooks or m._forward_hooks for m in now.values())
+        assert model.config._attn_implementation == attention
+        assert [p.requires_grad for p in model.parameters()] == wants
+        with torch.no_grad():
+            assert torch.equal(copy.deepcopy(model).eval()(torch.arange(3, 20)[None]).logits, logits)
+
+    return same
