@@ -127,8 +127,11 @@ class Proposer:
 
     def _room(self, candidate: Candidate) -> int:
         """About how many numbers its letters may have."""
-        least = self.sizer.file_bytes(replace(candidate, hash_size=MIN_HASH))
-        return max(0, MIN_HASH + 8 * (self.num_bytes - least) // STORED_DTYPES[candidate.stored].bits)
+        try:
+            num, least = MIN_HASH, self.sizer.file_bytes(replace(candidate, hash_size=MIN_HASH))
+        except LayoutError:  # its letters are fewer than the smallest hash
+            num, least = self.sizer.num_params(candidate), self.sizer.file_bytes(candidate)
+        return max(0, num + 8 * (self.num_bytes - least) // STORED_DTYPES[candidate.stored].bits)
 
     def _fits(self, candidate: Candidate) -> bool:
         bits = STORED_DTYPES[candidate.stored].bits
