@@ -16,7 +16,7 @@ from polyvera.adapter.inject import banks_of
 from polyvera.adapter.layer_use import gets_chosen_tokens
 from polyvera.adapter.targets import base_layers
 from polyvera.errors import LayoutError, ServeError, one_line
-from polyvera.model.config import context_length, vocabulary_size
+from polyvera.model.config import ENCODER_DECODER, context_length, vocabulary_size
 from polyvera.store.reference import AdapterRef
 
 if TYPE_CHECKING:
@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 TOLERANCE = {torch.float32: 1e-3}
 LOW_TOLERANCE = 5e-2
 TRIAL_LENGTHS = (5, 40)
+
+
+def check_served(name: str, kind: str) -> None:
+    """Raises ServeError for a kind of model, of a class of that name, that no engine serves."""
+    if kind == ENCODER_DECODER:
+        raise ServeError(
+            f"{name} is an encoder-decoder, which no engine serves: train(), evaluate() and generate() take it, and "
+            "merge() writes a plain checkpoint for other servers"
+        )
 
 
 def check_free(model: PreTrainedModel, is_held: bool) -> None:

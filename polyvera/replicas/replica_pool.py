@@ -21,6 +21,7 @@ from polyvera.engine.embedding.request import Classes, EncodeRequest
 from polyvera.engine.generation.request import Request
 from polyvera.engine.limits import Limits
 from polyvera.engine.stats import EngineStats
+from polyvera.engine.trial import check_served
 from polyvera.errors import BusyError, ClosedError, EngineError, PolyveraError, ServeError
 from polyvera.model.config import AUTO_TASK, CAUSAL_LM, kind_to_load
 from polyvera.model.load import locate
@@ -79,6 +80,7 @@ class ReplicaPool:
         if num < 1:
             raise ServeError(f"num={num} must be at least 1")
         self._kind = kind_to_load(config, kind_for(task))
+        check_served(next(iter(config.architectures or ()), type(config).__name__), self._kind)
         self.model: Any = meta_model(config, kind=self._kind)
         self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         self.registry, self.limits, self.num = registry, limits or Limits(), num
@@ -90,8 +92,7 @@ class ReplicaPool:
         self._replicas: dict[int, ReplicaProcess] = {}
         self._supervisors: list[Thread] = []
         self._pinned: set[AdapterRef] = set()
-        self._past: Counter[str] = Counter()
-        self._is_open = False
+        self._past, self._is_open = Counter[str](), False
 
     def start(self) -> ReplicaPool:
         """Starts the processes; returns once all are ready. Raises the error of the first that fails."""

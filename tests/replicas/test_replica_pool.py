@@ -16,7 +16,7 @@ from tiny_server import GREEDY, Served, make_base, some_adapters
 from polyvera.adapter.fingerprint import fingerprint
 from polyvera.engine.generation.request import CANCELLED, FAILED, LENGTH, Request, SamplingParams
 from polyvera.engine.limits import Limits
-from polyvera.errors import BusyError, ClosedError, SamplingError, ServeError, SpecError, StoreError
+from polyvera.errors import BusyError, ClosedError, SamplingError, ServeError, StoreError
 from polyvera.replicas.replica_pool import ReplicaPool
 from polyvera.server.address import Address
 from polyvera.server.app import make_app
@@ -275,7 +275,7 @@ def test_a_killed_replica_is_begun_anew_and_the_others_go_on(at: Served, solo: S
 
 def test_what_cannot_be_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}')
-    with pytest.raises(SpecError, match="encoder-decoder"):
+    with pytest.raises(ServeError, match="T5ForConditionalGeneration is an encoder-decoder, which no engine serves"):
         ReplicaPool(str(tmp_path), num=2)
     with pytest.raises(ServeError, match="at least 1"):
         ReplicaPool(str(folder / "tiny"), num=0)

@@ -15,10 +15,19 @@ from polyvera.engine.generation.forward import Forward
 from polyvera.engine.generation.kv_cache import KVCache
 from polyvera.engine.generation.row_runner import RowRunner
 from polyvera.engine.limits import Limits
-from polyvera.engine.trial import check_close, check_free, check_sites, check_text, recording, trial_rows, trying
+from polyvera.engine.trial import (
+    check_close,
+    check_free,
+    check_served,
+    check_sites,
+    check_text,
+    recording,
+    trial_rows,
+    trying,
+)
 from polyvera.errors import ServeError
 from polyvera.model.answer import Meaning
-from polyvera.model.config import CAUSAL_LM, ENCODER_DECODER, kind_of, rope_limit, text_config
+from polyvera.model.config import CAUSAL_LM, kind_of, rope_limit, text_config
 from polyvera.model.rms_norm import fused_norms
 from polyvera.store.reference import AdapterRef
 
@@ -114,11 +123,7 @@ def _packed(
 def runner_for(model: PreTrainedModel, context: int | None = None) -> ModelRunner | RowRunner:
     """Holds a model, its rows packed where they can be. Raises ServeError for one that no engine serves."""
     name = type(model).__name__
-    if kind_of(model) == ENCODER_DECODER:
-        raise ServeError(
-            f"{name} is an encoder-decoder, which no engine serves: train(), evaluate() and generate() take it, and "
-            "merge() writes a plain checkpoint for other servers"
-        )
+    check_served(name, kind_of(model))
     if kind_of(model) != CAUSAL_LM:
         raise ServeError(f"{name} does not generate text token by token: load a causal language model")
     is_packed = text_config(model.config)._attn_implementation == NAME
