@@ -47,7 +47,7 @@ from polyvera.train.preparation import (
 from polyvera.train.recipe import Recipe
 from polyvera.train.rounding import NUM_ROUNDING_ROWS, rounded, rounds, without_pruned
 from polyvera.train.schedule import seed_everything
-from polyvera.train.tell import to_nobody, to_stderr
+from polyvera.train.tell import Tell, to_nobody, to_stderr
 from polyvera.train.warm_start import warm_start
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _trained(
     tell = to_stderr if progress and _is_first_process() else to_nobody
     tell_form(tables.training, base.tokenizer, tell)
     rows, held_out = encode_tables(recipe, tables, base)
-    rate = _rate(recipe, base, rows, held_out, start, resume)
+    rate = _rate(recipe, base, rows, held_out, start, resume, tell)
     tell(rate.text)
     asked, recipe = recipe, recipe.replaced(lr=rate.lr)
     num_params = base.model.num_parameters()
@@ -221,11 +221,17 @@ def _check_destination(recipe: Recipe, resume: bool) -> None:
 
 
 def _rate(
-    recipe: Recipe, base: Base, rows: Encoded, held_out: Encoded | None, start: Adapter | None, resume: bool
+    recipe: Recipe,
+    base: Base,
+    rows: Encoded,
+    held_out: Encoded | None,
+    start: Adapter | None,
+    resume: bool,
+    tell: Tell,
 ) -> LearningRate:
     """The learning rate: given, of the run that is resumed, or chosen now."""
     resumed = resume and recipe.folder is not None and checkpoint.last(recipe.folder) is not None
-    return kept_rate(recipe.folder, lambda: solo_rate(recipe, base, rows, held_out, start), resume=resumed)
+    return kept_rate(recipe.folder, lambda: solo_rate(recipe, base, rows, held_out, start, tell), resume=resumed)
 
 
 def _published(recipe: Recipe, adapter: Adapter | None, main: bool) -> AdapterRef | None:

@@ -27,6 +27,7 @@ from polyvera.train.fleet.sweep import FACTORS, Sweep, SweepRows, step_of, sweep
 from polyvera.train.preparation import encode_tables
 from polyvera.train.recipe import Recipe
 from polyvera.train.schedule import num_steps
+from polyvera.train.tell import Tell
 from polyvera.train.tenants import Tenant
 
 MIN_ROWS, MIN_STEPS = 40, 16
@@ -87,25 +88,25 @@ def unswept_rate(recipe: Recipe) -> LearningRate | None:
 
 
 def solo_rate(
-    recipe: Recipe, base: Base, rows: Encoded, held_out: Encoded | None, start: Adapter | None
+    recipe: Recipe, base: Base, rows: Encoded, held_out: Encoded | None, start: Adapter | None, tell: Tell
 ) -> LearningRate:
     """The rate of a run that trains one adapter."""
-    return _rate(recipe, base, lambda: [sweep_rows("", recipe, rows, held_out)], start)
+    return _rate(recipe, base, lambda: [sweep_rows("", recipe, rows, held_out)], start, tell)
 
 
 def fleet_rate(
-    recipe: Recipe, base: Base, everyone: Sequence[Tenant], kind: str, start: Adapter | None
+    recipe: Recipe, base: Base, everyone: Sequence[Tenant], kind: str, start: Adapter | None, tell: Tell
 ) -> LearningRate:
     """One rate for all tenants, by a sweep on a sample of them. kind: of their rows.
 
     Few rows say little about one tenant's best rate; those of several, which share each round, say more. The sample
     takes at most SAMPLE_SHARE of the tenants; where it is less, its rungs are later for the same cost.
     """
-    return _rate(recipe, base, lambda: _sampled(recipe, base, everyone, kind), start)
+    return _rate(recipe, base, lambda: _sampled(recipe, base, everyone, kind), start, tell)
 
 
 def _rate(
-    recipe: Recipe, base: Base, rows_of: Callable[[], Sequence[SweepRows]], start: Adapter | None
+    recipe: Recipe, base: Base, rows_of: Callable[[], Sequence[SweepRows]], start: Adapter | None, tell: Tell
 ) -> LearningRate:
     known = unswept_rate(recipe)
     if known is not None:
@@ -114,7 +115,7 @@ def _rate(
         rows = rows_of()
     except DataError as error:
         return LearningRate(recipe.learning_rate, reason=str(error))
-    found = sweep(recipe, base, rows, start)
+    found = sweep(recipe, base, rows, start, tell)
     return LearningRate(found.lr, found)
 
 

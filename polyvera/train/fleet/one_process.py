@@ -84,7 +84,7 @@ def train_here(
         tell_form(first, base.tokenizer, tell)
         first = first.suited(base.model)
         loaded, kind = base, first.kind
-        rate = kept_rate(recipe.folder, lambda: fleet_rate(recipe, loaded, line, kind, begun), resume=resume)
+        rate = kept_rate(recipe.folder, lambda: fleet_rate(recipe, loaded, line, kind, begun, tell), resume=resume)
         tell(rate.text)
         recipe = recipe.replaced(lr=rate.lr)
         with adapted(recipe, base, min(recipe.slots or SLOTS, len(line))) as bank:

@@ -29,11 +29,13 @@ from polyvera.train.fleet.member import Member
 from polyvera.train.preparation import adapted
 from polyvera.train.recipe import Recipe
 from polyvera.train.schedule import lr_factor
+from polyvera.train.tell import Tell, to_nobody
 
 FACTORS = tuple(2.0**k for k in range(-3, 5))  # multiples of the method's own rate
 WARMUP = 0.06  # that the rungs are for; a longer one moves them
 RATIO = 2.0  # from one rate to the next beyond an edge
 BEYOND, EXTENSIONS = 2, 3  # rates beyond an edge at a time, and how many times
+SAY_S = 15.0
 PARTS = 8  # of the held-out rows, whose losses tell how far a difference can be trusted
 
 
@@ -101,16 +103,23 @@ def step_of(rung: Rung, recipe: Recipe, total: int, stretch: float) -> int:
     return ceil(round(min(1.0, rung.share * stretch + late) * total, 6))
 
 
-def sweep(recipe: Recipe, base: Base, everyone: Sequence[SweepRows], start: Adapter | None = None) -> Sweep:
+def sweep(
+    recipe: Recipe,
+    base: Base,
+    everyone: Sequence[SweepRows],
+    start: Adapter | None = None,
+    tell: Tell = to_nobody,
+) -> Sweep:
     """Tries FACTORS times the recipe's rate on all of these tenants; one rate for all has the lowest mean loss.
 
     base: bare, and bare again afterwards; torch's random numbers are as before too. start: what a run begins from.
+    tell: called with a line at each rung, and every SAY_S seconds.
     """
     started = time.monotonic()
     place(base)
     with torch.random.fork_rng(), adapted(recipe, base, len(FACTORS) * len(everyone)) as bank, views_for_gradients():
         assert bank is not None
-        search = RateSearch(recipe, base, bank, everyone, start)
+        search = RateSearch(recipe, base, bank, everyone, start, tell)
         best = search.run()
     tried = tuple(search.tried[rate] for rate in sorted(search.tried))
     lr, rows = whole_run_rate(best, search.movement), search.fleet.traffic.rows
@@ -121,9 +130,16 @@ class RateSearch:
     """The candidates of a sweep that train, by their rate and tenant, and what is known of every rate."""
 
     def __init__(
-        self, recipe: Recipe, base: Base, bank: Bank, everyone: Sequence[SweepRows], start: Adapter | None
+        self,
+        recipe: Recipe,
+        base: Base,
+        bank: Bank,
+        everyone: Sequence[SweepRows],
+        start: Adapter | None,
+        tell: Tell = to_nobody,
     ) -> None:
         self.recipe, self.everyone = recipe, {one.name: one for one in everyone}
+        self.tell, self.told = tell, time.monotonic()
         self.fleet = Fleet(recipe, base, bank, Journal(None, None), deque(), "", start, row=everyone[0].training.task)
         self.members: dict[tuple[float, str], Member] = {}
         self.tried: dict[float, TriedRate] = {}
@@ -166,8 +182,10 @@ class RateSearch:
         self._first_steps()
         while behind := [m for m in self.members.values() if m.step < targets[m.name]]:
             self._round(behind)
+            self._say(f"at step {min(m.step for m in behind)} of {max(targets.values())}", SAY_S)
         self._compare()
         left = {lr for lr, _ in self.members}
+        self._say(f"after {max(targets.values())} steps {self.best():g} is the best")
         for lr in left - (going_on(left, self.best(), rung) if left else left):
             self._drop(lr)
 
@@ -183,6 +201,12 @@ class RateSearch:
             return []
         ratio = RATIO if best == rates[-1] else 1 / RATIO
         return [_rounded(best * ratio**k) for k in range(1, BEYOND + 1)]
+
+    def _say(self, words: str, pause_s: float = 0.0) -> None:
+        """A line about the rates that train, where none was told for so long."""
+        if time.monotonic() - self.told >= pause_s:
+            rates, self.told = sorted({lr for lr, _ in self.members}), time.monotonic()
+            self.tell(f"the sweep of {', '.join(f'{lr:g}' for lr in rates)}: {words}")
 
     def _first_steps(self) -> None:
         """The first step of all that have made none, computed once for each tenant."""

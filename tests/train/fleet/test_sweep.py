@@ -28,6 +28,7 @@ from polyvera.train.fleet.sweep import (
 from polyvera.train.preparation import adapted, encode_tables
 from polyvera.train.recipe import Recipe
 from polyvera.train.schedule import lr_factor
+from polyvera.train.tell import Tell, to_nobody
 from polyvera.train.tenants import Tables
 from polyvera.train.trainer import train
 
@@ -97,13 +98,15 @@ def base() -> Base:
     return Base(make_model(), make_tokenizer())
 
 
-def swept(base: Base, names: tuple[str, ...] = ("",), **choices: Any) -> Sweep:
+def swept(base: Base, names: tuple[str, ...] = ("",), tell: Tell = to_nobody, **choices: Any) -> Sweep:
     recipe = recipe_of(**choices)
-    return sweep(recipe, base, [rows_of(recipe, base, counting_rows(48 + i), n) for i, n in enumerate(names)])
+    rows = [rows_of(recipe, base, counting_rows(48 + i), n) for i, n in enumerate(names)]
+    return sweep(recipe, base, rows, tell=tell)
 
 
 def test_the_choice_stands_for_the_best_of_the_last_rung(base: Base) -> None:
-    found = swept(base)
+    told: list[str] = []
+    found = swept(base, tell=told.append)
     last = max(one.num_steps for one in found.tried)
     left = [one for one in found.tried if one.num_steps == last]
     assert len(found.tried) >= len(FACTORS)
@@ -112,6 +115,9 @@ def test_the_choice_stands_for_the_best_of_the_last_rung(base: Base) -> None:
     assert found.share == 6 / 24
     assert found.lr == whole_run_rate(found.best, moved(lr_factor(recipe_of(), 24), 6, 24))
     assert sorted({one.num_steps for one in found.tried}) == [3, 4, 6]
+    rungs = [line for line in told if "is the best" in line]
+    assert all(f"after {step} steps" in line for step, line in zip((3, 4, 6), rungs, strict=False))
+    assert len(rungs) >= 3 and all(f"{one.lr:g}" in rungs[0] for one in found.tried if one.num_steps == 3)
 
 
 def test_an_edge_is_extended_until_the_loss_turns(base: Base) -> None:
