@@ -12,10 +12,8 @@ import argparse
 import json
 import os
 import random
-import re
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -25,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from server_process import begun, ended
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -102,8 +101,7 @@ class ServedJobs:
                     which = draw.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
                     server = self._killed(which, server, draw)
         finally:
-            server.terminate()
-            server.wait(60)
+            ended(server)
 
     def jobs(self) -> list[FineTuningJob]:
         """All of them, by name."""
@@ -127,17 +125,12 @@ class ServedJobs:
             time.sleep(0.1)
         time.sleep(seconds)
 
-    def _served(self) -> subprocess.Popen[str]:
-        flags = ["--train-folder", str(self.root / "training"), "--train-rank", "8", "--replicas", "2", "--port", "0"]
+    def _served(self) -> subprocess.Popen[bytes]:
+        flags = ["--train", "--train-folder", str(self.root / "training"), "--train-rank", "8", "--replicas", "2"]
         flags += ["--train-targets", "all-linear"] + (["--train-deterministic"] if self.deterministic else [])
-        store = ["--store", str(self.root / "store"), "--train"]
-        command = [sys.executable, "-m", "polyvera", "serve", str(self.root / "base"), *store, *flags]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        next(line for line in process.stdout if re.search(r"http://\S+", line))
-        return process
+        return begun(str(self.root / "base"), self.root, *flags)[0]
 
-    def _killed(self, which: str, server: subprocess.Popen[str], draw: random.Random) -> subprocess.Popen[str]:
+    def _killed(self, which: str, server: subprocess.Popen[bytes], draw: random.Random) -> subprocess.Popen[bytes]:
         pids = [server.pid] if which == SERVER else children(server.pid, MODULES[which])
         if not pids:
             return server

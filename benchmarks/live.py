@@ -14,9 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +26,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+from server_process import serving
 
 from polyvera.adapter.inject import inject
 from polyvera.adapter.spec import AdapterSpec
@@ -63,18 +61,12 @@ def main() -> None:
 
 
 @contextmanager
-def serving(model: str, *flags: str) -> Iterator[str]:
+def training(model: str, *flags: str) -> Iterator[str]:
     """The URL of a server that trains."""
     with tempfile.TemporaryDirectory() as folder:
-        own = ["--store", f"{folder}/store", "--train", "--train-folder", f"{folder}/training", "--port", "0"]
-        command = [sys.executable, "-m", "polyvera", "serve", model, *own, "--train-rank", str(RANK), *flags]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        try:
-            assert process.stdout is not None
-            yield next(found[0] for line in process.stdout if (found := re.search(r"http://[^\s;]+", line)))
-        finally:
-            process.terminate()
-            process.wait(90)
+        own = ("--train", "--train-folder", f"{folder}/training", "--train-rank", str(RANK))
+        with serving(model, Path(folder), *own, *flags) as server:
+            yield server.url
 
 
 # --- clients ---
@@ -150,7 +142,7 @@ def part_clients(given: argparse.Namespace) -> None:
     rows = [drawn(i, NUM_ROWS, LENGTH) for i in range(NUM_CLIENTS)]
     tokens = NUM_CLIENTS * NUM_ROWS * LENGTH
     data = [datums(own) for own in rows]
-    with serving(given.model) as url:
+    with training(given.model) as url:
         several = clients(url, NUM_CLIENTS)
         in_turn(several[:2], data[:2])
         slow, quick = [], []
@@ -207,7 +199,7 @@ def part_runs(given: argparse.Namespace) -> None:
 
     data = [[datums(drawn(10_000 * turn + i, 1, SHORT)) for i in range(given.runs)] for turn in range(2)]
     probe = datums(drawn(1, 1, SHORT))
-    with serving(given.model, "--train-slots", "32", "--max-connections", "8192") as url:
+    with training(given.model, "--train-slots", "32", "--max-connections", "8192") as url:
         service = tinker.ServiceClient(base_url=url)
         started = time.monotonic()
         made = [service.create_lora_training_client("base", rank=RANK) for _ in range(given.runs)]
@@ -280,7 +272,7 @@ def _turns(moments: SlotMoments, parked: ParkedRuns, state: RunState) -> list[fl
 
 def part_gaps(given: argparse.Namespace) -> None:
     """Streamed answers, while nobody trains and while many do."""
-    with serving(given.model, "--train-share", "0.3") as url:
+    with training(given.model, "--train-share", "0.3") as url:
         gaps(url, 5.0)
         idle = gaps(url, given.seconds)
         process = get_context("spawn").Process(target=_keep_busy, args=(url,), daemon=True)

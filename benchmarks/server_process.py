@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 from polyvera.model.load import Base, load_base
 
+LOG = "log"
 FAULTS = ("ERROR", "Error", "Exception", "Traceback", "Disconnect")
 
 
@@ -38,35 +40,36 @@ class ServerProcess:
         return [line for line in lines if any(word in line for word in FAULTS)]
 
 
+def begun(model: str, folder: Path, *flags: str) -> tuple[subprocess.Popen[bytes], str]:
+    """A server with its store and its log in a folder, and its URL, which it answers at by now."""
+    store = ["--store", str(folder / "store"), "--port", "0"]
+    command, log = [sys.executable, "-m", "polyvera", "serve", model, *store, *flags], folder / LOG
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out)
+    while (url := re.search(r"http://1[^\s;]+", log.read_text())) is None:
+        if process.poll() is not None:
+            raise SystemExit(log.read_text())
+        time.sleep(0.1)
+    return process, url[0]
+
+
+def ended(process: subprocess.Popen[bytes]) -> None:
+    """Ends a server, by force where it takes over 90 s."""
+    process.terminate()
+    try:
+        process.wait(90)
+    finally:
+        process.kill()
+
+
 @contextmanager
 def serving(model: str, folder: Path, *flags: str) -> Iterator[ServerProcess]:
-    """With its store and its log in a folder."""
-    command = [
-        sys.executable,
-        "-m",
-        "polyvera",
-        "serve",
-        model,
-        "--store",
-        str(folder / "store"),
-        "--port",
-        "0",
-        *flags,
-    ]
-    log = folder / "log"
-    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
-        try:
-            while (url := next((w for w in log.read_text().split() if w.startswith("http://1")), None)) is None:
-                if process.poll() is not None:
-                    raise SystemExit(log.read_text())
-                time.sleep(0.1)
-            yield ServerProcess(url, process.pid, log)
-        finally:
-            process.terminate()
-            try:
-                process.wait(60)
-            finally:
-                process.kill()
+    """A server as begun() starts it, which ends afterwards."""
+    process, url = begun(model, folder, *flags)
+    try:
+        yield ServerProcess(url, process.pid, folder / LOG)
+    finally:
+        ended(process)
 
 
 def cut(model: str, num_layers: int, folder: Path) -> Base:
