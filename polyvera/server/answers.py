@@ -62,8 +62,8 @@ class AnswerStream:
         self._num_left, started = len(asked), monotonic()
         self._last = dict.fromkeys(range(len(asked)), started)
         self._context.history.wait(self._group, len(asked))
-        forms = {params.schema or params.grammar for params in all_params} - {None}
-        pool = self._context.compiling if forms else self._context.pool
+        has_form = any(params.schema or params.grammar for params in all_params)
+        pool = self._context.compiling if has_form else self._context.pool
         await pool.run(self._caller.tenant, self._submit, asked, adapter)
 
     def ping(self) -> None:

@@ -148,7 +148,7 @@ def _closing(context: ServerContext, lines: QueuedLines | None, tracer: RequestT
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        for pool in (context.pool, context.computing, context.compiling):
+        for pool in (context.pool, context.computing, context.compiling, context.writing):
             pool.close()
         await asyncio.to_thread(context.usage.close)
         if lines is not None:

@@ -41,7 +41,8 @@ R = TypeVar("R")
 class ServerContext:
     """A running engine and what stands around it.
 
-    pool: for what waits for files. computing: for tokens, and bodies that are read or written. compiling: for schemas.
+    pool: for what waits for files. computing: for tokens, and bodies that are read. compiling: for schemas.
+    writing: for answers, which wait for no body that is read.
     """
 
     engine: ServedEngine
@@ -59,6 +60,7 @@ class ServerContext:
     pool: TenantPool = field(default_factory=TenantPool)
     computing: TenantPool = field(default_factory=lambda: TenantPool(COMPUTING_SHARE, NICE))
     compiling: TenantPool = field(default_factory=lambda: TenantPool(COMPUTING_SHARE, NICE))
+    writing: TenantPool = field(default_factory=lambda: TenantPool(nice=NICE))
     started: int = field(default_factory=lambda: int(time()))
 
     @cached_property
@@ -116,7 +118,7 @@ class ServerContext:
 
     async def json(self, request: HttpRequest, make: Callable[[], Any]) -> Response:
         """An answer of JSON that may be long: it is made and written beside the event loop."""
-        return await self.computing.run(caller_of(request).tenant, lambda: JSONResponse(make()))
+        return await self.writing.run(caller_of(request).tenant, lambda: JSONResponse(make()))
 
     async def body(self, request: HttpRequest, kind: type[T]) -> T:
         """The JSON body. Raises ValidationError, ServeError, and HTTPException for what is not said to be JSON."""

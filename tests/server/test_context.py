@@ -1,10 +1,13 @@
 """What routes work with: an engine of one kind, counts of what is used, bodies that say what they are."""
 
+import asyncio
 from dataclasses import replace
+from threading import Event
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from starlette.requests import Request
 from tiny_encoder import make_bert
 from tiny_serve import make_llama, make_tokenizer
 
@@ -51,6 +54,21 @@ def test_what_is_used_is_in_the_metrics_and_in_the_usage() -> None:
     assert b'polyvera_tokens_total{adapter="base",kind="answer",tenant=""} 3.0' in counted.metrics.text()
     (row,) = counted.usage.rows(UsageQuery(None, groups=("tenant",)))
     assert row == {"tenant": "", "requests": 1, "prompt_tokens": 5, "completion_tokens": 3}
+
+
+def test_an_answer_waits_for_no_body_that_is_read() -> None:
+    own, may_end = context(Generator(make_llama(), make_tokenizer())), Event()
+    request = Request({"type": "http", "state": {"caller": EVERYONE}})
+
+    async def ask() -> bytes:
+        reading = asyncio.create_task(own.computing.run(EVERYONE.tenant, may_end.wait))
+        try:
+            return bytes((await asyncio.wait_for(own.json(request, lambda: {"a": 1}), 10)).body)
+        finally:
+            may_end.set()
+            await reading
+
+    assert asyncio.run(ask()) == b'{"a":1}'
 
 
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])

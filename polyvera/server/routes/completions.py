@@ -8,7 +8,7 @@ from functools import partial
 
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from polyvera.engine.generation.request import Answer, RequestOutput, SamplingParams, Token
 from polyvera.server.answers import SILENCE
@@ -21,7 +21,7 @@ from polyvera.server.sse import event
 from polyvera.server.tool_set import ToolSet
 
 DONE = b"data: [DONE]\n\n"
-MAX_AT_ONCE = 64  # tokens of a part of a stream that are worded by the event loop itself
+MAX_AT_ONCE = 64  # tokens that are worded by the event loop itself
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,8 @@ async def _answered(reply: CompletionReply, request: HttpRequest) -> Response:
     if reply.task.body.stream:
         return EventStream(reply.task.stream, _events(reply, request))
     answers = await reply.task.answers(request)
-    return await reply.task.context.json(request, lambda: _whole(reply, answers))
+    whole, num = partial(_whole, reply, answers), sum(len(one.tokens) + len(one.prompt) for one in answers)
+    return JSONResponse(whole()) if num <= MAX_AT_ONCE else await reply.task.context.json(request, whole)
 
 
 def _whole(reply: CompletionReply, answers: Sequence[Answer]) -> Json:
