@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 from polyvera.data.row_files import Row, check_unicode
 from polyvera.data.row_values import is_list, says_something, text_in
 from polyvera.errors import DataError
-from polyvera.model.message import Message, Tools
+from polyvera.model.message import ROLES, Message, Tools
 from polyvera.model.tool_formats import call_of, tool_of
 
-# Each role, and what chat templates call it.
-ROLES: Mapping[str, str] = MappingProxyType(
-    {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
-)
 TOOL_KEYS = ("name", "description", "parameters", "strict")
 CALL_KEYS = ("name", "arguments")
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 Tools = Sequence[Mapping[str, Any]]
+# Each role, and what chat templates call it.
+ROLES: Mapping[str, str] = MappingProxyType(
+    {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+)
 
 
 @dataclass(frozen=True, slots=True)

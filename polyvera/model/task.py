@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from polyvera.model.config import CAUSAL_LM, CLASSIFICATION, ENCODER_DECODER, TOKEN_CLASSIFICATION
@@ -79,6 +79,16 @@ class Task:
         return self.answer == "labels"
 
 
+BY_DPO = Task(
+    CAUSAL_LM,
+    "preference",
+    NEXT_TOKEN,
+    "cross_entropy",
+    "",
+    ("reward_accuracy", "reward_margin"),
+    "CAUSAL_LM",
+    compares="dpo",
+)
 TASKS: Mapping[str, Task] = MappingProxyType(
     {
         LM: Task(CAUSAL_LM, "continuation", NEXT_TOKEN, "cross_entropy", "", (), "CAUSAL_LM"),
@@ -123,26 +133,8 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             ("entity_f1", "entity_precision", "entity_recall", "word_accuracy"),
             "TOKEN_CLS",
         ),
-        PREFERENCE: Task(
-            CAUSAL_LM,
-            "preference",
-            NEXT_TOKEN,
-            "cross_entropy",
-            "",
-            ("reward_accuracy", "reward_margin"),
-            "CAUSAL_LM",
-            compares="dpo",
-        ),
-        ORPO: Task(
-            CAUSAL_LM,
-            "preference",
-            NEXT_TOKEN,
-            "cross_entropy",
-            "",
-            ("reward_accuracy", "reward_margin"),
-            "CAUSAL_LM",
-            compares="orpo",
-        ),
+        PREFERENCE: BY_DPO,
+        ORPO: replace(BY_DPO, compares="orpo"),
         PAIRS: Task(
             CLASSIFICATION,
             "texts",

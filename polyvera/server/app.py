@@ -32,7 +32,7 @@ from polyvera.server.context import ServerContext
 from polyvera.server.http_customs import HttpCustoms
 from polyvera.server.json_lines import JsonLines, QueuedLines
 from polyvera.server.metrics import Metrics
-from polyvera.server.middleware import AuthMiddleware, ServerState
+from polyvera.server.middleware import PAGES, AuthMiddleware, ServerState
 from polyvera.server.openapi import describe
 from polyvera.server.rate_limits import RateLimits
 from polyvera.server.routes import (
@@ -59,7 +59,6 @@ from polyvera.server.usage import UsageStore, open_usage
 MIN_GZIP_BYTES, GZIP_LEVEL = 1024, 5
 EXPOSED = ["x-request-id", "retry-after"]
 PAGE = resources.files("polyvera.server").joinpath("page")
-PAGE_PATHS = {"index.html": "/", "docs.html": "/docs"}
 PAGE_KINDS = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -161,7 +160,7 @@ def _closing(context: ServerContext, lines: QueuedLines | None, tracer: RequestT
 
 def _add_page(app: FastAPI) -> None:
     for file in PAGE.iterdir():
-        path = PAGE_PATHS.get(file.name, f"/page/{file.name}")
+        path = PAGES.get(file.name, f"/page/{file.name}")
         kind = PAGE_KINDS.get(PurePath(file.name).suffix)
         if kind is not None:
             app.add_api_route(path, _sender(file.read_bytes(), kind), methods=["GET"], include_in_schema=False)

@@ -38,7 +38,8 @@ from polyvera.server.tracing import RequestTracer
 
 log = logging.getLogger(__name__)
 ALWAYS_OPEN = ("/health", "/ready", "/version")
-PAGES, PAGE_FILES = ("/", "/docs"), ("/page/", "/favicon.ico")
+PAGES = {"index.html": "/", "docs.html": "/docs"}  # by file
+PAGE_FILES = ("/page/", "/favicon.ico")
 UPLOADS = ("/v1/adapters/", "/v1/files", "/v1/uploads", "/api/v1/forward_backward")
 TINKER_PREFIX = "tml-"  # without which the tinker package sends no key
 MIN_BYTES_PER_S = 16_384
@@ -146,7 +147,7 @@ class AuthMiddleware:
         if self._keys is None:
             self._check_local(headers)
             return EVERYONE
-        if path in PAGES or path.startswith(PAGE_FILES):
+        if path in PAGES.values() or path.startswith(PAGE_FILES):
             return Caller("", (), base=False, admin=False)
         own = headers.get("x-api-key", "").removeprefix(TINKER_PREFIX)
         scheme, _, secret = headers.get("authorization", f"Bearer {own}").partition(" ")

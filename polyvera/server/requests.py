@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from polyvera.engine.generation.request import MAX_LOGPROBS, MAX_SCHEMA_CHARS, SamplingParams
 from polyvera.errors import SamplingError
-from polyvera.model.message import Message, Tools
+from polyvera.model.message import ROLES, Message, Tools
 from polyvera.model.prompt import Template
 from polyvera.server.fields import (
     MAX_CHOICES,
@@ -222,7 +222,7 @@ class ChatMessage(RequestBody):
         if self.tool_calls:
             fields.append(("tool_calls", [call.plain for call in self.tool_calls]))
         fields += [(key, value) for key in ("tool_call_id", "name") if (value := getattr(self, key)) is not None]
-        return Message("system" if self.role == "developer" else self.role, text, tuple(fields))
+        return Message(ROLES[self.role], text, tuple(fields))
 
 
 Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]

@@ -16,8 +16,7 @@ import * as usage from "./usage.js";
 import * as views from "./views.js";
 import { count } from "./words.js";
 
-const WRITERS = ["chat", "duel", "adapters", "activity", "usage"];
-const TRAIN_AT = 2; // where the view to train stands among them
+const WRITERS = ["chat", "duel", "train", "adapters", "activity", "usage"];
 const READERS = ["texts", "adapters", "activity", "usage"];
 
 function start() {
@@ -67,8 +66,8 @@ async function showViews() {
   try {
     const base = await get("v1/models/base");
     const isWriter = chat.showBase(base);
-    const trains = (await rights) && isWriter;
-    views.offer(isWriter ? WRITERS.toSpliced(TRAIN_AT, 0, ...(trains ? ["train"] : [])) : READERS);
+    const trains = await rights;
+    views.offer(isWriter ? WRITERS.filter((view) => trains || view !== "train") : READERS);
     say(byId("served"), `${base.id}, ${count(base.max_model_len)} tokens of context`);
   } catch (error) {
     say(byId("served"), error.status === 401 ? "" : error.message);

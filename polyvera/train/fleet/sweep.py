@@ -185,7 +185,8 @@ class RateSearch:
             self._say(f"at step {min(m.step for m in behind)} of {max(targets.values())}", SAY_S)
         self._compare()
         left = {lr for lr, _ in self.members}
-        self._say(f"after {max(targets.values())} steps {self.best():g} is the best")
+        if left:
+            self._say(f"after {max(targets.values())} steps {self.best():g} is the best")
         for lr in left - (going_on(left, self.best(), rung) if left else left):
             self._drop(lr)
 

@@ -12,7 +12,8 @@ from tiny_server import GREEDY, Served
 from tokenizers import Regex, decoders
 
 from polyvera.engine.generation.generator import Generator
-from polyvera.server.app import PAGE, PAGE_HEADERS, PAGE_KINDS, PAGE_PATHS
+from polyvera.server.app import PAGE, PAGE_HEADERS, PAGE_KINDS
+from polyvera.server.middleware import PAGES
 
 PROMPT = "the true thing"
 COLUMNS = {"base": ".column:nth-child(1)", "acme/one": ".column:nth-child(2)", "acme/two": ".column:nth-child(3)"}
@@ -44,7 +45,7 @@ def user(text: str) -> dict[str, str]:
 
 def test_the_files_come_with_a_strict_policy_and_call_nobody_else(at: Served) -> None:
     for file in map(Path, map(str, PAGE.iterdir())):
-        answer = at.http().get(PAGE_PATHS.get(file.name, f"/page/{file.name}"))
+        answer = at.http().get(PAGES.get(file.name, f"/page/{file.name}"))
         assert answer.status_code == 200 and answer.content == file.read_bytes()
         assert answer.headers["content-type"] == PAGE_KINDS[file.suffix]
         assert answer.headers["content-security-policy"] == PAGE_HEADERS["Content-Security-Policy"]
