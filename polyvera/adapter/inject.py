@@ -222,7 +222,7 @@ def head_tensors(model: nn.Module, head: Collection[str]) -> dict[str, Tensor]:
         except AttributeError:
             names = [n for n, _ in model.named_modules() if n]
             raise TargetError(
-                f"head={name!r} is not a module of {type(model).__name__}{did_you_mean(name, names)}"
+                f"head={name!r} is not a module of {type(model).__name__}{did_you_mean(name, (*names, *FROZEN_HEADS))}"
             ) from None
         found.update({f"{name}.{k}": p for k, p in bare_head(module).named_parameters()})
     return found

@@ -10,10 +10,10 @@ from tiny_models import make_classifier, make_tokenizer
 from torch.nn import functional as F
 
 from polyvera.adapter.adapter import Adapter
-from polyvera.adapter.inject import eject, load
+from polyvera.adapter.inject import eject, head_tensors, load
 from polyvera.adapter.spec import FROZEN_HEADS, AdapterSpec
 from polyvera.data.tables import read
-from polyvera.errors import LayoutError, RecipeError, SpecError
+from polyvera.errors import LayoutError, RecipeError, SpecError, TargetError
 from polyvera.evaluate.evaluate import evaluate
 from polyvera.evaluate.fleet_scores import fleet_scores
 from polyvera.model.config import set_labels
@@ -68,6 +68,11 @@ def test_the_table_has_a_row_for_each_word() -> None:
     assert tuple(HEADS) == FROZEN_HEADS
     with pytest.raises(SpecError, match="made .* or trained"):
         AdapterSpec(head=("labels", "classifier"))
+
+
+def test_a_misspelt_word_is_told_the_right_one(named: Base) -> None:
+    with pytest.raises(TargetError, match="did you mean 'labels'"):
+        head_tensors(named.model, ("lables",))
 
 
 def test_what_cannot_be_made_is_refused(base: Base, named: Base, words: str) -> None:
