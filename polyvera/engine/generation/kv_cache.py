@@ -62,10 +62,10 @@ class KVCache:
         """Copies of a row's first tokens, for each layer (length, key heads, width)."""
         return [(k[row, :length].clone(), v[row, :length].clone()) for k, v in self._layers.values()]
 
-    def write(self, row: int, pairs: Pairs, length: int) -> None:
-        """Begins a row with the first tokens of such copies."""
+    def write(self, row: int, pairs: Pairs, start: int, stop: int) -> None:
+        """Copies tokens [start, stop) of such copies to where they were, in any row."""
         for (k, v), (keys, values) in zip(self._layers.values(), pairs, strict=True):
-            k[row, :length], v[row, :length] = keys[:length], values[:length]
+            k[row, start:stop], v[row, start:stop] = keys[start:stop], values[start:stop]
 
     def clear(self, row: int, length: int) -> None:
         """Zeroes a row: no number of one request is left where another's masked rows lie."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from polyvera.engine.generation.detokenizer import Detokenizer
+from polyvera.engine.generation.kv_cache import Prefix
 from polyvera.engine.generation.request import Request, Token
 from polyvera.engine.generation.sampler import RequestSampler
 from polyvera.engine.step_budget import fair_shares
@@ -21,7 +22,8 @@ class Row:
     """A request that runs: its row of the cache, its adapter's slot, and how far it is.
 
     num_computed: tokens whose keys and values are in the cache. prompt_tokens: with their log-probabilities, so far.
-    last_step: the latest that computed any of it.
+    last_step: the latest that computed any of it. prefix: what its first num_reused tokens are copied from, None where
+    that is done.
     """
 
     request: Request
@@ -32,6 +34,7 @@ class Row:
     num_computed: int = 0
     last_step: int = 0
     prompt_tokens: list[Token] = field(default_factory=list)
+    prefix: Prefix | None = None
 
     @property
     def num_left(self) -> int:
@@ -69,12 +72,22 @@ class Chunk:
         return (self.stop - self.start) * self.stop
 
 
+def first_copies(running: Sequence[Row]) -> list[Row]:
+    """The oldest row of each tenant whose prefix is not all copied."""
+    oldest: dict[str, Row] = {}
+    for row in sorted(running, key=lambda row: row.request.number):
+        if row.prefix is not None:
+            oldest.setdefault(row.request.tenant, row)
+    return list(oldest.values())
+
+
 def next_chunks(running: Sequence[Row], num_tokens: int, most: int | None = None) -> tuple[list[Chunk], list[Chunk]]:
     """What the next step computes: rows that decode, by index, then pieces of prompts, each tenant's oldest first.
 
     num_tokens: of prompts that one step computes at most. most: rows that decode and tokens of prompts, None for any
-    number of rows; those that do not decode now are the next to do so.
+    number of rows; those that do not decode now are the next to do so. A row whose prefix is copied has nothing yet.
     """
+    running = [row for row in running if row.prefix is None]
     weights = {row.request.tenant: row.request.weight for row in running}
     rows: Sequence[Row] = [row for row in running if row.num_left == 1]
     if most is not None:

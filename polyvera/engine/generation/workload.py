@@ -12,7 +12,7 @@ from polyvera.engine.adapter_loader import Observe
 from polyvera.engine.generation.detokenizer import Detokenizer
 from polyvera.engine.generation.kv_cache import KVCache, PrefixCache
 from polyvera.engine.generation.request import CANCELLED, FAILED, LENGTH, STOP, Request, RequestOutput, Token
-from polyvera.engine.generation.rows import Chunk, Row, next_chunks
+from polyvera.engine.generation.rows import Chunk, Row, first_copies, next_chunks
 from polyvera.engine.generation.sampler import Sampled, Scores, sample
 from polyvera.engine.limits import Limits
 from polyvera.engine.request_queue import RequestQueue
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from polyvera.engine.generation.model_runner import ModelRunner
     from polyvera.engine.generation.row_runner import RowRunner
 
+COPY_S = 0.02  # of a step, for prefixes to copy: a long one takes as long as a step
+COPY_TOKENS = 256  # of a prefix at a time
 Chunks = tuple[Sequence[Chunk], Sequence[Chunk]]  # of rows that decode, and of prompts
 Output = tuple[Sequence[Row], Scores]  # the rows whose next tokens can now be chosen, and their scores
 
@@ -69,15 +71,14 @@ class GenerationWorkload:
         row = Row(request, index, slot, request.sampler, Detokenizer(self._tokenizer, request.params.stop))
         prompt = () if request.is_scored else request.prompt  # a prefix that is cached has no scores
         found, length = self._prefix_cache.longest(_owner(request), prompt)
-        if found is not None:
-            self._kv_cache.write(index, found.pairs, length)
-            row.num_computed = request.num_reused = length
+        row.prefix, request.num_reused = found, length
         self.totals["prompt_tokens"] += len(request.prompt)
         self.totals["reused_tokens"] += length
         return row
 
     def batches(self, most: int | None) -> Iterator[Chunks]:
         """The next tokens of all rows, or of as many as a step may have, where there are any."""
+        self._copy_prefixes()
         decoding, reading = next_chunks(self.scheduler.running, self._chunk, most)
         for chunk in (*decoding, *reading):
             chunk.row.num_computed, chunk.row.last_step = chunk.stop, self.totals["steps"]
@@ -127,6 +128,23 @@ class GenerationWorkload:
         self.scheduler.drop(request)
         self._queue.left()
         self._report(request, output)
+
+    def _copy_prefixes(self) -> None:
+        """Pieces of each tenant's oldest by turns, for a while, and until there is a row to compute."""
+        end = monotonic() + COPY_S
+        while rows := first_copies(self.scheduler.running):
+            for row in rows:
+                self._copy_piece(row)
+            if monotonic() > end and any(row.prefix is None for row in self.scheduler.running):
+                return
+
+    def _copy_piece(self, row: Row) -> None:
+        assert row.prefix is not None
+        stop = min(row.num_computed + COPY_TOKENS, row.request.num_reused)
+        self._kv_cache.write(row.index, row.prefix.pairs, row.num_computed, stop)
+        row.num_computed = stop
+        if stop == row.request.num_reused:
+            row.prefix = None
 
     # --- the parts of a commit ---
 

@@ -40,7 +40,7 @@ def test_a_row_begins_with_the_copy_of_another_and_is_cleared() -> None:
         step(cache, [0, 1, 2], layer)
     kept = cache.read(0, 2)
     step(cache, [0], 0)
-    cache.write(1, kept, 2)
+    cache.write(1, kept, 0, 2)
     for keys, values in cache._layers.values():
         assert torch.equal(keys[1, :2], keys[0, :2]) and torch.equal(values[1, :2], values[0, :2])
         assert not keys[1, 2:].any()

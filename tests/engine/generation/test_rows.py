@@ -1,11 +1,13 @@
 """Which tokens a step computes."""
 
+import numpy as np
 import pytest
 from tiny_serve import make_tokenizer
 
 from polyvera.engine.generation.detokenizer import Detokenizer
+from polyvera.engine.generation.kv_cache import Prefix
 from polyvera.engine.generation.request import GREEDY, Request
-from polyvera.engine.generation.rows import LEAST, Row, next_chunks
+from polyvera.engine.generation.rows import LEAST, Row, first_copies, next_chunks
 from polyvera.engine.generation.sampler import RequestSampler
 
 TOKENIZER = make_tokenizer()
@@ -78,3 +80,12 @@ def test_a_row_gives_its_prompt_and_then_its_answer() -> None:
     row.request.answer[:] = [90, 91, 92]
     assert row.tokens(0, 4) == [0, 1, 2, 3] and row.tokens(2, 6) == [2, 3, 90, 91]
     assert row.tokens(5, 7) == [91, 92] and row.tokens(0, 0) == [] and row.num_left == 7
+
+
+def test_a_row_whose_prefix_is_copied_computes_nothing_and_each_tenants_oldest_is_copied() -> None:
+    old, young, other, done = rows = running(9, 9, 9, 9)
+    other.request.tenant = "other"
+    for row in (old, young, other):
+        row.prefix = Prefix(np.arange(8), [])
+    assert first_copies([young, other, old, done]) == [old, other]
+    assert [chunk.row for chunk in next_chunks(rows, 100)[1]] == [done]

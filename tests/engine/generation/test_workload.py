@@ -9,6 +9,7 @@ from tiny_serve import SMALL, Solo, assert_nothing_is_left, make_adapter, make_p
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from polyvera.adapter.spec import AdapterSpec
+from polyvera.engine.generation import workload
 from polyvera.engine.generation.generator import Generator
 from polyvera.engine.generation.request import CANCELLED, LENGTH, STOP, SamplingParams
 from polyvera.store.registry import Registry
@@ -54,6 +55,23 @@ def test_a_prefix_is_reused_by_its_tenant_and_adapter_alone(
         assert reused(tenant="other") == 0 < reused(tenant="other")
         totals = engine.stats().totals
         assert totals["prompt_tokens"] == 6 * len(PROMPT) and totals["reused_tokens"] == 3 * (len(PROMPT) - 1)
+        assert_nothing_is_left(engine)
+
+
+def test_a_prefix_is_copied_by_pieces_while_others_are_computed(
+    llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, solo: Solo, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(workload, "COPY_S", 0.0)
+    monkeypatch.setattr(workload, "COPY_TOKENS", 8)
+    params = SamplingParams(max_tokens=6)
+    with Generator(llama, tokenizer, Registry(tmp_path), SMALL) as engine:
+        submit(engine, PROMPT, params=params)[1].wait()
+        others = [submit(engine, make_prompt(seed, 5, 9), params=params, tenant="other") for seed in range(3)]
+        again = [submit(engine, PROMPT, params=params) for _ in range(3)]
+        for request, heard in [*others, *again]:
+            heard.wait()
+            assert heard.ids == solo.answers(None, request.prompt, 6)
+        assert [request.num_reused for request, _ in again] == [len(PROMPT) - 1] * 3
         assert_nothing_is_left(engine)
 
 
