@@ -67,7 +67,7 @@ class ReplicaProcess:
         with theirs:  # -P: nothing is imported from the current folder
             command = [sys.executable, "-P", "-m", "polyvera.replicas.replica_main", str(theirs.fileno())]
             self._process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=ERRORS, start_new_session=True
+                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=ERRORS, process_group=0
             )
         self._connection = Connection(ours, FROM_REPLICA)
         self._connection.send(start)

@@ -149,6 +149,7 @@ def _closing(context: ServerContext, lines: QueuedLines | None, tracer: RequestT
         yield
         for pool in (context.pool, context.computing, context.compiling, context.writing):
             pool.close()
+        await asyncio.to_thread(context.tokenizing.close)
         await asyncio.to_thread(context.usage.close)
         if lines is not None:
             await asyncio.to_thread(lines.flush)

@@ -19,6 +19,7 @@ from polyvera.evaluate.evaluate import tags_of_words
 from polyvera.model.answer import Meaning
 from polyvera.model.prompt import passage, words_passage
 from polyvera.model.task import EACH_TOKEN
+from polyvera.server.prompt_tokens import check_chars, check_tokens
 
 WORD = re.compile(r"\S+")
 
@@ -29,7 +30,7 @@ class ClassifiedText:
 
     text: str
     tokens: list[int]
-    words: Sequence[int | None] = ()
+    words: tuple[int | None, ...] = ()
 
 
 def classified_text(
@@ -48,7 +49,26 @@ def classified_text(
             "input: this model labels words, so it takes one text as a string, not tokens or a pair", "input"
         )
     row, words = words_passage(tokenizer, WORD.findall(prompt), max_length)
-    return ClassifiedText(prompt, row["input_ids"], words)
+    return ClassifiedText(prompt, row["input_ids"], tuple(words))
+
+
+def classified_texts(
+    tokenizer: Any,
+    prompts: Sequence[str | list[int]],
+    pairs: Sequence[str | None],
+    meaning: Meaning,
+    max_context: int,
+    cut: int | None = None,
+) -> list[ClassifiedText]:
+    """Prompts, each with its second text if it has one, as their task reads them. cut: as max_length.
+
+    Raises as classified_text(), and ContextLengthError.
+    """
+    check_chars([text for text in (*prompts, *pairs) if isinstance(text, str)], max_context, "input")
+    given = zip(prompts, pairs, strict=True)
+    texts = [classified_text(tokenizer, prompt, pair, meaning, cut) for prompt, pair in given]
+    check_tokens(max(len(text.tokens) for text in texts), 0, max_context, "input")
+    return texts
 
 
 def worded(found: Classes, texts: Sequence[ClassifiedText]) -> list[dict[str, Any]]:

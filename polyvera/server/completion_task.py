@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from time import time
+from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import StreamingResponse
@@ -94,17 +95,17 @@ async def begin(
     request: HttpRequest,
     body: GenerationBody,
     all_params: Sequence[SamplingParams],
-    make_prompts: Callable[[], list[list[int]]],
+    read_prompts: Callable[[], Coroutine[Any, Any, list[list[int]]]],
     tools: ToolSet | None = None,
 ) -> CompletionTask:
-    """Asks the engine. The task's stream is the caller's to close. make_prompts: the tokens of each prompt."""
+    """Asks the engine. The task's stream is the caller's to close. read_prompts: the tokens of each prompt."""
     engine, caller = context.generation, caller_of(request)
     num = _num_answers(context, body)
     with ExitStack() as stack:
         stream = stack.enter_context(AnswerStream(context, engine, caller))
         await while_there(request, stream.reserve(num))
         adapter = await context.run(request, context.catalog.resolve, caller, body.model)
-        prompts = await while_there(request, context.compute(request, make_prompts))
+        prompts = await while_there(request, read_prompts())
         await while_there(request, stream.start(prompts, adapter, all_params))
         stack.pop_all()  # it is the task's now
     model = context.catalog.name_of(adapter)

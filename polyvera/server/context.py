@@ -28,7 +28,8 @@ from polyvera.server.json_body import read_body
 from polyvera.server.metrics import Metrics
 from polyvera.server.middleware import ServerState
 from polyvera.server.rate_limits import RateLimits
-from polyvera.server.tenant_pool import COMPUTING_SHARE, NICE, TenantPool
+from polyvera.server.tenant_pool import COMPUTING_SHARE, TenantPool
+from polyvera.server.tokenizer_processes import TokenizerProcesses
 from polyvera.server.usage import UsageStore
 from polyvera.store.reference import AdapterRef
 
@@ -58,10 +59,15 @@ class ServerContext:
     history: ActivityHistory = field(default_factory=ActivityHistory)
     fine_tuning: FineTuning | None = None
     pool: TenantPool = field(default_factory=TenantPool)
-    computing: TenantPool = field(default_factory=lambda: TenantPool(COMPUTING_SHARE, NICE))
-    compiling: TenantPool = field(default_factory=lambda: TenantPool(COMPUTING_SHARE, NICE))
-    writing: TenantPool = field(default_factory=lambda: TenantPool(nice=NICE))
+    computing: TenantPool = field(default_factory=lambda: TenantPool(COMPUTING_SHARE))
+    compiling: TenantPool = field(default_factory=lambda: TenantPool(COMPUTING_SHARE))
+    writing: TenantPool = field(default_factory=TenantPool)
     started: int = field(default_factory=lambda: int(time()))
+
+    @cached_property
+    def tokenizing(self) -> TokenizerProcesses:
+        """What reads long texts."""
+        return TokenizerProcesses(self.engine.tokenizer)
 
     @cached_property
     def token_bytes(self) -> TokenBytes:
@@ -115,6 +121,15 @@ class ServerContext:
         if len(await request.body()) < AT_ONCE_BYTES:
             return await self.run(request, work, *args, **kwargs)
         return await self.computing.run(caller_of(request).tenant, work, *args, **kwargs)
+
+    async def read(self, request: HttpRequest, work: Callable[..., R], given: Callable[[], dict[str, Any]]) -> R:
+        """What a function of CALLS makes of the tokenizer and arguments; of a long body in a process of its own.
+
+        given: the arguments by name, made beside the event loop.
+        """
+        if len(await request.body()) < AT_ONCE_BYTES:
+            return await self.run(request, lambda: work(self.engine.tokenizer, **given()))
+        return await self.computing.run(caller_of(request).tenant, lambda: self.tokenizing.call(work, given()))
 
     async def json(self, request: HttpRequest, make: Callable[[], Any]) -> Response:
         """An answer of JSON that may be long: it is made and written beside the event loop."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from polyvera.errors import ContextLengthError, SamplingError
 from polyvera.model.message import Message
-from polyvera.model.prompt import Template, chat_ids, prompt_ids
+from polyvera.model.prompt import Template, chat_ids, passage, prompt_ids
 
 # No tokenizer's ordinary token stands for more; a prompt of white space alone might be refused too early.
 MAX_CHARS_PER_TOKEN = 128
@@ -50,6 +50,21 @@ def prompt_tokens(
         rows.append(prompt if isinstance(prompt, list) else prompt_ids(tokenizer, prompt))
         check_tokens(len(rows[-1]), num_asked, max_context, param)
     return rows
+
+
+def text_tokens(
+    tokenizer: Any, prompts: Sequence[str | list[int]], max_context: int, cut: int | None = None
+) -> list[list[int]]:
+    """Of each text that a model reads whole. cut: the tokens that are kept of each, where it was asked for."""
+    check_chars((p for p in prompts if isinstance(p, str)), max_context, "input")
+    rows = [p[:cut] if isinstance(p, list) else passage(tokenizer, p, None, cut)["input_ids"] for p in prompts]
+    check_tokens(max(map(len, rows)), 0, max_context, "input")
+    return rows
+
+
+def passage_ids(tokenizer: Any, prompt: str) -> list[int]:
+    """Of a text that a model reads whole, however long."""
+    return list(passage(tokenizer, prompt)["input_ids"])
 
 
 def chat_tokens(

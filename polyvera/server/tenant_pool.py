@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from threading import get_native_id
 from typing import Any, TypeVar
 
 from polyvera.errors import BusyError
 
 NUM_THREADS = 16
 SHARE = 4  # of works that wait for files
-NICE = 10  # of threads that compute: a long text gives way to the steps of the engine
 COMPUTING_SHARE = max(1, (os.cpu_count() or 1) // 8)  # of works that compute: the cores are the engine's
 MAX_WAITING = 1024
 WAIT_S = 30.0
@@ -36,11 +33,11 @@ class TenantPool:
 
     A work that waits is dropped with its caller; one that runs keeps its turn until it ends.
 
-    share: threads of one tenant at a time. nice: what the system's scheduler adds to the priority of each.
+    share: threads of one tenant at a time.
     """
 
-    def __init__(self, share: int = SHARE, nice: int = 0) -> None:
-        self._threads = ThreadPoolExecutor(NUM_THREADS, "polyvera-tenant", _set_nice, (nice,))
+    def __init__(self, share: int = SHARE) -> None:
+        self._threads = ThreadPoolExecutor(NUM_THREADS, "polyvera-tenant")
         self._share = share
         self._lines: dict[str, TenantLine] = {}
 
@@ -87,8 +84,3 @@ class TenantPool:
         line.num_in -= 1
         if not line.num_in:
             self._lines.pop(tenant, None)
-
-
-def _set_nice(nice: int) -> None:
-    if nice and sys.platform == "linux":  # elsewhere it is of the whole process
-        os.setpriority(os.PRIO_PROCESS, get_native_id(), nice)

@@ -8,10 +8,11 @@ more than at its start and LIMIT_S for a schema, or ends.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from polyvera.engine.worker_process import confine, end_after
 
 LIMIT_S = 4.0
 MAX_MEMORY_BYTES = 512 << 20
@@ -66,11 +67,12 @@ def main() -> None:
 
     given = Vocabulary(**json.loads(sys.stdin.readline()))
     tokenizer = LLTokenizer(given.tokenizer, n_vocab=given.num_tokens, eos_token=given.ends)
-    _bound_memory()
+    confine(NICE, MAX_MEMORY_BYTES)
+    print(json.dumps(""), flush=True)
     for line in sys.stdin:
-        _end_after(LIMIT_S + 1)  # also where the process that asked is gone
+        end_after(LIMIT_S + 1)
         problem = _problem(tokenizer, json.loads(line))
-        _end_after(0)
+        end_after(0)
         print(json.dumps(problem), flush=True)
 
 
@@ -84,24 +86,6 @@ def _problem(tokenizer: Any, schema: str) -> str:
         return str(matcher.get_error())
     except Exception as error:  # a plain one, where the library's way from GBNF finds no root
         return str(error) or type(error).__name__
-
-
-def _bound_memory() -> None:
-    if sys.platform == "linux":
-        import resource
-
-        os.nice(NICE)
-        with open("/proc/self/statm") as file:  # noqa: PTH123
-            now = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (now + MAX_MEMORY_BYTES,) * 2)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def _end_after(seconds: float) -> None:
-    if sys.platform != "win32":
-        import signal
-
-        signal.setitimer(signal.ITIMER_REAL, seconds)  # its signal ends the process, wherever it is
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
@@ -64,7 +65,7 @@ def routes(context: ServerContext) -> APIRouter:
         body = await context.body(request, CompletionBody)
         echo: list[str] = []
         all_params = await _made(context, request, body, partial(_text_params, body))
-        task = await begin(context, request, body, all_params, lambda: _prompts(context, body, echo))
+        task = await begin(context, request, body, all_params, partial(_prompts, context, request, body, echo))
         return await _answered(CompletionReply(task, TEXT, echo), request)
 
     @router.post("/v1/chat/completions")
@@ -85,12 +86,25 @@ async def begin_chat(context: ServerContext, request: HttpRequest, body: ChatBod
     most = body.max_completion_tokens or body.max_tokens
     all_params = await _made(context, request, body, partial(body.all_params, most, logprobs, **form))
 
-    def prompts() -> list[list[int]]:
-        messages, described = tools.told(messages_of(body.messages), context.engine.max_context)
-        given = body.template(described)
-        return [chat_tokens(tokenizer, messages, context.engine.max_context, most or 1, given, body.prompt_field)]
+    async def prompts() -> list[list[int]]:
+        return [await read_chat(context, request, body, tools, most or 1)]
 
     return await begin(context, request, body, all_params, prompts, tools)
+
+
+async def read_chat(
+    context: ServerContext, request: HttpRequest, body: ChatBody, tools: ToolSet, num_asked: int
+) -> list[int]:
+    """The tokens of a conversation. num_asked: of the answer."""
+    most = context.engine.max_context
+
+    def given() -> dict[str, Any]:
+        messages, described = tools.told(messages_of(body.messages), most)
+        template = body.template(described)
+        named = {"max_context": most, "num_asked": num_asked, "param": body.prompt_field}
+        return {"messages": messages, "given": template, **named}
+
+    return await context.read(request, chat_tokens, given)
 
 
 async def _made(
@@ -107,13 +121,24 @@ def _text_params(body: CompletionBody) -> list[SamplingParams]:
     return body.all_params(most, body.logprobs, prompt_logprobs=(body.logprobs or 0) if is_scored else None)
 
 
-def _prompts(context: ServerContext, body: CompletionBody, echo: list[str]) -> list[list[int]]:
+async def _prompts(
+    context: ServerContext, request: HttpRequest, body: CompletionBody, echo: list[str]
+) -> list[list[int]]:
     """The tokens; echo gets the texts, where they are to be repeated."""
     tokenizer, most = context.engine.tokenizer, COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-    ids = prompt_tokens(tokenizer, body.prompts, context.engine.max_context, most, body.prompt_field)
+    asked = {"max_context": context.engine.max_context, "num_asked": most, "param": body.prompt_field}
+    texts = [prompt for prompt in body.prompts if isinstance(prompt, str)]
+    if texts:
+        ids = await context.read(request, prompt_tokens, lambda: {"prompts": texts, **asked})
+    else:
+        ids = await context.compute(request, prompt_tokens, tokenizer, body.prompts, **asked)
     if body.echo:
-        echo += [p if isinstance(p, str) else tokenizer.decode(p, skip_special_tokens=True) for p in body.prompts]
+        echo += texts or await context.compute(request, _decoded, tokenizer, ids)
     return ids
+
+
+def _decoded(tokenizer: Any, prompts: Sequence[list[int]]) -> list[str]:
+    return [tokenizer.decode(ids, skip_special_tokens=True) for ids in prompts]
 
 
 async def _answered(reply: CompletionReply, request: HttpRequest) -> Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -20,11 +20,10 @@ from torch.nn import functional as F
 from polyvera.data.row_form import SCORE
 from polyvera.errors import SamplingError
 from polyvera.model.answer import Meaning, trained_meaning
-from polyvera.model.prompt import passage
 from polyvera.server.answers import while_there
-from polyvera.server.classification import ClassifiedText, classified_text, cosines, worded
+from polyvera.server.classification import classified_texts, cosines, worded
 from polyvera.server.context import ServerContext, caller_of
-from polyvera.server.prompt_tokens import check_chars, check_tokens
+from polyvera.server.prompt_tokens import text_tokens
 from polyvera.server.requests import ClassifyBody, EmbeddingBody, VectorBody
 from polyvera.server.responses import Json
 from polyvera.store.reference import AdapterRef
@@ -45,12 +44,11 @@ def routes(context: ServerContext) -> APIRouter:
         adapter = await _adapter(context, request, body)
         meaning = await context.run(request, _meaning, context, adapter)
         if meaning.row.embeds and body.text_pair is not None:
-            several, cut = [*body.prompts, *_pairs(body)], _kept(context, body)
-            rows = await context.compute(request, _rows, engine.tokenizer, several, engine.max_context, cut)
+            rows = await _rows(context, request, body, lambda: [*body.prompts, *_pairs(body)])
             vectors = await while_there(request, _read(context, request, rows, adapter, engine.embed))
             labels, data = SCORE, partial(cosines, vectors)
         else:
-            texts = await context.compute(request, _texts, context, meaning, body)
+            texts = await context.read(request, classified_texts, partial(_classified, context, meaning, body))
             rows = [text.tokens for text in texts]
             found = await while_there(request, _read(context, request, rows, adapter, engine.classify))
             labels, data = found.labels, partial(worded, found, texts)
@@ -78,7 +76,8 @@ class Embedded:
 async def embedded(context: ServerContext, request: HttpRequest, body: EmbeddingBody) -> Embedded:
     """The vectors of a body's texts, of the dimensions that it asks for."""
     engine = context.embedding
-    adapter, rows = await _asked(context, request, body)
+    adapter = await _adapter(context, request, body)
+    rows = await _rows(context, request, body, lambda: list(body.prompts))
     found: Tensor = await while_there(request, _read(context, request, rows, adapter, engine.embed))
     return Embedded(adapter, rows, _cut(context, found, body.dimensions))
 
@@ -97,12 +96,17 @@ def _cut(context: ServerContext, vectors: Tensor, dimensions: int | None) -> Ten
     return F.normalize(vectors[:, :dimensions], dim=-1)
 
 
-async def _asked(
-    context: ServerContext, request: HttpRequest, body: VectorBody
-) -> tuple[AdapterRef | None, list[list[int]]]:
-    adapter, engine = await _adapter(context, request, body), context.engine
-    cut = _kept(context, body)
-    return adapter, await context.compute(request, _rows, engine.tokenizer, body.prompts, engine.max_context, cut)
+async def _rows(
+    context: ServerContext, request: HttpRequest, body: VectorBody, prompts: Callable[[], list[Any]]
+) -> list[list[int]]:
+    """The tokens of prompts."""
+
+    def given() -> dict[str, Any]:
+        return {"prompts": prompts(), "max_context": context.engine.max_context, "cut": _kept(context, body)}
+
+    if any(isinstance(prompt, str) for prompt in body.prompts):
+        return await context.read(request, text_tokens, given)
+    return await context.compute(request, lambda: text_tokens(None, **given()))
 
 
 async def _adapter(context: ServerContext, request: HttpRequest, body: VectorBody) -> AdapterRef | None:
@@ -138,23 +142,9 @@ def _pairs(body: ClassifyBody) -> list[str | None]:
     return list(given)
 
 
-def _texts(context: ServerContext, own: Meaning, body: ClassifyBody) -> list[ClassifiedText]:
-    """The texts as their task reads them."""
-    engine, pairs, cut = context.engine, _pairs(body), _kept(context, body)
-    given = [text for text in (*body.prompts, *pairs) if isinstance(text, str)]
-    check_chars(given, engine.max_context, "input")
-    prompts: Iterable[tuple[Any, str | None]] = zip(body.prompts, pairs, strict=True)
-    texts = [classified_text(engine.tokenizer, prompt, pair, own, cut) for prompt, pair in prompts]
-    check_tokens(max(len(text.tokens) for text in texts), 0, engine.max_context, "input")
-    return texts
-
-
-def _rows(tokenizer: Any, prompts: Sequence[str | list[int]], max_context: int, cut: int | None) -> list[list[int]]:
-    """cut: the tokens that are kept of each, where it was asked for."""
-    check_chars((p for p in prompts if isinstance(p, str)), max_context, "input")
-    rows = [p[:cut] if isinstance(p, list) else passage(tokenizer, p, None, cut)["input_ids"] for p in prompts]
-    check_tokens(max(map(len, rows)), 0, max_context, "input")
-    return rows
+def _classified(context: ServerContext, meaning: Meaning, body: ClassifyBody) -> dict[str, Any]:
+    most, cut = context.engine.max_context, _kept(context, body)
+    return {"prompts": body.prompts, "pairs": _pairs(body), "meaning": meaning, "max_context": most, "cut": cut}
 
 
 async def _read(

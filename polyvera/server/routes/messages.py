@@ -16,10 +16,8 @@ from polyvera.server.answers import SILENCE
 from polyvera.server.completion_task import CompletionTask, EventStream
 from polyvera.server.context import ServerContext, caller_of
 from polyvera.server.message_body import CountBody, MessageBody
-from polyvera.server.prompt_tokens import chat_tokens
-from polyvera.server.requests import ChatBody, messages_of
 from polyvera.server.responses import Json
-from polyvera.server.routes.completions import begin_chat
+from polyvera.server.routes.completions import begin_chat, read_chat
 from polyvera.server.sse import named_event
 from polyvera.server.tool_parser import Parsed, ToolCall
 from polyvera.server.tool_set import ToolSet
@@ -48,7 +46,9 @@ def routes(context: ServerContext) -> APIRouter:
     async def count_tokens(request: HttpRequest) -> dict[str, int]:
         body = await context.body(request, CountBody)
         await context.run(request, context.catalog.resolve, caller_of(request), body.model)
-        return {"input_tokens": await context.compute(request, lambda: _num_tokens(context, body.chat))}
+        chat = await context.compute(request, lambda: body.chat)
+        tools = ToolSet.of(chat, context.generation.tokenizer)
+        return {"input_tokens": len(await read_chat(context, request, chat, tools, 0))}
 
     return router
 
@@ -153,13 +153,6 @@ async def _events(reply: MessageReply) -> AsyncIterator[bytes]:
     except Exception as error:  # the status is sent: it is reported as an event, and counted
         failed = task.context.metrics.failed(error, task.request_id)
         yield named_event("error", {"type": "error", **failed.body})
-
-
-def _num_tokens(context: ServerContext, body: ChatBody) -> int:
-    tokenizer = context.generation.tokenizer
-    most = context.engine.max_context
-    messages, tools = ToolSet.of(body, tokenizer).told(messages_of(body.messages), most)
-    return len(chat_tokens(tokenizer, messages, most, 0, body.template(tools)))
 
 
 def _input(arguments: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -13,13 +13,13 @@ from starlette.responses import JSONResponse, Response
 
 from polyvera.engine.stats import RunningRequest
 from polyvera.errors import PolyveraError
-from polyvera.model.prompt import bare_ids, chat_ids, ids_text, passage, prompt_ids
+from polyvera.model.prompt import bare_ids, chat_ids, ids_text, prompt_ids
 from polyvera.model.tool_formats import format_of, told
 from polyvera.server.api_keys import Caller
 from polyvera.server.catalog import BASE
 from polyvera.server.context import ServerContext, caller_of
-from polyvera.server.prompt_tokens import check_chars, check_messages, check_tokens
-from polyvera.server.requests import ChatMessage, DetokenizeBody, TokenizeBody, messages_of
+from polyvera.server.prompt_tokens import check_chars, check_messages, check_tokens, passage_ids
+from polyvera.server.requests import DetokenizeBody, TokenizeBody, messages_of
 
 READY = "\0ready"  # the line of its checks, no tenant's
 log = logging.getLogger(__name__)
@@ -46,17 +46,19 @@ def routes(context: ServerContext) -> APIRouter:
 
 def _add_tokens(router: APIRouter, context: ServerContext) -> None:
     tokenizer = context.engine.tokenizer
+    as_prompt = prompt_ids if context.engine.embedding is None else passage_ids
 
     @router.post("/tokenize")
     async def tokenize(request: HttpRequest) -> dict[str, Any]:
         body = await context.body(request, TokenizeBody)
         await _check_model(context, request, body.model)
         if body.messages is not None:
-            ids = await context.compute(request, _chat_ids, context, body.messages, body.add_generation_prompt)
+            ids = await context.read(request, chat_ids, partial(_conversation, context, body))
         else:
-            assert body.prompt is not None
-            check_chars([body.prompt], context.engine.max_context, "prompt")
-            ids = await context.compute(request, _text_ids, context, body.prompt, special=body.add_special_tokens)
+            text = body.prompt or ""
+            check_chars([text], context.engine.max_context, "prompt")
+            work, name = (as_prompt, "prompt") if body.add_special_tokens else (bare_ids, "text")
+            ids = await context.read(request, work, lambda: {name: text})
         return {"count": len(ids), "max_model_len": context.engine.max_context, "tokens": ids}
 
     @router.post("/detokenize")
@@ -67,22 +69,12 @@ def _add_tokens(router: APIRouter, context: ServerContext) -> None:
         return {"prompt": await context.compute(request, ids_text, tokenizer, body.tokens, len(tokenizer))}
 
 
-def _chat_ids(context: ServerContext, several: Sequence[ChatMessage], answer_next: bool) -> list[int]:
-    """The tokens of a conversation without tools."""
-    tokenizer, most = context.engine.tokenizer, context.engine.max_context
-    messages, _ = told(format_of(tokenizer.chat_template), messages_of(several), (), most)
+def _conversation(context: ServerContext, body: TokenizeBody) -> dict[str, Any]:
+    """A conversation without tools, as the template is given it. Raises ContextLengthError."""
+    most, form = context.engine.max_context, format_of(context.engine.tokenizer.chat_template)
+    messages, _ = told(form, messages_of(body.messages or ()), (), most)
     check_messages(messages, most)
-    return chat_ids(tokenizer, messages, answer_next=answer_next)
-
-
-def _text_ids(context: ServerContext, text: str, *, special: bool) -> list[int]:
-    """The tokens of a text as the route that takes it would make them, or nothing but the text's."""
-    tokenizer = context.engine.tokenizer
-    if not special:
-        return bare_ids(tokenizer, text)
-    return (
-        prompt_ids(tokenizer, text) if context.engine.embedding is None else list(passage(tokenizer, text)["input_ids"])
-    )
+    return {"messages": messages, "answer_next": body.add_generation_prompt}
 
 
 async def _check_model(context: ServerContext, request: HttpRequest, model: str | None) -> None:

@@ -1,0 +1,100 @@
+"""WorkerProcess: a process of polyvera's that answers lines with lines, and is ended where an answer takes too long.
+
+Its side calls confine() once, and end_after() around each answer, for where the process that asked is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from threading import Timer
+from typing import Any
+
+from polyvera.errors import BusyError
+
+START_S = 60.0  # to read its first line, on a machine that is busy
+
+
+class WorkerProcess:
+    """One worker, begun when it is first asked, and again once it has ended.
+
+    module: what it runs. first: its first line, which it answers as any other. limit_s: for an answer.
+    """
+
+    def __init__(self, module: str, first: str, limit_s: float) -> None:
+        self._command = [sys.executable, "-P", "-m", module]
+        self._first, self.limit_s = first, limit_s
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> str:
+        """Its answer to the first line, if it does not run yet. Raises BusyError where it does not start."""
+        if self._process is not None and self._process.poll() is None:
+            return ""
+        self.close()
+        # A group of its own, which is not interrupted with the server, and the server's session: in one of its own it
+        # has its share of the cores, however nice it is.
+        self._process = process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+            process_group=0,
+        )
+        answer = _asked(process, self._first, START_S)
+        if not answer:
+            self.close()
+            raise BusyError("a process that reads requests does not start: try again later")
+        return answer
+
+    def ask(self, line: str) -> str:
+        """Its answer, '' where it had to be ended. Raises BusyError where it does not start."""
+        self.start()
+        assert self._process is not None
+        answer = _asked(self._process, line, self.limit_s)
+        if not answer:
+            self.close()
+        return answer
+
+    def close(self) -> None:
+        """Ends it, whatever it does."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
+
+
+def confine(nice: int, num_bytes: int) -> None:
+    """Lets this process take so much more memory than now, and gives way to others."""
+    if sys.platform == "linux":
+        import resource
+
+        os.nice(nice)
+        with open("/proc/self/statm") as file:  # noqa: PTH123
+            now = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + num_bytes,) * 2)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def end_after(seconds: float) -> None:
+    """Ends this process then, wherever it is; 0 for not at all."""
+    if sys.platform != "win32":
+        import signal
+
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def _asked(process: Any, text: str, limit_s: float) -> str:
+    """The next line of its answer, '' where it has ended, of itself or since the time was over."""
+    timer = Timer(limit_s, process.kill)
+    timer.start()
+    try:
+        process.stdin.write(text)
+        process.stdin.flush()
+        return str(process.stdout.readline())
+    except OSError:  # it has ended
+        return ""
+    finally:
+        timer.cancel()
