@@ -14,7 +14,7 @@ from pydantic_core import PydanticSerializationError
 from polyvera.engine.worker_process import WorkerProcess
 from polyvera.errors import BusyError, SamplingError
 from polyvera.model.prompt import prompt_ids
-from polyvera.server.tokenizer_worker import LIMIT_S, TRIAL, Call, Found, TokenizerFiles, line, read
+from polyvera.server.tokenizer_worker import LIMIT_S, TRIAL, Call, CallResult, TokenizerFiles, line, read
 
 log = logging.getLogger(__name__)
 WORKER = "polyvera.server.tokenizer_worker"
@@ -96,7 +96,7 @@ class TokenizerProcesses:
         self._ready.put(process)
         self._has_ready = True
 
-    def _found(self, process: WorkerProcess, asked: str) -> Found:
+    def _found(self, process: WorkerProcess, asked: str) -> CallResult:
         answer = process.ask(asked)
         if not answer:
             self._begin(process)
@@ -104,5 +104,5 @@ class TokenizerProcesses:
                 f"the text takes more than {LIMIT_S:g} s, or too much memory, to be turned into tokens: shorten it"
             )
         self._ready.put(process)
-        found: Found = read(answer, Found)
+        found: CallResult = read(answer, CallResult)
         return found

@@ -1,8 +1,8 @@
 """A process that turns texts into tokens for a server, one call a line, and may be killed at any moment.
 
 Started as `python -m polyvera.server.tokenizer_worker`. The first line is a TokenizerFiles, which is answered by the
-tokens of TRIAL; each further one is a Call, answered by a Found. It takes MAX_MEMORY_BYTES more than at its start and
-LIMIT_S for a call, or ends.
+tokens of TRIAL; each further one is a Call, answered by a CallResult. It takes MAX_MEMORY_BYTES more than at its start
+and LIMIT_S for a call, or ends.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ class Call:
     name: str
     arguments: dict[str, Any]
 
-    def made(self, tokenizer: Any) -> Found:
+    def made(self, tokenizer: Any) -> CallResult:
         """What it returns or raises."""
         kinds = dict(_kinds(self.name))
         given = {name: kinds[name].validate_python(value) for name, value in self.arguments.items()}
         try:
-            return Found(CALLS[self.name](tokenizer, **given))
+            return CallResult(CALLS[self.name](tokenizer, **given))
         except Exception as error:
-            return Found(None, fault_of(error))
+            return CallResult(None, fault_of(error))
 
     def value(self, found: Any) -> Any:
         """What came of it, read from JSON."""
@@ -76,7 +76,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class CallResult:
     """What a call returned, or raised."""
 
     value: Any

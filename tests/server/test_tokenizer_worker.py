@@ -8,7 +8,7 @@ from tiny_serve import LONGEST_WAIT, make_tokenizer
 
 from polyvera.model.prompt import prompt_ids
 from polyvera.server.tokenizer_processes import WORKER
-from polyvera.server.tokenizer_worker import TRIAL, Call, Found, TokenizerFiles, line, read
+from polyvera.server.tokenizer_worker import TRIAL, Call, CallResult, TokenizerFiles, line, read
 
 
 def test_each_line_is_answered(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_each_line_is_answered(tmp_path: Path) -> None:
         check=True,
     )
     first, *answers = done.stdout.splitlines()
-    found = [read(answer, Found) for answer in answers]
+    found = [read(answer, CallResult) for answer in answers]
     assert first + "\n" == line(prompt_ids(tokenizer, TRIAL))
     assert calls[0].value(found[0].value) == prompt_ids(tokenizer, "one\ntwo")
     assert found[1].fault is not None and "maximum context length" in found[1].fault.message
