@@ -1,6 +1,6 @@
 """WorkerProcess: a process of polyvera's that answers lines with lines, and is ended where an answer takes too long.
 
-Its side calls confine() once, and end_after() around each answer, for where the process that asked is gone.
+Its side calls give_way() and confine() once, and end_after() around each answer, for where whoever asked is gone.
 """
 
 from __future__ import annotations
@@ -66,12 +66,17 @@ class WorkerProcess:
             process.communicate()
 
 
-def confine(nice: int, num_bytes: int) -> None:
-    """Lets this process take so much more memory than now, and gives way to others."""
+def give_way(nice: int) -> None:
+    """Lets other processes of this session go first."""
+    if sys.platform == "linux":  # elsewhere nobody has seen what comes of it
+        os.nice(nice)
+
+
+def confine(num_bytes: int) -> None:
+    """Lets this process take so much more memory than now."""
     if sys.platform == "linux":
         import resource
 
-        os.nice(nice)
         with open("/proc/self/statm") as file:  # noqa: PTH123
             now = int(file.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + num_bytes,) * 2)

@@ -18,7 +18,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter
 from pydantic_core import from_json, to_json
 
-from polyvera.engine.worker_process import confine, end_after
+from polyvera.engine.worker_process import confine, end_after, give_way
 from polyvera.model.prompt import bare_ids, chat_ids, prompt_ids
 from polyvera.replicas.messages import Fault, fault_of
 from polyvera.server.classification import classified_texts
@@ -101,13 +101,14 @@ def read(text: str | bytes, kind: type[Any]) -> Any:
 
 def main() -> None:
     """Answers until its input ends."""
+    give_way(NICE)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from transformers import AutoTokenizer
 
     given: TokenizerFiles = read(sys.stdin.readline(), TokenizerFiles)
     tokenizer = AutoTokenizer.from_pretrained(given.folder, trust_remote_code=False)
     tokenizer.name_or_path = given.name
-    confine(NICE, MAX_MEMORY_BYTES)
+    confine(MAX_MEMORY_BYTES)
     print(line(prompt_ids(tokenizer, TRIAL)), end="", flush=True)
     for asked in sys.stdin:
         end_after(LIMIT_S + 1)

@@ -12,7 +12,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from polyvera.engine.worker_process import confine, end_after
+from polyvera.engine.worker_process import confine, end_after, give_way
 
 LIMIT_S = 4.0
 MAX_MEMORY_BYTES = 512 << 20
@@ -63,11 +63,12 @@ def limits() -> Any:
 
 def main() -> None:
     """Answers until its input ends."""
+    give_way(NICE)
     from llguidance import LLTokenizer
 
     given = Vocabulary(**json.loads(sys.stdin.readline()))
     tokenizer = LLTokenizer(given.tokenizer, n_vocab=given.num_tokens, eos_token=given.ends)
-    confine(NICE, MAX_MEMORY_BYTES)
+    confine(MAX_MEMORY_BYTES)
     print(json.dumps(""), flush=True)
     for line in sys.stdin:
         end_after(LIMIT_S + 1)
