@@ -1,6 +1,7 @@
 """WorkerProcess: a process of polyvera's that answers lines with lines, and is ended where an answer takes too long.
 
-Its side calls give_way() and confine() once, and end_after() around each answer, for where whoever asked is gone.
+Its side calls give_way() and confine() once, and for each answer end_after(), where whoever asked is gone, and
+idle_for().
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from threading import Timer
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from threading import Timer, get_native_id
 from typing import Any
 
 from polyvera.errors import BusyError
@@ -72,6 +75,27 @@ def give_way(nice: int) -> None:
         os.nice(nice)
 
 
+@contextmanager
+def idle_for(seconds: float) -> Iterator[None]:
+    """Work inside has, for so long, only the processor time that nobody else wants; then its share, to come to an end.
+
+    To Linux a core that does only such work is a free one, where it wakes the threads of an engine; beside any other
+    work, however nice, two of them may go on sharing one core, at a third of their speed or less.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    own = get_native_id()
+    timer = Timer(seconds, _schedule, (own, os.SCHED_OTHER))
+    _schedule(own, os.SCHED_IDLE)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        _schedule(own, os.SCHED_OTHER)
+
+
 def confine(num_bytes: int) -> None:
     """Lets this process take so much more memory than now."""
     if sys.platform == "linux":
@@ -89,6 +113,11 @@ def end_after(seconds: float) -> None:
         import signal
 
         signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def _schedule(thread: int, policy: int) -> None:
+    with suppress(OSError):  # not allowed: it stays nice
+        os.sched_setscheduler(thread, policy, os.sched_param(0))
 
 
 def _asked(process: Any, text: str, limit_s: float) -> str:
