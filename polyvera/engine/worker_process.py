@@ -1,7 +1,6 @@
 """WorkerProcess: a process of polyvera's that answers lines with lines, and is ended where an answer takes too long.
 
-Its side calls give_way() and confine() once, and for each answer end_after(), where whoever asked is gone, and
-idle_for().
+Its side calls confine() once, and for each answer idle_for(), and end_after() for where whoever asked is gone.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from typing import Any
 
 from polyvera.errors import BusyError
 
+NICE = 10
 START_S = 60.0  # to read its first line, on a machine that is busy
 
 
@@ -23,6 +23,8 @@ class WorkerProcess:
     """One worker, begun when it is first asked, and again once it has ended.
 
     module: what it runs. first: its first line, which it answers as any other. limit_s: for an answer.
+
+    It gives way to the other processes of its session, and starts in the time that nobody else wants.
     """
 
     def __init__(self, module: str, first: str, limit_s: float) -> None:
@@ -46,6 +48,7 @@ class WorkerProcess:
             encoding="utf-8",
             process_group=0,
         )
+        _give_way(process.pid)
         answer = _asked(process, self._first, START_S)
         if not answer:
             self.close()
@@ -67,12 +70,6 @@ class WorkerProcess:
         if process is not None:
             process.kill()
             process.communicate()
-
-
-def give_way(nice: int) -> None:
-    """Lets other processes of this session go first."""
-    if sys.platform == "linux":  # elsewhere nobody has seen what comes of it
-        os.nice(nice)
 
 
 @contextmanager
@@ -113,6 +110,13 @@ def end_after(seconds: float) -> None:
         import signal
 
         signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def _give_way(pid: int) -> None:
+    """From its first moment on: it begins with seconds of imports."""
+    if sys.platform == "linux":  # elsewhere nobody has seen what comes of it
+        os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0) + NICE)
+        _schedule(pid, os.SCHED_IDLE)
 
 
 def _schedule(thread: int, policy: int) -> None:

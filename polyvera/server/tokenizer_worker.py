@@ -18,7 +18,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter
 from pydantic_core import from_json, to_json
 
-from polyvera.engine.worker_process import confine, end_after, give_way, idle_for
+from polyvera.engine.worker_process import confine, end_after, idle_for
 from polyvera.model.prompt import bare_ids, chat_ids, prompt_ids
 from polyvera.replicas.messages import Fault, fault_of
 from polyvera.server.classification import classified_texts
@@ -26,7 +26,6 @@ from polyvera.server.prompt_tokens import chat_tokens, passage_ids, prompt_token
 
 LIMIT_S = 30.0
 MAX_MEMORY_BYTES = 2 << 30
-NICE = 10
 IDLE_S = 5.0  # of a call, in which it takes nobody's time
 TRIAL = "Polyvera 1 turns  texts\ninto tokens: é, 漢字, <|im_end|>."
 # By name: what is called with a tokenizer and with values that JSON can carry.
@@ -102,7 +101,6 @@ def read(text: str | bytes, kind: type[Any]) -> Any:
 
 def main() -> None:
     """Answers until its input ends."""
-    give_way(NICE)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from transformers import AutoTokenizer
 

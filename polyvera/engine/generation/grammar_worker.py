@@ -12,7 +12,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from polyvera.engine.worker_process import confine, end_after, give_way, idle_for
+from polyvera.engine.worker_process import confine, end_after, idle_for
 
 LIMIT_S = 4.0
 MAX_MEMORY_BYTES = 512 << 20
@@ -23,7 +23,6 @@ COMPACT: Any = {
     "key_separator": ": ",
     "coerce_one_of": True,  # as anyOf where its branches cannot be distinguished
 }
-NICE = 5
 LARK = "%llguidance {}\n"  # no JSON begins so
 
 
@@ -63,7 +62,6 @@ def limits() -> Any:
 
 def main() -> None:
     """Answers until its input ends."""
-    give_way(NICE)
     from llguidance import LLTokenizer
 
     given = Vocabulary(**json.loads(sys.stdin.readline()))
