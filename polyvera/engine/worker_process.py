@@ -1,6 +1,6 @@
 """WorkerProcess: a process of polyvera's that answers lines with lines, and is ended where an answer takes too long.
 
-Its side calls confine() once, and for each answer idle_for(), and end_after() for where whoever asked is gone.
+Its side calls confine() once, and for each answer giving_way(), and end_after() for where whoever asked is gone.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 from polyvera.errors import BusyError
 
-NICE = 10
-START_S = 60.0  # to read its first line, on a machine that is busy
+NICE, SHORT_S = 10, 0.1
+START_IDLE_S, START_S = 5.0, 60.0  # to read its first line, on a machine that is busy
 
 
 class WorkerProcess:
@@ -24,7 +24,7 @@ class WorkerProcess:
 
     module: what it runs. first: its first line, which it answers as any other. limit_s: for an answer.
 
-    It gives way to the other processes of its session, and starts in the time that nobody else wants.
+    It gives way to the other processes of its session.
     """
 
     def __init__(self, module: str, first: str, limit_s: float) -> None:
@@ -48,8 +48,9 @@ class WorkerProcess:
             encoding="utf-8",
             process_group=0,
         )
-        _give_way(process.pid)
-        answer = _asked(process, self._first, START_S)
+        _be_nice(process.pid)
+        with giving_way(START_IDLE_S, process.pid):
+            answer = _asked(process, self._first, START_S)
         if not answer:
             self.close()
             raise BusyError("a process that reads requests does not start: try again later")
@@ -73,23 +74,25 @@ class WorkerProcess:
 
 
 @contextmanager
-def idle_for(seconds: float) -> Iterator[None]:
-    """Work inside has, for so long, only the processor time that nobody else wants; then its share, to come to an end.
+def giving_way(seconds: float, thread: int = 0) -> Iterator[None]:
+    """What a thread, else the calling one, computes inside has after SHORT_S only the time that nobody else wants.
 
-    To Linux a core that does only such work is a free one, where it wakes the threads of an engine; beside any other
-    work, however nice, two of them may go on sharing one core, at a third of their speed or less.
+    After so many seconds it has its share again, to come to an end. To Linux a core that does only idle work is a free
+    one, where it wakes the threads of an engine; beside any other work, however nice, two of them may go on sharing
+    one core, at a third of their speed or less.
     """
     if sys.platform != "linux":
         yield
         return
-    own = get_native_id()
-    timer = Timer(seconds, _schedule, (own, os.SCHED_OTHER))
-    _schedule(own, os.SCHED_IDLE)
-    timer.start()
+    own = thread or get_native_id()
+    timers = [Timer(SHORT_S, _schedule, (own, os.SCHED_IDLE)), Timer(seconds, _schedule, (own, os.SCHED_OTHER))]
+    for timer in timers:
+        timer.start()
     try:
         yield
     finally:
-        timer.cancel()
+        for timer in timers:
+            timer.cancel()
         _schedule(own, os.SCHED_OTHER)
 
 
@@ -112,15 +115,14 @@ def end_after(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-def _give_way(pid: int) -> None:
+def _be_nice(pid: int) -> None:
     """From its first moment on: it begins with seconds of imports."""
     if sys.platform == "linux":  # elsewhere nobody has seen what comes of it
         os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0) + NICE)
-        _schedule(pid, os.SCHED_IDLE)
 
 
 def _schedule(thread: int, policy: int) -> None:
-    with suppress(OSError):  # not allowed: it stays nice
+    with suppress(OSError):  # it has ended, or may not: it stays nice
         os.sched_setscheduler(thread, policy, os.sched_param(0))
 
 

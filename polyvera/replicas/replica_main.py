@@ -63,10 +63,10 @@ class Replica:
         match message:
             case messages.Cancel():
                 self._open.get(message.number, lambda: None)()
-            case messages.Submit() if message.params.schema is None:
+            case messages.Submit() if message.params.schema is None and message.params.grammar is None:
                 self._accept(message, self._submit)
             case messages.Submit():
-                self._pool.submit(self._accept, message, self._submit)  # a schema is compiled first
+                self._pool.submit(self._accept, message, self._submit)  # it is compiled first
             case messages.Encode():
                 self._accept(message, self._encode)
             case messages.Command():

@@ -90,6 +90,8 @@ class TokenizerProcesses:
             answer = ""
         if self._is_closed or answer != line(prompt_ids(self._tokenizer, TRIAL)):
             process.close()
+            with self._lock:
+                self._all.remove(process)
             if not self._is_closed:
                 log.warning("no process reads texts as this one does: long texts are read here, and hold others up")
             return

@@ -18,7 +18,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter
 from pydantic_core import from_json, to_json
 
-from polyvera.engine.worker_process import confine, end_after, idle_for
+from polyvera.engine.worker_process import confine, end_after, giving_way
 from polyvera.model.prompt import bare_ids, chat_ids, prompt_ids
 from polyvera.replicas.messages import Fault, fault_of
 from polyvera.server.classification import classified_texts
@@ -26,7 +26,7 @@ from polyvera.server.prompt_tokens import chat_tokens, passage_ids, prompt_token
 
 LIMIT_S = 30.0
 MAX_MEMORY_BYTES = 2 << 30
-IDLE_S = 5.0  # of a call, in which it takes nobody's time
+IDLE_S = 5.0  # of a call that is long
 TRIAL = "Polyvera 1 turns  texts\ninto tokens: é, 漢字, <|im_end|>."
 # By name: what is called with a tokenizer and with values that JSON can carry.
 CALLS: Mapping[str, Callable[..., Any]] = MappingProxyType(
@@ -111,7 +111,7 @@ def main() -> None:
     print(line(prompt_ids(tokenizer, TRIAL)), end="", flush=True)
     for asked in sys.stdin:
         end_after(LIMIT_S + 1)
-        with idle_for(IDLE_S):
+        with giving_way(IDLE_S):
             answer = line(read(asked, Call).made(tokenizer))
         end_after(0)
         print(answer, end="", flush=True)

@@ -12,7 +12,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from polyvera.engine.worker_process import confine, end_after, idle_for
+from polyvera.engine.worker_process import confine, end_after, giving_way
 
 LIMIT_S = 4.0
 MAX_MEMORY_BYTES = 512 << 20
@@ -70,7 +70,7 @@ def main() -> None:
     print(json.dumps(""), flush=True)
     for line in sys.stdin:
         end_after(LIMIT_S + 1)
-        with idle_for(LIMIT_S / 2):
+        with giving_way(LIMIT_S / 2):
             problem = _problem(tokenizer, json.loads(line))
         end_after(0)
         print(json.dumps(problem), flush=True)
