@@ -84,11 +84,13 @@ def check_close(model: PreTrainedModel, found: Tensor, expected: Tensor, how: st
 
 def _rounding(model: nn.Module) -> str:
     """Words for layers by which the tokens of a forward depend on each other."""
-    name = next((name for name, layer in base_layers(model).items() if rounds_inputs(layer)), None)
-    return "" if name is None else (
-        f" ({name} rounds what it reads to few bits, so that an answer depends on the tokens beside it: quantize the "
-        "weights alone, or serve what merge --dequantize writes)"
-    )
+    for name, layer in base_layers(model).items():
+        if rounds_inputs(layer):
+            return (
+                f" ({name} rounds what it reads to few bits, so that an answer depends on the tokens beside it: "
+                "quantize the weights alone, or serve what merge --dequantize writes)"
+            )
+    return ""
 
 
 @contextmanager
