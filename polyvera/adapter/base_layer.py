@@ -22,6 +22,9 @@ SAME_PRODUCT = ("FalconLinear",)
 # Packages whose subclasses of nn.Linear multiply with a quantized weight and do nothing else.
 QUANTIZED = ("bitsandbytes", "torchao", "compressed_tensors", "gptqmodel", "auto_gptq", "awq", "optimum", "hqq")
 
+# What torchao's weights call how the inputs are rounded, None for weights alone.
+INPUT_ROUNDING = ("act_quant_kwargs", "activation_quantization")
+
 
 @dataclass(frozen=True, slots=True)
 class LayerKind:
@@ -70,6 +73,12 @@ def is_quantized(layer: BaseLayer) -> bool:
     """Whether the weight is not a plain floating-point tensor."""
     weight: Any = layer.weight
     return type(weight) not in (nn.Parameter, Tensor) or not weight.dtype.is_floating_point
+
+
+def rounds_inputs(layer: BaseLayer) -> bool:
+    """Whether a quantized layer's product rounds what it reads to few bits, too, and not its weight alone."""
+    weight = layer.weight
+    return hasattr(weight, "SCB") or any(getattr(weight, name, None) is not None for name in INPUT_ROUNDING)
 
 
 def dense_weight(layer: BaseLayer) -> Tensor:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polyvera.adapter.base_layer import is_quantized
+
 Product = Callable[[Tensor, Tensor | None], Tensor]
 Form = Callable[[Tensor], Product]
 Key = tuple[int, torch.Size, tuple[int, ...]]
@@ -142,7 +144,8 @@ class PackedModel:
     """The linear layers of a model answer through `linear` until undo()."""
 
     def __init__(self, model: nn.Module, packs: Packs) -> None:
-        self._layers = [m for m in model.modules() if type(m) is nn.Linear and packs.can(m.weight)]
+        plain = (m for m in model.modules() if type(m) is nn.Linear and not is_quantized(m))
+        self._layers = [layer for layer in plain if packs.can(layer.weight)]
         for layer in self._layers:
             packs.freeze(layer.weight)
             layer.forward = _Forward(layer)  # type: ignore[method-assign,assignment]

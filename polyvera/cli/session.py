@@ -207,7 +207,7 @@ def facts(registry: Registry, name: str) -> dict[str, object]:
         "layers": f"{len(adapter.layout.sites)}: {', '.join(adapter.layout.patterns)}",
         "task": meaning_of(adapter).task,
         "labels": ", ".join(adapter.labels),
-        **adapter.spec.to_dict(),
+        **{k: ", ".join(v) if isinstance(v, tuple) else v for k, v in adapter.spec.to_dict().items()},
         **{name: f"{value:.4g}" for name, value in adapter.scores.items()},
     }
     return {key: value for key, value in known.items() if value not in ("", None)}

@@ -61,7 +61,7 @@ def _rows(name: str) -> Iterator[NumberedRow]:
         return _hub_rows(name)
     if path.suffix in READERS:
         if not path.is_file():
-            near = did_you_mean(path.name, (p.name for p in path.parent.glob("*")))
+            near = did_you_mean(path.name, (p.name for p in path.parent.glob("*") if p.exists()))
             raise DataError(f"there is no file {name}{near}")
         return READERS[path.suffix](path)
     if path.exists() or not HUB.fullmatch(name) or name[0] in "./~":

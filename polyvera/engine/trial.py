@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from polyvera.adapter.adapter import Adapter
-from polyvera.adapter.base_layer import layer_kind
+from polyvera.adapter.base_layer import layer_kind, rounds_inputs
 from polyvera.adapter.inject import banks_of
 from polyvera.adapter.layer_use import gets_chosen_tokens
 from polyvera.adapter.targets import base_layers
@@ -78,8 +78,19 @@ def check_close(model: PreTrainedModel, found: Tensor, expected: Tensor, how: st
     if not far <= TOLERANCE.get(expected.dtype, LOW_TOLERANCE):
         raise ServeError(
             f"{type(model).__name__} answers differently when its rows are {how} (relative difference {far:.2g}), so "
-            "it cannot be served"
+            f"it cannot be served{_rounding(model)}"
         )
+
+
+def _rounding(model: nn.Module) -> str:
+    """Words for layers by which the tokens of a forward depend on each other."""
+    for name, layer in base_layers(model).items():
+        if rounds_inputs(layer):
+            return (
+                f" ({name} rounds what it reads to few bits, so that an answer depends on the tokens beside it: "
+                "quantize the weights alone, or serve what merge --dequantize writes)"
+            )
+    return ""
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from sqlite3 import Row as DatabaseRow
 from uuid import uuid4
@@ -114,10 +115,13 @@ def _check_parts(data: bytes) -> None:
             raise ServeError(f"file: it has more than {most:,} {what}: train on fewer rows", "file")
 
 
-def read_table(path: Path, filename: str) -> Table:
-    """The rows of a file to write text by, or to prefer it, under the name that its owner knows. Raises DataError."""
+def read_table(path: Path, filename: str, limit: int | None = None) -> Table:
+    """The rows of a file to write text by, or to prefer it, under the name that its owner knows. Raises DataError.
+
+    limit: how many of them are read, from the first; None is all.
+    """
     try:
-        found = table(filename, ((number, _ours(row)) for number, row in read_rows(str(path))))
+        found = table(filename, ((number, _ours(row)) for number, row in islice(read_rows(str(path)), limit)))
     except DataError as error:
         raise DataError(str(error).replace(str(path), filename)) from None
     if not (found.row.writes or found.row.compares):

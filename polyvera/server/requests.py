@@ -264,7 +264,7 @@ class ChatBody(GenerationBody):
         taken = next((name for name in self.chat_template_kwargs if name in TEMPLATE_OWN), None)
         if taken is not None:
             raise SamplingError(f"chat_template_kwargs: {taken} is no setting of a template", "chat_template_kwargs")
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise SamplingError("top_logprobs: it needs logprobs=true", "top_logprobs")
         return self
 

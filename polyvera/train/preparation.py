@@ -227,10 +227,15 @@ def spec_for(recipe: Recipe, base: Base) -> tuple[AdapterSpec, tuple[str, ...]]:
     """The adapter that the recipe asks for on this base, without layers that its answers do not depend on.
 
     Also the layers whose output the model writes over. Raises TargetError for a layer without use that the recipe
-    names, RecipeError for a model that reads no rows of tokens.
+    names, RecipeError for a model that reads no rows of tokens, or whose layers pass no gradient on.
     """
     spec = recipe.spec(base.head)
     found = probe_layers(base.model, tuple(find_sites(base.model, spec)))
+    if found.ends:
+        raise RecipeError(
+            f"{found.ends[0]} is quantized in a form that passes no gradient on, so the layers before it cannot be "
+            "trained: quantize the weights alone, or train on the unquantized base"
+        )
     if found.dead and not _in_words(spec.targets):
         raise TargetError(
             f"targets={spec.targets!r}: {found.dead[0]} would never be trained, since no answer of "

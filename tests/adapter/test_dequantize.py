@@ -33,12 +33,12 @@ def _bits(**choices):
     return make
 
 
-def _torchao(name):
+def _torchao(name, *choices):
     def make():
         quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
         from transformers import TorchAoConfig
 
-        return TorchAoConfig(getattr(quantization, name)())
+        return TorchAoConfig(getattr(quantization, name)(*choices))
 
     return make
 
@@ -47,6 +47,7 @@ CONFIGS = {
     "nf4": _bits(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32),
     "int8": _bits(load_in_8bit=True),
     "torchao int8": _torchao("Int8WeightOnlyConfig"),
+    "torchao int4": _torchao("IntxWeightOnlyConfig", torch.int4),
 }
 
 

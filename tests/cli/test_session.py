@@ -68,6 +68,8 @@ def test_facts_are_all_that_the_store_knows(adapters):
     known = facts(registry, "ann@prod")
     assert known["name"] == "ann@1" and known["aliases"] == "prod" and known["model"] == "base"
     assert f"{adapters[0].num_params:,} numbers" in known["trained"] and "labels" not in known
+    registry.put("eve", replace(adapters[0], spec=replace(adapters[0].spec, exclude=("lm_head", "score"))))
+    assert facts(registry, "eve")["exclude"] == "lm_head, score", "a list as people write it"
 
 
 def test_prompts_are_put_as_in_training(adapters):

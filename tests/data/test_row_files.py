@@ -108,6 +108,12 @@ def test_a_source_that_is_not_there(tmp_path: Path) -> None:
         list(read_rows(str(tmp_path / "bad.parquet")))
 
 
+def test_a_link_to_nothing_is_not_proposed_as_itself(tmp_path: Path) -> None:
+    (tmp_path / "link.jsonl").symlink_to("gone")
+    with pytest.raises(DataError, match=r"there is no file .*link\.jsonl$"):
+        list(read_rows(str(tmp_path / "link.jsonl")))
+
+
 def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "loop.jsonl"
     path.write_bytes(json.dumps({"text": "a"}).encode())

@@ -1,6 +1,7 @@
 """The answers of one request come part by part or whole, and what is left at the end is cancelled."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -141,6 +142,26 @@ def test_while_there_gives_what_came_and_raises_what_failed() -> None:
             await while_there(Client(), fail())  # type: ignore[arg-type]
 
     run(go)
+
+
+def test_what_fails_after_its_client_has_gone_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail() -> int:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise SamplingError("no") from None
+        return 0
+
+    async def go() -> None:
+        client = Client()
+        client.gone.set()
+        with pytest.raises(ClosedError, match="the client has gone"):
+            await while_there(client, fail())  # type: ignore[arg-type]
+        await asyncio.sleep(0.01)
+        gc.collect()
+
+    run(go)
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 def test_silence_is_told_while_nothing_else_comes(context: ServerContext, monkeypatch: pytest.MonkeyPatch) -> None:

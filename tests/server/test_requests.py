@@ -21,6 +21,7 @@ def test_an_unknown_field_is_refused_by_name(name: str) -> None:
 def test_null_is_left_out_and_what_changes_nothing_is_ignored() -> None:
     body = CompletionBody.model_validate({**TEXT, "tools": None, "user": "u", "metadata": {}, "temperature": None})
     assert body.temperature == 1.0
+    assert ChatBody.model_validate({**CHAT, "top_logprobs": 0}).top_logprobs == 0, "none are asked for"
 
 
 def test_each_choice_has_a_seed_of_its_own() -> None:

@@ -61,8 +61,10 @@ def routes(context: ServerContext) -> APIRouter:
         return FileResponse(files.path(file.id), media_type="application/jsonl")
 
     @router.get("/v1/files/{id}/examples")
-    async def examples(request: HttpRequest, id: str, limit: Annotated[int, Query(ge=1, le=100)] = 1) -> Any:
-        return await context.run(request, _examples, context.training.files, caller_of(request).tenant, id, limit)
+    async def examples(request: HttpRequest, id: str, limit: Annotated[int, Query(ge=1, le=100)] = 1) -> Response:
+        files, tenant = context.training.files, caller_of(request).tenant
+        found = await context.computing.run(tenant, _examples, files, tenant, id, limit)
+        return await context.json(request, lambda: found)
 
     @router.delete("/v1/files/{id}")
     async def deleted(request: HttpRequest, id: str) -> dict[str, Any]:
@@ -79,10 +81,11 @@ def _page(files: list[dict[str, Any]], limit: int, after: str | None) -> dict[st
 
 def _examples(files: TrainingFiles, tenant: str, id: str, limit: int) -> dict[str, Any]:
     """What was understood of a file: the form of its rows, the method that they train by, and the first of them."""
-    found = read_table(files.path(id), files.get(tenant, id).filename)
+    file = files.get(tenant, id)
+    found = read_table(files.path(id), file.filename, limit)
     method = DPO if found.row.compares else SUPERVISED
-    data = [_shown_example(one) for one in found.examples[:limit]]
-    return {"object": "list", "columns": found.columns, "method": method, "num_rows": len(found), "data": data}
+    data = [_shown_example(one) for one in found.examples]
+    return {"object": "list", "columns": found.columns, "method": method, "num_rows": file.num_rows, "data": data}
 
 
 def _shown_example(one: Example) -> dict[str, Any]:

@@ -45,6 +45,18 @@ def test_another_tenants_files_are_not_there(tuned_at):
     tuned_at.acme.files.delete(id)
 
 
+def test_only_the_rows_that_are_asked_for_are_read(tuned_at):
+    id = tuned_at.upload(tuned_at.acme)
+    with httpx.Client(headers={"Authorization": f"Bearer {tuned_at.acme.api_key}"}) as http:
+        path = tuned_at.at.url + f"/v1/files/{id}/examples"
+        found = http.get(path, params={"limit": 1}).json()
+        stored = tuned_at.tuning.files.path(id)
+        stored.write_bytes(stored.read_bytes().splitlines(keepends=True)[0] + b"{broken")
+        assert http.get(path, params={"limit": 1}).json() == found
+    assert found["num_rows"] == len(ROWS) > len(found["data"]) == 1
+    tuned_at.acme.files.delete(id)
+
+
 def test_bad_rows_are_named(tuned_at):
     bad = [*ROWS, {"messages": ROWS[0]["messages"][:1]}, {"messages": []}]
     with pytest.raises(openai.BadRequestError, match=r"rows.jsonl, row 3: the last turn.*row 4") as caught:

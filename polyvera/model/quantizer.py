@@ -1,0 +1,40 @@
+"""quantizer_of: what a quantized checkpoint needs said when it is loaded; transformers knows the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Quantizer:
+    """How weights that one library quantized are loaded.
+
+    keeps_dtype: they multiply in the dtype that they were stored in, and in no other. options: further arguments of
+    from_pretrained().
+    """
+
+    keeps_dtype: bool = False
+    options: Callable[[], Mapping[str, Any]] = dict
+
+
+def _dense() -> Mapping[str, Any]:
+    """Plain weights at once, which the library otherwise makes at the first forward, and nobody can read before."""
+    from transformers import CompressedTensorsConfig
+
+    return {"quantization_config": CompressedTensorsConfig(dequantize=True)}
+
+
+# By the quant_method of the configuration.
+QUANTIZERS: Mapping[str, Quantizer] = MappingProxyType(
+    {"torchao": Quantizer(keeps_dtype=True), "compressed-tensors": Quantizer(options=_dense)}
+)
+
+
+def quantizer_of(config: Any) -> Quantizer:
+    """The row of a model's configuration, given as an object or as a dictionary."""
+    entries = config if isinstance(config, Mapping) else vars(config)
+    found = entries.get("quantization_config")
+    return QUANTIZERS.get(str(found.get("quant_method")) if isinstance(found, Mapping) else "", Quantizer())
