@@ -63,6 +63,25 @@ def test_a_refusal_is_a_fault_and_a_cancelled_answer_ends(ends: Any) -> None:
     assert last.finish_reason == "cancelled" and not replica._open
 
 
+@pytest.mark.parametrize("form", [{"schema": '{"enum": ["a", "b"]}'}, {"grammar": 'start: "a" | "b"'}])
+def test_what_is_compiled_lets_others_pass(ends: Any, form: dict[str, str]) -> None:
+    replica, said = ends
+    next(said)
+    replica.handle(messages.Submit(1, (5,), None, SamplingParams(max_tokens=1, **form), ""))
+    replica.handle(messages.Submit(2, (5,), None, SamplingParams(max_tokens=1), ""))
+    accepted = [message.number for message in said_until(said, 2)]
+    assert accepted == [2, 1]
+
+
+def said_until(said: Iterator[Any], num: int) -> list[Any]:
+    """The first of those accepted."""
+    found: list[Any] = []
+    while len(found) < num:
+        message = next(said)
+        found += [message] if isinstance(message, messages.Accepted) else []
+    return found
+
+
 def test_commands_and_stats_are_answered_by_number(ends: Any, folder: Path) -> None:
     replica, said = ends
     next(said)
