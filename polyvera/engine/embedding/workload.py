@@ -70,7 +70,7 @@ class EmbeddingWorkload:
 
     def batches(self, most: int | None) -> Iterator[list[TextRow]]:
         """The running rows, in batches; those of requests that end meanwhile are left out."""
-        for batch in batches(chosen_rows(self.scheduler.running, most), self._chunk):
+        for batch in batches(chosen_rows(self.scheduler.running, most), self._chunk, pads=self._runner.pads):
             open_ = [row for row in batch if not row.request.whole.is_over]
             if open_:
                 yield open_
@@ -171,11 +171,15 @@ def chosen_rows(rows: Sequence[TextRow], most: int | None) -> list[TextRow]:
     return chosen
 
 
-def batches(rows: Sequence[TextRow], most: int) -> Iterator[list[TextRow]]:
-    """Rows of like lengths, at most so many tokens with what fills them up; a longer row is alone."""
+def batches(rows: Sequence[TextRow], most: int, *, pads: bool = True) -> Iterator[list[TextRow]]:
+    """Rows of like lengths, at most so many tokens with what fills them up; a longer row is alone.
+
+    pads: whether they may be filled up; else they are of one length.
+    """
     batch: list[TextRow] = []
     for row in sorted(rows, key=lambda row: row.request.num_tokens):  # so that the next is the longest yet
-        if batch and (len(batch) + 1) * row.request.num_tokens > most:
+        is_other = not pads and row.request.num_tokens != batch[-1].request.num_tokens if batch else False
+        if batch and (is_other or (len(batch) + 1) * row.request.num_tokens > most):
             yield batch
             batch = []
         batch.append(row)

@@ -28,6 +28,8 @@ def test_each_row_is_in_one_batch_that_is_small_enough(seed: int) -> None:
 def test_a_long_text_is_alone_and_none_are_no_batch() -> None:
     found = [[row.request.num_tokens for row in batch] for batch in batches(rows([9, 2, 2, 2]), 6)]
     assert found == [[2, 2, 2], [9]] and list(batches([], 6)) == []
+    even = [[row.request.num_tokens for row in batch] for batch in batches(rows([2, 3, 2, 3]), 9, pads=False)]
+    assert even == [[2, 2], [3, 3]]
 
 
 def test_a_tenant_that_has_little_of_a_step_has_its_oldest_texts_in_it() -> None:
