@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from math import log
 from pathlib import Path
 from threading import Event, Thread
 from typing import IO
@@ -27,7 +28,8 @@ from polyvera.train.recipe import Recipe
 
 LOCK = ".trainer.lock"
 IDLE_S = 0.2
-NICE = 10
+MAX_NICE = 19
+NICE_STEP = 1.25  # Linux gives a thread so much less of a core for each number, beside one at 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +97,17 @@ def resting(share: float) -> Callable[[float], None]:
     return lambda seconds: time.sleep(seconds * (1 / share - 1))
 
 
+def nice_for(share: float) -> int:
+    """How nice a thread is that gets about this part of a core beside another that always computes."""
+    return min(MAX_NICE, round(log((1 - share) / share, NICE_STEP))) if share < 1 / 2 else 0
+
+
 def main(given: IO[str]) -> None:
     """given: one line of TrainerStart, then nothing until the trainer is to end."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     start, ended = TrainerStart.from_json(given.readline()), Event()
     if hasattr(os, "nice"):
-        os.nice(NICE)  # who waits for an answer goes first
+        os.nice(nice_for(start.policy.share))  # who waits for an answer goes first
 
     def watch() -> None:
         given.read()

@@ -46,7 +46,8 @@ class TrainerProcess:
         return self._process.pid
 
     def _started(self) -> subprocess.Popen[str]:
-        process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=ERRORS, text=True, start_new_session=True)
+        # In its server's session: in one of its own it has its half of the cores, however nice it is.
+        process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=ERRORS, text=True, process_group=0)
         assert process.stdin is not None
         with suppress(OSError):  # it has ended already
             process.stdin.write(self._line)

@@ -7,7 +7,7 @@ import pytest
 from tiny_start import ENDS_S, new_job, tiny_start, wait
 
 from polyvera.store.registry import Registry
-from polyvera.train.live.trainer_main import TrainerStart, main, resting, train_jobs
+from polyvera.train.live.trainer_main import TrainerStart, main, nice_for, resting, train_jobs
 
 
 @pytest.fixture
@@ -45,3 +45,7 @@ def test_a_share_is_a_part_of_the_time(monkeypatch):
     for share in (1.0, 0.5, 0.25):
         resting(share)(2.0)
     assert slept == [0.0, 2.0, 6.0]
+
+
+def test_a_smaller_share_is_a_nicer_thread() -> None:
+    assert [nice_for(share) for share in (1.0, 0.5, 0.3, 0.1, 0.001)] == [0, 0, 4, 10, 19]
