@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Timer, get_native_id
 from typing import Any
@@ -22,12 +22,12 @@ START_IDLE_S, START_S = 5.0, 60.0  # to read its first line, on a machine that i
 class WorkerProcess:
     """One worker, begun when it is first asked, and again once it has ended.
 
-    module: what it runs. first: its first line, which it answers as any other. limit_s: for an answer.
+    module: what it runs. first: makes its first line, which it answers as any other. limit_s: for an answer.
 
     It gives way to the other processes of its session.
     """
 
-    def __init__(self, module: str, first: str, limit_s: float) -> None:
+    def __init__(self, module: str, first: Callable[[], str], limit_s: float) -> None:
         self._command = [sys.executable, "-P", "-m", module]
         self._first, self.limit_s = first, limit_s
         self._process: subprocess.Popen[str] | None = None
@@ -37,6 +37,7 @@ class WorkerProcess:
         if self._process is not None and self._process.poll() is None:
             return ""
         self.close()
+        first = self._first()
         # A group of its own, which is not interrupted with the server, and the server's session: in one of its own it
         # has its share of the cores, however nice it is.
         self._process = process = subprocess.Popen(
@@ -50,7 +51,7 @@ class WorkerProcess:
         )
         _be_nice(process.pid)
         with giving_way(START_IDLE_S, process.pid):
-            answer = _asked(process, self._first, START_S)
+            answer = _asked(process, first, START_S)
         if not answer:
             self.close()
             raise BusyError("a process that reads requests does not start: try again later")

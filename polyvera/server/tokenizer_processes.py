@@ -65,7 +65,7 @@ class TokenizerProcesses:
         """One that is ready, None where none ever was."""
         with self._lock:
             if self._ready.empty() and len(self._all) < NUM_PROCESSES and not self._is_closed:
-                self._all.append(process := WorkerProcess(WORKER, self._first(), LIMIT_S))
+                self._all.append(process := WorkerProcess(WORKER, self._first, LIMIT_S))
                 self._begin(process)
         try:
             return self._ready.get(block=self._has_ready, timeout=LIMIT_S)
@@ -75,9 +75,11 @@ class TokenizerProcesses:
             return None
 
     def _first(self) -> str:
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="polyvera-tokenizer-")
-            self._tokenizer.save_pretrained(self._folder.name)
+        with self._lock:
+            if self._folder is None:
+                folder = tempfile.TemporaryDirectory(prefix="polyvera-tokenizer-")
+                self._tokenizer.save_pretrained(folder.name)
+                self._folder = folder
         return line(TokenizerFiles(self._folder.name, str(self._tokenizer.name_or_path)))
 
     def _begin(self, process: WorkerProcess) -> None:
@@ -86,7 +88,8 @@ class TokenizerProcesses:
     def _start(self, process: WorkerProcess) -> None:
         try:
             answer = process.start()
-        except (BusyError, OSError):
+        except Exception as error:  # a tokenizer that cannot be saved, a full disk: texts are read here then
+            log.warning("no process reads texts: %s", error)
             answer = ""
         if self._is_closed or answer != line(prompt_ids(self._tokenizer, TRIAL)):
             process.close()
@@ -99,12 +102,17 @@ class TokenizerProcesses:
         self._has_ready = True
 
     def _found(self, process: WorkerProcess, asked: str) -> CallResult:
-        answer = process.ask(asked)
+        answer = ""
+        try:
+            answer = process.ask(asked)
+        finally:
+            if answer:
+                self._ready.put(process)
+            else:
+                self._begin(process)
         if not answer:
-            self._begin(process)
             raise SamplingError(
                 f"the text takes more than {LIMIT_S:g} s, or too much memory, to be turned into tokens: shorten it"
             )
-        self._ready.put(process)
         found: CallResult = read(answer, CallResult)
         return found

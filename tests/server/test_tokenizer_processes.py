@@ -118,3 +118,26 @@ def test_a_worker_that_reads_otherwise_is_not_used(monkeypatch, caplog) -> None:
         until(lambda: "no process reads texts as this one does" in caplog.text)
     assert found.call(passage_ids, {"prompt": TEXT}) == expected and found._ready.empty()
     found.close()
+
+
+def test_a_tokenizer_that_cannot_be_saved_reads_here(monkeypatch, caplog) -> None:
+    found = made()
+    monkeypatch.setattr(type(found._tokenizer), "save_pretrained", lambda self, folder: 1 / 0)
+    assert found.call(passage_ids, {"prompt": TEXT}) == passage_ids(found._tokenizer, TEXT)
+    until(lambda: "division by zero" in caplog.text and not found._all)
+    found.close()
+
+
+def test_a_worker_that_cannot_be_begun_again_is_no_place_lost(monkeypatch) -> None:
+    found = ready(LONGEST_WAIT)
+    found._all[0].close()
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no room"):
+        patch.setattr(found._all[0], "ask", _fails)
+        found.call(passage_ids, {"prompt": TEXT})
+    until(lambda: not found._ready.empty())
+    assert found.call(passage_ids, {"prompt": TEXT}) == passage_ids(found._tokenizer, TEXT)
+    found.close()
+
+
+def _fails(line: str) -> str:
+    raise OSError("no room")

@@ -178,8 +178,9 @@ def batches(rows: Sequence[TextRow], most: int, *, pads: bool = True) -> Iterato
     """
     batch: list[TextRow] = []
     for row in sorted(rows, key=lambda row: row.request.num_tokens):  # so that the next is the longest yet
-        is_other = not pads and row.request.num_tokens != batch[-1].request.num_tokens if batch else False
-        if batch and (is_other or (len(batch) + 1) * row.request.num_tokens > most):
+        num = row.request.num_tokens
+        may_join = pads or not batch or batch[0].request.num_tokens == num
+        if batch and not (may_join and (len(batch) + 1) * num <= most):
             yield batch
             batch = []
         batch.append(row)

@@ -22,7 +22,7 @@ class GrammarProcesses:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         first = vocabulary.line
-        self._all = [WorkerProcess(WORKER, first, LIMIT_S) for _ in range(NUM_PROCESSES)]
+        self._all = [WorkerProcess(WORKER, lambda: first, LIMIT_S) for _ in range(NUM_PROCESSES)]
         self._free: LifoQueue[WorkerProcess] = LifoQueue()
         for process in self._all:
             self._free.put(process)
