@@ -37,12 +37,13 @@ QUANTIZERS: Mapping[str, Quantizer] = MappingProxyType(
 
 def refusal_here(config: Any) -> str:
     """Why transformers cannot load quantized weights on this machine, such as a package that is absent, else ''."""
-    from transformers.quantizers import AutoHfQuantizer
+    from transformers.quantizers import auto
 
+    made: Any = auto.AutoHfQuantizer
     found = getattr(config, "quantization_config", None)
     try:
-        if isinstance(found, Mapping) and AutoHfQuantizer.supports_quant_method({**found}):  # else it loads plain ones
-            AutoHfQuantizer.from_config({**found}, pre_quantized=True).validate_environment(device_map=None)
+        if isinstance(found, Mapping) and made.supports_quant_method({**found}):  # else it loads plain ones
+            made.from_config({**found}, pre_quantized=True).validate_environment(device_map=None)
     except Exception as error:  # of any kind; loading would raise it, too
         return one_line(error, 200)
     return ""
