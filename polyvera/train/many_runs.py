@@ -10,7 +10,7 @@ from polyvera.train.recipe import Recipe
 
 # What an experiment chooses for each of its runs, or that has no use in it.
 CHOSEN = (
-    *("method", "rank", "hash_size", "seed", "run_seed", "full", "budget", "workers"),
+    *("method", "rank", "hash_size", "basis", "seed", "run_seed", "full", "budget", "workers"),
     *("name", "alias", "store", "stored", "init_from", "output"),
 )
 
