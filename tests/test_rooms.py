@@ -24,6 +24,7 @@ ROOMS = (
     ("server", "llm"),
     ("compare",),
     ("dimension",),
+    ("bases",),
     ("search",),
     ("cli",),
     ("__init__", "__main__"),

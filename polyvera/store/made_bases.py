@@ -112,16 +112,14 @@ class MadeBases:
             assert basis is not None
             self.put(basis)
 
-    def check(self, path: str) -> None:
-        """Reads and checks a file below bases/. Raises StoreError, DamagedFileError, NotFoundError."""
-        sha256 = parse_basis(path)
-        name = path.removeprefix(f"{BASES}/@")
-        if sha256:
-            _parsed(self._data(sha256), sha256)
-        elif name == path:
+    def check(self, path: str) -> str:
+        """Reads and checks a file below bases/; returns the sha256. Raises StoreError, DamagedFileError."""
+        sha256, name = parse_basis(path), path.removeprefix(f"{BASES}/@")
+        if not sha256 and name == path:
             raise StoreError("this file does not belong to a registry; move it elsewhere")
-        else:
-            self._data(self._named(name))
+        sha256 = sha256 or self._named(name)
+        _parsed(self._data(sha256), sha256)
+        return sha256
 
     def _create(self, sha256: str, data: bytes) -> None:
         path = basis_path(sha256)

@@ -13,6 +13,11 @@ CHOSEN = (
     *("method", "rank", "hash_size", "basis", "seed", "run_seed", "full", "budget", "workers"),
     *("name", "alias", "store", "stored", "init_from", "output"),
 )
+# What the making of a basis has no use for.
+UNUSED = (
+    *("validation", "test", "basis", "init", "hash_size", "full", "budget", "workers", "slots", "output"),
+    *("init_from", "alias", "stored", "early_stopping", "eval_every", "save_every"),
+)
 
 
 def for_many_runs(recipe: Recipe, what: str) -> Recipe:

@@ -320,12 +320,7 @@ def _run(trainer: AdapterTrainer, at: Path | None, best: KeepBest | None) -> Non
         checkpoint.read_into(best.path, trainer.whole)
 
 
-def _adapter(
-    recipe: Recipe,
-    trainer: AdapterTrainer,
-    allocator: Allocator | None,
-    table: Table,
-) -> Adapter | None:
+def _adapter(recipe: Recipe, trainer: AdapterTrainer, allocator: Allocator | None, table: Table) -> Adapter | None:
     if trainer.bank is None:
         return None
     adapter = in_unit(extract(trainer.bank, trainer.bank.first, trainer.whole), trainer.rows.span)

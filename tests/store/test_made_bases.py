@@ -8,16 +8,20 @@ from drawn_adapters import SMALL, alike
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.basis import Basis, basis_at_hand, draw_basis, given_basis
-from polyvera.adapter.inject import add_bank, load
+from polyvera.adapter.inject import add_bank, banks_of, load
 from polyvera.adapter.layout import layout_of
 from polyvera.adapter.method import METHODS
+from polyvera.adapter.route import route
 from polyvera.adapter.spec import AdapterSpec, BasisKey
 from polyvera.errors import BasisError, DamagedFileError, NotFoundError, ReferenceNameError
 from polyvera.store.file.codec import decode, encode
 from polyvera.store.file.stored_dtype import STORED_DTYPES
 from polyvera.store.paths import basis_path
+from polyvera.store.peft.reader import import_peft
+from polyvera.store.peft.writer import export_peft
 from polyvera.store.registry import Registry
 
+PROJECTIONS = (("q_proj", 32), ("v_proj", 16))
 SHARED = next(name for name, row in METHODS.items() if row.shares_basis)
 
 
@@ -100,17 +104,11 @@ def test_adapters_of_several_bases_are_loaded_side_by_side(tmp_path):
     for i in range(4):
         registry.put(f"t{i}", on(made(i % 2)))
     slots = load(model, [registry.get(f"t{i}") for i in range(4)])
-    banks = {slot: next(b for b in model_banks(model) if slot in b.slots) for slot in slots}
+    banks = {slot: next(b for b in banks_of(model) if slot in b.slots) for slot in slots}
     assert banks[slots[0]] is banks[slots[2]] is not banks[slots[1]] and banks[slots[1]] is banks[slots[3]]
     bank = add_bank(model, registry.get("t0").layout, 2, registry.get("t0").basis())
     registry.load_into(bank, ["t0", "t2"])
     assert torch.equal(bank.take(bank.slots[1]), registry.get("t2").flat)
-
-
-def model_banks(model):
-    from polyvera.adapter.inject import banks_of
-
-    return banks_of(model)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +133,7 @@ def test_a_damaged_basis_is_refused_and_healed(tmp_path, damage):
     for read in (lambda: registry.bases.get("pca"), lambda: registry.get("a")):
         with pytest.raises(DamagedFileError, match=sha256[:12]):
             read()
-    assert len(registry.verify()) == 2
+    assert len(registry.verify()) == 3
     registry.bases.put(made(3))
     assert registry.get("a").basis() is not None and registry.verify() == []
 
@@ -149,3 +147,24 @@ def test_what_is_no_basis_is_named_by_verify(tmp_path):
     with pytest.raises(DamagedFileError, match="set it again"):
         registry.bases.get("pca")
     assert registry.bases.get(sha256[:6]).sha256 == sha256
+
+
+@pytest.mark.parametrize("as_lora", [False, True])
+def test_it_goes_to_peft_and_comes_back(tmp_path, small_llama, as_lora):
+    widths = {f"model.layers.{i}.self_attn.{name}": (32, out) for i in range(3) for name, out in PROJECTIONS}
+    basis = given_basis(torch.randn(4, 32), torch.randn(32, 4))
+    spec = AdapterSpec(SHARED, rank=4, init=basis.sha256, in_max=32, out_max=32, targets=("q_proj", "v_proj"))
+    layout = layout_of(spec, widths)
+    adapter = Adapter(spec, layout, torch.randn(layout.num_params), basis.sha256)
+    again = import_peft(export_peft(adapter, tmp_path / "out", as_lora=as_lora), small_llama)
+    ids = torch.arange(5)[None]
+    slots = load(small_llama, [adapter, again], check_base=False)
+    with torch.no_grad():
+        own, other = (_logits(small_llama, slot, ids) for slot in slots)
+    assert torch.allclose(own, other, atol=1e-4)
+    assert as_lora or again.basis_sha256 == basis.sha256
+
+
+def _logits(model, slot, ids):
+    with route(slot):
+        return model(input_ids=ids).logits
