@@ -23,7 +23,7 @@ ROOMS = (
     ("replicas", "train"),
     ("server", "llm"),
     ("compare",),
-    ("dimension",),
+    ("align", "dimension"),
     ("bases",),
     ("search",),
     ("cli",),

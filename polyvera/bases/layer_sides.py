@@ -6,7 +6,7 @@ is the gradient of the loss by the layer's weight. Tokens that no loss depends o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -98,7 +98,7 @@ def _observer(sides: LayerSides, model: nn.Module) -> Hook:
     return observe
 
 
-def leading(moments: list[Tensor], rank: int, what: str) -> Tensor:
+def leading(moments: Sequence[Tensor], rank: int, what: str) -> Tensor:
     """The leading eigenvectors (rank, widest) of the sum of moments, each beside zeros where it is narrower.
 
     Raises DataError where they span fewer directions. what: they are of, for the message.
@@ -113,7 +113,7 @@ def leading(moments: list[Tensor], rank: int, what: str) -> Tensor:
     return found
 
 
-def leading_pairs(sides: list[LayerSides], rank: int) -> tuple[Tensor, Tensor]:
+def leading_pairs(sides: Sequence[LayerSides], rank: int) -> tuple[Tensor, Tensor]:
     """Right (rank, widest in) and left (rank, widest out) singular vectors of the layers' mean gradients.
 
     Of all layers' pairs those of the largest singular values, each over the norm of its layer's gradient.

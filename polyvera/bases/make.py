@@ -6,7 +6,7 @@ the mean of squares, and the columns of B of norm √(2 out_max / rank).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import sqrt
@@ -62,22 +62,23 @@ class BasisRun:
         if not result.of(FINISHED):
             raise DataError(f"no tenant could be trained: {result.outcomes[0].problem}")
 
-    def sides(self) -> list[LayerSides]:
-        """Of every adapted layer, over the batches of the training."""
+    def sides(self, watch: Watch = lambda fleet: None) -> list[LayerSides]:
+        """Of every adapted layer, over the batches of the training. Raises as train()."""
         widths = {site.name: site.widths for site in self.layout.sites}
         with gathering(self.base.model, widths) as found:
-            self.train()
+            self.train(watch)
         return list(found.values())
 
 
-def _activations(run: BasisRun) -> Pair:
-    sides = run.sides()
-    A = leading([own.covariance for own in sides], run.rank, "the inputs of these layers")
-    return A, leading([own.wanted for own in sides], run.rank, "the gradients of these layers' outputs").T
+def activation_pair(sides: Sequence[LayerSides], rank: int) -> Pair:
+    """Principal components of what layers read, and of the gradients of what they give. Raises DataError."""
+    A = leading([own.covariance for own in sides], rank, "the inputs of these layers")
+    return A, leading([own.wanted for own in sides], rank, "the gradients of these layers' outputs").T
 
 
-def _gradients(run: BasisRun) -> Pair:
-    right, left = leading_pairs(run.sides(), run.rank)
+def gradient_pair(sides: Sequence[LayerSides], rank: int) -> Pair:
+    """Singular pairs of the layers' mean gradients. Raises DataError."""
+    right, left = leading_pairs(sides, rank)
     return right, left.T
 
 
@@ -101,8 +102,8 @@ def _drawn(init: str, run: BasisRun) -> Pair:
 # of the mean gradient of their weights; learned with a fleet; or drawn, as it is.
 KINDS: Mapping[str, Callable[[BasisRun], Pair]] = MappingProxyType(
     {
-        "activations": _activations,
-        "gradients": _gradients,
+        "activations": lambda run: activation_pair(run.sides(), run.rank),
+        "gradients": lambda run: gradient_pair(run.sides(), run.rank),
         "fleet": _fleet,
         **{init: partial(_drawn, init) for init in BASES},
     }
