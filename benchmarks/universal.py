@@ -1,6 +1,6 @@
 """Universal weights: does a basis that is learned on some tenants serve others better than its nulls?
 
-    python benchmarks/universal.py DATA [--seeds 3] [--ranks 24] [--steps 60] [--output docs/results/universal]
+    python benchmarks/universal.py DATA [--seeds 3] [--ranks 24] [--steps 32] [--output docs/results/universal]
 
 DATA is a folder with clinc150 and banking77, rows of text and label. MiniLM, q and v of the late layers, one d a layer
 over one shared pair: all that is stored of a tenant is rank · 6 numbers. Bases are made of tenants of ten intents of
@@ -59,10 +59,11 @@ from polyvera.train.tenants import Tenant, TenantRows
 
 LATE = r".*encoder\.layer\.[345]\.attention\.self\.(query|value)"
 METHOD, HEAD = "vera-d", "labels"
-INTENTS, LEARNED_ON, NEAR, FAR = 10, 12, 2, 2
+INTENTS, LEARNED_ON, NEAR, FAR = 10, 12, 1, 1
+LEARNING = 2  # times the steps of a new tenant
 SOURCES = ("clinc150", "banking77")
 FACTORS, EXTENSIONS = (0.25, 1.0, 4.0), 4
-LOOKS = 6  # validation losses of a run
+LOOKS = 4  # validation losses of a run
 DRAWN, LEARNED, NULL, MEAN = "drawn", "learned", "null", "mean"
 # Each arm: the basis that it trains on, and whether it starts at the tenants' mean.
 ARMS: Mapping[str, tuple[str, bool]] = {
@@ -171,7 +172,8 @@ class Bed:
         line = tuple(Tenant(path.stem, TenantRows(str(path))) for path in paths)
         first = read(paths[0])
         base = load_base("minilm", task=first.task, labels=first.labels)
-        recipe = self.recipe(seed, data=str(paths[0].parent), slots=len(line), basis=None)
+        recipe = self.recipe(seed, data=str(paths[0].parent), slots=len(line))
+        recipe = recipe.replaced(max_steps=LEARNING * self.steps)
         run, heads, joint, seen = (
             BasisRun(recipe, base, line, to_nobody),
             HeldHeads(base, [read(path).labels for path in paths]),
@@ -316,7 +318,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--ranks", type=int, nargs="*", default=[24])
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--shots", type=int, default=10)
     parser.add_argument("--tests", type=int, default=30)
     parser.add_argument("--output", type=Path, default=Path("universal"))

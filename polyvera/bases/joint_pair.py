@@ -17,7 +17,7 @@ from polyvera.adapter.basis import Basis
 from polyvera.adapter.hashing import initial
 from polyvera.train.fleet.fleet import Fleet
 
-STEP = 0.01  # of Adam at the full rate, of the average size of A's and of B's numbers
+STEP = 0.03  # of Adam at the full rate, of the average size of A's and of B's numbers
 
 
 class JointPair:

@@ -31,11 +31,12 @@ def align(
     from polyvera.align import report
     from polyvera.align.features import layer_features, texts_of
     from polyvera.align.mutual_knn import align as aligned
-    from polyvera.model.load import AUTO_TASK, load_base
+    from polyvera.model.config import AUTO_TASK
+    from polyvera.model.load import load_base
 
     column, texts = texts_of(data, column, rows)
     features = [layer_features(load_base(name, task=AUTO_TASK), texts) for name in (model, other)]
-    found, models = aligned(*features, k, permutations), (model, other)
+    found, models = aligned(features[0], features[1], k, permutations), (model, other)
     text = json.dumps(report.to_json(found, models, column), indent=1)
     places = {}
     if output is not None:
