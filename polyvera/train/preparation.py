@@ -12,7 +12,7 @@ from torch import nn
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
-from polyvera.adapter.base_layer import layer_kind
+from polyvera.adapter.base_layer import layer_kind, rounds_inputs
 from polyvera.adapter.basis import Basis
 from polyvera.adapter.inject import banks_of, eject, inject, load
 from polyvera.adapter.route import checkpoint_context, route
@@ -274,6 +274,16 @@ def on_made(spec: AdapterSpec, basis: Basis | None) -> AdapterSpec:
     if basis is None:
         return spec
     return replace(spec, init=basis.sha256, in_max=basis.key.in_max, out_max=basis.key.out_max)
+
+
+def check_mixes(base: Base) -> None:
+    """Raises RecipeError for a model in which the rows of a batch change each other, as no tenant's must."""
+    for name, layer in base_layers(base.model).items():
+        if rounds_inputs(layer):
+            raise RecipeError(
+                f"{name} rounds what it reads by all rows of a batch, so tenants in one batch would change each other: "
+                "quantize the weights alone (4 bits of bitsandbytes), or train each tenant alone"
+            )
 
 
 def _in_words(targets: str | tuple[str, ...]) -> bool:
