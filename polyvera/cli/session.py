@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from polyvera.errors import FingerprintError, RecipeError
 from polyvera.model.prompt import TEMPLATE
+from polyvera.model.task import LM
 from polyvera.plan import bytes_text
 
 if TYPE_CHECKING:
@@ -52,9 +53,19 @@ class Session:
 
     @classmethod
     def open(
-        cls, names: str | Sequence[str] | None, store: str, model: str | None, *, any_base: bool, dtype: str = "auto"
+        cls,
+        names: str | Sequence[str] | None,
+        store: str,
+        model: str | None,
+        *,
+        any_base: bool,
+        dtype: str = "auto",
+        bare: str = LM,
     ) -> Session:
-        """Loads the adapters, then the base that they were trained on. Raises RecipeError where they differ in it."""
+        """Loads the adapters, then the base that they were trained on. Raises RecipeError where they differ in it.
+
+        bare: the task that the base is loaded for where there is no adapter, as load_base() takes it.
+        """
         from polyvera.adapter.inject import load
         from polyvera.model.answer import meaning_of
         from polyvera.model.frozen_head import LabelReader, with_head
@@ -64,7 +75,7 @@ class Session:
         names = [names] if isinstance(names, str) else list(names or [])
         registry = Registry(store)
         adapters = [registry.get(name) for name in names]
-        base = place(load_base(base_name(adapters, model), **task_of(adapters), dtype=dtype))
+        base = place(load_base(base_name(adapters, model), **{"task": bare, **task_of(adapters)}, dtype=dtype))
         reader = LabelReader(base.model, base.tokenizer)
         adapters = [with_head(adapter, reader) for adapter in adapters]
         try:
@@ -81,9 +92,11 @@ class Session:
 
         if rows.source is None:
             raise RecipeError("there are no rows to answer: give --data FILE")
-        task = next((meaning.task for meaning in self.meanings if not meaning.row.writes), None)
+        own = self._own_heads()
+        task = next((meaning.task for meaning in (*self.meanings, *own) if not meaning.row.writes), None)
         chat = self._asks_by_template(rows.chat)
         table = rows.cut(read(rows.source, rows.columns, chat=chat, task=task))
+        self._check_kind(table, has_head=bool(self.names or own))
         model, tokenizer = self.base.model, self.base.tokenizer
         # A head that was never trained has nothing to say, so a classifier's base is left out.
         everyone = [*zip(self.names, self.slots, strict=True)] + (
@@ -94,6 +107,29 @@ class Session:
         meanings = dict(zip(self.slots, self.meanings, strict=True))
         found = evaluate(model, tokenizer, several, slots, batch_size=rows.batch_size, meanings=meanings)
         return {name: found.of_slot(slot) for name, slot in everyone}
+
+    def _own_heads(self) -> tuple[Meaning, ...]:
+        """What the base's own head is for, where no adapter brings one and its files have one."""
+        from polyvera.model.answer import trained_meaning
+        from polyvera.model.config import kind_of
+        from polyvera.model.load import WITH_HEAD
+
+        if self.names or kind_of(self.base.model) not in WITH_HEAD:
+            return ()
+        own = trained_meaning(self.base.model)
+        return (own,) if own.labels else ()
+
+    def _check_kind(self, table: Table, *, has_head: bool) -> None:
+        """Raises SpecError or RecipeError for rows that neither the base nor an adapter's head answers."""
+        from polyvera.model.config import check_kind
+
+        if not self.names and table.row.writes:
+            check_kind(self.base.model.config, table.suited(self.base.model).row.kind)
+        if table.row.has_head and not has_head:
+            raise RecipeError(
+                f"{table.source} has labels, and {type(self.base.model).__name__} has no trained head that answers "
+                "them: name an adapter, or a model that has one"
+            )
 
     def generate(
         self, prompts: Sequence[str], *, base: bool, chat: bool | None, seed: int, **settings: Any
@@ -183,6 +219,13 @@ def stored_text(header: Header) -> str:
     return f"in {header.index.stored.name}{lost}"
 
 
+def _written(value: object) -> object:
+    """A choice as a flag takes it."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={part}" for key, part in value.items())
+    return ", ".join(value) if isinstance(value, tuple | list) else value
+
+
 def facts(registry: Registry, name: str) -> dict[str, object]:
     """All that a store knows of one adapter."""
     from polyvera.model.answer import meaning_of
@@ -207,7 +250,7 @@ def facts(registry: Registry, name: str) -> dict[str, object]:
         "layers": f"{len(adapter.layout.sites)}: {', '.join(adapter.layout.patterns)}",
         "task": meaning_of(adapter).task,
         "labels": ", ".join(adapter.labels),
-        **{k: ", ".join(v) if isinstance(v, tuple) else v for k, v in adapter.spec.to_dict().items()},
+        **{name: _written(value) for name, value in adapter.spec.to_dict().items()},
         **{name: f"{value:.4g}" for name, value in adapter.scores.items()},
     }
     return {key: value for key, value in known.items() if value not in ("", None)}

@@ -15,6 +15,7 @@ from polyvera.cli import tables
 from polyvera.cli.flags import Taken, Whole, with_settings
 from polyvera.cli.session import Rows, Session
 from polyvera.errors import PolyveraError, RecipeError
+from polyvera.model.config import AUTO_TASK
 from polyvera.train.memory import peak_bytes
 from polyvera.train.recipe import Recipe
 
@@ -155,7 +156,8 @@ def evaluate(
         return
     if output is not None:
         raise RecipeError(f"--output {output} has no effect without --fleet")
-    scores = Session.open(names or published, store, model, any_base=any_base).evaluate(rows)
+    session = Session.open(names or published, store, model, any_base=any_base, bare=AUTO_TASK)
+    scores = session.evaluate(rows)
     typer.echo(json.dumps(scores, indent=2)) if as_json else tables.console().print(tables.score_table(scores))
 
 

@@ -148,7 +148,6 @@ def evaluate(
 
 def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, table: Table) -> tuple[Encoded, int]:
     """(the rows in tokens, the tokens of the longest right answer and its end). Raises DataError for too long a row."""
-    table = table.suited(model)
     limit = context_length(model, tokenizer)
     rows = encode(table, tokenizer, limit, num_tokens=vocabulary_size(model))
     if not (table.row.writes and all(example.prompt for example in table.examples)):

@@ -23,7 +23,7 @@ from polyvera.data.tables import Table
 from polyvera.errors import RecipeError
 from polyvera.evaluate.evaluate import evaluate
 from polyvera.model.answer import Meaning
-from polyvera.model.load import Base
+from polyvera.model.load import Base, place
 from polyvera.store.reference import AdapterRef
 from polyvera.train import checkpoint
 from polyvera.train.budget import Allocator, compacted, schedule
@@ -48,10 +48,10 @@ from polyvera.train.recipe import Recipe
 from polyvera.train.rounding import NUM_ROUNDING_ROWS, rounded, rounds, without_pruned
 from polyvera.train.schedule import seed_everything
 from polyvera.train.tell import Tell, to_nobody, to_stderr
+from polyvera.train.trained_numbers import check_numbers
 from polyvera.train.warm_start import warm_start
 
 if TYPE_CHECKING:
-    import torch
     from transformers import TrainerCallback
 
     from polyvera.train.callbacks import KeepBest
@@ -142,7 +142,7 @@ def _trained(
     with ExitStack() as stack:
         folder = stack.enter_context(_folder(recipe))
         args = arguments(recipe, folder, len(rows))
-        model = _moved(base, args.device)
+        model: Any = place(base, str(args.device)).model
         bank = stack.enter_context(adapted(recipe, base))
         slot = BASE_SLOT if bank is None else bank.first
         begin(bank, slot, base, rows.span, start)
@@ -155,6 +155,7 @@ def _trained(
             _run(trainer, at, best)
         history = History(*(columns_of(trainer.state.log_history, name) for name in ("loss", "eval_loss")))
         scores = {"train_loss": history.recent()} | ({} if best is None else {"eval_loss": best.loss})
+        check_numbers(checkpoint.trained(trainer.whole).values(), recipe.learning_rate)
         exact = _adapter(recipe, trainer, allocator, tables.training)
         meaning = meaning_in(recipe, tables.training.task, tables.training.labels)
         scores |= _scores(base, trainer, held_out, tables.test, slot, meaning)
@@ -197,12 +198,6 @@ def _scores(
         return scores
     found = evaluate(base.model, base.tokenizer, test, slot, meanings={slot: meaning})
     return {**scores, **found.scores}
-
-
-def _moved(base: Base, device: torch.device) -> Any:
-    """The model on that device; a quantized one stays where it was loaded."""
-    model: Any = base.model
-    return model if getattr(model, "is_quantized", False) else model.to(device)
 
 
 def _is_first_process() -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_pooling import write
 from tiny_models import counting_rows, make_classifier, make_model, make_seq2seq, make_tokenizer
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
@@ -202,8 +203,11 @@ def test_a_broken_file_is_found_by_verify() -> None:
     assert "1 problems" in polyvera("verify", fails=True).output
 
 
-def test_a_classifier_keeps_its_head_and_its_labels(tmp_path: Path) -> None:
-    make_classifier().save_pretrained("encoder")
+@pytest.mark.parametrize("pooling", [{}, {"pooling_mode_mean_tokens": True}])
+def test_a_classifier_keeps_its_head_and_its_labels(tmp_path: Path, pooling: dict[str, bool]) -> None:
+    if pooling:
+        write(tmp_path / "encoder", pooling)
+    make_classifier().base_model.save_pretrained("encoder")
     make_tokenizer().save_pretrained("encoder")
     rows = [{"text": f"w{i % 7} w{20 + i % 5}", "label": ("even", "odd")[i % 2]} for i in range(24)]
     Path("classes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -214,6 +218,11 @@ def test_a_classifier_keeps_its_head_and_its_labels(tmp_path: Path) -> None:
     assert adapter.labels == ("even", "odd") and adapter.layout.num_head_params == 2 * 32 + 2
     scores = json.loads(polyvera("eval", "parity", "--data", "classes.jsonl", "--json").stdout)
     assert set(scores) == {"parity"} and 0 <= scores["parity"]["accuracy"] <= 1
+    assert "head classifier" in " ".join(polyvera("show", "parity").output.split())
+    polyvera("merge", "parity", "merged")
+    merged = json.loads(polyvera("eval", "--model", "merged", "--data", "classes.jsonl", "--json").stdout)
+    assert merged == {"base": scores["parity"]}
+    assert "no trained head" in polyvera("eval", "--model", "encoder", "--data", "classes.jsonl", fails=True).output
 
 
 @pytest.mark.parametrize("family", ["t5", "bart"])

@@ -28,7 +28,7 @@ from polyvera.data.batching import Collator, packed
 from polyvera.data.packed_rows import PackedRows
 from polyvera.data.row_form import FORMS
 from polyvera.data.target_tokens import TargetTokens
-from polyvera.errors import DataError, message_of
+from polyvera.errors import DataError, DivergedError, message_of
 from polyvera.model.config import labels_of
 from polyvera.model.inference import evaluating
 from polyvera.model.load import Base
@@ -44,6 +44,7 @@ from polyvera.train.preparation import check_head_lr, encode_tables, said
 from polyvera.train.recipe import Recipe
 from polyvera.train.rounding import NUM_ROUNDING_ROWS, rounded
 from polyvera.train.tenants import Tables, Tenant
+from polyvera.train.trained_numbers import check_numbers
 
 SLOTS = 32
 BATCH_TOKENS = {"cpu": 768}  # enough to keep a CPU's cores busy, and few enough to hold rows of like length
@@ -157,7 +158,7 @@ class Fleet:
     def settle(self) -> None:
         """Those who are done leave with their adapters."""
         done = [(member, self._adapter(member)) for member in self.members if member.is_done]
-        done = [(member, adapter) for member, adapter in done if self._is_finite(member, adapter)]
+        done = [(member, adapter) for member, adapter in done if self._can_be_kept(member, adapter)]
         rounding = self._round(done) if done and self.journal.rounds else {}
         for member, exact in done:
             adapter = replace(exact, scores={**exact.scores, **rounding.get(member.index, {})})
@@ -165,13 +166,14 @@ class Fleet:
             rows, step = len(member.rows), member.step
             self._leave(member, Outcome(member.name, FINISHED, "", "", rows, step, **losses, adapter=adapter))
 
-    def _is_finite(self, member: Member, adapter: Adapter) -> bool:
-        """Whether a tenant's numbers can be kept; it leaves where not, since its last step may have broken them."""
-        if bool(torch.isfinite(adapter.flat).all()):
-            return True
-        problem = f"its numbers are not finite after step {member.step}"
-        self._leave(member, Outcome(member.name, QUARANTINED, problem, "", len(member.rows), member.step))
-        return False
+    def _can_be_kept(self, member: Member, adapter: Adapter) -> bool:
+        """Whether a tenant's numbers are sound; it leaves where not, since its last step may have broken them."""
+        try:
+            check_numbers([as_learned(adapter, member.rows.span).flat], member.recipe.learning_rate)
+        except DivergedError as error:
+            self._leave(member, Outcome(member.name, QUARANTINED, str(error), "", len(member.rows), member.step))
+            return False
+        return True
 
     def _round(self, adapters: Sequence[tuple[Member, Adapter]]) -> dict[int, dict[str, float]]:
         """The losses with the numbers as they will be stored, which take the exact ones' place; by the bank's index."""

@@ -13,7 +13,7 @@ from typing import cast
 
 from polyvera.data.packed_rows import PackedRows
 from polyvera.data.tables import Table
-from polyvera.errors import DataError, NonFiniteError, NotFoundError, QuotaError, RecipeError, StoreError
+from polyvera.errors import DataError, DivergedError, NonFiniteError, NotFoundError, QuotaError, RecipeError, StoreError
 from polyvera.jobs.database import Database
 from polyvera.jobs.fine_tuning_job import CANCELLED, DPO, SUPERVISED, FineTuningJob, JobError
 from polyvera.jobs.job_queue import JobQueue, Progress
@@ -35,6 +35,7 @@ BAD_FILE = ("invalid_training_file", "training_file")
 CODES: tuple[tuple[type[Exception], tuple[str, str | None]], ...] = (
     (QuotaError, ("insufficient_quota", None)),
     (NonFiniteError, ("training_diverged", None)),
+    (DivergedError, ("training_diverged", None)),
     (DataError, BAD_FILE),
     (RecipeError, BAD_FILE),
 )
@@ -184,7 +185,8 @@ class JobWorker:
         name = job.adapter_name
         if self._num_versions(name) < end.epoch:
             scores = {metric.replace("full_valid", "eval"): value for metric, value in metrics.items()}
-            self._registry.put(name, self._trainer.adapter(end.state, scores))
+            lr = self._recipe_of(job).learning_rate
+            self._registry.put(name, self._trainer.adapter(end.state, scores, lr))
         return f"{name}@{end.epoch}"
 
     def _num_versions(self, name: str) -> int:

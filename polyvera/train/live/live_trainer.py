@@ -43,6 +43,7 @@ from polyvera.train.live.operation import (
 )
 from polyvera.train.live.run_state import ParkedRuns, RunState
 from polyvera.train.live.slot_runs import LiveRun, SlotRuns
+from polyvera.train.trained_numbers import check_numbers
 
 PARKED_BYTES = 1 << 30
 
@@ -153,8 +154,9 @@ class LiveTrainer:
             self._line_up(line, chosen)
             return bool(line)
 
-    def adapter(self, state: RunState, scores: dict[str, float] | None = None) -> Adapter:
-        """A state's numbers as an adapter, which shares them."""
+    def adapter(self, state: RunState, scores: dict[str, float] | None = None, lr: float | None = None) -> Adapter:
+        """A state's numbers as an adapter, which shares them. Raises DivergedError, with the lr, for what is none."""
+        check_numbers([state.weight], lr)
         created = datetime.now(UTC).isoformat(timespec="seconds")
         return replace(self._template, flat=state.weight, scores=scores or NOTHING, created=created)
 

@@ -1,11 +1,13 @@
 """What is saved is whole, of its tenant, and goes when it is not wanted any more."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from live_runs import live, rows_of, run_all, state_of
 from run_service import KEPT, RunService
 
-from polyvera.errors import ConflictError, DataError, NotFoundError, QuotaError
+from polyvera.errors import ConflictError, DataError, DivergedError, NotFoundError, QuotaError
 from polyvera.jobs.operation_queue import OperationQueue
 from polyvera.train.live.operation import OptimizerStep, Pass
 from polyvera.train.live.weights_saver import NUM_UNNAMED, WeightsSaver
@@ -56,6 +58,13 @@ def test_an_adapter_is_published_for_its_tenant(saved):
         saver.load(run, made.path)
     with pytest.raises(NotFoundError):
         saver.load(run, made.path.replace("two", "three"))
+
+
+def test_numbers_that_nothing_can_serve_are_not_published(saved):
+    at, run, saver, state, trainer = saved
+    with pytest.raises(DivergedError, match="at a lower learning rate"):
+        saver.publish(run, 1, SAMPLED, replace(state, weight=state.weight + 1e5), trainer)
+    assert not at.registry.list("ft/acme")
 
 
 def test_what_nobody_named_goes_when_others_follow(saved):
