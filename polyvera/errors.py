@@ -199,4 +199,6 @@ def one_line(error: BaseException, limit: int) -> str:
 
 def message_of(error: BaseException) -> str:
     """An error in one line: our own as it is, another with the name of its type."""
-    return str(error) if isinstance(error, PolyveraError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, PolyveraError):
+        return str(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

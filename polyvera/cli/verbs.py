@@ -90,6 +90,8 @@ def plan(
     kind, num_labels, own = head_for(config_source(model), task, num_labels)
     spec = AdapterSpec(targets=targets, head=own if head is None else head)
     shapes = model_shapes(config_source(model), spec, kind=kind, num_labels=num_labels)
+    if shapes.refusal:
+        typer.echo(f"its quantized weights cannot be loaded on this machine: {shapes.refusal}", err=True)
     costs = compare(shapes.sites, shapes.num_params, rank=rank, head=shapes.head, base_dtype=base_dtype, stored=stored)
     if as_json:
         typer.echo(json.dumps([to_dict(cost) | _fleet(cost, fleet) for cost in costs], indent=2))

@@ -19,6 +19,7 @@ Row = Mapping[str, Any]
 NumberedRow = tuple[int, Row]
 HUB = re.compile(r"(?P<name>[^:@]+)(:(?P<config>[^@]+))?(@(?P<split>.+))?")
 
+MARK = "\ufeff"  # the byte order mark: of a file, or of each that was put into one
 SPLIT = "train"
 SAVED = ("state.json", "dataset_dict.json")  # written by save_to_disk(), whose folders load_dataset() does not read
 
@@ -76,15 +77,15 @@ def _jsonl_rows(path: Path) -> Iterator[NumberedRow]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             with blaming(f"{path}, row {number}"):
-                text = _decoded(line, number)
+                text = _decoded(line).lstrip(MARK)
                 row = _json_row(text) if text.strip() else None
             if row is not None:
                 yield number, row
 
 
-def _decoded(line: bytes, number: int) -> str:
+def _decoded(line: bytes) -> str:
     try:
-        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+        return line.decode()
     except UnicodeDecodeError as error:
         raise DataError(f"not UTF-8 at byte {error.start}; save the file as UTF-8") from error
 
@@ -154,7 +155,8 @@ def _csv_record(reader: Iterator[list[str]]) -> list[str] | None:
 def _csv_lines(file: io.BufferedReader) -> Iterator[str]:
     """The lines, whichever of the three line ends they have."""
     for number, line in enumerate(file, 1):
-        yield from io.StringIO(_decoded(line, number), newline="")
+        text = _decoded(line)
+        yield from io.StringIO(text.lstrip(MARK) if number == 1 else text, newline="")
 
 
 def _parquet_rows(path: Path) -> Iterator[NumberedRow]:

@@ -112,7 +112,7 @@ def read_json(name: str | None, file: str) -> Any:
     """A JSON file of a folder or hub id, None where there is no such file. Raises ServeError for what is no JSON."""
     path = find_file(name, file)
     try:
-        return None if path is None else json.loads(path.read_text("utf-8-sig"))
+        return None if path is None else json.loads(path.read_text("utf-8").lstrip("\ufeff"))
     except (OSError, ValueError) as error:
         raise ServeError(f"{file} of {name} is not valid JSON: {error}") from None
 

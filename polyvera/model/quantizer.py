@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from polyvera.errors import one_line
+
 
 @dataclass(frozen=True, slots=True)
 class Quantizer:
@@ -31,6 +33,20 @@ def _dense() -> Mapping[str, Any]:
 QUANTIZERS: Mapping[str, Quantizer] = MappingProxyType(
     {"torchao": Quantizer(keeps_dtype=True), "compressed-tensors": Quantizer(options=_dense)}
 )
+
+
+def refusal_here(config: Any) -> str:
+    """Why transformers cannot load quantized weights on this machine, such as a package that is absent, else ''."""
+    from transformers.quantizers import auto
+
+    made: Any = auto.AutoHfQuantizer
+    found = getattr(config, "quantization_config", None)
+    try:
+        if isinstance(found, Mapping) and made.supports_quant_method({**found}):  # else it loads plain ones
+            made.from_config({**found}, pre_quantized=True).validate_environment(device_map=None)
+    except Exception as error:  # of any kind; loading would raise it, too
+        return one_line(error, 200)
+    return ""
 
 
 def quantizer_of(config: Any) -> Quantizer:

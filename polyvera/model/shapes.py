@@ -36,6 +36,7 @@ from polyvera.model.config import (
     own_class,
 )
 from polyvera.model.coverage import Coverage, coverage_of
+from polyvera.model.quantizer import refusal_here
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -80,6 +81,7 @@ class ModelShapes:
     name: its class. num_params: tied weights once. sites: the widths of each adapted layer.
     head: the shapes of the spec's head by full name. dtype: the configuration's, None where it names none.
     context_length: the tokens that it reads, as context_length() has it. coverage: what the adapted layers are of it.
+    refusal: why its quantized weights cannot be loaded on this machine, '' where they can.
     """
 
     name: str
@@ -89,6 +91,7 @@ class ModelShapes:
     dtype: str | None
     context_length: int | None = None
     coverage: Coverage | None = None
+    refusal: str = ""
 
 
 def model_shapes(
@@ -113,6 +116,7 @@ def model_shapes(
         dtype=_dtype(config),
         context_length=context_length(model),
         coverage=coverage_of(model, sites),
+        refusal=refusal_here(config),
     )
 
 

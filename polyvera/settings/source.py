@@ -33,7 +33,7 @@ class Source:
 def read_toml(path: str | Path) -> dict[str, Any]:
     """The keys of a TOML file, unchecked. Raises RecipeError that names the file."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8").lstrip("\ufeff"))
     except OSError as error:
         raise RecipeError(f"{path} can't be read: {error.strerror}") from error
     except Exception as error:  # whatever the parser raises

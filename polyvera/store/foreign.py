@@ -110,7 +110,8 @@ def _of_file(path: Path) -> str:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        tree = json.loads(read_regular(path / CONFIG_NAME, CONFIG_BYTES, follows_links=True).decode("utf-8-sig"))
+        text = read_regular(path / CONFIG_NAME, CONFIG_BYTES, follows_links=True).decode()
+        tree = json.loads(text.lstrip("\ufeff"))
     except (OSError, ValueError, RecursionError):  # what is no regular file is a FormatError, which is a ValueError
         return {}
     return tree if isinstance(tree, dict) else {}

@@ -21,15 +21,17 @@ from polyvera.data.batching import PARTS, Collator, EpochOrder
 from polyvera.data.encoding import Encoded
 from polyvera.data.target_tokens import TargetTokens
 from polyvera.errors import DivergedError
+from polyvera.model.task import NEXT_TOKEN
 from polyvera.train import checkpoint
 from polyvera.train.budget import orthogonal_weight, orthogonality
 from polyvera.train.callbacks import Stateful
-from polyvera.train.loss import row_losses
+from polyvera.train.loss import is_plain_loss, row_losses
 from polyvera.train.recipe import Recipe
 from polyvera.train.schedule import lr_factor, num_steps
 
 TRAINED = "trained.safetensors"
 BESIDE = "beside.safetensors"
+NUM_TRIED = (16, 11)  # tokens of rows whose loss is looked at before the first step; the second row is padded
 
 
 class AdapterTrainer(Trainer):
@@ -46,11 +48,12 @@ class AdapterTrainer(Trainer):
         collate: Collator,
         head: set[str],
     ) -> None:
-        # A language model has a loss of its own. A head's would take num_items_in_batch and ignore it, which would make
-        # the sum of accumulated batches the loss instead of their mean.
+        # transformers' own loss of a language model holds the logits of all tokens. That of a head would take
+        # num_items_in_batch and ignore it, which would make the sum of accumulated batches the loss, not their mean.
         self.task, self.num_sequences = rows.task, len(rows[0].get(PARTS, (1,)))
+        self.asks_model = self.task.has_own_loss and not _is_plain(model, rows, collate)
         with _adapters_shown(model):
-            own_loss = None if self.task.has_own_loss else step_loss
+            own_loss = None if self.asks_model else step_loss
             super().__init__(model, args, collate, rows, held_out, compute_loss_func=own_loss)
         self.pop_callback(PrinterCallback)
         self.recipe, self.bank, self.rows, self.head = recipe, bank, rows, head
@@ -93,7 +96,7 @@ class AdapterTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The task's loss, with the orthogonality term of the rank budget in training."""
-        asked: Any = model if self.task.has_own_loss else partial(self._losses, model, inputs["labels"])
+        asked: Any = model if self.asks_model else partial(self._losses, model, inputs["labels"])
         loss, outputs = super().compute_loss(asked, inputs, True, num_items_in_batch)
         if self.orthogonal and self.bank is not None and model.training:
             skew = orthogonality(self.bank)
@@ -112,8 +115,12 @@ class AdapterTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """What the mean loss counts in these batches: labels, or the rows where each has several sequences."""
         if self.task.counts_rows:
-            rows = (self._one_group(batch["labels"]) for batch in batch_samples)
-            batch_samples = [{"labels": row, "shift_labels": row} for row in rows]
+            counted = [self._one_group(batch["labels"]) for batch in batch_samples]
+        elif self.task.predicts == NEXT_TOKEN:
+            counted = [batch["labels"][:, 1:] for batch in batch_samples]
+        else:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        batch_samples = [{"labels": part, "shift_labels": part} for part in counted]
         return super()._get_num_items_in_batch(batch_samples, device)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -197,6 +204,14 @@ class AdapterTrainer(Trainer):
         states = checkpoint.read(Path(resume_from_checkpoint) / BESIDE)
         for i, part in enumerate(self.beside):
             part.restore({k.partition(".")[2]: t for k, t in states.items() if k.startswith(f"{i}.")})
+
+
+def _is_plain(model: Any, rows: Encoded, collate: Collator) -> bool:
+    """Whether the model's own loss is the mean over target tokens, by the beginnings of two rows."""
+    starts = [row["input_ids"][:length] for row, length in zip(rows.rows, NUM_TRIED, strict=False)]
+    batch = collate([{"input_ids": ids, "labels": ids} for ids in starts])
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    return is_plain_loss(model, batch, batch.pop("labels"))
 
 
 @contextmanager

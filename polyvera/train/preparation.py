@@ -12,7 +12,7 @@ from torch import nn
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
-from polyvera.adapter.base_layer import layer_kind
+from polyvera.adapter.base_layer import layer_kind, rounds_inputs
 from polyvera.adapter.inject import banks_of, eject, inject, load
 from polyvera.adapter.route import checkpoint_context, route
 from polyvera.adapter.spec import AdapterSpec
@@ -242,6 +242,16 @@ def spec_for(recipe: Recipe, base: Base) -> tuple[AdapterSpec, tuple[str, ...]]:
             f"{type(base.model).__name__} depends on it; leave it out with exclude"
         )
     return replace(spec, exclude=(*spec.exclude, *found.dead)), found.written
+
+
+def check_mixes(base: Base) -> None:
+    """Raises RecipeError for a model in which the rows of a batch change each other, as no tenant's must."""
+    for name, layer in base_layers(base.model).items():
+        if rounds_inputs(layer):
+            raise RecipeError(
+                f"{name} rounds what it reads by all rows of a batch, so tenants in one batch would change each other: "
+                "quantize the weights alone (4 bits of bitsandbytes), or train each tenant alone"
+            )
 
 
 def _in_words(targets: str | tuple[str, ...]) -> bool:

@@ -43,7 +43,7 @@ def test_whatever_a_line_raises_names_its_row(tmp_path: Path, line: bytes, probl
 def test_csv_has_any_line_ends_and_long_fields(tmp_path: Path, end: str) -> None:
     path, long = tmp_path / "rows.csv", "w1 " * 60_000
     lines = ["prompt,completion", f"{long},b", "", '"two' + end + 'lines",c', ""]
-    path.write_bytes(b"\xef\xbb\xbf" + end.join(lines).encode())
+    path.write_bytes(2 * b"\xef\xbb\xbf" + end.join(lines).encode())
     assert [(number, row["prompt"]) for number, row in read_rows(str(path))] == [(1, long), (2, f"two{end}lines")]
 
 

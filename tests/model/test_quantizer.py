@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,21 @@ import pytest
 import torch
 from tiny_models import WORDS, counting_rows, make_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
 
 from polyvera.adapter.inject import load
 from polyvera.adapter.merge import merge
 from polyvera.adapter.route import route
+from polyvera.cli import app
 from polyvera.engine.factory import engine_for
 from polyvera.engine.generation.request import SamplingParams
 from polyvera.engine.limits import Limits
 from polyvera.errors import RecipeError, ServeError
 from polyvera.model.load import load_base
 from polyvera.model.quantizer import QUANTIZERS, Quantizer, quantizer_of
+from polyvera.model.shapes import model_shapes
 from polyvera.store.registry import Registry
+from polyvera.train.fleet.train_fleet import train_fleet
 from polyvera.train.recipe import Recipe
 from polyvera.train.trainer import train
 
@@ -95,7 +100,14 @@ def test_a_base_quantized_by_its_weights_goes_the_whole_way(kind: str, tmp_path:
 
 def test_eight_bits_of_inputs_train_and_are_not_served(tmp_path: Path) -> None:
     name = quantized(tmp_path, bits(load_in_8bit=True), torch.float32)
-    assert train(recipe(tmp_path, name), progress=False).adapter.flat.isfinite().all()
+    asked = recipe(tmp_path, name)
+    assert train(asked, progress=False).adapter.flat.isfinite().all()
+    both = asked.replaced(fleet=True, data=str(tmp_path / "tenants"))
+    (tmp_path / "tenants").mkdir()
+    for tenant in ("ann", "bob"):
+        (tmp_path / "tenants" / f"{tenant}.jsonl").write_bytes((tmp_path / "orders.jsonl").read_bytes())
+    with pytest.raises(RecipeError, match=r"q_proj rounds what it reads.*train each tenant alone"):
+        train_fleet(both)
     with (
         pytest.raises(
             ServeError, match=r"q_proj rounds what it reads to few bits.*serve what merge --dequantize writes"
@@ -112,6 +124,15 @@ def test_a_base_that_passes_no_gradient_is_refused_before_a_step(tmp_path: Path)
         RecipeError, match=r"_proj is quantized in a form that passes no gradient on.*the weights alone"
     ):
         train(recipe(tmp_path, name), progress=False)
+
+
+def test_what_cannot_be_loaded_here_is_planned_with_a_word(tmp_path: Path) -> None:
+    plain = LlamaConfig(vocab_size=len(WORDS), **SIZES)
+    assert model_shapes(plain).refusal == ""
+    plain.quantization_config = {"quant_method": "aqlm" if find_spec("aqlm") is None else "quanto"}
+    assert "aqlm" in model_shapes(plain).refusal or "quanto" in model_shapes(plain).refusal
+    plain.save_pretrained(tmp_path)
+    assert "cannot be loaded on this machine" in CliRunner().invoke(app, ["plan", str(tmp_path)]).stderr
 
 
 def test_what_a_quantizer_needs_is_a_row() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from moe_models import make_moe
 from tiny_models import make_classifier, make_model
 from torch.nn import functional as F
 
@@ -11,7 +12,7 @@ from polyvera.data.encoding import IGNORED
 from polyvera.data.target_tokens import TargetTokens
 from polyvera.model.task import LABEL, LM, MULTI_LABEL, PREFERENCE, REGRESSION, TASKS, TOKEN_LABEL, WHOLE_ROW
 from polyvera.train.checkpoint import trained
-from polyvera.train.loss import num_items, row_losses
+from polyvera.train.loss import is_plain_loss, num_items, row_losses
 
 ROWS, LENGTH = 3, 9
 
@@ -40,6 +41,27 @@ def test_rows_lose_what_the_whole_logits_say(batch, targets):
     ours, theirs = (torch.autograd.grad(x.sum(), parameters, retain_graph=True) for x in (found, naive))
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_a_plain_loss_is_that_of_transformers(batch):
+    inputs, labels = batch
+    model = make_model()
+    assert is_plain_loss(model, inputs, labels)
+    own = model(**inputs, labels=labels).loss
+    targets = TargetTokens.of(labels)
+    found = row_losses(model, inputs, targets).sum() / len(targets.labels)
+    torch.testing.assert_close(found, own, rtol=1e-5, atol=1e-6)
+    ours, theirs = (torch.autograd.grad(x, [*model.parameters()]) for x in (found, own))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_what_a_router_asks_for_stays_in_the_loss(batch):
+    inputs, labels = batch
+    model = make_moe("mixtral")
+    assert is_plain_loss(model, inputs, labels)
+    model.config.output_router_logits = True
+    assert not is_plain_loss(model, inputs, labels)
 
 
 def test_a_class_is_one_target_a_row(batch):

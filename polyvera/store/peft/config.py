@@ -306,7 +306,7 @@ def read_tree(path: Path) -> dict[str, Any]:
         raise FormatError(f"{path.name}: {error}; this is not a PEFT config") from None
     check_start(path.name, text)
     try:
-        given = json.loads(text.decode("utf-8-sig"))
+        given = json.loads(text.decode().lstrip("\ufeff"))
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path.name} is not JSON: {error}") from error
     if not isinstance(given, dict):

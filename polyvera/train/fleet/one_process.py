@@ -18,7 +18,7 @@ from polyvera.train.fleet.fleet import SLOTS, Fleet, Watch
 from polyvera.train.fleet.journal import SKIPPED, Journal, Outcome
 from polyvera.train.fleet.learning_rate import LearningRate, fleet_rate, kept_rate
 from polyvera.train.fleet.traffic import Traffic
-from polyvera.train.preparation import adapted, base_for, tell_form
+from polyvera.train.preparation import adapted, base_for, check_mixes, tell_form
 from polyvera.train.recipe import Recipe
 from polyvera.train.schedule import seed_everything
 from polyvera.train.tell import Tell, to_stderr
@@ -80,6 +80,8 @@ def train_here(
         _skip_all(line, recipe, journal)
     else:
         base = base_for(recipe, first, base)
+        if len(everyone) > 1:
+            check_mixes(base)
         place(base)
         tell_form(first, base.tokenizer, tell)
         first = first.suited(base.model)

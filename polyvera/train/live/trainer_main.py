@@ -23,7 +23,7 @@ from polyvera.train.live.job_worker import JobWorker
 from polyvera.train.live.live_trainer import LiveTrainer
 from polyvera.train.live.run_trainers import RunTrainers
 from polyvera.train.live.run_worker import RunWorker
-from polyvera.train.preparation import adapted
+from polyvera.train.preparation import adapted, check_mixes
 from polyvera.train.recipe import Recipe
 
 LOCK = ".trainer.lock"
@@ -68,6 +68,7 @@ def train_jobs(start: TrainerStart, ended: Event, on_ready: Callable[[], None] =
     database = Database(start.policy.folder)
     with exclusive(start.policy.folder / LOCK):
         base = place(load_base(start.model))
+        check_mixes(base)
         with adapted(start.recipe, base, start.policy.slots) as bank:
             assert bank is not None
             policy, pace, registry = start.policy, resting(start.policy.share), Registry(start.store)
