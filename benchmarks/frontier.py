@@ -57,6 +57,8 @@ ARMS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "lora r1": {"method": "lora", "rank": 1, "targets": LATE},
         "vera-tied": {"method": "vera-tied", "targets": LATE},
         "vera-d": {"method": "vera-d", "targets": LATE},
+        "lora-xs r16": {"method": "lora-xs", "rank": 16, "targets": LATE},
+        "fourier-d r256": {"method": "fourier-d", "rank": 256, "targets": LATE},
         "lora r8, trained head": {"method": "lora", "rank": 8, "targets": LATE, "head": None},
         "vera r256, trained head": {"method": "vera", "rank": 256, "targets": LATE, "head": None},
     }

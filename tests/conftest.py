@@ -140,3 +140,14 @@ def counting(jsonl: Callable[..., str]) -> str:
 def classes(jsonl: Callable[..., str]) -> str:
     rows = [{"text": f"w{i % 7} w{20 + i % 5}", "label": ("even", "odd")[i % 2]} for i in range(24)]
     return jsonl(rows, "classes.jsonl")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Five tenants of unequal size, each with rows of its own."""
+    place = tmp_path / "tenants"
+    place.mkdir()
+    for k in range(5):
+        rows = counting_rows(9 + 3 * k)
+        (place / f"t{k}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[k:] + rows[:k]))
+    return place

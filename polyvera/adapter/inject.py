@@ -13,7 +13,7 @@ from polyvera.adapter.adapted_experts import Adapted, AdaptedExperts
 from polyvera.adapter.adapter import NOTHING, Adapter
 from polyvera.adapter.bank import Bank
 from polyvera.adapter.base_layer import is_quantized, layer_kind, widths
-from polyvera.adapter.basis import Basis, draw_basis
+from polyvera.adapter.basis import Basis, basis_of
 from polyvera.adapter.expert_stack import form_of
 from polyvera.adapter.fingerprint import check_fingerprint, fingerprint
 from polyvera.adapter.layer import AdaptedHead, AdaptedLinear, bare_head
@@ -37,12 +37,13 @@ def inject(
     product_dtype: of the products with A and B; None is autocast's under autocast, else the input's where that is
         bfloat16 or float16 on an accelerator, and fp32 otherwise, so on any CPU.
 
-    Raises TargetError for targets that match no layer, LayoutError where layers don't fit, SpecError.
+    Raises TargetError for targets that match no layer, LayoutError where layers don't fit, SpecError, BasisError for a
+    made basis that is not at hand.
     """
     sites = find_sites(model, spec)
     head = head_tensors(model, spec.head)
     layout = layout_of(spec, sites, {k: tuple(t.shape) for k, t in head.items()})
-    basis = None if layout.basis is None else draw_basis(layout.basis)
+    basis = None if layout.basis is None else basis_of(layout.basis)
     model.requires_grad_(False)
     bank = add_bank(model, layout, num_slots, basis, spec=spec, trainable=True, product_dtype=product_dtype)
     for slot in bank.slots:

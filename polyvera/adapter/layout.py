@@ -229,7 +229,7 @@ def _differences(layout: Layout, spec: AdapterSpec) -> Iterator[str]:
         rank, scale = spec.rank_of(site.name), spec.scale_of(site.name)
         if (site.rank, site.scale) != (rank, scale):
             yield f"{site.name} has rank {site.rank} and scale {site.scale}, the spec gives {rank} and {scale}"
-    if layout.basis is not None and layout.basis.init != GIVEN:
+    if layout.basis is not None and (layout.basis.init != GIVEN or spec.made_basis):
         named = basis_key(spec, {s.name: s.widths for s in layout.sites})
         if named != layout.basis:
             yield f"the spec names the basis {named}, the layout {layout.basis}"
@@ -306,4 +306,7 @@ def basis_key(spec: AdapterSpec, shapes: Mapping[str, Widths]) -> BasisKey:
             f"in_max={in_max}, out_max={out_max} is narrower than the widest adapted layer ({widest_in} in, "
             f"{widest_out} out); widen the basis or adapt fewer layers"
         )
-    return BasisKey(spec.basis_init or "", spec.seed, spec.rank or spec.row.rank, in_max, out_max, spec.basis_dtype)
+    rank = spec.rank or spec.row.rank
+    if spec.made_basis:
+        return BasisKey(GIVEN, 0, rank, in_max, out_max, sha256=spec.made_basis)
+    return BasisKey(spec.basis_init or "", spec.seed, rank, in_max, out_max, spec.basis_dtype)

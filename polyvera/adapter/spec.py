@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -14,6 +15,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 SHARED_BASES = ("kaiming_uniform", "kaiming_normal", "uniform", "orthogonal", "tight_frame", "hadamard")
 BASIS_INITS = (*SHARED_BASES, *OWN_BASES)
 GIVEN = "given"
+DIGEST = re.compile(r"[0-9a-f]{64}")  # of a made basis, which a store keeps
 FROZEN_HEADS = ("labels", "random")  # words for a head that is made, as model/frozen_head does it
 
 
@@ -22,7 +24,7 @@ class BasisKey:
     """The name of one frozen pair A (rank, in_max), B (out_max, rank): the same key is the same bits everywhere.
 
     dtype: the values are rounded to it and held in fp32 (PEFT does so on a low-precision base).
-    sha256: only for init='given', a pair that came with an adapter and that no recipe draws.
+    sha256: only for init='given', a pair that no recipe draws: it came with an adapter, or a store keeps it.
     """
 
     init: str
@@ -47,7 +49,8 @@ class AdapterSpec:
         of these words and of endings of layer names.
     rank, alpha, scaling: None takes the method's own; alpha is the numerator of the scaling rule and starts as rank.
     magnitude: adds a trained row norm m to any row of the table.
-    init: the basis that the frozen pair is, one of BASIS_INITS; None takes the method's own.
+    init: the basis that the frozen pair is, one of BASIS_INITS, or the sha256 of a made one; None takes the method's
+        own.
     seed, in_max, out_max, basis_dtype: of that pair; None takes the widest target.
     rank_pattern, alpha_pattern: (layer name or its ending, value) pairs that differ from rank and alpha.
     head: modules trained whole and stored with the adapter; or a word of FROZEN_HEADS, for a classifier's head that is
@@ -113,9 +116,11 @@ class AdapterSpec:
             yield f"alpha_pattern {unscaled}: remove it"
         if self.rank_pattern and row.shares_basis:
             yield f"rank_pattern is not used by {self.method} (all layers share one basis of one rank): remove it"
-        if self.init not in (*BASIS_INITS, GIVEN, None):
+        if self.init not in (*BASIS_INITS, GIVEN, None) and not self.made_basis:
             near = did_you_mean(str(self.init), BASIS_INITS)
-            yield f"init={self.init!r} must be one of: {', '.join(BASIS_INITS)}{near}"
+            yield f"init={self.init!r} must be one of: {', '.join(BASIS_INITS)}{near}, or the sha256 of a made basis"
+        if self.made_basis and self.basis_dtype != _DEFAULTS["basis_dtype"]:
+            yield f"basis_dtype={self.basis_dtype!r} is not used with a made basis, whose values are its own: remove it"
         if self.basis_dtype not in DTYPES:
             yield f"basis_dtype={self.basis_dtype!r} must be one of: {', '.join(DTYPES)}"
         yield from self._unused()
@@ -142,6 +147,11 @@ class AdapterSpec:
     def frozen_head(self) -> str | None:
         """The word for how the head is made, None where one is trained or there is none."""
         return next((name for name in self.head if name in FROZEN_HEADS), None)
+
+    @property
+    def made_basis(self) -> str:
+        """The sha256 of the made basis that it names, '' for none."""
+        return self.init if self.init is not None and DIGEST.fullmatch(self.init) else ""
 
     @property
     def basis_init(self) -> str | None:

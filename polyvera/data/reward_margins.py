@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from polyvera.adapter.route import route
 from polyvera.adapter.slot_table import BASE_SLOT
-from polyvera.data.target_tokens import TargetTokens, target_logits
+from polyvera.data.target_logprobs import target_logprobs
+from polyvera.data.target_tokens import TargetTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,5 +34,4 @@ def reward_margins(model: PreTrainedModel, inputs: Mapping[str, Tensor], targets
 
 def log_likelihoods(model: PreTrainedModel, inputs: Mapping[str, Tensor], targets: TargetTokens) -> Tensor:
     """The log probability of each sequence's target tokens, (sequences,), in nats."""
-    found = F.cross_entropy(target_logits(model, inputs, targets), targets.labels, reduction="none")
-    return -targets.summed(found, len(inputs["input_ids"]))
+    return targets.summed(target_logprobs(model, inputs, targets), len(inputs["input_ids"]))

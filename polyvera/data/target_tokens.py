@@ -56,14 +56,19 @@ def target_logits(model: PreTrainedModel, inputs: Mapping[str, Tensor], targets:
 
     inputs: a Collator's batch without its labels, on the model's device like the targets.
     """
+    return raw_logits(model, inputs, targets).float()
+
+
+def raw_logits(model: PreTrainedModel, inputs: Mapping[str, Tensor], targets: TargetTokens) -> Tensor:
+    """The same in the model's dtype, and as it made them where its output layer sees targets alone."""
     call: Any = model
     if targets.positions is None:
-        return call(**inputs).logits.float()  # type: ignore[no-any-return]
+        return call(**inputs).logits  # type: ignore[no-any-return]
     if not targets.is_next:
-        return _chosen(call(**inputs).logits, targets.positions).float()
+        return _chosen(call(**inputs).logits, targets.positions)
     with _only(model, targets.positions):
         logits: Tensor = call(**inputs, use_cache=False).logits
-    return (logits if logits.dim() == 2 else _chosen(logits, targets.positions)).float()
+    return logits if logits.dim() == 2 else _chosen(logits, targets.positions)
 
 
 def _chosen(tokens: Tensor, positions: Tensor) -> Tensor:

@@ -29,7 +29,9 @@ class TrainingPolicy:
     )
     share: Annotated[
         Annotated[float, Gt(0.0), Le(1.0)],
-        Described("The part of the time that the trainer computes; it rests in the other.", TRAIN, name="train_share"),
+        Described(
+            "The part of the processor's time that the trainer takes; it rests in the other.", TRAIN, name="train_share"
+        ),
     ] = 1.0
     method: Annotated[str, Described("The method of the adapters that are trained.", TRAIN, name="train_method")] = (
         AdapterSpec().method

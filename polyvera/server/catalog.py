@@ -152,7 +152,8 @@ class Catalog:
             known |= {name: getattr(facts, name) for name in ("method", "rank", "num_params", "created", "scores")}
             known |= {"labels": list(facts.labels), "task": facts.meaning.task} if facts.labels else {}
             known |= {"prompt_form": facts.prompt_form} if facts.prompt_form else {}
-        known |= {"servable": self.is_servable(ref)} | ({"damaged": True} if facts is None else {})
+        known |= {"servable": facts is not None and self.is_servable(ref)}
+        known |= {"damaged": True} if facts is None else {}
         return known | {"aliases": self.aliases(ref.name)}
 
     def aliases(self, name: str) -> dict[str, int]:

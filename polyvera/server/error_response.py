@@ -20,6 +20,7 @@ from polyvera.server.invalid_body import invalid_body
 log = logging.getLogger(__name__)
 INVALID, SERVER = "invalid_request_error", "server_error"
 RETRY_S = 5
+FAILED = "the server failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,8 @@ class ErrorResponse:
 class ErrorRow:
     """How one class of errors is reported. is_hidden: its words go to the log alone. headers: made of the error.
 
-    words: for a client, where those of the error are for the operator, and go to the log alone.
+    words: for a client, where those of the error are for the operator, and go to the log alone; a state that has words
+    of its own is logged in a line, all else with where it was raised.
     """
 
     status: int
@@ -55,14 +57,15 @@ class ErrorRow:
     code: str | None = None
     param: str | None = None
     is_hidden: bool = False
-    words: str = "the server failed"
+    words: str = FAILED
     headers: Callable[[Any], Mapping[str, str]] = lambda error: {}
 
     def response(self, error: BaseException, request_id: str) -> ErrorResponse:
         """The response for an error of this class."""
         message = str(error)
         if self.is_hidden:
-            log.error("request %s failed", request_id, exc_info=error)
+            where = error if self.words == FAILED else None
+            log.error("request %s failed: %s", request_id, message or type(error).__name__, exc_info=where)
             message = f"{self.words}; its log has more under {request_id}"
         param = getattr(error, "param", None) or self.param
         return ErrorResponse(self.status, message, self.type, param, self.code, self.headers(error))

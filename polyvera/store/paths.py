@@ -2,13 +2,16 @@
 
 adapters/<name>/<version>.safetensors     one file a version
 aliases/<name>/@<alias>                   the number of a version
+bases/<sha256>.safetensors                one file a made basis
+bases/@<name>                             the sha256 of a made basis
 """
 
 from __future__ import annotations
 
+from polyvera.adapter.spec import DIGEST
 from polyvera.store.reference import SUFFIX, VERSION, is_name
 
-ADAPTERS, ALIASES = "adapters", "aliases"
+ADAPTERS, ALIASES, BASES = "adapters", "aliases", "bases"
 
 
 def adapter_path(name: str, version: int) -> str:
@@ -38,3 +41,19 @@ def parse_alias(path: str) -> tuple[str, str]:
     if not (folder.startswith(f"{ALIASES}/") and file.startswith("@") and is_name(name)):
         return "", ""
     return name, file[1:]
+
+
+def basis_path(sha256: str) -> str:
+    """The file of a made basis."""
+    return f"{BASES}/{sha256}{SUFFIX}"
+
+
+def basis_name_path(name: str) -> str:
+    """The file of the name of a made basis."""
+    return f"{BASES}/@{name}"
+
+
+def parse_basis(path: str) -> str:
+    """The sha256 of a made basis's file, or '' for any other."""
+    sha256 = path.removeprefix(f"{BASES}/").removesuffix(SUFFIX)
+    return sha256 if DIGEST.fullmatch(sha256) and path == basis_path(sha256) else ""

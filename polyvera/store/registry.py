@@ -28,7 +28,7 @@ from polyvera.store.file.codec import Buffer, Header, check_digest, decode, enco
 from polyvera.store.file.packed_bits import Numbers
 from polyvera.store.file.read_into import fill
 from polyvera.store.local_files import open_files
-from polyvera.store.paths import ADAPTERS, ALIASES, adapter_path, alias_path, parse_adapter, parse_alias
+from polyvera.store.paths import ADAPTERS, ALIASES, BASES, adapter_path, alias_path, parse_adapter, parse_alias
 from polyvera.store.reference import MAX_VERSION, AdapterRef, check_alias, check_name, check_version, parse_reference
 from polyvera.store.stored_versions import REMOVED, Refs, StoredVersions, check_head, shown
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from polyvera.adapter.spec import AdapterSpec
 
 MAX_RACES = 10_000
+PLACES = (ADAPTERS, ALIASES, BASES)
 
 Which = AdapterRef | str
 Item = TypeVar("Item")
@@ -65,6 +66,7 @@ class Registry:
 
     root: a folder, or a URL of fsspec such as s3://bucket/adapters; created by the first put().
     options: of the file system at that URL, as fsspec takes them.
+    bases: the made bases that adapters name.
 
     Raises StoreError for a URL that cannot be opened.
     """
@@ -73,6 +75,7 @@ class Registry:
         self.url = str(url)
         self.files = open_files(url, **options)
         self._stored = StoredVersions(self.url, self.files)
+        self.bases = self._stored.bases
 
     def put(self, name: str, adapter: Adapter, *, alias: str | None = None, dtype: str = "float32") -> AdapterRef:
         """Publishes an adapter as the next version of a name; returns its reference once it is durable.
@@ -86,13 +89,13 @@ class Registry:
         if alias is not None:
             check_alias(alias)
         data = encode(adapter, dtype)
+        self.bases.keep(adapter)
         with self.files.lock(name):
             first = max(self._stored.published(name), default=0) + 1
             if first > MAX_VERSION:
                 raise StoreError(f"the version numbers of {name!r} are used up: publish under another name")
             numbers = range(first, min(first + MAX_RACES, MAX_VERSION + 1))
-            path = self.files.create(data, (adapter_path(name, v) for v in numbers))
-            version = parse_adapter(path)[1]
+            version = parse_adapter(path := self.files.create(data, (adapter_path(name, v) for v in numbers)))[1]
             if alias is not None:
                 self._point(name, alias, version)
         return AdapterRef(name, version, self.files.location(path), len(data), read_header(data).own.digest)
@@ -228,21 +231,23 @@ class Registry:
                 problems.append(DamagedFile(item[0], str(error)))
 
         num_threads = max(self.files.num_threads, os.cpu_count() or 1)  # sha256 leaves the others their turn
-        self._each([*self.files.walk(ADAPTERS), *self.files.walk(ALIASES)], check, num_threads)
+        self._each([item for folder in PLACES for item in self.files.walk(folder)], check, num_threads)
         return sorted(problems, key=lambda problem: problem.path)
 
-    def _check(self, path: str) -> None:
+    def _check(self, path: str) -> object:
         name, version = parse_adapter(path)
         if version:
             data = self.files.read(path, check_head)
             if data is not None and data != REMOVED:
-                decode(data)
+                self.bases.attached(decode(data))
                 check_digest(data)
-            return
+            return None
+        if path.startswith(f"{BASES}/"):
+            return self.bases.check(path)
         name, alias = parse_alias(path)
         if not alias:
             raise StoreError("this file does not belong to a registry; move it elsewhere")
-        self._stored.exact(name, self._stored.alias(name, alias))
+        return self._stored.exact(name, self._stored.alias(name, alias))
 
     def _ref(self, which: Which) -> AdapterRef:
         if isinstance(which, str):

@@ -12,7 +12,8 @@ from polyvera.adapter.adapter import Adapter
 from polyvera.errors import DamagedFileError, FormatError, NotFoundError
 from polyvera.store.file.codec import Buffer, Header, check_digest, check_promise, decode, read_header
 from polyvera.store.files import Files
-from polyvera.store.paths import ADAPTERS, ALIASES, adapter_path, alias_path, parse_adapter
+from polyvera.store.made_bases import MadeBases
+from polyvera.store.paths import ADAPTERS, ALIASES, BASES, adapter_path, alias_path, parse_adapter
 from polyvera.store.reference import VERSION, AdapterRef, check_alias, check_name, parse_reference
 
 # What stands in the place of a removed version, so that its number is never given out again.
@@ -30,6 +31,7 @@ class StoredVersions:
 
     def __init__(self, url: str, files: Files) -> None:
         self.url, self.files = url, files
+        self.bases = MadeBases(url, files)
 
     def resolve(self, which: str) -> AdapterRef:
         """`name` (the latest version), `name@latest`, `name@3` or `name@alias`.
@@ -82,12 +84,12 @@ class StoredVersions:
                 f"there is no store {self.url!r}; the first publish makes one, or give the one that has the adapters"
             )
         others = [name for name in names if not name.startswith(".")]
-        if others and ADAPTERS not in others:
+        if others and not {ADAPTERS, BASES} & {*others}:
             raise NotFoundError(f"{self.url!r} is not a store: it has no {ADAPTERS!r}, but {shown(others[:MANY])}")
 
     def read(self, ref: AdapterRef) -> Adapter:
-        """An adapter, every byte of its file checked. Raises NotFoundError, DamagedFileError."""
-        return self._checked(ref, decode)
+        """An adapter with its basis, every byte of their files checked. Raises NotFoundError, DamagedFileError."""
+        return self.bases.attached(self._checked(ref, decode))
 
     def header(self, ref: AdapterRef) -> Header:
         """The header of an adapter's file, every byte of which is checked. Raises NotFoundError, DamagedFileError."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polyvera.data.encoding import IGNORED
+from polyvera.data.target_logprobs import target_logprobs
 from polyvera.data.target_tokens import TargetTokens, target_logits
 from polyvera.data.text_vectors import text_vectors
 from polyvera.model.inference import evaluating
@@ -21,25 +22,33 @@ from polyvera.train.vector_loss import VECTOR_LOSSES, of_groups
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits, labels, reduction="none")
+    Inputs = Mapping[str, Tensor]
 
 
-def _binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none").sum(-1)
+def _negative_log_likelihood(model: PreTrainedModel, inputs: Inputs, targets: TargetTokens) -> Tensor:
+    return -target_logprobs(model, inputs, targets)
 
 
-def _squared_error(logits: Tensor, labels: Tensor) -> Tensor:
-    return (logits[:, 0] - labels.float()) ** 2
+def _cross_entropy(model: PreTrainedModel, inputs: Inputs, targets: TargetTokens) -> Tensor:
+    return F.cross_entropy(target_logits(model, inputs, targets), targets.labels, reduction="none")
+
+
+def _binary_cross_entropy(model: PreTrainedModel, inputs: Inputs, targets: TargetTokens) -> Tensor:
+    logits, labels = target_logits(model, inputs, targets), targets.labels.float()
+    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(-1)
+
+
+def _squared_error(model: PreTrainedModel, inputs: Inputs, targets: TargetTokens) -> Tensor:
+    return (target_logits(model, inputs, targets)[:, 0] - targets.labels.float()) ** 2
 
 
 # By how much a product of fewer rows may round otherwise.
 LOSS_RTOL = {torch.float32: 1e-5, torch.float64: 1e-5}
 LOW_LOSS_RTOL = 1e-2
-# (targets, outputs), labels -> (targets,), in nats, or squared units of the numbers.
-LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
+# Of a batch, as target_logits() takes it -> (targets,), in nats, or squared units of the numbers.
+LOSSES: Mapping[str, Callable[[PreTrainedModel, Inputs, TargetTokens], Tensor]] = MappingProxyType(
     {
+        "negative_log_likelihood": _negative_log_likelihood,
         "cross_entropy": _cross_entropy,
         "binary_cross_entropy": _binary_cross_entropy,
         "squared_error": _squared_error,
@@ -65,7 +74,7 @@ def row_losses(
         return of_groups(VECTOR_LOSSES[task.loss], vectors, targets.labels[: vectors.shape[1]], groups)
     if task.compares:
         return COMPARISONS[task.compares](model, inputs, targets)
-    losses = LOSSES[task.loss](target_logits(model, inputs, targets), targets.labels)
+    losses = LOSSES[task.loss](model, inputs, targets)
     return losses if targets.positions is None else targets.summed(losses, len(inputs["input_ids"]))
 
 

@@ -10,8 +10,13 @@ from polyvera.train.recipe import Recipe
 
 # What an experiment chooses for each of its runs, or that has no use in it.
 CHOSEN = (
-    *("method", "rank", "hash_size", "seed", "run_seed", "full", "budget", "workers"),
+    *("method", "rank", "hash_size", "basis", "seed", "run_seed", "full", "budget", "workers"),
     *("name", "alias", "store", "stored", "init_from", "output"),
+)
+# What the making of a basis has no use for.
+UNUSED = (
+    *("validation", "test", "basis", "init", "hash_size", "full", "budget", "workers", "slots", "output"),
+    *("init_from", "alias", "stored", "early_stopping", "eval_every", "save_every"),
 )
 
 

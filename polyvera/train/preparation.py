@@ -13,6 +13,7 @@ from torch import nn
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
 from polyvera.adapter.base_layer import layer_kind, rounds_inputs
+from polyvera.adapter.basis import Basis
 from polyvera.adapter.inject import banks_of, eject, inject, load
 from polyvera.adapter.route import checkpoint_context, route
 from polyvera.adapter.spec import AdapterSpec
@@ -183,12 +184,36 @@ def check_head_lr(recipe: Recipe, model: nn.Module, *, has_head: bool) -> None:
         raise RecipeError(f"head_lr={recipe.head_lr} has no effect: {type(model).__name__} has no head that is trained")
 
 
+def made_basis(recipe: Recipe) -> Basis | None:
+    """The made basis that a recipe names, from its store. Raises NotFoundError, or RecipeError for another rank."""
+    if recipe.basis is None:
+        return None
+    basis, rank = registry_of(recipe).bases.get(recipe.basis), recipe.rank or recipe.spec().row.rank
+    if basis.key.rank != rank:
+        raise RecipeError(f"basis={recipe.basis!r} has rank {basis.key.rank}, not {rank}: give rank={basis.key.rank}")
+    return basis
+
+
+@contextmanager
+def pinned(recipe: Recipe) -> Iterator[Recipe]:
+    """The recipe with its made basis, if any, by its whole sha256; the basis is at hand meanwhile. Raises as that."""
+    basis = made_basis(recipe)
+    yield recipe if basis is None else recipe.replaced(basis=basis.sha256)
+    del basis
+
+
 @contextmanager
 def adapted(recipe: Recipe, base: Base, num_slots: int = 1) -> Iterator[Bank | None]:
     """The base with a bank in it (every parameter trained, for full fine-tuning), bare again afterwards.
 
     Raises RecipeError for a base that has adapters in it already.
     """
+    with pinned(recipe) as own, _adapted(own, base, num_slots) as bank:
+        yield bank
+
+
+@contextmanager
+def _adapted(recipe: Recipe, base: Base, num_slots: int) -> Iterator[Bank | None]:
     model: Any = base.model
     if banks_of(model):
         raise RecipeError("the base model has adapters in it: call eject(model) first")
@@ -229,7 +254,7 @@ def spec_for(recipe: Recipe, base: Base) -> tuple[AdapterSpec, tuple[str, ...]]:
     Also the layers whose output the model writes over. Raises TargetError for a layer without use that the recipe
     names, RecipeError for a model that reads no rows of tokens, or whose layers pass no gradient on.
     """
-    spec = recipe.spec(base.head)
+    spec = on_made(recipe.spec(base.head), made_basis(recipe))
     found = probe_layers(base.model, tuple(find_sites(base.model, spec)))
     if found.ends:
         raise RecipeError(
@@ -242,6 +267,13 @@ def spec_for(recipe: Recipe, base: Base) -> tuple[AdapterSpec, tuple[str, ...]]:
             f"{type(base.model).__name__} depends on it; leave it out with exclude"
         )
     return replace(spec, exclude=(*spec.exclude, *found.dead)), found.written
+
+
+def on_made(spec: AdapterSpec, basis: Basis | None) -> AdapterSpec:
+    """The spec on a made basis, if any."""
+    if basis is None:
+        return spec
+    return replace(spec, init=basis.sha256, in_max=basis.key.in_max, out_max=basis.key.out_max)
 
 
 def check_mixes(base: Base) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Lt
 
+from polyvera.adapter.method import METHODS, Method
 from polyvera.settings.field import Count, Described, Positive
-from polyvera.settings.model import SettingsTable
+from polyvera.settings.model import SettingsTable, Word
 
 ADAPTER = "Adapter"  # the group of a recipe's settings that these are of
 Share = Annotated[float, Gt(0.0), Lt(1.0)]
@@ -29,3 +31,15 @@ class Budget(SettingsTable):
     orthogonal: Annotated[Annotated[float, Ge(0.0)] | None, Described("Weight of ‖PᵀP - I‖ + ‖QQᵀ - I‖.", ADAPTER)] = (
         None
     )
+
+
+def budget_problems(budget: Budget, row: Method, rank: int, word: Word) -> Iterator[str]:
+    """What of a budget does not go with a method of that rank, one line each. word: a setting as the user wrote it."""
+    if "d" not in row.trained:
+        able = ", ".join(name for name, one in METHODS.items() if "d" in one.trained)
+        yield f"{word('budget')} needs a method that trains d, which {row.name} does not; those that do: {able}"
+    if budget.rank > rank:
+        yield f"{word('budget.rank')}={budget.rank:g} is more than the rank of {rank} that the run starts with"
+    if budget.orthogonal and not {"A", "B"} <= set(row.trained):
+        own = word("budget.orthogonal")
+        yield f"{own}={budget.orthogonal} has no effect on {row.name}, whose A and B are frozen: leave it out"

@@ -13,7 +13,7 @@ from annotated_types import Ge, Lt
 from pydantic import BeforeValidator, Field
 
 from polyvera.adapter.first_step import default_lr
-from polyvera.adapter.method import D_INIT, METHODS, ZEROS, Method
+from polyvera.adapter.method import D_INIT, ZEROS, Method
 from polyvera.adapter.spec import BASIS_INITS, AdapterSpec
 from polyvera.errors import PolyveraError, RecipeError, ReferenceNameError, SpecError
 from polyvera.model.task import TASKS
@@ -21,7 +21,7 @@ from polyvera.settings.field import DEFAULT_STORE, MODEL, STORE, Count, Describe
 from polyvera.settings.model import SettingsModel, Word
 from polyvera.settings.source import Source, from_toml
 from polyvera.store.reference import check_alias, check_name
-from polyvera.train.rank_budget import ADAPTER, Budget, Share
+from polyvera.train.rank_budget import ADAPTER, Budget, Share, budget_problems
 
 FULL_LR = 5e-5
 HEAD_LR = 1e-2
@@ -98,6 +98,9 @@ class Recipe(SettingsModel):
     scaling: Annotated[str | None, Described("The scaling rule, such as 'alpha/sqrt(r)' (rsLoRA).", ADAPTER)] = None
     dropout: Annotated[Fraction, Described("Dropout on the input of A.", ADAPTER)] = 0.0
     seed: Annotated[int, Described("Names the frozen basis and the start of the factors.", ADAPTER)] = 0
+    basis: Annotated[
+        str | None, Described("A made basis of the store: its name, its sha256 or the beginning of that.", ADAPTER)
+    ] = None
     init: Annotated[str | None, Described(f"The frozen basis: {', '.join(BASIS_INITS)}.", ADAPTER)] = None
     d_init: Annotated[float, Described("Where the vector d starts.", ADAPTER)] = 0.1
     in_max: Annotated[Count | None, Described("Width of the basis; by default that of the widest layer.", ADAPTER)] = (
@@ -285,7 +288,7 @@ class RecipeCheck:
         if recipe.name is not None or recipe.fleet:
             return
         asked = {"store", "stored"} & recipe.model_fields_set
-        if recipe.init_from is not None or recipe.store == os.environ.get(STORE.env):  # which is set for every verb
+        if recipe.init_from or recipe.basis or recipe.store == os.environ.get(STORE.env):  # which is set for every verb
             asked.discard("store")
         for name in sorted(asked):
             yield f"{self._said(name)} needs {self.word('name')}: {UNDER}"
@@ -305,7 +308,7 @@ class RecipeCheck:
     def _of_adapter(self) -> Iterator[str]:
         recipe = self.recipe
         if recipe.full:
-            if given := sorted(recipe.model_fields_set & {*CHOICES, "budget"} - {"seed"}):
+            if given := sorted(recipe.model_fields_set & {*CHOICES, "budget", "basis"} - {"seed"}):
                 words = ", ".join(map(self.word, given))
                 yield f"{self._said('full')} trains every parameter, so {words} would have no effect: leave it out"
             return
@@ -315,11 +318,19 @@ class RecipeCheck:
             yield FIRST_WORD.sub(lambda found: self.word(found[0]), str(error))
             return
         yield from self._of_start(row)
+        yield from () if recipe.basis is None else self._of_basis(row)
         for name in ("weight_decay", "budget") if recipe.hash_size is not None else ():
             if getattr(recipe, name):
                 yield f"{self._said(name)} would break what {self.word('hash_size')} ties together: leave one out"
         if recipe.budget is not None:
-            yield from self._of_budget(recipe.budget, row)
+            yield from budget_problems(recipe.budget, row, recipe.rank or row.rank, self.word)
+
+    def _of_basis(self, row: Method) -> Iterator[str]:
+        """What a made basis leaves no room for."""
+        if row.init is None:
+            yield f"{self._said('basis')} is not used by {row.name}, which has no basis to choose: leave it out"
+        for name in sorted(self.recipe.model_fields_set & {"init", "in_max", "out_max", "basis_dtype"}):
+            yield f"{self._said(name)} has no effect with {self.word('basis')}, whose values are made already"
 
     def _of_start(self, row: Method) -> Iterator[str]:
         """Where an adapter starts at what no gradient leaves."""
@@ -328,17 +339,6 @@ class RecipeCheck:
             yield f"{self._said('d_init')} has no effect: {' and '.join(zeros)} would start at 0 and never move"
         if self.recipe.alpha == 0:
             yield f"{self._said('alpha')} multiplies the adapter by 0, so training would have no effect"
-
-    def _of_budget(self, budget: Budget, row: Method) -> Iterator[str]:
-        method, rank = self.recipe.method, self.recipe.rank or row.rank
-        if "d" not in row.trained:
-            able = ", ".join(name for name, row in METHODS.items() if "d" in row.trained)
-            yield f"{self.word('budget')} needs a method that trains d, which {method} does not; those that do: {able}"
-        if budget.rank > rank:
-            yield f"{self.word('budget.rank')}={budget.rank:g} is more than the rank of {rank} that the run starts with"
-        if budget.orthogonal and not {"A", "B"} <= set(row.trained):
-            word = self.word("budget.orthogonal")
-            yield f"{word}={budget.orthogonal} has no effect on {method}, whose A and B are frozen: leave it out"
 
     def _needing(self, names: Iterable[str], needed: str, what: str) -> Iterator[str]:
         for name in names:

@@ -40,6 +40,7 @@ from polyvera.train.preparation import (
     encode_tables,
     loaded,
     meaning_in,
+    pinned,
     registry_of,
     said,
     tell_form,
@@ -117,7 +118,8 @@ def train(
     _check_destination(recipe, resume)
     seed_everything(recipe.run_seed)
     start = start or warm_start(recipe, registry_of(recipe))
-    return _trained(recipe, base, start, resume, progress, callbacks)
+    with pinned(recipe) as own:
+        return _trained(own, base, start, resume, progress, callbacks)
 
 
 def _trained(
@@ -313,12 +315,7 @@ def _run(trainer: AdapterTrainer, at: Path | None, best: KeepBest | None) -> Non
         checkpoint.read_into(best.path, trainer.whole)
 
 
-def _adapter(
-    recipe: Recipe,
-    trainer: AdapterTrainer,
-    allocator: Allocator | None,
-    table: Table,
-) -> Adapter | None:
+def _adapter(recipe: Recipe, trainer: AdapterTrainer, allocator: Allocator | None, table: Table) -> Adapter | None:
     if trainer.bank is None:
         return None
     adapter = in_unit(extract(trainer.bank, trainer.bank.first, trainer.whole), trainer.rows.span)

@@ -11,6 +11,7 @@ from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.layout import layout_of
 from polyvera.errors import NotFoundError, RecipeError
 from polyvera.store.registry import Registry
+from polyvera.train.preparation import made_basis, on_made
 from polyvera.train.recipe import Recipe
 
 MEAN = "mean"
@@ -26,7 +27,7 @@ def warm_start(recipe: Recipe, registry: Registry) -> Adapter | None:
     if recipe.init_from != MEAN:
         return registry.get(recipe.init_from)
     every = [registry.get(ref) for ref in registry.list(latest=True, missing_ok=False)]
-    wanted = recipe.spec(every[0].spec.head if every else ())
+    wanted = on_made(recipe.spec(every[0].spec.head if every else ()), made_basis(recipe))
     alike = [adapter for adapter in every if _fits(adapter, wanted.to_dict())]
     if not alike:
         raise RecipeError(

@@ -64,7 +64,9 @@ def test_facts_are_read_once_and_a_damaged_file_has_none(catalog: Catalog, tmp_p
     assert facts is not None and facts.rank == 4 and facts.created_s > 0
     assert other.told(ref)["aliases"] == {} and other.told(ref)["id"] == "a/b@1"
     Path(ref.path).write_bytes(b"damaged")
-    assert other.facts(ref) is facts and Catalog(registry, "tiny").facts(ref) is None
+    new = Catalog(registry, "tiny")
+    assert other.facts(ref) is facts and new.facts(ref) is None
+    assert new.told(ref)["damaged"] is True and new.told(ref)["servable"] is False
 
 
 def test_without_a_store_there_are_no_adapters() -> None:

@@ -71,6 +71,14 @@ def test_other_errors_are_the_servers_own_but_for_http_ones() -> None:
     assert failed.status == 500 and SECRET not in failed.message and "id-2" in failed.message
 
 
+def test_a_state_with_words_of_its_own_is_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    error_response(errors.KeyFileError("keys.json cannot be read"), "a")
+    error_response(ValueError(SECRET), "b")
+    known, other = caplog.records
+    assert "keys.json cannot be read" in known.getMessage() and known.exc_info is None
+    assert SECRET in other.getMessage() and other.exc_info is not None
+
+
 def test_errors_say_when_to_try_again() -> None:
     assert error_response(errors.BusyError("later", 6.2), "").headers == {"Retry-After": "7"}
     assert "Retry-After" in error_response(errors.ClosedError("stopping"), "").headers

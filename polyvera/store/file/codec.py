@@ -196,7 +196,8 @@ def _rows(stack: Stack, values: Tensor) -> Tensor:
 
 def _basis_tensors(adapter: Adapter) -> dict[str, Tensor]:
     key = adapter.layout.basis
-    basis = adapter.basis() if key is not None and key.init == GIVEN else None
+    is_inside = key is not None and key.init == GIVEN and not adapter.spec.made_basis
+    basis = adapter.basis() if is_inside else None
     return {} if basis is None else {BASIS_A: basis.A, BASIS_B: basis.B}
 
 

@@ -23,15 +23,16 @@ from pydantic import (
 )
 
 from polyvera.adapter.adapter import Adapter
-from polyvera.adapter.spec import GIVEN, AdapterSpec, BasisKey
+from polyvera.adapter.spec import DIGEST, GIVEN, AdapterSpec, BasisKey
 from polyvera.errors import FormatError, PolyveraError, did_you_mean
 from polyvera.model.task import TASKS
 from polyvera.store.file.layer_pattern import Pattern, Width, fold, to_json
 from polyvera.store.file.stored_dtype import stored_dtype_named
 from polyvera.strict_json import loads
 
-FORMAT = 3  # the newest; a file states the oldest that can hold it
+FORMAT = 4  # the newest; a file states the oldest that can hold it
 OF_EXPERTS = 3  # the oldest that holds stacks of experts
+OF_MADE_BASES = 4  # the oldest that names a made basis
 MAX_BASIS_NUMBERS = 2**28  # 1 GiB, which is drawn at load
 NO_DIGEST, NO_CHECKSUM = "0" * 64, "0" * 32
 
@@ -146,7 +147,7 @@ def first_line(adapter: Adapter, dtype: str) -> str:
     """The first line of an adapter's file in that stored dtype. Raises FormatError for what cannot be written."""
     layout = adapter.layout
     common: dict[str, Any] = {
-        "format": _oldest(dtype, any(site.num_experts for site in layout.sites)),
+        "format": _oldest(dtype, any(site.num_experts for site in layout.sites), bool(adapter.spec.made_basis)),
         "dtype": dtype,
         "spec": adapter.spec.to_dict(),
     }
@@ -181,15 +182,19 @@ def read_common(line: str) -> CommonHeader:
     if type(version) is not int or version < 1:
         raise FormatError(f"its header states the format {version!r}; polyvera writes formats 1 to {FORMAT}")
     common = _validated(CommonHeader, tree)
-    oldest = _oldest(common.dtype, any(pattern.experts for pattern in common.sites))
+    names_made = bool(DIGEST.fullmatch(str(common.spec.get("init"))))
+    oldest = _oldest(common.dtype, any(pattern.experts for pattern in common.sites), names_made)
     if version != oldest:
-        raise FormatError(f"its header states format {version}, but files in {common.dtype} are of format {oldest}")
+        raise FormatError(
+            f"its header states format {version}, but such files in {common.dtype} are of format {oldest}"
+        )
     return common
 
 
-def _oldest(dtype: str, has_experts: bool) -> int:
-    """The oldest format that holds such a file."""
-    return max(stored_dtype_named(dtype).format, OF_EXPERTS if has_experts else 1)
+def _oldest(dtype: str, has_experts: bool, names_made: bool) -> int:
+    """The oldest format that holds such a file. names_made: whether its basis is a made one."""
+    needed = stored_dtype_named(dtype).format, OF_EXPERTS if has_experts else 1
+    return max(*needed, OF_MADE_BASES if names_made else 1)
 
 
 def read_own(line: str) -> OwnHeader:

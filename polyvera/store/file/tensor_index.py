@@ -204,12 +204,12 @@ def _index(common: CommonHeader, spec: AdapterSpec) -> TensorIndex:
         layout = layout_of(spec, widths, {k: tuple(shape) for k, shape in common.head.items()})
     except PolyveraError as error:
         raise FormatError(f"its header describes an impossible adapter: {error}") from error
-    layout = replace(layout, basis=_basis_key(common, layout.basis))
+    layout = replace(layout, basis=_basis_key(common, layout.basis, spec))
     sha256 = (common.basis.sha256 or "") if common.basis else ""
-    return TensorIndex(spec, layout, stored, sha256, _placed(layout, stored))
+    return TensorIndex(spec, layout, stored, sha256, _placed(spec, layout, stored))
 
 
-def _basis_key(common: CommonHeader, least: BasisKey | None) -> BasisKey | None:
+def _basis_key(common: CommonHeader, least: BasisKey | None, spec: AdapterSpec) -> BasisKey | None:
     """The key that the header names, where it is as wide as the layers need."""
     if common.basis is None or least is None:
         if common.basis is not None or least is not None:
@@ -221,14 +221,16 @@ def _basis_key(common: CommonHeader, least: BasisKey | None) -> BasisKey | None:
         raise FormatError(f"its header names the basis {key}, but its layers need {least}")
     if key.init == GIVEN and not key.sha256:
         raise FormatError("its header names a basis that no key draws, without the sha256 that identifies it")
+    if spec.made_basis and key.sha256 != spec.made_basis:
+        raise FormatError(f"its header names the basis {key}, and its spec the made one {spec.made_basis[:12]}")
     return key
 
 
-def _placed(layout: Layout, stored: StoredDtype) -> dict[str, StoredTensor]:
+def _placed(spec: AdapterSpec, layout: Layout, stored: StoredDtype) -> dict[str, StoredTensor]:
     """Every tensor of a file in file order, as safetensors has it: by dtype, then by name, without gaps."""
     tensors: dict[str, StoredTensor] = {}
     order, at = list(CODES), 0
-    for name, dtype, shape in sorted(_stored(layout, stored), key=lambda t: (order.index(t[1]), t[0])):
+    for name, dtype, shape in sorted(_stored(spec, layout, stored), key=lambda t: (order.index(t[1]), t[0])):
         if name in tensors:
             raise FormatError(f"two tensors of this adapter would be called {name!r} in its file; rename the head's")
         end = at + dtype.itemsize * prod(shape)
@@ -237,13 +239,13 @@ def _placed(layout: Layout, stored: StoredDtype) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _stored(layout: Layout, stored: StoredDtype) -> Iterator[tuple[str, torch.dtype, Shape]]:
+def _stored(spec: AdapterSpec, layout: Layout, stored: StoredDtype) -> Iterator[tuple[str, torch.dtype, Shape]]:
     for stack in layout.stacks:
         yield stack.key, stored.dtype, stack.of_all(stored.shape(stack.entries[0].shape))
         if stored.scale is not None:
             yield stack.key + SCALE, stored.scale, (len(stack.entries),)
     key = layout.basis
-    if key is not None and key.init == GIVEN:
+    if key is not None and key.init == GIVEN and not spec.made_basis:
         yield BASIS_A, torch.float32, (key.rank, key.in_max)
         yield BASIS_B, torch.float32, (key.out_max, key.rank)
 

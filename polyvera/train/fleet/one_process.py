@@ -18,7 +18,7 @@ from polyvera.train.fleet.fleet import SLOTS, Fleet, Watch
 from polyvera.train.fleet.journal import SKIPPED, Journal, Outcome
 from polyvera.train.fleet.learning_rate import LearningRate, fleet_rate, kept_rate
 from polyvera.train.fleet.traffic import Traffic
-from polyvera.train.preparation import adapted, base_for, check_mixes, tell_form
+from polyvera.train.preparation import adapted, base_for, check_mixes, pinned, tell_form
 from polyvera.train.recipe import Recipe
 from polyvera.train.schedule import seed_everything
 from polyvera.train.tell import Tell, to_stderr
@@ -68,6 +68,22 @@ def train_here(
     registry: where adapters go; None leaves them in the outcomes. start: called for the adapter that all begin from,
     unless the run that is resumed has kept it.
     """
+    with pinned(recipe) as recipe:
+        return _train_here(recipe, everyone, base, registry, start, resume, watch, tell, own, sites)
+
+
+def _train_here(
+    recipe: Recipe,
+    everyone: Sequence[Tenant],
+    base: Base | None,
+    registry: Registry | None,
+    start: Callable[[], Adapter | None],
+    resume: bool,
+    watch: Watch,
+    tell: Tell,
+    own: Mapping[str, Mapping[str, Any]],
+    sites: Mapping[str, Collection[str]],
+) -> FleetResult:
     started = time.monotonic()
     seed_everything(recipe.run_seed)
     journal = Journal(recipe.folder, registry, "" if recipe.name is None else f"{recipe.name}/", recipe.stored)

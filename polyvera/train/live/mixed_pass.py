@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from polyvera.adapter.bank import Bank
 from polyvera.adapter.pinned_memory import to_device
 from polyvera.adapter.route import route
 from polyvera.data.batching import packed, padded
-from polyvera.data.target_tokens import TargetTokens, target_logits
+from polyvera.data.target_logprobs import target_logprobs
+from polyvera.data.target_tokens import TargetTokens
 from polyvera.model.load import Base
 from polyvera.train.fleet.traffic import Traffic
 from polyvera.train.live.datum import Datum
@@ -102,8 +102,7 @@ class MixedPass:
         """The loss of each row, (rows,), and the log-probabilities of each row's targets."""
         targets = _targets([row.row for row in batch]).to(self.bank.flat.device)
         with route([row.slot for row in batch]):
-            logits = target_logits(self.base.model, self._inputs([row.row for row in batch]), targets)
-        logprobs = -F.cross_entropy(logits, targets.labels, reduction="none")
+            logprobs = target_logprobs(self.base.model, self._inputs([row.row for row in batch]), targets)
         losses = torch.zeros_like(logprobs)
         ends = np.cumsum([len(row.row.positions) for row in batch])
         for objective, numbers in _by_objective(batch).items():

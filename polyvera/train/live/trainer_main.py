@@ -14,6 +14,8 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import IO
 
+import torch
+
 from polyvera.jobs.database import Database
 from polyvera.jobs.training_policy import TrainingPolicy
 from polyvera.model.load import load_base, place
@@ -71,7 +73,9 @@ def train_jobs(start: TrainerStart, ended: Event, on_ready: Callable[[], None] =
         check_mixes(base)
         with adapted(start.recipe, base, start.policy.slots) as bank:
             assert bank is not None
-            policy, pace, registry = start.policy, resting(start.policy.share), Registry(start.store)
+            policy, registry = start.policy, Registry(start.store)
+            num_cores = torch.get_num_threads() if base.model.device.type == "cpu" else None
+            pace = resting(policy.share, num_cores)
             parked = policy.folder / "parked"
             apart = policy.deterministic
             trainer = LiveTrainer(base, bank, model=start.model, folder=parked, pace=pace, is_deterministic=apart)
@@ -93,9 +97,21 @@ def work(jobs: JobWorker, runs: RunWorker, ended: Event) -> None:
     runs.close()
 
 
-def resting(share: float) -> Callable[[float], None]:
-    """Waits after each batch, so that batches take that part of the time."""
-    return lambda seconds: time.sleep(seconds * (1 / share - 1))
+def resting(share: float, num_cores: int | None) -> Callable[[float], None]:
+    """Waits after each batch, so that this process takes that part of the time of so many cores.
+
+    num_cores: None where a batch has a device to itself while it lasts. A batch that takes long because others use the
+    cores has had less of them, and the wait after it is shorter.
+    """
+    before = time.process_time()
+
+    def rest(seconds: float) -> None:
+        nonlocal before
+        taken = seconds if num_cores is None else (time.process_time() - before) / num_cores
+        time.sleep(max(0.0, taken / share - seconds))
+        before = time.process_time()
+
+    return rest
 
 
 def nice_for(share: float) -> int:

@@ -60,7 +60,7 @@ CHANGES = {
     "info of a list": (put("tree", STACK, []), STACK),
     "no metadata": (drop("tree", "__metadata__"), "plain model"),
     "metadata of a list": (put("tree", "__metadata__", []), "plain model"),
-    "newer format": (put("kind", "format", 4), r"format 4, .* up to 3: upgrade"),
+    "newer format": (put("kind", "format", 5), r"format 5, .* up to 4: upgrade"),
     "no format": (drop("kind", "format"), "None"),
     "format of a text": (put("kind", "format", "1"), "'1'"),
     "unknown key": (put("kind", "headd", {}), "unknown key 'headd'; did you mean 'head'"),

@@ -43,8 +43,18 @@ def test_a_share_is_a_part_of_the_time(monkeypatch):
     slept = []
     monkeypatch.setattr("polyvera.train.live.trainer_main.time.sleep", slept.append)
     for share in (1.0, 0.5, 0.25):
-        resting(share)(2.0)
+        resting(share, None)(2.0)
     assert slept == [0.0, 2.0, 6.0]
+
+
+def test_it_rests_the_less_the_less_it_got_of_the_cores(monkeypatch) -> None:
+    slept, spent = [], iter([0.0, 4.0, 4.0, 5.2, 5.2, 5.3, 5.3])
+    monkeypatch.setattr("polyvera.train.live.trainer_main.time.sleep", slept.append)
+    monkeypatch.setattr("polyvera.train.live.trainer_main.time.process_time", lambda: next(spent))
+    rest = resting(0.25, 2)
+    for _ in range(3):  # both cores for all of 2 s; 0.6 of two, which is little more than its share; hardly anything
+        rest(2.0)
+    assert slept == pytest.approx([6.0, 0.4, 0.0])
 
 
 def test_a_smaller_share_is_a_nicer_thread() -> None:
