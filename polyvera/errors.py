@@ -194,7 +194,8 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 
 def one_line(error: BaseException, limit: int) -> str:
     """The message of an error of another library: its words in one line, `limit` characters at most."""
-    return " ".join(str(error).split())[:limit] or type(error).__name__
+    words = f"unknown {error}" if type(error) is KeyError else str(error)
+    return " ".join(words.split())[:limit] or type(error).__name__
 
 
 def message_of(error: BaseException) -> str:

@@ -84,17 +84,26 @@ def _jsonl_rows(path: Path) -> Iterator[NumberedRow]:
 
 
 def _decoded(line: bytes) -> str:
+    """Raises DataError for bytes of another encoding, or of a file that lost its end."""
     try:
-        return line.decode()
+        text = line.decode()
     except UnicodeDecodeError as error:
         raise DataError(f"not UTF-8 at byte {error.start}; save the file as UTF-8") from error
+    if "\0" in text:
+        raise DataError(f"byte {line.index(0)} is zero, as in UTF-16 or a damaged file; save the file as UTF-8")
+    return text
 
 
 def _json_row(text: str) -> Row:
     try:
         row = json.loads(text, object_pairs_hook=_json_object)
+    except DataError:
+        raise
     except json.JSONDecodeError as error:
         raise DataError(f"not valid JSON: {error.msg} at column {error.colno}") from error
+    except ValueError as error:
+        most = sys.get_int_max_str_digits()
+        raise DataError(f"a whole number has more than {most:,} digits: write it as a string") from error
     if not isinstance(row, dict):
         raise DataError(f"a {type(row).__name__}, where an object with columns is wanted")
     return row

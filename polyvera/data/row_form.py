@@ -27,6 +27,7 @@ from polyvera.model.task import (
     TOKEN_LABEL,
 )
 
+LARGEST = 1e38  # of a number to learn
 SCORE = ("score",)  # what the one output of a regression is called
 # Columns that say something of a conversation in the common formats.
 CHAT_COLUMNS = ("functions", "tool_choice", "function_call", "documents", "system", "chat_template_kwargs")
@@ -160,6 +161,10 @@ def _numbered(number: int, row: Row) -> Example:
         found = nan
     if not isfinite(found):
         raise DataError(f"label={value!r} is not a finite number")
+    if abs(found) > LARGEST:
+        raise DataError(
+            f"label={value!r} is larger than {LARGEST:g}, which no 32-bit number tells from infinity: scale it"
+        )
     return Example(number, text_in(row, "text"), "", pair=_pair(row), labels=SCORE, number=found)
 
 

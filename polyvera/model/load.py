@@ -29,7 +29,7 @@ from polyvera.model.config import (
     set_pad_token,
 )
 from polyvera.model.decoder_inputs import set_start_token
-from polyvera.model.missing import draw_again, missing_keys, untrained_head
+from polyvera.model.missing import check_config, draw_again, missing_keys, untrained_head
 from polyvera.model.quantizer import quantizer_of
 from polyvera.model.shapes import OWN_CODE, auto_class, is_own_code
 from polyvera.model.task import LABEL, LM, TASKS, kind_for
@@ -109,11 +109,13 @@ def load_base(
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
         kind = kind_to_load(config, kind_for(task))
         load = partial(auto_class(kind, config).from_pretrained, **PLAIN_FILES, **_options(config, dtype))
-        if kind in WITH_HEAD:  # a head for other classes is re-initialised
-            load = partial(load, ignore_mismatched_sizes=True, **_label_config(config, labels, num_labels))
+        if kind in WITH_HEAD:
+            load = partial(load, **_label_config(config, labels, num_labels))
         if row is not None and row.problem_type:
             load = partial(load, problem_type=row.problem_type)
-        model, info = load(source, output_loading_info=True)
+        # A head for other classes is re-initialised, and what else is of another size is refused by its name.
+        model, info = load(source, output_loading_info=True, ignore_mismatched_sizes=True)
+        check_config(model, info)
         from polyvera.model.pooled_classifier import pooled
 
         model = pooled(model, source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,35 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SEED, STD = 0, 0.02
+LAYER = re.compile(r"\.\d+\.")
 
 
 def missing_keys(info: Mapping[str, Any]) -> set[str]:
     """The tensors that from_pretrained() made up, from the loading info that it gives: absent, or of another shape."""
     return {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+
+
+def check_config(model: PreTrainedModel, info: Mapping[str, Any]) -> None:
+    """Raises SpecError where the configuration is of another model than the files: of other sizes, or fewer layers."""
+    for key, stored, own in info["mismatched_keys"]:
+        if head_of(model, key) is None:
+            raise SpecError(
+                f"{key} has the shape {tuple(stored)} in its files, and {tuple(own)} by its config.json: one of them "
+                "is another model's"
+            )
+    known, layers = {_any_layer(key) for key in model.state_dict()}, dict[str, list[str]]()
+    for key in sorted(info["unexpected_keys"]):
+        layers.setdefault(LAYER.split(key, maxsplit=1)[0] + "".join(LAYER.findall(key)[:1]), []).append(key)
+    for layer, keys in layers.items():
+        if all(_any_layer(key) in known for key in keys):  # those of one that predicts further tokens are not
+            raise SpecError(
+                f"its files hold {layer.rstrip('.')}, which its config.json does not have, so that a part of the model "
+                "would be left out: correct the number of layers there"
+            )
+
+
+def _any_layer(key: str) -> str:
+    return LAYER.sub(".*.", key)
 
 
 def untrained_head(model: PreTrainedModel, keys: Collection[str]) -> tuple[str, ...]:

@@ -202,7 +202,10 @@ def _local_config(path: Path) -> Path:
     if file.stat().st_size > MAX_CONFIG_BYTES:
         raise SpecError(f"{str(file)!r} is not a model configuration: it has more than {MAX_CONFIG_BYTES} bytes")
     try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        if text.startswith("\ufeff"):  # transformers reads it no further, either
+            raise ValueError("it begins with a byte order mark: save it without one")
+        tree = json.loads(text)
         if not isinstance(tree, dict):
             raise ValueError(f"a {type(tree).__name__}, where an object is wanted")
         model_type = tree.get("model_type")

@@ -36,8 +36,9 @@ def check_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
         probe.unlink()
-    except OSError as error:
-        raise RecipeError(f"cannot write to output={str(folder)!r}: {error.strerror}; choose another folder") from error
+    except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
+        why = getattr(error, "strerror", None) or error
+        raise RecipeError(f"cannot write to output={str(folder)!r}: {why}; choose another folder") from error
 
 
 def put_or_keep(

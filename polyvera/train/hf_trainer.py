@@ -174,6 +174,11 @@ class AdapterTrainer(Trainer):
         return self.model
 
     def _check(self, loss: float, what: str) -> float:
+        if not isfinite(loss) and self.state.global_step == 0:
+            raise DivergedError(
+                f"{what} is {loss} before anything was trained: the base's own weights are damaged, or too large for "
+                f"{getattr(self.whole, 'dtype', 'its dtype')}; copy or download it again, or give dtype='float32'"
+            )
         if not isfinite(loss):
             raise DivergedError(
                 f"{what} is {loss} at step {self.state.global_step + 1} with lr={self._get_learning_rate():.3g}: lower "

@@ -1,5 +1,6 @@
 """Weights that a checkpoint lacks are trained with the head, or refused by name."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,19 @@ def test_a_weight_of_another_shape_is_missing() -> None:
     info = {"missing_keys": {"a"}, "mismatched_keys": [("b", (1,), (2,))]}
     assert missing_keys(info) == {"a", "b"}
     assert untrained_head(make_model(), ()) == ()
+
+
+@pytest.mark.parametrize(
+    ("lie", "words"),
+    [
+        ({"num_hidden_layers": 1}, "files hold model.layers.1, which its config.json does not have"),
+        ({"intermediate_size": 40}, "has the shape .* in its files, and .* by its config.json"),
+    ],
+)
+def test_a_configuration_of_another_model_is_refused(tmp_path: Path, lie: dict[str, int], words: str) -> None:
+    make_model().save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | lie))
+    with pytest.raises(RecipeError, match=words):
+        load_base(str(tmp_path))

@@ -185,6 +185,13 @@ def test_a_loss_that_is_no_number_names_step_and_lr(counting: str) -> None:
         run(counting, lr=1e30, warmup=0.0, targets="all-linear")
 
 
+def test_a_damaged_base_is_not_blamed_on_the_rate(counting: str) -> None:
+    base = Base(make_model(), make_tokenizer())
+    base.model.lm_head.weight.data[3, 3] = float("nan")
+    with pytest.raises(RecipeError, match=r"nan before anything was trained: the base's own weights"):
+        run(counting, base)
+
+
 @pytest.mark.parametrize("method", SHRINKING)
 def test_a_rank_budget_is_met(counting: str, method: str) -> None:
     budget = {"rank": 1.5, "warmup": 4, "final": 6, "interval": 2}
