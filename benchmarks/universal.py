@@ -1,6 +1,6 @@
 """Universal weights: does a basis that is learned on some tenants serve others better than its nulls?
 
-    python benchmarks/universal.py DATA [--seeds 3] [--ranks 24] [--steps 32] [--output docs/results/universal]
+    python benchmarks/universal.py DATA [--seeds 0 1 2] [--ranks 24] [--steps 32] [--output docs/results/universal]
 
 DATA is a folder with clinc150 and banking77, rows of text and label. MiniLM, q and v of the late layers, one d a layer
 over one shared pair: all that is stored of a tenant is rank · 6 numbers. Bases are made of tenants of ten intents of
