@@ -6,9 +6,9 @@ training a small model moves. Here the gradient by the last hidden state is made
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 1 << 26  # of fp32 logits
 MIN_PIECE = 128  # targets
-_gives_logits_as_made: WeakIdKeyDictionary = WeakIdKeyDictionary()
+_gives_logits_as_made: MutableMapping[Any, bool] = WeakIdKeyDictionary()
 
 
 def target_logprobs(model: PreTrainedModel, inputs: Mapping[str, Tensor], targets: TargetTokens) -> Tensor:
@@ -48,7 +48,7 @@ def plain_logprobs(model: PreTrainedModel, inputs: Mapping[str, Tensor], targets
     return -F.cross_entropy(target_logits(model, inputs, targets), targets.labels, reduction="none")
 
 
-def _is_plain(head: Any) -> bool:
+def _is_plain(head: Any) -> TypeGuard[nn.Linear]:
     """Whether an output layer is one frozen matrix, run as it is."""
     return (
         type(head) is nn.Linear
@@ -68,11 +68,11 @@ def _replaced(head: nn.Linear, labels: Tensor, made: list[tuple[Tensor, Tensor]]
             made.append((logits, _LinearLogprobs.apply(hidden, head.weight, head.bias, labels)))  # type: ignore[no-untyped-call]
         return logits
 
-    head.forward = forward  # type: ignore[method-assign]
+    vars(head)["forward"] = forward
     try:
         yield
     finally:
-        del head.forward
+        del vars(head)["forward"]
 
 
 class _LinearLogprobs(torch.autograd.Function):
@@ -94,7 +94,7 @@ class _LinearLogprobs(torch.autograd.Function):
         return found
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
         """upstream (t,)."""
         (slope,) = ctx.saved_tensors
