@@ -44,6 +44,8 @@ WHY = {
 def open_files(url: str | Path, **options: Any) -> Files:
     """LocalFiles for a path or a file:// URL, RemoteFiles for any other. Raises StoreError for one that can't be."""
     text = str(url)
+    if "\0" in text:
+        raise StoreError(f"{text!r} names no store: no path has a zero byte in it")
     scheme, found, rest = text.partition("://")
     if found and scheme not in ("file", "local"):
         return RemoteFiles(text, **options)

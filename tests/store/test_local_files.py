@@ -88,6 +88,8 @@ def test_urls_that_cannot_be_opened(tmp_path):
         Registry("nosuch://bucket")
     with pytest.raises(StoreError, match="takes no options"):
         Registry(tmp_path, key="x")
+    with pytest.raises(StoreError, match="zero byte"):
+        Registry(f"{tmp_path}/a\0b")
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot"):
         Registry(tmp_path / "file").put("a", drawn(FIRST))
