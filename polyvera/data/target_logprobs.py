@@ -27,9 +27,9 @@ _gives_logits_as_made: MutableMapping[Any, bool] = WeakIdKeyDictionary()
 
 
 def target_logprobs(model: PreTrainedModel, inputs: Mapping[str, Tensor], targets: TargetTokens) -> Tensor:
-    """The log-probability of each target token, (targets,), fp32, in nats; plain_logprobs() up to rounding.
+    """The log-probability of each target, (targets,), fp32, in nats; plain_logprobs() up to rounding.
 
-    inputs, targets: as target_logits() takes them, of tokens.
+    inputs, targets: as target_logits() takes them. A head's, and a seq2seq decoder's, are made all at once.
     """
     bare: Any = getattr(model, "module", model)  # of what spreads a batch over processes
     head = bare.get_output_embeddings() if targets.is_next else None

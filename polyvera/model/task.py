@@ -91,7 +91,7 @@ BY_DPO = Task(
 )
 TASKS: Mapping[str, Task] = MappingProxyType(
     {
-        LM: Task(CAUSAL_LM, "continuation", NEXT_TOKEN, "negative_log_likelihood", "", (), "CAUSAL_LM"),
+        LM: Task(CAUSAL_LM, "continuation", NEXT_TOKEN, "cross_entropy", "", (), "CAUSAL_LM"),
         SEQ2SEQ: Task(ENCODER_DECODER, "source and target", EACH_TOKEN, "cross_entropy", "", (), "SEQ_2_SEQ_LM"),
         LABEL: Task(
             CLASSIFICATION,

@@ -25,12 +25,8 @@ if TYPE_CHECKING:
     Inputs = Mapping[str, Tensor]
 
 
-def _negative_log_likelihood(model: PreTrainedModel, inputs: Inputs, targets: TargetTokens) -> Tensor:
-    return -target_logprobs(model, inputs, targets)
-
-
 def _cross_entropy(model: PreTrainedModel, inputs: Inputs, targets: TargetTokens) -> Tensor:
-    return F.cross_entropy(target_logits(model, inputs, targets), targets.labels, reduction="none")
+    return -target_logprobs(model, inputs, targets)
 
 
 def _binary_cross_entropy(model: PreTrainedModel, inputs: Inputs, targets: TargetTokens) -> Tensor:
@@ -48,7 +44,6 @@ LOW_LOSS_RTOL = 1e-2
 # Of a batch, as target_logits() takes it -> (targets,), in nats, or squared units of the numbers.
 LOSSES: Mapping[str, Callable[[PreTrainedModel, Inputs, TargetTokens], Tensor]] = MappingProxyType(
     {
-        "negative_log_likelihood": _negative_log_likelihood,
         "cross_entropy": _cross_entropy,
         "binary_cross_entropy": _binary_cross_entropy,
         "squared_error": _squared_error,
