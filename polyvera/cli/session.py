@@ -254,3 +254,14 @@ def facts(registry: Registry, name: str) -> dict[str, object]:
         **{name: f"{value:.4g}" for name, value in adapter.scores.items()},
     }
     return {key: value for key, value in known.items() if value not in ("", None)}
+
+
+def basis_rows(registry: Registry) -> list[dict[str, Any]]:
+    """A row for each made basis of a store. Raises NotFoundError where there is no store."""
+    registry.check_exists()
+    found = []
+    for ref in registry.bases.list():
+        about, rank = registry.bases.about(ref.sha256), registry.bases.rank(ref.sha256)
+        made = {"rank": rank, "kind": about.get("kind", ""), "model": about.get("model", ""), "bytes": ref.num_bytes}
+        found.append({"name": ", ".join(ref.names), "sha256": ref.sha256, **made})
+    return found
