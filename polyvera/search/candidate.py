@@ -94,7 +94,7 @@ class Sizer:
     def file_bytes(self, candidate: Candidate) -> int:
         """The bytes of its file, of numbers and scores that are not there yet. Raises LayoutError, SpecError."""
         spec, layout = self._laid_out(candidate)
-        sha256 = A_SHA256 if layout.basis is not None else ""
+        sha256 = "" if layout.basis is None else layout.basis.sha256 or A_SHA256
         numbers = torch.linspace(-1.0, 1.0, layout.num_params)
         adapter = Adapter(spec, layout, numbers, sha256, base=self._fingerprint, scores=SCORES)
         recipe = self.recipe.replaced(**self.choices(candidate), lr=A_RATE)
