@@ -82,7 +82,7 @@ def adapt_rows_by_factors(
     if len(rows) <= num:
         out = _by_factors(flat_x, flat_y, A, v, rows, bias)
     else:
-        parts = zip(flat_x.split(num), flat_y.split(num), rows.split(num), strict=True)
+        parts = zip(*(torch.split(t, num) for t in (flat_x, flat_y, rows)), strict=True)
         out = torch.cat([_by_factors(some_x, some_y, A, v, some, bias) for some_x, some_y, some in parts])
     return torch.where(is_own(index, y), out.view_as(y), y)
 
