@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Self
 
 from polyvera.adapter.layout import Layout, layout_of
@@ -23,20 +24,28 @@ FAMILIES = (AdapterSpec().method, FIRST)
 
 @dataclass(frozen=True)
 class Room:
-    """How many numbers a family's adapters can train on one model.
+    """How many numbers a family's adapters can train on one model. layout: of them, without a hash."""
 
-    kept: what no hash makes, which is trained beside it at every size. hashed: what a hash makes, at most its numbers.
-    num_slot_params: what a slot of a bank holds.
-    """
+    layout: Layout
 
-    kept: int
-    hashed: int
-    num_slot_params: int
+    @cached_property
+    def hashed(self) -> int:
+        """What a hash makes, which is the most numbers that it has."""
+        return self._num(self.layout.method.hashed)
+
+    @cached_property
+    def most(self) -> int:
+        """The largest size, which is what a slot of a bank holds."""
+        return self._num(self.layout.method.trained)
 
     @property
-    def most(self) -> int:
-        """The largest size."""
-        return self.kept + self.hashed
+    def kept(self) -> int:
+        """What no hash makes, which is trained beside it at every size."""
+        return self.most - self.hashed
+
+    def _num(self, letters: tuple[str, ...]) -> int:
+        """Numbers of some trained letters, those that layers have in common once."""
+        return sum(entry.size for stack in self.layout.stacks for entry in stack.entries if entry.letter in letters)
 
 
 @dataclass(frozen=True)
@@ -72,13 +81,11 @@ class Family:
     def room(self, recipe: Recipe, base: Base) -> Room:
         """How many numbers it can train on this base. Raises SpecError, TargetError or LayoutError."""
         spec, _ = spec_for(recipe.replaced(**self.choices(recipe, None)), base)
-        layout = layout_of(spec, find_sites(base.model, spec))
-        hashed = _num(layout, spec.row.hashed)
-        replace(layout, hash_size=hashed).check_hash()
-        return Room(_num(layout, spec.row.trained) - hashed, hashed, layout.num_params)
+        return Room(layout_of(spec, find_sites(base.model, spec)))
 
     def check_sizes(self, sizes: tuple[int, ...], room: Room) -> None:
-        """Raises RecipeError for a size that is none of this family's."""
+        """Raises RecipeError for a size that is none of this family's, LayoutError for more letters than a hash makes."""
+        replace(room.layout, hash_size=room.hashed).check_hash()
         for size in sizes:
             if not room.kept < size <= room.most:
                 beside = f", of which {room.kept:,} are trained beside the hash at every size" if room.kept else ""
@@ -86,8 +93,3 @@ class Family:
                     f"size={size:,}: {self.name} can train from {room.kept + 1:,} to {room.most:,} numbers "
                     f"here{beside}; leave the size out, or measure the family alone"
                 )
-
-
-def _num(layout: Layout, letters: tuple[str, ...]) -> int:
-    """Numbers of some trained letters, those that layers have in common once."""
-    return sum(entry.size for stack in layout.stacks for entry in stack.entries if entry.letter in letters)

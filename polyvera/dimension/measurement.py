@@ -326,4 +326,4 @@ class PointRuns:
 
 def _slots(room: Room) -> int:
     """How many candidates train at a time: a fleet's usual number, or as many as BANK_BYTES hold."""
-    return min(SLOTS, slots_within(BANK_BYTES, room.num_slot_params))
+    return min(SLOTS, slots_within(BANK_BYTES, room.most))

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -84,11 +83,9 @@ class MadeBases:
 
     def about(self, which: str) -> dict[str, str]:
         """How a basis was made, as put() was told. Raises as get()."""
-        return {str(k): str(v) for k, v in json.loads(self._header(which)["__metadata__"][ABOUT]).items()}
-
-    def rank(self, which: str) -> int:
-        """The rank of a basis. Raises as get()."""
-        return int(self._header(which)["A"]["shape"][0])
+        data = bytes(self._data(self.sha256_of(which)))
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return {str(k): str(v) for k, v in json.loads(header["__metadata__"][ABOUT]).items()}
 
     def remove(self, which: str) -> str:
         """Removes a basis with its names; returns its sha256.
@@ -120,14 +117,6 @@ class MadeBases:
                 f"the basis {sha256[:12]} is not removed, since adapters name it: {', '.join(naming[:MANY])}{more}; "
                 "remove them first"
             )
-
-    def _header(self, which: str) -> dict[str, Any]:
-        data = bytes(self._data(self.sha256_of(which)))
-        try:
-            found: dict[str, Any] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        except ValueError:
-            raise DamagedFileError(f"the file of the basis {which[:12]} is damaged: its header is not JSON") from None
-        return found
 
     def _point(self, name: str, sha256: str) -> None:
         self._files.replace(basis_name_path(name), f"{sha256}\n".encode())

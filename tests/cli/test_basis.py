@@ -1,6 +1,7 @@
 """`basis` from the command line: a made basis has a name in the store, and `train` takes it."""
 
 import json
+from pathlib import Path
 
 import pytest
 from command_line import polyvera
@@ -37,6 +38,10 @@ def test_made_bases_are_listed_and_removed() -> None:
     ]
     assert "2 in shop" in polyvera("ls", "--bases", "--store", "shop").output
     assert "adapters name it: ann@1" in polyvera("rm", "pca", "--basis", "--store", "shop", fails=True).output
+    [file] = Path("shop/bases").glob(f"{next(row['sha256'] for row in rows if row['name'] == 'other')}*")
+    file.write_bytes(file.read_bytes()[:-4])
+    rows = json.loads(polyvera("ls", "--bases", "--store", "shop", "--json").stdout)
+    assert sorted((row["name"], row["kind"]) for row in rows) == [("other", "damaged"), ("pca", "orthogonal")]
     assert "removed from shop" in polyvera("rm", "other", "--basis", "--store", "shop").output
     polyvera("rm", "ann@1", "--store", "shop")
     polyvera("rm", "pca", "--basis", "--store", "shop")

@@ -33,7 +33,7 @@ def test_a_size_counts_all_that_is_trained(base: Base, method: str, share: float
     size = room.kept + 1 + round(share * (room.hashed - 1))
     spec, _ = spec_for(RECIPE.replaced(**family.choices(RECIPE, size, room.kept)), base)
     layout = layout_of(spec, find_sites(base.model, spec))
-    assert layout.num_params == size and layout.expanded.num_params == room.num_slot_params == room.most
+    assert layout.num_params == size and layout.expanded.num_params == room.most
     family.check_sizes((size,), room)
     for wrong in (room.kept, room.most + 1):
         with pytest.raises(RecipeError, match=f"from {room.kept + 1:,} to {room.most:,} numbers"):
