@@ -264,7 +264,10 @@ def basis_rows(registry: Registry) -> list[dict[str, Any]]:
 
 
 def _about(registry: Registry, ref: BasisRef) -> dict[str, Any]:
+    from polyvera.store.paths import basis_path
+
     try:
+        registry.bases.check(basis_path(ref.sha256))
         rank, about = registry.bases.get(ref.sha256).key.rank, registry.bases.about(ref.sha256)
     except DamagedFileError:
         rank, about = None, {"kind": "damaged"}

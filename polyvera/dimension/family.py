@@ -84,7 +84,7 @@ class Family:
         return Room(layout_of(spec, find_sites(base.model, spec)))
 
     def check_sizes(self, sizes: tuple[int, ...], room: Room) -> None:
-        """Raises RecipeError for a size that is none of this family's, LayoutError for more letters than a hash makes."""
+        """Raises RecipeError for a size that is none of this family's, LayoutError where it has too many letters."""
         replace(room.layout, hash_size=room.hashed).check_hash()
         for size in sizes:
             if not room.kept < size <= room.most:
