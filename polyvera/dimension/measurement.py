@@ -243,8 +243,9 @@ class PointRuns:
         recipe = self.recipe.replaced(**choices, seed=seed, run_seed=seed, slots=self.recipe.slots or _slots(room))
         window = RateWindow(recipe, self._loaded(), self.everyone, self.tell)
         first = self.file.of(name, size, 0)
-        centres = self._rates(first or self._nearest(name, size), recipe.learning_rate)
-        window.train(centres, extends=first is None)
+        known = first or self._nearest(name, size)
+        is_new = not known and recipe.hash_size is not None
+        window.train(self._rates(known, recipe.learning_rate), extends=first is None, wide=is_new)
         return list(self._scored(window, recipe, Point(name, size, seed, "", None)))
 
     def _nearest(self, name: str, size: int | None) -> list[Point]:
