@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -46,6 +47,8 @@ def options(
     ] = False,
 ) -> None:
     """What may stand before a verb."""
+    # It warns of a package that it does without, wherever it is installed and whatever the verb.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 Store = Annotated[str, Taken("store")]
