@@ -1,6 +1,7 @@
 """The verbs from end to end on a tiny model in a folder: train, store, use, leave."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -249,3 +250,7 @@ def test_an_encoder_decoder_goes_the_whole_way(family: str) -> None:
         Path(f"rows/{name}.jsonl").write_text(Path("rows.jsonl").read_text())
     polyvera("train", "--model", "base", "--data", "rows", "--fleet", "--max-steps", "2", "--name", "fleet")
     assert {ref.name for ref in store.list("fleet")} == {"fleet/ann", "fleet/bob"}
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert polyvera("--version").output == f"polyvera {version('polyvera')}\n"
