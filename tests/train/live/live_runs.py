@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tiny_models import make_model, make_tokenizer
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.inject import eject, inject
+from polyvera.adapter.method import METHODS
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.model.load import Base
 from polyvera.train.live.datum import Datum
@@ -40,13 +42,20 @@ def rows_of(seed: int, num_rows: int = 3) -> tuple[Datum, ...]:
     return tuple(found)
 
 
-def train_steps(trainer: LiveTrainer, names: Sequence[str], num_steps: int) -> list[list[float]]:
+def step_of(method: str) -> OptimizerStep:
+    """A step that moves a method's numbers far, and not so far that its roundings grow from step to step."""
+    return replace(STEP, learning_rate=min(0.01, 10 * METHODS[method].lr))
+
+
+def train_steps(
+    trainer: LiveTrainer, names: Sequence[str], num_steps: int, step: OptimizerStep = STEP
+) -> list[list[float]]:
     """So many steps of each run, whose rows are named by the last letter of its name; the losses of each."""
     futures = []
     for number in range(num_steps):
         for name in names:
             futures.append(trainer.submit(name, Pass(rows_of(100 * int(name[-1]) + number))))
-            trainer.submit(name, STEP)
+            trainer.submit(name, step)
     run_all(trainer)
     losses = [future.result(0).loss for future in futures]
     return [losses[i :: len(names)] for i in range(len(names))]
@@ -68,11 +77,11 @@ def state_of(trainer: LiveTrainer, name: str) -> RunState:
     return state
 
 
-def alone(method: str, name: str, num_steps: int) -> RunState:
+def alone(method: str, name: str, num_steps: int, step: OptimizerStep = STEP) -> RunState:
     """The state after the same calls in a trainer of its own."""
     with live(method, 1) as trainer:
         trainer.open(name)
-        train_steps(trainer, [name], num_steps)
+        train_steps(trainer, [name], num_steps, step)
         return state_of(trainer, name)
 
 
@@ -85,4 +94,4 @@ def no_files(folder: Path) -> bool:
     return not list(folder.glob("*"))
 
 
-__all__ = ["Adapter", "alone", "apart", "live", "no_files", "rows_of", "run_all", "state_of", "train_steps"]
+__all__ = ["Adapter", "alone", "apart", "live", "no_files", "rows_of", "run_all", "state_of", "step_of", "train_steps"]
