@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -39,7 +39,7 @@ from polyvera.model.layer_gradients import check_shortest, probe_layers
 from polyvera.model.load import AUTO_DTYPE, Base, load_base
 from polyvera.model.prompt import prompt_form_text
 from polyvera.model.rms_norm import fused_norms
-from polyvera.model.task import THRESHOLD
+from polyvera.model.task import THRESHOLD, Task
 from polyvera.store.opened import opened
 from polyvera.store.registry import Registry
 from polyvera.train.head_unit import span_of
@@ -129,6 +129,26 @@ def tell_form(table: Table, tokenizer: Any, tell: Tell) -> None:
     """Says how a model is asked, where it is."""
     if table.prompt_form:
         tell(prompt_form_text(tokenizer, table.prompt_form))
+
+
+def tell_unread(tables: Tables, tell: Tell) -> None:
+    """Says which columns of each source are not read."""
+    parts = (tables.training, tables.validation, tables.test)
+    for text in dict.fromkeys(table.unread_text for table in parts if table is not None):
+        tell(text)
+
+
+def told_once(tell: Tell) -> Callable[[Tables], None]:
+    """tell_unread() for one tenant after another, of those whose unread columns no other has had before."""
+    known = set[tuple[str, ...]]()
+
+    def told(tables: Tables) -> None:
+        own = tuple(column for column, _ in tables.training.unread)
+        if own not in known:
+            known.add(own)
+            tell_unread(tables, tell)
+
+    return told
 
 
 def row_length(recipe: Recipe, limit: int | None) -> int:
@@ -284,6 +304,16 @@ def check_mixes(base: Base) -> None:
                 f"{name} rounds what it reads by all rows of a batch, so tenants in one batch would change each other: "
                 "quantize the weights alone (4 bits of bitsandbytes), or train each tenant alone"
             )
+
+
+def check_router(base: Base, task: Task) -> None:
+    """Raises RecipeError for a model that adds its routers' loss to a batch's, which no tenant's rows have alone."""
+    if task.has_own_loss and getattr(text_config(base.model.config), "output_router_logits", False):
+        raise RecipeError(
+            f"{type(base.model).__name__} adds its routers' auxiliary loss to that of a whole batch (its config.json "
+            "has output_router_logits), and a batch of several tenants has no such loss for each: set "
+            "output_router_logits to false there, or train each tenant alone"
+        )
 
 
 def _in_words(targets: str | tuple[str, ...]) -> bool:

@@ -44,12 +44,12 @@ from polyvera.train.preparation import (
     registry_of,
     said,
     tell_form,
+    tell_unread,
 )
 from polyvera.train.recipe import Recipe
 from polyvera.train.rounding import NUM_ROUNDING_ROWS, rounded, rounds, without_pruned
 from polyvera.train.schedule import seed_everything
 from polyvera.train.tell import Tell, to_nobody, to_stderr
-from polyvera.train.trained_numbers import check_numbers
 from polyvera.train.warm_start import warm_start
 
 if TYPE_CHECKING:
@@ -136,6 +136,7 @@ def _trained(
     tables, base = loaded(recipe, base)
     tell = to_stderr if progress and _is_first_process() else to_nobody
     tell_form(tables.training, base.tokenizer, tell)
+    tell_unread(tables, tell)
     rows, held_out = encode_tables(recipe, tables, base)
     rate = _rate(recipe, base, rows, held_out, start, resume, tell)
     tell(rate.text)
@@ -157,7 +158,7 @@ def _trained(
             _run(trainer, at, best)
         history = History(*(columns_of(trainer.state.log_history, name) for name in ("loss", "eval_loss")))
         scores = {"train_loss": history.recent()} | ({} if best is None else {"eval_loss": best.loss})
-        check_numbers(checkpoint.trained(trainer.whole).values(), recipe.learning_rate)
+        trainer.check_trained([loss for _, loss in history.training], slot)
         exact = _adapter(recipe, trainer, allocator, tables.training)
         meaning = meaning_in(recipe, tables.training.task, tables.training.labels)
         scores |= _scores(base, trainer, held_out, tables.test, slot, meaning)

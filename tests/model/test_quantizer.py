@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import WORDS, counting_rows, make_tokenizer
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 from typer.testing import CliRunner
 
 from polyvera.adapter.inject import load
@@ -20,7 +20,7 @@ from polyvera.cli import app
 from polyvera.engine.factory import engine_for
 from polyvera.engine.generation.request import SamplingParams
 from polyvera.engine.limits import Limits
-from polyvera.errors import RecipeError, ServeError
+from polyvera.errors import LayoutError, RecipeError, ServeError
 from polyvera.model.load import load_base
 from polyvera.model.quantizer import QUANTIZERS, Quantizer, quantizer_of
 from polyvera.model.shapes import model_shapes
@@ -161,3 +161,26 @@ def test_compressed_tensors_are_plain_weights_from_the_start(tmp_path: Path) -> 
     assert "weight_packed" in "".join(import_module("safetensors").safe_open(f"{name}/model.safetensors", "pt").keys())
     adapter = train(recipe(tmp_path, name), progress=False).adapter
     load(load_base(name).model, adapter)  # the fingerprint is the trained one's
+
+
+def test_the_experts_of_a_quantized_mixture_are_merged_into_plain_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {**SIZES, **IDS_OF, "num_local_experts": 4, "num_experts_per_tok": 2, "initializer_range": 0.2}
+    MixtralForCausalLM(MixtralConfig(vocab_size=len(WORDS), **sizes)).save_pretrained(tmp_path / "plain")
+    made = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", quantization_config=bits(**NF4))
+    made.save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    asked = recipe(tmp_path, str(tmp_path / "base")).replaced(targets="experts")
+    trained = train(asked, progress=False).adapter
+    assert trained is not None
+    base = load_base(asked.model)
+    [slot] = load(base.model, trained)
+    with pytest.raises(LayoutError, match="--dequantize"):
+        merge(base.model, slot)
+    with torch.no_grad(), route(slot):
+        expected = base.model(IDS).logits
+    merge(base.model, slot, dequantize=True).save_pretrained(tmp_path / "merged")
+    make_tokenizer().save_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        found = load_base(str(tmp_path / "merged")).model(IDS).logits
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
