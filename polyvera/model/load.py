@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from polyvera.adapter.base_layer import keep_readable
 from polyvera.adapter.targets import find_head
 from polyvera.errors import RecipeError, SpecError, did_you_mean, message_of
 from polyvera.model.config import (
@@ -119,6 +120,7 @@ def load_base(
         model, info = load(source, output_loading_info=True, ignore_mismatched_sizes=True)
         check_config(model, info)
         check_quantized(model)
+        keep_readable(model)
         from polyvera.model.pooled_classifier import pooled
 
         model = pooled(model, source)
@@ -168,6 +170,7 @@ def load_as(name: str, kind: str, *, dtype: str = AUTO_DTYPE, **config: Any) -> 
             output_loading_info=True,
             **config,
         )
+        keep_readable(model)
         missing = missing_keys(info) & {*model.state_dict()}
         untrained_head(model, missing)
         draw_again(model, missing)

@@ -131,6 +131,12 @@ def tell_form(table: Table, tokenizer: Any, tell: Tell) -> None:
         tell(prompt_form_text(tokenizer, table.prompt_form))
 
 
+def tell_rows(tables: Tables, tokenizer: Any, tell: Tell) -> None:
+    """Says how a model is asked, and which columns are not read."""
+    tell_form(tables.training, tokenizer, tell)
+    tell_unread(tables, tell)
+
+
 def tell_unread(tables: Tables, tell: Tell) -> None:
     """Says which columns of each source are not read."""
     parts = (tables.training, tables.validation, tables.test)

@@ -43,8 +43,7 @@ from polyvera.train.preparation import (
     pinned,
     registry_of,
     said,
-    tell_form,
-    tell_unread,
+    tell_rows,
 )
 from polyvera.train.recipe import Recipe
 from polyvera.train.rounding import NUM_ROUNDING_ROWS, rounded, rounds, without_pruned
@@ -135,8 +134,7 @@ def _trained(
     started = time.monotonic()
     tables, base = loaded(recipe, base)
     tell = to_stderr if progress and _is_first_process() else to_nobody
-    tell_form(tables.training, base.tokenizer, tell)
-    tell_unread(tables, tell)
+    tell_rows(tables, base.tokenizer, tell)
     rows, held_out = encode_tables(recipe, tables, base)
     rate = _rate(recipe, base, rows, held_out, start, resume, tell)
     tell(rate.text)
