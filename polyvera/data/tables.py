@@ -147,8 +147,8 @@ def grouped(source: str | Path, column: str) -> dict[str, list[NumberedRow]]:
     for number, row in read_rows(str(source)):
         name = row.get(column)
         if not isinstance(name, str | int) or name == "":
-            near = did_you_mean(column, row)
-            raise DataError(f"{source}, row {number}: no adapter's name in the column {column!r}{near}")
+            wrong = f"; it is {name!r}" if column in row else did_you_mean(column, row)
+            raise DataError(f"{source}, row {number}: no adapter's name in the column {column!r}{wrong}")
         groups.setdefault(str(name), []).append((number, {k: v for k, v in row.items() if k != column}))
     if not groups:
         raise DataError(f"{source} has no rows")

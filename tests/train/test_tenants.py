@@ -39,6 +39,9 @@ def test_a_column_names_the_tenant_whatever_the_file(tmp_path: Path) -> None:
     assert [e.row for e in second.tables(recipe).training.examples] == [2, 4]
     with pytest.raises(DataError, match="row 1: no adapter's name in the column 'whom'; did you mean 'who'"):
         tenants(recipe.replaced(adapter_column="whom"))
+    odd = lines(tmp_path / "odd.jsonl", [{**ROW, "adapter": "a"}, {**ROW, "adapter": 1.5}])
+    with pytest.raises(DataError, match=r"row 2: no adapter's name in the column 'adapter'; it is 1\.5"):
+        tenants(Recipe(model="m", data=odd, fleet=True))
 
 
 def test_bad_rows_of_a_common_file_are_their_tenants_alone(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ from polyvera.train.recipe import Recipe
 from polyvera.train.rounding import NUM_ROUNDING_ROWS, rounded
 from polyvera.train.tenants import Tables, Tenant, labelled
 from polyvera.train.trained_numbers import NUM_COMPARED, check_loss, check_numbers
+from polyvera.train.warm_start import check_begin
 
 SLOTS = 32
 BATCH_TOKENS = {"cpu": 768}  # enough to keep a CPU's cores busy, and few enough to hold rows of like length
@@ -87,6 +88,8 @@ class Fleet:
         self.spec = self.bank.spec
         check_head_lr(self.recipe, self.base.model, has_head=bool(self.bank.heads))
         self.fingerprint = fingerprint(self.base.model)
+        self.journal.keep_base(self.fingerprint)
+        check_begin(self.start, self.base.model)
         if self.start is not None:
             self.bank.put(self.bank.first, self.start)  # raises where it does not fit
         self.states = self.journal.states()
