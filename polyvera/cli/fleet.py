@@ -106,8 +106,7 @@ def score(
     from polyvera.model.answer import meaning_of
     from polyvera.model.load import load_base, place
     from polyvera.store.registry import Registry
-    from polyvera.train.preparation import told_once
-    from polyvera.train.tell import to_stderr
+    from polyvera.train.tell import to_stderr, told_once
     from polyvera.train.tenants import Tables, sources, unread_files
 
     if rows.source is None:

@@ -61,9 +61,17 @@ class Table:
     @property
     def unread_text(self) -> str:
         """The columns that are not read, in one line; '' where all are."""
-        shown = ", ".join(f"{column} ({num:,} rows)" for column, num in self.unread[:SHOWN_COLUMNS])
+        shown = ", ".join(f"{column} ({num:,} row{'s' * (num > 1)})" for column, num in self.unread[:SHOWN_COLUMNS])
         more = len(self.unread) - SHOWN_COLUMNS
         return shown and f"{self.source}: columns not read: {shown}{f' and {more} more' if more > 0 else ''}"
+
+    @property
+    def head_text(self) -> str:
+        """What a head is trained for, in one line."""
+        if self.row.span:
+            return f"rows are for {self.task}: their labels are numbers"
+        more = ", ..." if len(self.labels) > SHOWN else ""
+        return f"rows are for {self.task}: {len(self.labels)} classes ({', '.join(self.labels[:SHOWN])}{more})"
 
     @property
     def row(self) -> Task:

@@ -32,11 +32,10 @@ def tokenizer_of(source: str) -> PreTrainedTokenizerBase:
     try:
         found: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # files come from outside and can break what reads them in any way
-        if not folder.is_dir() or damaged_file(source) or "trust_remote_code" in str(error):
+        if not folder.is_dir() or "trust_remote_code" in str(error):
             raise
-        raise SpecError(
-            f"its tokenizer is not read from {folder / CONFIG} and the files beside it: {one_line(error, 300)}"
-        ) from error
+        whence = f" from {folder / CONFIG} and the files beside it: {one_line(error, 300)}"
+        raise SpecError(f"its tokenizer is not read{damaged_file(source) or whence}") from error
     for name, (kinds, wanted) in KINDS.items():
         value = getattr(found, name, None)
         if not isinstance(value, kinds):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -37,14 +37,12 @@ from polyvera.model.frozen_head import HEADS, LabelReader, frozen_head, with_hea
 from polyvera.model.inference import evaluating
 from polyvera.model.layer_gradients import check_shortest, probe_layers
 from polyvera.model.load import AUTO_DTYPE, Base, load_base
-from polyvera.model.prompt import prompt_form_text
 from polyvera.model.rms_norm import fused_norms
 from polyvera.model.task import THRESHOLD, Task
 from polyvera.store.opened import opened
 from polyvera.store.registry import Registry
 from polyvera.train.head_unit import span_of
 from polyvera.train.recipe import Recipe
-from polyvera.train.tell import Tell
 from polyvera.train.tenants import Tables, only_tenant
 
 MAX_LENGTH = 512
@@ -123,38 +121,6 @@ def _check_frozen_head(recipe: Recipe, table: Table, base: Base) -> None:
             f"head={word!r} makes one head for all tenants, of the names {', '.join(known)}, and {table.source} has "
             f"{', '.join(table.labels)}: take head='random', or train it alone"
         )
-
-
-def tell_form(table: Table, tokenizer: Any, tell: Tell) -> None:
-    """Says how a model is asked, where it is."""
-    if table.prompt_form:
-        tell(prompt_form_text(tokenizer, table.prompt_form))
-
-
-def tell_rows(tables: Tables, tokenizer: Any, tell: Tell) -> None:
-    """Says how a model is asked, and which columns are not read."""
-    tell_form(tables.training, tokenizer, tell)
-    tell_unread(tables, tell)
-
-
-def tell_unread(tables: Tables, tell: Tell) -> None:
-    """Says which columns of each source are not read."""
-    parts = (tables.training, tables.validation, tables.test)
-    for text in dict.fromkeys(table.unread_text for table in parts if table is not None):
-        tell(text)
-
-
-def told_once(tell: Tell) -> Callable[[Tables], None]:
-    """tell_unread() for one tenant after another, of those whose unread columns no other has had before."""
-    known = set[tuple[str, ...]]()
-
-    def told(tables: Tables) -> None:
-        own = tuple(column for column, _ in tables.training.unread)
-        if own not in known:
-            known.add(own)
-            tell_unread(tables, tell)
-
-    return told
 
 
 def row_length(recipe: Recipe, limit: int | None) -> int:

@@ -44,12 +44,11 @@ from polyvera.train.preparation import (
     pinned,
     registry_of,
     said,
-    tell_rows,
 )
 from polyvera.train.recipe import Recipe
 from polyvera.train.rounding import NUM_ROUNDING_ROWS, rounded, rounds, without_pruned
 from polyvera.train.schedule import seed_everything
-from polyvera.train.tell import Tell, to_nobody, to_stderr
+from polyvera.train.tell import Tell, tell_rows, to_nobody, to_stderr
 from polyvera.train.warm_start import check_begin, warm_start
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from polyvera.train.fleet.fleet import SLOTS, Fleet, Watch
 from polyvera.train.fleet.journal import SKIPPED, Journal, Outcome
 from polyvera.train.fleet.learning_rate import LearningRate, fleet_rate, kept_rate
 from polyvera.train.fleet.traffic import Traffic
-from polyvera.train.preparation import adapted, base_for, check_mixes, check_router, pinned, tell_form, told_once
+from polyvera.train.preparation import adapted, base_for, check_mixes, check_router, pinned
 from polyvera.train.recipe import Recipe
 from polyvera.train.schedule import seed_everything
-from polyvera.train.tell import Tell, to_stderr
+from polyvera.train.tell import Tell, tell_form, to_stderr, told_once
 from polyvera.train.tenants import Tenant, first_table
 
 
