@@ -206,7 +206,9 @@ def class_named(kind: str) -> Any:
 
 
 def _why(source: str, error: Exception) -> str:
-    """Why a folder is not loaded: a file of it that can't be read, else what was raised."""
+    """Why a folder is not loaded: a file of it that can't be read, or is not, else what was raised."""
+    if any(Path(source).glob("*.bin")) and not any(Path(source).glob("*.safetensors*")):
+        return ": its weights are pickled (*.bin), which could run code, so they are not read: save it as safetensors"
     return damaged_file(source) or f": {message_of(error)}"
 
 

@@ -90,6 +90,13 @@ def test_files_beside_the_weights_are_named(tmp_path: Path, file: str, text: str
         load_base(folder)
 
 
+def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "tiny", make_model())
+    (tmp_path / "tiny" / "model.safetensors").rename(tmp_path / "tiny" / "pytorch_model.bin")
+    with pytest.raises(RecipeError, match=r"its weights are pickled .*save it as safetensors"):
+        load_base(folder)
+
+
 def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path / "tiny", make_model())
     with pytest.raises(RecipeError, match=r"tinny'; did you mean '.*/tiny'"):
