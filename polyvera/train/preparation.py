@@ -12,7 +12,7 @@ from torch import nn
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
-from polyvera.adapter.base_layer import layer_kind, rounds_inputs
+from polyvera.adapter.base_layer import keep_readable, layer_kind, rounds_inputs
 from polyvera.adapter.basis import Basis
 from polyvera.adapter.inject import banks_of, eject, inject, load
 from polyvera.adapter.route import checkpoint_context, route
@@ -209,6 +209,7 @@ def _adapted(recipe: Recipe, base: Base, num_slots: int) -> Iterator[Bank | None
     model: Any = base.model
     if banks_of(model):
         raise RecipeError("the base model has adapters in it: call eject(model) first")
+    keep_readable(model)
     if recipe.gradient_checkpointing:
         options = {"use_reentrant": False, "context_fn": checkpoint_context}
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)

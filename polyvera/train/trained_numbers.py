@@ -15,6 +15,7 @@ from polyvera.errors import DivergedError
 LARGEST = torch.finfo(torch.float16).max
 NUM_COMPARED = 16  # training rows, where the losses of the steps make it worth a look
 RECENT = 10
+UNTRAINED = 1.0  # of a head that says the mean of numbers in their deviation, and more than that of two classes
 
 
 def check_numbers(tensors: Iterable[Tensor], lr: float | None = None) -> None:
@@ -42,7 +43,7 @@ def check_loss(losses: Sequence[float], own: Callable[[], float], bare: Callable
     """
     if len(losses) > 1 and max(losses[-1], fmean(losses[-RECENT:])) <= _most(losses[0]):
         return
-    before, found = losses[0] if bare is None else bare(), own()
+    before, found = max(losses[0], UNTRAINED) if bare is None else bare(), own()
     if not found <= _most(before):
         raise DivergedError(
             f"the loss of the training rows is {found:.4g}, and {before:.4g} without what was trained: nothing is "

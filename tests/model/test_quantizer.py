@@ -179,7 +179,7 @@ def test_weights_of_4_bits_pass_gradients_on_and_are_read_back_after_a_forward(t
 
 def test_the_experts_of_a_quantized_mixture_are_merged_into_plain_weights(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    sizes = {**SIZES, **IDS_OF, "num_local_experts": 4, "num_experts_per_tok": 2, "initializer_range": 0.2}
+    sizes = {**SIZES, **IDS_OF, "num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2}
     MixtralForCausalLM(MixtralConfig(vocab_size=len(WORDS), **sizes)).save_pretrained(tmp_path / "plain")
     made = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", quantization_config=bits(**NF4))
     made.save_pretrained(tmp_path / "base")
