@@ -51,7 +51,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @each_page
 def test_included_files_exist(page: Path) -> None:
-    for name, section in re.findall(r'^--8<-- "([^":]+):?(\w*)"', page.read_text(encoding="utf-8"), re.MULTILINE):
+    written = page.read_text(encoding="utf-8")
+    assert not re.search(r"^--8 +<|^--8<--(?! \")", written, re.MULTILINE), "an include that a formatter took for code"
+    for name, section in re.findall(r'^--8<-- "([^":]+):?(\w*)"', written, re.MULTILINE):
         text = (ROOT / name).read_text(encoding="utf-8")
         assert not section or (f"[start:{section}]" in text and f"[end:{section}]" in text)
 

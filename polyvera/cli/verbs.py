@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from polyvera import __version__
 from polyvera.cli import tables
 from polyvera.cli.flags import Taken, Whole, with_settings
 from polyvera.cli.session import Rows, Session
@@ -30,6 +32,24 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _say_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"polyvera {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version, and end.")
+    ] = False,
+) -> None:
+    """What may stand before a verb."""
+    # It warns of a package that it does without, wherever it is installed and whatever the verb.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
 
 Store = Annotated[str, Taken("store")]
 Model = Annotated[str | None, Taken("model")]

@@ -26,7 +26,10 @@ class Limits:
         Count | None,
         Described("Tokens of prompt and answer; by default the model's, at most 4096.", ENGINE, ("max_model_len",)),
     ] = None
-    max_waiting: Annotated[Count, Described("Requests that wait, of all replicas; beyond: 429.", ENGINE)] = 1024
+    max_waiting: Annotated[
+        Count,
+        Described("Answers that wait in one tenant's line; beyond: 429. Also those under way in all replicas.", ENGINE),
+    ] = 1024
     chunk: Annotated[
         Count | None,
         Described(

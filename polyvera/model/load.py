@@ -30,7 +30,14 @@ from polyvera.model.config import (
 )
 from polyvera.model.damaged_file import damaged_file
 from polyvera.model.decoder_inputs import set_start_token
-from polyvera.model.missing import check_config, check_generation, draw_again, missing_keys, untrained_head
+from polyvera.model.missing import (
+    check_config,
+    check_generation,
+    draw_again,
+    missing_keys,
+    untrained_head,
+    without_report,
+)
 from polyvera.model.quantizer import check_quantized, quantizer_of
 from polyvera.model.shapes import OWN_CODE, auto_class, is_own_code
 from polyvera.model.task import LABEL, LM, TASKS, kind_for
@@ -117,7 +124,8 @@ def load_base(
         if row is not None and row.problem_type:
             load = partial(load, problem_type=row.problem_type)
         # A head for other classes is re-initialised, and what else is of another size is refused by its name.
-        model, info = load(source, output_loading_info=True, ignore_mismatched_sizes=True)
+        with without_report():
+            model, info = load(source, output_loading_info=True, ignore_mismatched_sizes=True)
         check_config(model, info)
         check_quantized(model)
         keep_readable(model)
@@ -162,14 +170,15 @@ def load_as(name: str, kind: str, *, dtype: str = AUTO_DTYPE, **config: Any) -> 
     source = locate(name)
     try:
         make = class_named(kind).from_pretrained
-        model, info = make(
-            source,
-            **PLAIN_FILES,
-            **_options(transformers.PretrainedConfig.get_config_dict(source)[0], dtype),
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **config,
-        )
+        with without_report():
+            model, info = make(
+                source,
+                **PLAIN_FILES,
+                **_options(transformers.PretrainedConfig.get_config_dict(source)[0], dtype),
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **config,
+            )
         keep_readable(model)
         missing = missing_keys(info) & {*model.state_dict()}
         untrained_head(model, missing)

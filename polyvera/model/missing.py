@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,22 @@ if TYPE_CHECKING:
 
 SEED, STD = 0, 0.02
 LAYER = re.compile(r"\.\d+\.")
+REPORT = "LOAD REPORT"  # the title of transformers' table of weights that are missing, unexpected or of another shape
+
+
+@contextmanager
+def without_report() -> Iterator[None]:
+    """Loads without transformers' table on the terminal, for check_config() and untrained_head() answer it."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return REPORT not in record.getMessage()
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def missing_keys(info: Mapping[str, Any]) -> set[str]:

@@ -1,6 +1,7 @@
 """The verbs from end to end on a tiny model in a folder: train, store, use, leave."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -277,3 +278,7 @@ def test_columns_that_are_not_read_are_told_by_every_verb() -> None:
     ):
         result = polyvera(*words)
         assert result.stderr.count(told) == 1 and told not in result.stdout
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert polyvera("--version").output == f"polyvera {version('polyvera')}\n"

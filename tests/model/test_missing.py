@@ -1,6 +1,7 @@
 """Weights that a checkpoint lacks are trained with the head, or refused by name."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ from polyvera.adapter.fingerprint import fingerprint
 from polyvera.adapter.inject import extract, inject, load
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import RecipeError
-from polyvera.model.load import load_base
-from polyvera.model.missing import missing_keys, untrained_head
+from polyvera.model.load import load_as, load_base
+from polyvera.model.missing import REPORT, missing_keys, untrained_head
 
 
 @pytest.fixture
@@ -67,3 +68,17 @@ def test_a_configuration_of_another_model_is_refused(tmp_path: Path, lie: dict[s
     config.write_text(json.dumps(json.loads(config.read_text()) | lie))
     with pytest.raises(RecipeError, match=words):
         load_base(str(tmp_path))
+
+
+def test_the_table_of_transformers_is_kept_off_the_terminal(masked: str, caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addHandler(caplog.handler)
+    try:
+        T.BertForSequenceClassification.from_pretrained(masked)
+        assert REPORT in caplog.text, "so it is known by this title"
+        caplog.clear()
+        load_base(masked, task="label", labels=("a", "b"))
+        load_as(masked, "BertForSequenceClassification")
+        assert REPORT not in caplog.text
+    finally:
+        logger.removeHandler(caplog.handler)
