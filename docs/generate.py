@@ -18,11 +18,14 @@ from transformers import LlamaConfig
 from polyvera.adapter.method import (
     BASIS,
     D_INIT,
+    IDENTITY,
     KAIMING,
     LETTERS,
     METHODS,
     NORMAL,
+    ONES,
     OWN_BASES,
+    OWN_WIDTH,
     ROW_NORM,
     SCALE,
     ZEROS,
@@ -48,6 +51,8 @@ INITS = {
     KAIMING: "kaiming",
     NORMAL: "N(0, 0.02²)",
     ZEROS: "0",
+    ONES: "1",
+    IDENTITY: "identity",
     D_INIT: f"{AdapterSpec().d_init:g}",
     ROW_NORM: "‖W‖",
     BASIS: "kaiming",
@@ -81,12 +86,19 @@ def methods() -> str:
         {
             "method": f"`{row.name}`",
             **{letter: _factor(row, row.factors.get(letter)) for letter in LETTERS},
-            "stored a layer": " + ".join(SIZES[x] + "/L" * (x in row.tied) for x in row.trained),
+            "stored a layer": " + ".join(_size(row, letter) for letter in row.trained),
             "source": row.source,
         }
         for row in METHODS.values()
     ]
     return markdown(rows)
+
+
+def _size(row: Method, letter: str) -> str:
+    if row.factors[letter].single:
+        return "1"
+    size = SIZES[letter].replace("r", "O") if row.rank == OWN_WIDTH else SIZES[letter]
+    return size + "/L" * (letter in row.tied)
 
 
 def _factor(row: Method, factor: Factor | None) -> str:

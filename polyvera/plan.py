@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from polyvera.adapter.layout import Entry, Layout, Shape, Widths, layout_of
-from polyvera.adapter.method import METHODS, WAVES, factor_shape
+from polyvera.adapter.method import IDENTITY, METHODS, WAVES, factor_shape
 from polyvera.adapter.spec import DTYPES, GIVEN, AdapterSpec
 from polyvera.errors import SpecError, did_you_mean
 
@@ -109,6 +109,11 @@ class Cost:
         return self.training_bytes <= num_bytes * (1 - HEADROOM)
 
 
+def slots_within(num_bytes: int, num_slot_params: int) -> int:
+    """How many slots of so many numbers, at least 1, train in so many bytes; the base comes on top."""
+    return max(1, num_bytes // (ADAM_BYTES * num_slot_params))
+
+
 def cost(
     spec: AdapterSpec,
     shapes: Shapes,
@@ -139,7 +144,7 @@ def cost(
     carried = basis_bytes if spec.init == GIVEN else 0
     return Cost(
         method=spec.method,
-        rank=spec.rank or spec.row.rank,
+        rank=spec.rank or spec.row.rank or layout.max_rank,
         num_params=layout.num_params,
         num_head_params=layout.num_head_params,
         num_slot_params=layout.expanded.num_params,
@@ -251,9 +256,9 @@ def _stored_bytes(entries: Iterable[Entry], stored: str) -> int:
 
 
 def _num_drawn(layout: Layout) -> int:
-    """Numbers of the frozen matrices that layers have of their own; layers as wide as each other share their waves."""
+    """Numbers of the frozen matrices that layers have of their own; layers as wide share their waves and identities."""
     found = {
-        (x, shape if layout.method.factors[x].init in WAVES else site.name): prod(shape)
+        (x, shape if layout.method.factors[x].init in (*WAVES, IDENTITY) else site.name): prod(shape)
         for site in layout.sites
         for x in layout.method.made
         for shape in [factor_shape(x, site.rank, *site.widths)]

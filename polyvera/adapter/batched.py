@@ -16,6 +16,8 @@ from polyvera.adapter.method import Scale
 
 # Up to so many, one launch that reads B again for each block of tokens is faster than three that read it once.
 FEW_TOKENS = 256
+# Numbers of rows' own matrices that are gathered at a time, 256 MiB in fp32.
+MOST_GATHERED = 2**26
 
 
 def picked(stack: Tensor, index: Tensor, like: Tensor) -> Tensor:
@@ -71,15 +73,27 @@ def adapt_rows_by_factors(
 ) -> Tensor:
     """The output where A (slots, rank, in) or B (slots, out, rank) or both are the slot's own, else matrices.
 
-    Each row's own factors are gathered, and multiply all its tokens: two batched products.
+    Each row's own factors are gathered, for at most MOST_GATHERED numbers at a time, and multiply all its tokens: two
+    batched products.
     """
     rows = index.clamp(min=0).flatten()
     flat_x, flat_y = x.reshape(len(rows), -1, x.shape[-1]), y.reshape(len(rows), -1, y.shape[-1])
+    num = max(1, MOST_GATHERED // sum((t[0].numel() for t in (A, v.B) if t.dim() == 3), 1))
+    if len(rows) <= num:
+        out = _by_factors(flat_x, flat_y, A, v, rows, bias)
+    else:
+        parts = zip(*(torch.split(t, num) for t in (flat_x, flat_y, rows)), strict=True)
+        out = torch.cat([_by_factors(some_x, some_y, A, v, some, bias) for some_x, some_y, some in parts])
+    return torch.where(is_own(index, y), out.view_as(y), y)
+
+
+def _by_factors(
+    flat_x: Tensor, flat_y: Tensor, A: Tensor, v: Vectors, rows: Tensor, bias: Tensor | None = None
+) -> Tensor:
     u = flat_x.to(A.dtype) @ _each(A, rows).mT
     w = (u if v.d is None else u * v.d[rows][:, None]) @ _each(v.B, rows).mT
     m, norm = (None if t is None else t[rows][:, None] for t in (v.m, v.norm))
-    out = add_delta(flat_y, w, Vectors(v.B, None, None, v.scale, m, norm), bias)
-    return torch.where(is_own(index, y), out.view_as(y), y)
+    return add_delta(flat_y, w, Vectors(v.B, None, None, v.scale, m, norm), bias)
 
 
 def _each(factor: Tensor, rows: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ s the scaling, and signs that do not depend on the other numbers, an element of 
     d is 0 (AdaLoRA): s η √r ‖A‖ ‖B‖
     b is 0 (VeRA):      η √r ‖A‖ ‖B‖ d_init   = η 2 d_init / √I    for the kaiming basis, at any rank
     C is 0 (LoRA-XS):   η r ‖A‖ ‖B‖           = η 2 √r / √I        for a basis of kaiming's size
+    A is 0 (dense):     η √r ‖B‖              = η                  for B the identity, at any rank
 
 where ‖·‖ is the root mean square of an element. W's own is near 1/√I in trained models, so the width I cancels: what
 is left is `reach`, the relative change of W for each unit of the rate. The table's rates, which were measured, come out
@@ -20,7 +21,7 @@ from collections.abc import Callable, Mapping
 from math import prod, sqrt
 from types import MappingProxyType
 
-from polyvera.adapter.method import BASIS, D_INIT, KAIMING, NORMAL, OWN_BASES, ROW_NORM, SCALE, ZEROS
+from polyvera.adapter.method import BASIS, D_INIT, IDENTITY, KAIMING, NORMAL, ONES, OWN_BASES, ROW_NORM, SCALE, ZEROS
 from polyvera.adapter.spec import AdapterSpec
 
 WIDTH = 768  # where an init does not follow the width of its layer
@@ -36,8 +37,9 @@ COLUMNS: Mapping[str, Callable[[AdapterSpec], float]] = MappingProxyType(
 # How large the numbers of a letter are at the start by its init, those of A times √I; 1 for what moves by the rate.
 SIZES: Mapping[str, Callable[[AdapterSpec, str], float]] = MappingProxyType(
     {
-        ZEROS: lambda spec, letter: sqrt(_rank(spec)) if letter == "C" else 1.0,
-        ROW_NORM: lambda spec, letter: 1.0,
+        ZEROS: lambda spec, letter: {"C": sqrt(_rank(spec)), "A": sqrt(WIDTH)}.get(letter, 1.0),
+        **dict.fromkeys((ONES, ROW_NORM), lambda spec, letter: 1.0),
+        IDENTITY: lambda spec, letter: 1 / sqrt(_rank(spec)),
         D_INIT: lambda spec, letter: abs(spec.d_init),
         KAIMING: lambda spec, letter: 1 / sqrt(3 * COLUMNS[letter](spec)),
         NORMAL: lambda spec, letter: sqrt(0.02**2 * sqrt(WIDTH)),
@@ -62,7 +64,7 @@ def reach(spec: AdapterSpec) -> float:
 
 
 def _rank(spec: AdapterSpec) -> int:
-    return spec.rank or spec.row.rank
+    return spec.rank or spec.row.rank or WIDTH
 
 
 def _of_basis(spec: AdapterSpec) -> float:

@@ -42,7 +42,7 @@ def check_no_experts(adapter: Adapter, reader: str) -> None:
 
 def folded_rank(adapter: Adapter) -> int:
     """The rank that folded() gives every layer."""
-    return max(1, *(site.rank for site in adapter.layout.sites))
+    return max(1, adapter.layout.max_rank)
 
 
 def factors_of(adapter: Adapter, site: Site, basis: Basis | None) -> Factors:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from polyvera.adapter.basis import DRAWS, draw_factor
 from polyvera.adapter.layout import THETA, Entry, Heads, Layout, Site
-from polyvera.adapter.method import D_INIT
+from polyvera.adapter.method import D_INIT, ONES
 from polyvera.adapter.spec import AdapterSpec, BasisKey
 from polyvera.errors import LayoutError
 
@@ -139,4 +139,4 @@ def initial(entry: Entry, spec: AdapterSpec) -> Tensor:
     init = spec.row.factors[entry.letter].init
     if init in DRAWS:
         return draw_factor(init, spec.seed, entry.key, entry.shape)
-    return torch.full(entry.shape, spec.d_init if init == D_INIT else 0.0)
+    return torch.full(entry.shape, {D_INIT: spec.d_init, ONES: 1.0}.get(init, 0.0))

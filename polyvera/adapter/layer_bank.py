@@ -105,7 +105,8 @@ class LayerBank(nn.Module):
         dtype = self._product_dtype(x)
         A = own["A"].to(dtype) if "A" in own else self.get_buffer("A").to(dtype)
         A = (A * own["d"][:, :, None]).to(dtype) if "d" in own else A  # PEFT's AdaLoRA scales A itself
-        v = Vectors(own["B"].to(dtype), None, None, self.site.scale, own.get("m"), norm)
+        B = (own["B"] if "B" in own else self.get_buffer("B")).to(dtype)
+        v = Vectors(B, None, None, self.site.scale, own.get("m"), norm)
         return adapt_rows_by_factors(self._dropped(x), y, A, v, index, self._bias())
 
     def by_expert(self, x: Tensor, y: Tensor, slots: Tensor, experts: Tensor, products: Products) -> Tensor:

@@ -20,7 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from polyvera.adapter.base_layer import BaseLayer, dense_weight
 from polyvera.adapter.basis import DRAWS, draw_factor
 from polyvera.adapter.layout import Layout, Site
-from polyvera.adapter.method import DCT, FOURIER, SVD, factor_shape
+from polyvera.adapter.method import DCT, FOURIER, IDENTITY, SVD, factor_shape
 from polyvera.errors import BasisError
 
 Table = NDArray[np.float64]
@@ -56,12 +56,23 @@ def _directed(layout: Layout, site: Site, letter: str, base: BaseLayer | None) -
     return directions(base, site.rank)[letter]
 
 
+def _identity(layout: Layout, site: Site, letter: str, base: BaseLayer | None) -> Tensor:
+    return identity(site.out_features, site.rank)
+
+
 # One entry an init of a frozen matrix that each layer has of its own.
 MAKERS: Mapping[str, Callable[[Layout, Site, str, BaseLayer | None], Tensor]] = {
     **{init: partial(_drawn, init) for init in DRAWS},
     **{init: partial(_waved, init) for init in (FOURIER, DCT)},
     SVD: _directed,
+    IDENTITY: _identity,
 }
+
+
+@lru_cache(maxsize=64)
+def identity(rows: int, rank: int) -> Tensor:
+    """(rows, rank): row i is the unit vector of i modulo the rank, so all of them differ at a rank of `rows`."""
+    return torch.eye(rank)[torch.arange(rows) % rank]
 
 
 @lru_cache(maxsize=64)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
-from polyvera.adapter.method import Method, Scale, factor_shape
+from polyvera.adapter.method import Method, Scale
 from polyvera.adapter.spec import GIVEN, AdapterSpec, BasisKey, is_named
 from polyvera.errors import LayoutError, did_you_mean
 
@@ -132,7 +132,9 @@ class Layout:
         for pattern, sites in self.patterns.items():
             for letter in self.stored_letters:
                 own = sites[:1] if letter in self.method.tied else sites
-                named[f"{pattern}.{letter}"] = [(f"{s.name}.{letter}", s.name, letter, _shape(s, letter)) for s in own]
+                named[f"{pattern}.{letter}"] = [
+                    (f"{s.name}.{letter}", s.name, letter, self.method.shape(letter, s.rank, *s.widths)) for s in own
+                ]
         for key, shape in self.head:
             named[key] = [(key, "", "", shape)]
         if self.hash_size is not None:
@@ -167,6 +169,11 @@ class Layout:
         """Trained numbers, the head's included."""
         return sum(stack.size for stack in self.stacks)
 
+    @cached_property
+    def max_rank(self) -> int:
+        """The largest of the layers' ranks."""
+        return max(site.rank for site in self.sites)
+
     @property
     def num_head_params(self) -> int:
         """Trained numbers of the head."""
@@ -185,6 +192,18 @@ class Layout:
                 raise LayoutError(f"this spec and this layout do not belong together: {wrong}")
             self._checked.add(spec)
 
+    def check_hash(self) -> None:
+        """Raises LayoutError for a hash of more numbers than it would make, or that makes more than MAX_HASHED."""
+        if self.hash_size is None:
+            return
+        letters = self.method.hashed
+        made = sum(e.size for stack in self.expanded.stacks for e in stack.entries if e.letter in letters)
+        if not self.hash_size <= made <= MAX_HASHED:
+            raise LayoutError(
+                f"hash_size={self.hash_size} numbers would stand for the {made} of {self.title}: a hash stands for at "
+                f"least as many as it has, and for at most {MAX_HASHED}"
+            )
+
     @cached_property
     def _checked(self) -> set[AdapterSpec]:
         return set()
@@ -193,10 +212,6 @@ class Layout:
         """What two adapters must have in common to share a bank."""
         hashing = None if self.hash_size is None else (self.hash_size, self.seed)
         return (tuple(self.method.factors.items()), self.sites, self.basis, self.frozen_seed, self.head, hashing)
-
-
-def _shape(site: Site, letter: str) -> Shape:
-    return factor_shape(letter, site.rank, *site.widths)
 
 
 def _alike(pattern: str, sites: list[Site]) -> Iterator[tuple[str, list[Site]]]:
@@ -226,7 +241,8 @@ def _differences(layout: Layout, spec: AdapterSpec) -> Iterator[str]:
     if (layout.frozen_seed is not None or layout.hash_size is not None) and layout.seed != spec.seed:
         yield f"the spec has seed={spec.seed}, the layout {layout.seed}"
     for site in layout.sites:
-        rank, scale = spec.rank_of(site.name), spec.scale_of(site.name)
+        rank = spec.row.rank_within(spec.rank_of(site.name), site.out_features)
+        scale = spec.scale_of(site.name)
         if (site.rank, site.scale) != (rank, scale):
             yield f"{site.name} has rank {site.rank} and scale {site.scale}, the spec gives {rank} and {scale}"
     if layout.basis is not None and (layout.basis.init != GIVEN or spec.made_basis):
@@ -261,12 +277,13 @@ def layout_of(spec: AdapterSpec, shapes: Mapping[str, Widths], head: Mapping[str
     basis = basis_key(spec, shapes) if spec.row.shares_basis else None
     layout = Layout(spec.row, sites, basis, spec.seed, tuple(sorted((head or {}).items())), spec.hash_size)
     _check_rank(layout)
-    _check_hash(layout)
+    layout.check_hash()
     return layout
 
 
 def _site(spec: AdapterSpec, name: str, in_features: int, out_features: int, num_experts: int = 0) -> Site:
-    return Site(name, in_features, out_features, spec.rank_of(name), spec.scale_of(name), num_experts)
+    rank = spec.row.rank_within(spec.rank_of(name), out_features)
+    return Site(name, in_features, out_features, rank, spec.scale_of(name), num_experts)
 
 
 def _check_rank(layout: Layout) -> None:
@@ -282,19 +299,6 @@ def _check_rank(layout: Layout) -> None:
                 f"rank={site.rank}, but the weight of {site.name} has {most} singular vectors: take a lower rank, or "
                 "leave the layer out"
             )
-
-
-def _check_hash(layout: Layout) -> None:
-    """Raises LayoutError for a hash of more numbers than it would make, or that makes more than MAX_HASHED."""
-    if layout.hash_size is None:
-        return
-    letters = layout.method.hashed
-    made = sum(e.size for stack in layout.expanded.stacks for e in stack.entries if e.letter in letters)
-    if not layout.hash_size <= made <= MAX_HASHED:
-        raise LayoutError(
-            f"hash_size={layout.hash_size} numbers would stand for the {made} of {layout.title}: a hash stands for at "
-            f"least as many as it has, and for at most {MAX_HASHED}"
-        )
 
 
 def basis_key(spec: AdapterSpec, shapes: Mapping[str, Widths]) -> BasisKey:

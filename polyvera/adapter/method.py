@@ -21,21 +21,23 @@ class Factor:
     """One letter of the equation: how it starts, whether it is trained, whether the whole model shares it.
 
     tied: a trained letter that layers have in common where they differ only in their number (Tied-LoRA, Renduchintala
-    2023, for b).
+    2023, for b). single: a trained letter of a layer is one number, (1,), which stands for all of it (SAID, Aghajanyan
+    2020, for d beside a trained A).
     """
 
     init: str
     trained: bool = False
     shared: bool = False
     tied: bool = False
+    single: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
     """One row of the table. `factors` has no entry for a letter that the method lacks.
 
-    scaling: the rule in SCALINGS that multiplies the delta when b is not a vector. rank: a sensible default. lr: one at
-    that rank, which first_step.default_lr() scales for another spec.
+    scaling: the rule in SCALINGS that multiplies the delta when b is not a vector. rank: a sensible default, OWN_WIDTH
+    for that of each layer. lr: one at that rank, which first_step.default_lr() scales for another spec.
     peft_type, peft_keys: the name and the tensor suffixes of the same row in Hugging Face PEFT.
     """
 
@@ -60,8 +62,25 @@ class Method:
 
     @property
     def hashed(self) -> tuple[str, ...]:
-        """The trained letters that a hash can make: those that start without the base's own weights."""
-        return tuple(x for x in self.trained if self.factors[x].init != ROW_NORM)
+        """The trained letters that a hash can make: those of many numbers that start without the base's own weights."""
+        return tuple(x for x in self.trained if self.factors[x].init != ROW_NORM and not self.factors[x].single)
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether each layer has a trained number for every rank, which can be set to 0."""
+        return "d" in self.trained and not self.factors["d"].single
+
+    def rank_within(self, rank: int, out_features: int) -> int:
+        """The rank of a layer where the spec's is `rank`: at most one for each output, if B is the identity."""
+        return min(rank or out_features, out_features) if self.factors["B"].init == IDENTITY else rank
+
+    def shape(
+        self, letter: str, rank: int, in_features: int, out_features: int, num_experts: int = 0
+    ) -> tuple[int, ...]:
+        """The shape of one of its letters in one layer of that rank: factor_shape(), or (1,) of a single number."""
+        if self.factors[letter].single:
+            return (num_experts, 1) if num_experts else (1,)
+        return factor_shape(letter, rank, in_features, out_features, num_experts)
 
     @property
     def shares_basis(self) -> bool:
@@ -76,7 +95,7 @@ class Method:
     @property
     def draws_by_seed(self) -> bool:
         """Whether a frozen matrix of each layer depends on the seed."""
-        return any(self.factors[x].init != SVD for x in self.made)
+        return any(self.factors[x].init in DRAWN for x in self.made)
 
     @property
     def reads_base(self) -> bool:
@@ -110,6 +129,7 @@ class Method:
 KAIMING = "kaiming"  # uniform within ±1/√fan_in, which is kaiming uniform at a=√5
 NORMAL = "normal"  # N(0, 0.02²)
 ZEROS = "zeros"
+ONES = "ones"
 D_INIT = "d_init"  # the constant spec.d_init
 ROW_NORM = "row_norm"  # ‖W‖ of each row
 BASIS = "basis"  # the shared pair named by a BasisKey
@@ -119,8 +139,12 @@ FOURIER = "fourier"  # waves of whole periods, sines and cosines, of frequencies
 DCT = "dct"  # waves of half periods, cosines (the DCT-II), of frequencies drawn from the seed
 WAVES = (FOURIER, DCT)
 OWN_BASES = (SVD, *WAVES)  # those of each layer's own widths; A and B are the same for all layers as wide, save svd's
-MADE = (KAIMING, NORMAL, *OWN_BASES)
+IDENTITY = "identity"  # row i is the unit vector of i modulo the rank, so that the rank may be less than the width
+DRAWN = (KAIMING, NORMAL, *WAVES)
+MADE = (*DRAWN, SVD, IDENTITY)
 KAIMING_UNIFORM = "kaiming_uniform"  # the shared pair that is the default
+
+OWN_WIDTH = 0  # the rank of a row whose letters are as wide as each layer
 
 SHARED = Factor(BASIS, shared=True)
 MAGNITUDE = Factor(ROW_NORM, trained=True)
@@ -129,9 +153,12 @@ LOW_RANK = {"A": Factor(KAIMING, trained=True), "B": Factor(ZEROS, trained=True)
 VECTORS = {"A": SHARED, "B": SHARED, "d": Factor(D_INIT, trained=True), "b": Factor(ZEROS, trained=True)}
 TIED_B = Factor(ZEROS, trained=True, tied=True)
 OWN, GROWN = Factor(KAIMING), Factor(ZEROS, trained=True)
+DELTA = {"A": GROWN, "B": Factor(IDENTITY)}
+LAYER_SCALE = Factor(ONES, trained=True, single=True)
 SVD_PAIR, WAVE_PAIR = ({"A": Factor(init), "B": Factor(init)} for init in (SVD, FOURIER))
 TIED, D_ONLY = "after Renduchintala 2023", "after Kopiczko 2023"
 RASTA, WAVE_D = "after Bałazy 2024", "after Gao 2024"
+DID, SAID = "after Li 2018", "Aghajanyan 2020"
 LORA_KEYS = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"}
 VERA_KEYS = {"d": "vera_lambda_d", "b": "vera_lambda_b"}
 ADALORA_KEYS = {"A": "lora_A", "B": "lora_B", "d": "lora_E"}
@@ -175,6 +202,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             Method("lora-xs", {**SVD_PAIR, "C": GROWN}, "Bałazy 2024", "none", 16, 6e-3, "LORA", LORA_KEYS),
             Method("rasta", {"A": SHARED, "B": SHARED, "C": GROWN}, RASTA, "none", 16, 6e-3, "LORA", LORA_KEYS),
             Method("fourier-d", {**WAVE_PAIR, "d": GROWN}, WAVE_D, "none", 256, 6e-2, "LORA", LORA_KEYS),
+            Method("dense-delta", DELTA, DID, "none", OWN_WIDTH, 3e-4, "LORA", LORA_KEYS),
+            Method("said", {**DELTA, "d": LAYER_SCALE}, SAID, "none", OWN_WIDTH, 3e-4, "LORA", LORA_KEYS),
         )
     }
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polyvera.errors import FingerprintError, RecipeError
+from polyvera.errors import DamagedFileError, FingerprintError, RecipeError
 from polyvera.model.prompt import TEMPLATE
 from polyvera.model.task import LM
 from polyvera.plan import bytes_text
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from polyvera.model.answer import Meaning
     from polyvera.model.load import Base
     from polyvera.store.file.codec import Header
+    from polyvera.store.made_bases import BasisRef
     from polyvera.store.registry import Registry
 
 BASE = "base"
@@ -256,3 +257,21 @@ def facts(registry: Registry, name: str) -> dict[str, object]:
         **{name: f"{value:.4g}" for name, value in adapter.scores.items()},
     }
     return {key: value for key, value in known.items() if value not in ("", None)}
+
+
+def basis_rows(registry: Registry) -> list[dict[str, Any]]:
+    """A row for each made basis of a store, a damaged one too. Raises NotFoundError where there is no store."""
+    registry.check_exists()
+    return [{"name": ", ".join(ref.names), **_about(registry, ref)} for ref in registry.bases.list()]
+
+
+def _about(registry: Registry, ref: BasisRef) -> dict[str, Any]:
+    from polyvera.store.paths import basis_path
+
+    try:
+        registry.bases.check(basis_path(ref.sha256))
+        rank, about = registry.bases.get(ref.sha256).key.rank, registry.bases.about(ref.sha256)
+    except DamagedFileError:
+        rank, about = None, {"kind": "damaged"}
+    own = {name: about.get(name, "") for name in ("kind", "model")}
+    return {"sha256": ref.sha256, "rank": rank, **own, "bytes": ref.num_bytes}

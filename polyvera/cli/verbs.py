@@ -15,7 +15,7 @@ from rich.markup import escape
 from polyvera import __version__
 from polyvera.cli import tables
 from polyvera.cli.flags import Taken, Whole, with_settings
-from polyvera.cli.session import Rows, Session
+from polyvera.cli.session import Rows, Session, basis_rows
 from polyvera.errors import PolyveraError, RecipeError
 from polyvera.model.config import AUTO_TASK
 from polyvera.train.memory import peak_bytes
@@ -234,19 +234,23 @@ def ls(
     store: Store,
     prefix: Annotated[str | None, typer.Argument(help="Only names that begin so.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Every version, not only the latest.")] = False,
+    bases: Annotated[bool, typer.Option("--bases", help="The made bases instead.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the adapters in a store."""
+    """List the adapters in a store, or its made bases."""
     from polyvera.store.registry import Registry
 
     registry = Registry(store)
-    refs = registry.list(prefix, latest=not every, missing_ok=False)
-    rows = [{"name": r.name, "version": r.version, "bytes": r.num_bytes} for r in refs]
+    if bases and (every or prefix):
+        raise RecipeError("--bases lists all made bases of a store: leave --all and the beginning of a name out")
+    refs = [] if bases else registry.list(prefix, latest=not every, missing_ok=False)
+    rows: list[dict[str, Any]] = [{"name": r.name, "version": r.version, "bytes": r.num_bytes} for r in refs]
+    rows = basis_rows(registry) if bases else rows
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
     shown = [{**row, "bytes": f"{row['bytes']:,}"} for row in rows]
-    tables.console().print(tables.table_of(shown, f"{len(rows)} in {store}", ("version", "bytes")))
+    tables.console().print(tables.table_of(shown, f"{len(rows)} in {store}", ("version", "rank", "bytes")))
 
 
 @verb("show")
@@ -308,11 +312,19 @@ def alias(
 @verb("rm")
 def rm(
     store: Store,
-    name: Annotated[str, typer.Argument(help="NAME@3: one version.")],
+    name: Annotated[str, typer.Argument(help="NAME@3: one version; or a made basis, with --basis.")],
     with_aliases: Annotated[bool, typer.Option("--with-aliases", help="Also the aliases that point to it.")] = False,
+    basis: Annotated[
+        bool, typer.Option("--basis", help="A made basis, by its name or sha256, which no adapter names.")
+    ] = False,
 ) -> None:
-    """Remove one version of an adapter; its number is never given out again."""
+    """Remove one version of an adapter, whose number is never given out again; or a made basis with its names."""
     from polyvera.store.registry import Registry
 
+    if basis and with_aliases:
+        raise RecipeError("--with-aliases has no effect with --basis, which removes the names of a basis too")
+    if basis:
+        typer.echo(f"the basis {Registry(store).bases.remove(name)} removed from {store}")
+        return
     Registry(store).remove(name, with_aliases=with_aliases)
     typer.echo(f"{name} removed from {store}")

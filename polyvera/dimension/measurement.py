@@ -15,16 +15,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from polyvera.adapter.method import method_named
 from polyvera.compare.baseline import BASELINES, HEAD
 from polyvera.dimension.crossing import Crossing, crossing
-from polyvera.dimension.family import FAMILIES, REFERENCE, Family
+from polyvera.dimension.family import FAMILIES, REFERENCE, Family, Room
 from polyvera.dimension.point_file import Point, PointFile
 from polyvera.dimension.rate_window import RateWindow
 from polyvera.errors import DataError, RecipeError, message_of
 from polyvera.evaluate.fleet_scores import fleet_scores
 from polyvera.model.load import Base
+from polyvera.plan import slots_within
+from polyvera.train.fleet.fleet import SLOTS
 from polyvera.train.many_runs import for_many_runs
-from polyvera.train.preparation import base_for
+from polyvera.train.preparation import base_for, pinned_for_many
 from polyvera.train.recipe import Recipe
 from polyvera.train.tell import Tell, to_nobody
 from polyvera.train.tenants import first_problem, first_table
@@ -33,6 +36,7 @@ from polyvera.train.test_rows import with_test_rows
 SMALLEST_SIZE, GROWTH = 4, 4
 FROZEN_HEAD = ("labels",)
 NEAREST = 1.2  # sizes whose ratio is less are not told apart
+BANK_BYTES = 2**31  # of candidates that train at a time, with gradients and moments
 NOTHING = "nothing"  # the family of no adapter
 
 Watch = Callable[[Sequence[Point]], None]
@@ -43,8 +47,8 @@ class Measurement:
     """What is measured. Raises RecipeError for what a measurement cannot use.
 
     recipe: the rows and the training; a folder of tenants is a fleet, as with fleet=True. share: of the reference's
-    score that is to be reached. reference: trained without a hash. sizes: of the hash, () for those that the scores ask
-    for. refinements: how many sizes are added where a family's curve crosses the line.
+    score that is to be reached. reference: trained without a hash. sizes: trained numbers but a head's, () for those
+    that the scores ask for. refinements: how many sizes are added where a family's curve crosses the line.
     """
 
     recipe: Recipe
@@ -62,12 +66,17 @@ class Measurement:
         if not self.families or self.num_seeds < 1 or any(size < 1 for size in self.sizes):
             raise RecipeError("a measurement needs a family, a seed, and sizes of at least 1")
         object.__setattr__(self, "recipe", for_many_runs(self.recipe, "a measurement"))
+        methods = [one.method for one in (self.reference, *self.families)]
+        if self.recipe.basis is not None and not any(method_named(one).shares_basis for one in methods):
+            raise RecipeError(f"basis={self.recipe.basis!r}: none of {', '.join(methods)} shares one: leave it out")
 
-    @property
-    def subject(self) -> dict[str, Any]:
-        """What two runs have in common where the second goes on with the first: all but what may grow."""
-        recipe = self.recipe.model_dump(mode="json", include=self.recipe.model_fields_set)
-        return {"recipe": recipe, "reference": asdict(self.reference), "frozen_head": self.frozen_head}
+    def subject(self, recipe: Recipe) -> dict[str, Any]:
+        """What two runs have in common where the second goes on with the first: all but what may grow.
+
+        recipe: as pinned_for_many() gives it.
+        """
+        given = recipe.model_dump(mode="json", include=recipe.model_fields_set)
+        return {"recipe": given, "reference": asdict(self.reference), "frozen_head": self.frozen_head}
 
 
 @dataclass(frozen=True)
@@ -110,25 +119,40 @@ def measure(
     made. tell: called with each line that a run says of itself. Raises DataError where no tenant can be trained,
     RecipeError, TargetError or another PolyveraError.
     """
-    runs = PointRuns(measurement, PointFile(folder, measurement.subject), base, watch, tell)
-    runs.reference()
-    for family in measurement.families:
-        runs.grow(family)
-        runs.refine(family)
-    return runs.found()
+    with pinned_for_many(measurement.recipe) as recipe:
+        runs = PointRuns(measurement, recipe, PointFile(folder, measurement.subject(recipe)), base, watch, tell)
+        runs.check()
+        runs.reference()
+        for family in measurement.families:
+            runs.grow(family)
+            runs.refine(family)
+        return runs.found()
 
 
 class PointRuns:
-    """The runs of a measurement, one after the other."""
+    """The runs of a measurement, one after the other. recipe: the measurement's, as pinned_for_many() gives it."""
 
-    def __init__(self, measurement: Measurement, file: PointFile, base: Base | None, watch: Watch, tell: Tell) -> None:
-        recipe = measurement.recipe
+    def __init__(
+        self,
+        measurement: Measurement,
+        recipe: Recipe,
+        file: PointFile,
+        base: Base | None,
+        watch: Watch,
+        tell: Tell,
+    ) -> None:
         is_fleet = recipe.fleet or Path(recipe.data).expanduser().is_dir()
         self.of, self.file, self.base, self.watch, self.tell = measurement, file, base, watch, tell
         self.everyone = with_test_rows(recipe.replaced(fleet=is_fleet))
         self.recipe = recipe.replaced(fleet=True, **({"head": FROZEN_HEAD} if measurement.frozen_head else {}))
         self.sizes: dict[str, list[int]] = {}
+        self._rooms: dict[Family, Room] = {}
         self._is_ready = False
+
+    def check(self) -> None:
+        """Raises RecipeError, LayoutError for what a family can't train, before anything is trained."""
+        for family in self.of.families:
+            family.check_sizes(self.of.sizes, self._room(family))
 
     @property
     def seeds(self) -> range:
@@ -184,10 +208,16 @@ class PointRuns:
         return sorted({point.tenant for point in every} - lacking)
 
     def _sizes(self, family: Family) -> Iterator[int]:
-        most, size = family.num_letters(self.recipe, self._loaded()), SMALLEST_SIZE
-        while size < most:
-            yield size
+        room, size = self._room(family), SMALLEST_SIZE
+        while size < room.most:
+            if size > room.kept:
+                yield size
             size *= GROWTH
+
+    def _room(self, family: Family) -> Room:
+        if family not in self._rooms:
+            self._rooms[family] = family.room(self.recipe, self._loaded())
+        return self._rooms[family]
 
     def _add(self, family: Family, size: int) -> None:
         self._points(family.name, size, family)
@@ -207,12 +237,15 @@ class PointRuns:
 
     def _trained(self, name: str, size: int | None, seed: int, family: Family) -> list[Point]:
         """One run: every tenant at its own best rate."""
-        choices = dict(BASELINES[HEAD].choices) if name == NOTHING else family.choices(size)
-        recipe = self.recipe.replaced(**choices, seed=seed, run_seed=seed)
+        room = self._room(family)
+        own = family.choices(self.recipe, size, room.kept)
+        choices = {**BASELINES[HEAD].choices, "basis": None} if name == NOTHING else own
+        recipe = self.recipe.replaced(**choices, seed=seed, run_seed=seed, slots=self.recipe.slots or _slots(room))
         window = RateWindow(recipe, self._loaded(), self.everyone, self.tell)
         first = self.file.of(name, size, 0)
-        centres = self._rates(first or self._nearest(name, size), recipe.learning_rate)
-        window.train(centres, extends=first is None)
+        known = first or self._nearest(name, size)
+        is_new = not known and recipe.hash_size is not None
+        window.train(self._rates(known, recipe.learning_rate), extends=first is None, wide=is_new)
         return list(self._scored(window, recipe, Point(name, size, seed, "", None)))
 
     def _nearest(self, name: str, size: int | None) -> list[Point]:
@@ -284,6 +317,14 @@ class PointRuns:
         at = crossing(curve, (1.0,), self.of.share).size
         if not isfinite(at):
             return None
-        below, above = max([s for s in sizes if s < at], default=1), min(s for s in sizes if s >= at)
+        below, above = (
+            max([s for s in sizes if s < at], default=max(1, self._room(family).kept)),
+            min(s for s in sizes if s >= at),
+        )
         middle = round((below * above) ** 0.5)
         return middle if below * NEAREST < middle < above / NEAREST else None
+
+
+def _slots(room: Room) -> int:
+    """How many candidates train at a time: a fleet's usual number, or as many as BANK_BYTES hold."""
+    return min(SLOTS, slots_within(BANK_BYTES, room.most))

@@ -20,7 +20,7 @@ from polyvera.train.recipe import Recipe
 from polyvera.train.tell import Tell
 from polyvera.train.tenants import Tenant
 
-RATIO = 2.0
+RATIO, WIDE = 2.0, 8.0
 EXTENSIONS = 5
 
 
@@ -37,15 +37,20 @@ class RateWindow:
     tell: Tell
     tried: dict[str, dict[float, Outcome]] = field(default_factory=dict)
 
-    def train(self, centres: Mapping[str, float], *, extends: bool) -> None:
+    def train(self, centres: Mapping[str, float], *, extends: bool, wide: bool = False) -> None:
         """Tries three rates around each tenant's centre, or the recipe's rate alone where it gives one.
 
-        extends: whether to go on beyond an edge that is best.
+        extends: whether to go on beyond an edge that is best. wide: whether the centre is to be looked for first, among
+        it and its multiples by powers of WIDE: far below the best rate all losses are alike, and turn by chance.
         """
         if not self.recipe.leaves_lr_open:
             self._try({tenant.name: [self.recipe.learning_rate] for tenant in self.everyone})
             return
-        self._try({name: [_rounded(lr * RATIO**k) for k in (-1, 0, 1)] for name, lr in centres.items()})
+        if wide:
+            self._try({name: [_rounded(lr * WIDE**k) for k in (0, 1, 2)] for name, lr in centres.items()})
+            centres = {name: found[0] if (found := self.best(name)) else lr for name, lr in centres.items()}
+        around = {name: {_rounded(lr * RATIO**k) for k in (-1, 0, 1)} for name, lr in centres.items()}
+        self._try({name: sorted(rates - set(self.tried.get(name, ()))) for name, rates in around.items()})
         for _ in range(EXTENSIONS if extends else 0):
             further = {name: rates for name in centres if (rates := self._beyond(name))}
             if not further:

@@ -18,7 +18,8 @@ from polyvera.adapter.targets import find_sites, linear_layers
 from polyvera.data.tables import Table
 from polyvera.model.load import Base
 from polyvera.store.file.file_bytes import num_file_bytes
-from polyvera.train.preparation import said, spec_for
+from polyvera.train.many_runs import of_method
+from polyvera.train.preparation import made_basis, on_made, said, spec_for
 from polyvera.train.recipe import Recipe
 
 A_SHA256, A_RATE = "0" * 64, 0.01234
@@ -83,8 +84,8 @@ class Sizer:
         return tuple(linear_layers(self.base.model))
 
     def choices(self, candidate: Candidate) -> dict[str, Any]:
-        """Keys of a Recipe."""
-        return candidate.choices(self.layers)
+        """Keys of a Recipe, the made basis that all runs share among them."""
+        return {**candidate.choices(self.layers), **of_method(self.recipe, candidate.method, candidate.rank)}
 
     def num_params(self, candidate: Candidate) -> int:
         """The numbers that it stores, those of a head among them. Raises LayoutError, SpecError."""
@@ -93,14 +94,15 @@ class Sizer:
     def file_bytes(self, candidate: Candidate) -> int:
         """The bytes of its file, of numbers and scores that are not there yet. Raises LayoutError, SpecError."""
         spec, layout = self._laid_out(candidate)
-        sha256 = A_SHA256 if layout.basis is not None else ""
+        sha256 = "" if layout.basis is None else layout.basis.sha256 or A_SHA256
         numbers = torch.linspace(-1.0, 1.0, layout.num_params)
         adapter = Adapter(spec, layout, numbers, sha256, base=self._fingerprint, scores=SCORES)
         recipe = self.recipe.replaced(**self.choices(candidate), lr=A_RATE)
         return num_file_bytes(said(recipe, adapter, self.table.kind, self.table.labels), candidate.stored)
 
     def _laid_out(self, candidate: Candidate) -> tuple[AdapterSpec, Layout]:
-        spec = self.recipe.replaced(**self.choices(candidate)).spec(self.base.head)
+        recipe = self.recipe.replaced(**self.choices(candidate))
+        spec = on_made(recipe.spec(self.base.head), made_basis(recipe))
         head = {name: tuple(tensor.shape) for name, tensor in head_tensors(self.base.model, spec.head).items()}
         return spec, layout_of(spec, find_sites(self.base.model, spec), head)
 

@@ -9,12 +9,13 @@ from itertools import chain, islice, zip_longest
 import numpy as np
 
 from polyvera.adapter.layout import Widths, layout_of
-from polyvera.adapter.method import METHODS, Method
+from polyvera.adapter.method import METHODS, OWN_WIDTH, Method
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import DEFAULT
 from polyvera.errors import LayoutError, RecipeError
 from polyvera.search.candidate import Candidate, Sizer, sites_of
 from polyvera.store.file.stored_dtype import STORED_DTYPES
+from polyvera.train.many_runs import of_method
 
 POWERS = (0.0, 0.5, 1.0)  # of a saliency: how many layers, or how salient ones
 MATRIX_RANKS = (1, 2, 4)  # where A or B is trained
@@ -35,13 +36,18 @@ class Arm:
         return Candidate(self.method, self.rank, tuple(sites), self.stored, hash_size)
 
 
-def arms(stored: str) -> list[Arm]:
-    """Every row that a hash could make whole, at a few ranks."""
-    rows = [row for row in METHODS.values() if row.hashed == row.trained]
-    return [Arm(row.name, rank, stored) for row in rows for rank in _ranks(row)]
+def arms(stored: str, basis_rank: int | None = None) -> list[Arm]:
+    """Every row with a rank to choose that a hash could make whole, at a few ranks.
+
+    basis_rank: of the made basis that rows which share one have, None where they draw theirs.
+    """
+    rows = [row for row in METHODS.values() if row.hashed == row.trained and row.rank != OWN_WIDTH]
+    return [Arm(row.name, rank, stored) for row in rows for rank in _ranks(row, basis_rank)]
 
 
-def _ranks(row: Method) -> tuple[int, ...]:
+def _ranks(row: Method, basis_rank: int | None) -> tuple[int, ...]:
+    if row.shares_basis and basis_rank is not None:
+        return (basis_rank,)
     if {"A", "B"} & set(row.trained):
         return MATRIX_RANKS
     return tuple(row.rank // share for share in SHARES_OF_RANK)
@@ -60,18 +66,24 @@ class Proposer:
     num_bytes: int
     stored: str
 
+    @property
+    def _basis_rank(self) -> int | None:
+        """Of the made basis, if any."""
+        return None if self.sizer.recipe.basis is None else self.sizer.recipe.rank
+
     def uniform(self) -> list[Candidate]:
         """The default layers at each method's own rank, whole or as the largest hash that fits. Raises RecipeError."""
         plain = self.sizer.recipe.replaced(targets=DEFAULT)
         sites = [name for name in sites_of(plain, self.sizer.base) if name in self.shapes] or [*self.shapes]
-        names = (AdapterSpec().method, next(iter(METHODS)))
-        found = [Arm(name, METHODS[name].rank, self.stored).on(sites) for name in names]
+        rows = [METHODS[name] for name in (AdapterSpec().method, next(iter(METHODS)))]
+        ranks = [of_method(self.sizer.recipe, row.name, None)["rank"] or row.rank for row in rows]
+        found = [Arm(row.name, rank, self.stored).on(sites) for row, rank in zip(rows, ranks, strict=True)]
         return list(self._checked(one for one in map(self.fitted, found) if one is not None))
 
     def salient(self, saliency: Mapping[str, float], num: int) -> list[Candidate]:
         """Knapsacks over the layers by saliency, and hashes on the layers that matter; methods take turns."""
         by_method: dict[str, list[Candidate]] = {}
-        for arm in arms(self.stored):
+        for arm in arms(self.stored, self._basis_rank):
             for power in POWERS:
                 value = {name: energy**power for name, energy in saliency.items()}
                 for one in (self._packed(arm, value), self._hashed(arm, value)):
@@ -83,7 +95,7 @@ class Proposer:
 
     def random(self, num: int, seed: int) -> list[Candidate]:
         """An arm, layers, and whether to hash, each by chance."""
-        draw, every, found = np.random.RandomState(seed), arms(self.stored), list[Candidate]()
+        draw, every, found = np.random.RandomState(seed), arms(self.stored, self._basis_rank), list[Candidate]()
         for _ in range(50 * num):
             arm = every[draw.randint(len(every))]
             value = dict(zip(self.shapes, draw.rand(len(self.shapes)).tolist(), strict=True))

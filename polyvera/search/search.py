@@ -25,7 +25,7 @@ from polyvera.search.proposals import Proposer
 from polyvera.search.saliency import saliencies
 from polyvera.store.file.codec import encode
 from polyvera.train.many_runs import for_many_runs
-from polyvera.train.preparation import base_for, encode_tables
+from polyvera.train.preparation import base_for, encode_tables, pinned_for_many
 from polyvera.train.recipe import Recipe
 from polyvera.train.rounding import rounded
 from polyvera.train.schedule import num_steps
@@ -112,7 +112,12 @@ def search(
     base: a model that is loaded already; bare again afterwards. watch: called with each candidate that was tried. tell:
     called with each line that the search says of itself. Raises RecipeError where nothing fits, DataError, TargetError.
     """
-    runs = SearchRuns(task, base, tell)
+    with pinned_for_many(task.recipe) as recipe:
+        return _searched(SearchRuns(task, recipe, base, tell), watch, tell)
+
+
+def _searched(runs: SearchRuns, watch: Watch, tell: Tell) -> Found:
+    task = runs.task
     saliency = runs.saliency()
     most = ", ".join(f"{name} {share:.0%}" for name, share in sorted(saliency.items(), key=lambda pair: -pair[1])[:5])
     tell(f"the gradient asks most of {most}")
@@ -127,32 +132,32 @@ def search(
 
 
 class SearchRuns:
-    """The runs of a search."""
+    """The runs of a search. recipe: the task's, as pinned_for_many() gives it."""
 
-    def __init__(self, task: SearchTask, base: Base | None, tell: Tell) -> None:
-        [self.tenant] = with_test_rows(task.recipe)
-        tables = self.tenant.tables(task.recipe)
-        self.base = base_for(task.recipe, tables.training, base)
+    def __init__(self, task: SearchTask, recipe: Recipe, base: Base | None, tell: Tell) -> None:
+        [self.tenant] = with_test_rows(recipe)
+        tables = self.tenant.tables(recipe)
+        self.base, self.recipe = base_for(recipe, tables.training, base), recipe
         tables = tables.suited(self.base.model)
         assert tables.validation is not None and tables.test is not None
         self.task, self.tell, self.table, self.test = task, tell, tables.training, tables.test
-        self.rows, _ = encode_tables(task.recipe, tables, self.base)
-        shapes = dict(sites_of(task.recipe, self.base))
+        self.rows, _ = encode_tables(recipe, tables, self.base)
+        shapes = dict(sites_of(recipe, self.base))
         self.everything = tuple(shapes)
-        sizer = Sizer(task.recipe, self.base, self.table)
+        sizer = Sizer(recipe, self.base, self.table)
         self.proposer = Proposer(sizer, shapes, task.num_bytes, task.stored)
         self.metric = ""
 
     def saliency(self) -> dict[str, float]:
         """The share of the gradient's energy of each layer."""
-        shuffled = order(len(self.rows), self.task.recipe.run_seed, 0)
+        shuffled = order(len(self.rows), self.recipe.run_seed, 0)
         rows = [self.rows.rows[i] for i in shuffled]
         return saliencies(self.base, rows, self.table.row, self.everything)
 
     def way(self, name: str, candidates: Sequence[Candidate], watch: Watch) -> Way:
         """Halves the candidates and trains the winner."""
-        _, total = num_steps(self.task.recipe, len(self.rows), 1)
-        halving = Halving(self.task.recipe, self.base, self.tenant, self.proposer.sizer, total)
+        _, total = num_steps(self.recipe, len(self.rows), 1)
+        halving = Halving(self.recipe, self.base, self.tenant, self.proposer.sizer, total)
         rungs = halving.run(candidates, lambda tried: watch(name, tried))
         winner = rungs[-1][0].candidate
         self.tell(f"{name}: {winner.text}")
@@ -168,7 +173,7 @@ class SearchRuns:
     def _trained(self, winner: Candidate, seed: int, lrs: Sequence[float]) -> tuple[float, Adapter]:
         """The winner at its own best rate by validation loss, with its numbers as they are stored."""
         choices = self.proposer.sizer.choices(winner)
-        recipe = self.task.recipe.replaced(**choices, seed=seed, run_seed=seed, fleet=True)
+        recipe = self.recipe.replaced(**choices, seed=seed, run_seed=seed, fleet=True)
         window = RateWindow(recipe, self.base, [self.tenant], lambda line: None)
         window.train({self.tenant.name: lrs[0] if lrs else recipe.learning_rate}, extends=not lrs)
         found = window.best(self.tenant.name)
@@ -191,4 +196,5 @@ def winning_recipe(found: Found) -> Recipe:
     best = found.ways[0]
     own = found.task.recipe.replaced(test=None)
     name = Path(own.data).stem
-    return own.replaced(**best.winner.choices(found.layers), lr=best.lrs[0], stored=found.task.stored, name=name)
+    choices = {**best.winner.choices(found.layers), "basis": best.adapter.spec.made_basis or None}
+    return own.replaced(**choices, lr=best.lrs[0], stored=found.task.stored, name=name)

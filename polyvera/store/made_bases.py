@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
@@ -17,7 +17,15 @@ from torch import Tensor
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.basis import Basis, basis_at_hand, digest, given_basis
 from polyvera.adapter.spec import DIGEST
-from polyvera.errors import BasisError, DamagedFileError, FormatError, NotFoundError, PolyveraError, StoreError
+from polyvera.errors import (
+    BasisError,
+    ConflictError,
+    DamagedFileError,
+    FormatError,
+    NotFoundError,
+    PolyveraError,
+    StoreError,
+)
 from polyvera.store.file.header import MAX_BASIS_NUMBERS
 from polyvera.store.files import Buffer, Files
 from polyvera.store.paths import BASES, basis_name_path, basis_path, parse_basis
@@ -25,6 +33,7 @@ from polyvera.store.reference import check_alias
 
 ABOUT = "about"
 MAX_FILE_BYTES = 4 * MAX_BASIS_NUMBERS + (1 << 20)
+MANY = 8  # adapters that a message names
 NAME_BYTES = 65  # a sha256 and a line end
 BEGINNING = re.compile(r"[0-9a-f]{6,63}")
 FLOAT32 = torch.float32
@@ -42,8 +51,9 @@ class BasisRef:
 class MadeBases:
     """The made bases of a store. Any number of threads and processes may use it."""
 
-    def __init__(self, url: str, files: Files) -> None:
-        self.url, self._files = url, files
+    def __init__(self, url: str, files: Files, naming: Callable[[str], Sequence[object]] = lambda sha256: ()) -> None:
+        """naming: the adapters of the store that name a basis, by its sha256."""
+        self.url, self._files, self._naming = url, files, naming
 
     def put(self, basis: Basis, name: str | None = None, about: Mapping[str, str] | None = None) -> str:
         """Stores a basis once, and points a name at it; returns its sha256.
@@ -60,7 +70,7 @@ class MadeBases:
         data = save({"A": basis.A, "B": basis.B}, {ABOUT: json.dumps(dict(about or {}))})
         self._create(basis.sha256, data)
         if name is not None:
-            self._files.replace(basis_name_path(name), f"{basis.sha256}\n".encode())
+            self._point(name, basis.sha256)
         return basis.sha256
 
     def get(self, which: str) -> Basis:
@@ -76,6 +86,40 @@ class MadeBases:
         data = bytes(self._data(self.sha256_of(which)))
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         return {str(k): str(v) for k, v in json.loads(header["__metadata__"][ABOUT]).items()}
+
+    def remove(self, which: str) -> str:
+        """Removes a basis with its names; returns its sha256.
+
+        It is put back for an adapter that was published meanwhile. Raises NotFoundError, ConflictError with the
+        adapters that name it.
+        """
+        sha256 = self.sha256_of(which)
+        data = bytes(self._data(sha256))
+        self._check_unnamed(sha256)
+        names = next((ref.names for ref in self.list() if ref.sha256 == sha256), ())
+        for name in names:
+            self._files.delete(basis_name_path(name))
+        self._files.delete(basis_path(sha256))
+        try:
+            self._check_unnamed(sha256)
+        except ConflictError:
+            self._files.replace(basis_path(sha256), data)
+            for name in names:
+                self._point(name, sha256)
+            raise
+        return sha256
+
+    def _check_unnamed(self, sha256: str) -> None:
+        naming = [str(one) for one in self._naming(sha256)]
+        if naming:
+            more = f" and {len(naming) - MANY:,} more" if len(naming) > MANY else ""
+            raise ConflictError(
+                f"the basis {sha256[:12]} is not removed, since adapters name it: {', '.join(naming[:MANY])}{more}; "
+                "remove them first"
+            )
+
+    def _point(self, name: str, sha256: str) -> None:
+        self._files.replace(basis_name_path(name), f"{sha256}\n".encode())
 
     def sha256_of(self, which: str) -> str:
         """The sha256 that a name, a sha256 or the beginning of one means. Raises NotFoundError, DamagedFileError."""
@@ -108,8 +152,13 @@ class MadeBases:
         """Makes sure that the basis that an adapter names is here. Raises BasisError where it is nowhere."""
         made = adapter.spec.made_basis
         if made and self._files.size(basis_path(made)) is None:
-            basis = adapter.basis()
-            assert basis is not None
+            basis = adapter.given or basis_at_hand(made)
+            if basis is None:
+                raise BasisError(
+                    f"the adapter names the made basis {made[:12]}, which this store does not have: copy "
+                    f"{basis_path(made)} from the store where it was trained, or export the adapter there to PEFT, "
+                    "which takes the basis along"
+                )
             self.put(basis)
 
     def check(self, path: str) -> str:

@@ -96,6 +96,7 @@ class Registry:
                 raise StoreError(f"the version numbers of {name!r} are used up: publish under another name")
             numbers = range(first, min(first + MAX_RACES, MAX_VERSION + 1))
             version = parse_adapter(path := self.files.create(data, (adapter_path(name, v) for v in numbers)))[1]
+            self.bases.keep(adapter)  # again: another may have removed it since
             if alias is not None:
                 self._point(name, alias, version)
         return AdapterRef(name, version, self.files.location(path), len(data), read_header(data).own.digest)
@@ -185,7 +186,8 @@ class Registry:
         Raises StoreError where an alias points to it (with_aliases removes those too), or where no version is named.
         """
         ref = self._ref(which) if isinstance(which, AdapterRef) else self._named(which)
-        self._exact_or_damaged(ref)
+        with suppress(DamagedFileError):  # which can be removed
+            self._stored.exact(ref.name, ref.version)
         path = adapter_path(ref.name, ref.version)
         with self.files.lock(ref.name):
             pointing = self._pointing(ref, with_aliases)
@@ -310,11 +312,6 @@ class Registry:
             except StoreError:  # no room for the few bytes of the marker either
                 self.files.delete(path)
             raise
-
-    def _exact_or_damaged(self, ref: AdapterRef) -> None:
-        """Raises NotFoundError where there is no such version; a damaged one can be removed."""
-        with suppress(DamagedFileError):
-            self._stored.exact(ref.name, ref.version)
 
     def _filled(self, row: Numbers, bank: Bank, ref: AdapterRef, base: str) -> AdapterSpec | None:
         """The spec of an adapter whose numbers are in the row of an empty slot now, else None."""

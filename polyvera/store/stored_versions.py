@@ -31,7 +31,7 @@ class StoredVersions:
 
     def __init__(self, url: str, files: Files) -> None:
         self.url, self.files = url, files
-        self.bases = MadeBases(url, files)
+        self.bases = MadeBases(url, files, self.naming)
 
     def resolve(self, which: str) -> AdapterRef:
         """`name` (the latest version), `name@latest`, `name@3` or `name@alias`.
@@ -94,6 +94,15 @@ class StoredVersions:
     def header(self, ref: AdapterRef) -> Header:
         """The header of an adapter's file, every byte of which is checked. Raises NotFoundError, DamagedFileError."""
         return self._checked(ref, read_header)
+
+    def naming(self, basis_sha256: str) -> Refs:
+        """The adapters that name a made basis; damaged ones, which nobody can use, are left out."""
+        found = []
+        for ref in self.list():
+            with suppress(DamagedFileError, NotFoundError):
+                if self.header(ref).index.spec.made_basis == basis_sha256:
+                    found.append(ref)
+        return found
 
     def read_file(self, ref: AdapterRef) -> bytes:
         """The bytes of an adapter's file, every one checked. Raises NotFoundError, DamagedFileError."""

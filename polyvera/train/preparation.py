@@ -195,6 +195,21 @@ def pinned(recipe: Recipe) -> Iterator[Recipe]:
 
 
 @contextmanager
+def pinned_for_many(recipe: Recipe) -> Iterator[Recipe]:
+    """The recipe of many runs with its made basis, if any, by sha256 and of that one's rank, and without a store.
+
+    The basis is at hand meanwhile. Raises NotFoundError, DamagedFileError.
+    """
+    basis = None if recipe.basis is None else registry_of(recipe).bases.get(recipe.basis)
+    if basis is None:
+        yield recipe
+    else:
+        kept = {name: value for name, value in recipe.given().items() if name not in ("store", "basis")}
+        yield Recipe(**kept, basis=basis.sha256, rank=basis.key.rank)
+    del basis
+
+
+@contextmanager
 def adapted(recipe: Recipe, base: Base, num_slots: int = 1) -> Iterator[Bank | None]:
     """The base with a bank in it (every parameter trained, for full fine-tuning), bare again afterwards.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Lt
 
-from polyvera.adapter.method import METHODS, Method
+from polyvera.adapter.method import METHODS, OWN_WIDTH, Method
 from polyvera.settings.field import Count, Described, Positive
 from polyvera.settings.model import SettingsTable, Word
 
@@ -35,10 +35,11 @@ class Budget(SettingsTable):
 
 def budget_problems(budget: Budget, row: Method, rank: int, word: Word) -> Iterator[str]:
     """What of a budget does not go with a method of that rank, one line each. word: a setting as the user wrote it."""
-    if "d" not in row.trained:
-        able = ", ".join(name for name, one in METHODS.items() if "d" in one.trained)
-        yield f"{word('budget')} needs a method that trains d, which {row.name} does not; those that do: {able}"
-    if budget.rank > rank:
+    if not row.shrinks:
+        able = ", ".join(name for name, one in METHODS.items() if one.shrinks)
+        lacking = f"needs a method that trains d for every rank, which {row.name} does not"
+        yield f"{word('budget')} {lacking}; those that do: {able}"
+    if OWN_WIDTH < rank < budget.rank:
         yield f"{word('budget.rank')}={budget.rank:g} is more than the rank of {rank} that the run starts with"
     if budget.orthogonal and not {"A", "B"} <= set(row.trained):
         own = word("budget.orthogonal")

@@ -285,13 +285,13 @@ class RecipeCheck:
 
     def _unpublished(self) -> Iterator[str]:
         recipe = self.recipe
-        if recipe.name is not None or recipe.fleet:
-            return
-        asked = {"store", "stored"} & recipe.model_fields_set
+        is_published = recipe.name is not None or recipe.fleet
+        asked = set() if is_published else {"store", "stored"} & recipe.model_fields_set
         if recipe.init_from or recipe.basis or recipe.store == os.environ.get(STORE.env):  # which is set for every verb
             asked.discard("store")
         for name in sorted(asked):
-            yield f"{self._said(name)} needs {self.word('name')}: {UNDER}"
+            read = f"; or {self.word('basis')}, which is read from it" if name == "store" else ""
+            yield f"{self._said(name)} needs {self.word('name')}: {UNDER}{read}"
 
     def _of_fleet(self) -> Iterator[str]:
         recipe, fleet = self.recipe, self.word("fleet")

@@ -43,7 +43,7 @@ def lora_model(adapter: Adapter, manager: Any, number: int, settings: Settings) 
     here = [s for s in layout.sites if not _is_elsewhere(manager.model, sites[s.name])]
     for site in here:
         _check_site(site, sites[site.name], manager)
-    ranks = max(site.rank for site in layout.sites)
+    ranks = layout.max_rank
     basis = adapter.basis()
     if not as_vectors(layout.method):
         _check_rank(ranks, manager.lora_config.max_lora_rank)

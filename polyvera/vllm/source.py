@@ -34,13 +34,16 @@ def read_adapter(path: str, store: str, skeleton: Callable[[], nn.Module]) -> Ad
     if path.startswith(SCHEME):
         return _open(store, path).get(path.removeprefix(SCHEME))
     if path.endswith(SUFFIX) and Path(path).is_file():
-        return decode(Path(path).read_bytes())
+        adapter = decode(Path(path).read_bytes())
+        return _open(store, path).bases.attached(adapter) if adapter.spec.made_basis else adapter
     return import_peft(path, skeleton()) if _is_vectors(Path(path)) else None
 
 
 def _open(store: str, path: str) -> Registry:
     if not store:
-        raise NotFoundError(f"{path} is in a store, and this server has none: start it with {STORE}=<folder or URL>")
+        raise NotFoundError(
+            f"{path} or its basis is in a store, and this server has none: start it with {STORE}=<folder or URL>"
+        )
     return Registry(store)
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from polyvera.adapter import batched
 from polyvera.adapter.batched import adapt_rows, adapt_rows_by_factors, adapt_rows_naive, is_own, picked
 from polyvera.adapter.equation import Vectors, adapt_naive
 
@@ -78,6 +79,19 @@ def test_matrices_of_a_slot_multiply_its_rows(own_A, own_B):
         own_a, own_b = A[slot] if own_A else A, B[slot] if own_B else B
         delta = (SCALE[0] / SCALE[1]) * ((x[row] @ own_a.T) * d[slot]) @ own_b.T
         torch.testing.assert_close(found[row], y[row] if slot < 0 else y[row] + delta)
+
+
+@pytest.mark.parametrize("most", [1, 2 * RANK * IN + 2, 3 * RANK * IN + 3])
+def test_matrices_of_few_rows_at_a_time_give_the_same(monkeypatch, most):
+    x, y, A, B = drawn(4, TOKENS, IN), drawn(4, TOKENS, OUT), drawn(SLOTS, RANK, IN), drawn(OUT, RANK)
+    m, norm, bias = drawn(SLOTS, OUT), drawn(SLOTS, OUT).abs() + 1, drawn(OUT)
+    v = Vectors(B, None, None, SCALE, m, norm)
+    whole = adapt_rows_by_factors(x, y, A, v, INDEX, bias)
+    gathered, each = [], batched._each
+    monkeypatch.setattr(batched, "MOST_GATHERED", most)
+    monkeypatch.setattr(batched, "_each", lambda factor, rows: gathered.append(len(rows)) or each(factor, rows))
+    torch.testing.assert_close(adapt_rows_by_factors(x, y, A, v, INDEX, bias), whole)
+    assert max(gathered) == max(1, most // (RANK * IN)) and sum(gathered) == 2 * 4
 
 
 def test_an_index_broadcasts_over_tokens():

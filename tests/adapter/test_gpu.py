@@ -49,7 +49,7 @@ def adapted(
     model: nn.Module, name: str, scramble, slots: int = 3, product_dtype: torch.dtype | None = None
 ) -> nn.Module:
     spec = AdapterSpec(name, rank=4, targets="all-linear")
-    scramble(inject(model, spec, slots, product_dtype=product_dtype))
+    scramble(inject(model, spec, slots, product_dtype=product_dtype), size=0.05)  # of a whole ΔW more is another model
     return model
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from math import prod
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from polyvera.adapter.hashing import hashing_of
 from polyvera.adapter.inject import extract, inject, load
 from polyvera.adapter.layout import THETA, layout_of
 from polyvera.adapter.merge import merge
-from polyvera.adapter.method import METHODS
+from polyvera.adapter.method import METHODS, OWN_WIDTH
 from polyvera.adapter.route import route
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import LayoutError, SpecError
@@ -71,7 +72,7 @@ def test_a_file_holds_the_few_numbers_and_gives_back_every_bit(method: str) -> N
     assert torch.equal(back.expanded, adapter.expanded)
     plan = cost(adapter.spec, SHAPES, 1, head=HEAD)
     row, rest = adapter.layout.method, 16  # the head's
-    rest += sum(out for _, out in SHAPES.values()) if set(row.trained) - set(row.hashed) else 0
+    rest += sum(prod(row.shape(x, 4, *wide)) for wide in SHAPES.values() for x in set(row.trained) - set(row.hashed))
     assert plan.num_params == adapter.num_params == SIZE + rest and plan.stored_bytes == 4 * (SIZE + rest)
     assert plan.slot_bytes == 4 * adapter.layout.expanded.num_params
 
@@ -188,3 +189,33 @@ def test_what_cannot_be_is_refused(small_llama) -> None:
     shapes = {site.name: (site.in_features, site.out_features) for site in other.layout.sites}
     with pytest.raises(LayoutError, match="holds other numbers"):
         adapter_from(other.spec, shapes, tensors)
+
+
+WIDE = [name for name, row in METHODS.items() if row.rank == OWN_WIDTH]
+
+
+@pytest.mark.parametrize("method", WIDE)
+def test_all_weights_are_a_projection_with_equal_orthogonal_columns(small_llama, ids, method: str) -> None:
+    """W' = W + λ P θ of every adapted layer, where each number of ΔW is ± one of θ, in all layers together."""
+    spec = AdapterSpec(method, hash_size=SIZE)
+    bank = inject(small_llama, spec)
+    fresh = bank.extract(bank.first)
+    noise = torch.randn(fresh.flat.shape, generator=torch.Generator().manual_seed(2))
+    adapter = replace(fresh, flat=fresh.flat + noise)
+    bank.put(bank.first, adapter)
+    num = sum(site.in_features * site.out_features for site in adapter.layout.sites)
+    own = len(adapter.layout.sites) if "d" in adapter.layout.method.trained else 0
+    assert adapter.num_params == SIZE + own and adapter.layout.expanded.num_params == num + own
+    hashing = hashing_of(spec, adapter.layout)
+    P = torch.zeros(num, SIZE).index_put_((torch.arange(num), hashing.index), hashing.sign)
+    gram = P.T @ P
+    assert torch.equal(gram, gram.diagonal().diag()) and int(gram.diagonal().max() - gram.diagonal().min()) <= 1
+    with torch.no_grad():
+        merged = merge(copy.deepcopy(small_llama))
+        for site in adapter.layout.sites:
+            key = f"{site.name}.weight"
+            scale = adapter.tensors.get(f"{site.name}.d", torch.ones(1))
+            wanted = small_llama.get_submodule(site.name).weight + scale * adapter.tensors[f"{site.name}.A"]
+            torch.testing.assert_close(merged.get_parameter(key), wanted)
+    assert torch.equal(fresh.tensors["model.layers.0.self_attn.q_proj.A"], torch.zeros(32, 32))
+    assert all(torch.equal(t, torch.ones(1)) for key, t in fresh.tensors.items() if key.endswith(".d"))

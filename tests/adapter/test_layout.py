@@ -7,7 +7,7 @@ from math import prod
 import pytest
 
 from polyvera.adapter.layout import basis_key, layer_number, layout_of
-from polyvera.adapter.method import METHODS, factor_shape
+from polyvera.adapter.method import METHODS
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import LayoutError, SpecError
 
@@ -29,7 +29,7 @@ def test_every_trained_number_has_one_place(method):
     assert entries[0].offset == 0 and [stack.key for stack in layout.stacks] == sorted(s.key for s in layout.stacks)
     assert all(one.offset + one.size == other.offset for one, other in pairwise(entries))
     assert layout.num_params == entries[-1].offset + entries[-1].size == sum(stack.size for stack in layout.stacks)
-    wanted = {f"{n}.{x}": factor_shape(x, 4, *SHAPES[n]) for n in SHAPES for x in layout.method.trained} | HEAD
+    wanted = {f"{n}.{x}": layout.method.shape(x, 4, *SHAPES[n]) for n in SHAPES for x in layout.method.trained} | HEAD
     assert {key: entry.shape for key, entry in layout.entries.items()} == wanted
     assert layout.num_head_params == sum(map(prod, HEAD.values()))
 

@@ -1,6 +1,15 @@
 import pytest
 
-from polyvera.adapter.method import LETTERS, METHODS, OWN_BASES, SCALINGS, factor_shape, method_named
+from polyvera.adapter.method import (
+    IDENTITY,
+    LETTERS,
+    METHODS,
+    OWN_BASES,
+    OWN_WIDTH,
+    SCALINGS,
+    factor_shape,
+    method_named,
+)
 from polyvera.adapter.spec import BASIS_INITS, AdapterSpec
 from polyvera.errors import SpecError
 
@@ -24,6 +33,26 @@ def test_a_frozen_pair_is_of_any_basis_and_of_its_own_by_default(name: str) -> N
         assert other.trained == row.trained and other.shares_basis == (init not in OWN_BASES)
         assert other.init == (init if init in OWN_BASES else "kaiming_uniform")
         assert other.made == (("A", "B") if init in OWN_BASES else ())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_single_number_is_d_beside_a_trained_A(name: str) -> None:
+    row = METHODS[name]
+    single = [letter for letter, factor in row.factors.items() if factor.single]
+    assert single == [] or (single == ["d"] and "A" in row.trained and "d" in row.trained and not row.shrinks)
+    assert [row.shape(x, 3, 5, 7) for x in row.factors] == [
+        (1,) if x in single else factor_shape(x, 3, 5, 7) for x in row.factors
+    ]
+    assert all(row.shape(x, 3, 5, 7, 2) == (2, 1) for x in single)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_rank_is_within_the_outputs_where_B_is_the_identity(name: str) -> None:
+    row = METHODS[name]
+    is_wide = row.factors["B"].init == IDENTITY
+    assert (row.rank == OWN_WIDTH) == is_wide
+    assert [row.rank_within(rank, 7) for rank in (4, 9)] == [4, 7 if is_wide else 9]
+    assert not is_wide or row.rank_within(OWN_WIDTH, 7) == 7
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -2,10 +2,11 @@
 
 import pytest
 
-from polyvera.adapter.inject import inject
+from polyvera.adapter.layout import layout_of
 from polyvera.adapter.method import METHODS
+from polyvera.adapter.targets import find_sites
 from polyvera.dimension.family import FAMILIES, REFERENCE, Family
-from polyvera.errors import SpecError
+from polyvera.errors import RecipeError, SpecError
 from polyvera.model.load import Base
 from polyvera.train.preparation import spec_for
 from polyvera.train.recipe import Recipe
@@ -25,16 +26,18 @@ def test_what_is_no_family_is_refused(text: str, words: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_hash_of_all_letters_is_the_largest(base: Base, method: str) -> None:
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_size_counts_all_that_is_trained(base: Base, method: str, share: float) -> None:
     family = Family(method, 2)
-    most = family.num_letters(RECIPE, base)
-    kept = [x for x in METHODS[method].trained if x not in METHODS[method].hashed]
-    spec, _ = spec_for(RECIPE.replaced(**family.choices(most)), base)
-    bank = inject(base.model, spec, 1)
-    assert sum(e.letter in kept for s in bank.layout.stacks for e in s.entries) == len(kept) * len(bank.layout.sites)
-    assert most == bank.layout.num_params - sum(
-        e.size for s in bank.layout.stacks for e in s.entries if e.letter in kept
-    )
+    room = family.room(RECIPE, base)
+    size = room.kept + 1 + round(share * (room.hashed - 1))
+    spec, _ = spec_for(RECIPE.replaced(**family.choices(RECIPE, size, room.kept)), base)
+    layout = layout_of(spec, find_sites(base.model, spec))
+    assert layout.num_params == size and layout.expanded.num_params == room.most
+    family.check_sizes((size,), room)
+    for wrong in (room.kept, room.most + 1):
+        with pytest.raises(RecipeError, match=f"from {room.kept + 1:,} to {room.most:,} numbers"):
+            family.check_sizes((wrong,), room)
 
 
 def test_families_by_default_differ() -> None:

@@ -1,12 +1,18 @@
 """A measurement trains each point once, equals runs made by hand, goes on where it was cut, and takes whole fleets."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_models import counting_rows
 
+from polyvera.adapter.basis import draw_basis
+from polyvera.adapter.layout import layout_of
+from polyvera.adapter.method import METHODS, OWN_WIDTH, Method
+from polyvera.adapter.spec import AdapterSpec
+from polyvera.adapter.targets import find_sites
 from polyvera.dimension.crossing import crossing
 from polyvera.dimension.family import Family
 from polyvera.dimension.measurement import Measurement, measure
@@ -14,6 +20,7 @@ from polyvera.dimension.point_file import Point
 from polyvera.errors import DataError, RecipeError
 from polyvera.model.config import set_labels
 from polyvera.model.load import Base
+from polyvera.store.registry import Registry
 from polyvera.train.recipe import Recipe
 from polyvera.train.trainer import train
 
@@ -35,6 +42,47 @@ def test_a_point_is_the_run_that_a_recipe_gives(base: Base, counting: str, jsonl
     [curve] = [c for c in found.curves if c.family == "vera:4"]
     assert curve.scores[8][1] == pytest.approx(alone.scores[found.metric["counting"]], abs=1e-6)
     assert curve.crossing == crossing(curve.scores, found.reference["counting"], 0.9)
+
+
+@pytest.mark.parametrize("row", [row for row in METHODS.values() if row.rank == OWN_WIDTH], ids=lambda row: row.name)
+def test_a_size_counts_what_no_hash_makes(base: Base, counting: str, jsonl: Callable[..., str], row: Method) -> None:
+    test, family = jsonl(counting_rows(6), "test.jsonl"), Family(row.name)
+    asked = measurement(counting, (32,), test=test, families=(family,), num_seeds=1)
+    found = measure(asked, base=base)
+    kept = family.room(asked.recipe, base).kept
+    assert kept == (len(find_sites(base.model, AdapterSpec(targets="all-linear"))) if "d" in row.trained else 0)
+    alone = train(
+        Recipe(**CHOICES, data=counting, test=test, method=row.name, hash_size=32 - kept), base=base, progress=False
+    )
+    assert alone.adapter is not None and alone.adapter.num_params == 32
+    assert found.curves[0].scores[32] == (pytest.approx(alone.scores[found.metric["counting"]], abs=1e-6),)
+
+
+def test_sizes_that_a_family_has_not_are_refused_before_anything_is_trained(base: Base, counting: str) -> None:
+    for row in METHODS.values():
+        families = (Family(row.name, 2),)
+        for size in (10**6, *([1] if row.hashed != row.trained else [])):
+            with pytest.raises(RecipeError, match=f"size={size:,}: {row.name}:2 can train from"):
+                measure(measurement(counting, (size,), families=families), base=base, watch=lambda points: 1 / 0)
+
+
+def test_families_that_share_a_basis_have_the_made_one(base: Base, counting: str, tmp_path: Path) -> None:
+    wide = layout_of(AdapterSpec(), find_sites(base.model, AdapterSpec(targets="all-linear"))).basis
+    assert wide is not None
+    registry, made = Registry(tmp_path / "shop"), draw_basis(replace(wide, init="orthogonal", rank=4))
+    sha256 = registry.bases.put(made, "pca")
+    own = {"basis": "pca", "store": str(tmp_path / "shop"), "num_seeds": 1}
+    families = (Family("vera"), Family("lora", 2))
+    found = measure(measurement(counting, (8,), families=families, **own), tmp_path / "out", base=base)
+    alike = {"families": FAMILIES[:1], "reference": FAMILIES[0], "init": "orthogonal"}
+    drawn = measure(measurement(counting, (8,), num_seeds=1, **alike), base=base)
+    plain = measure(measurement(counting, (8,), families=FAMILIES[1:], num_seeds=1), base=base)
+    assert [curve.scores[8] for curve in found.curves] == [one.curves[0].scores[8] for one in (drawn, plain)]
+    assert sha256 in (tmp_path / "out" / "measurement.json").read_text()
+    with pytest.raises(RecipeError, match="has rank 4, not 8"):
+        measure(measurement(counting, (8,), families=(Family("vera", 8),), **own), base=base)
+    with pytest.raises(RecipeError, match="none of lora, lora shares one"):
+        measurement(counting, families=(Family("lora"),), **own)
 
 
 def test_a_measurement_goes_on_where_it_was(base: Base, counting: str, tmp_path: Path) -> None:

@@ -41,6 +41,15 @@ def test_an_edge_is_extended(base: Base, counting: str) -> None:
     assert len(found.tried[""]) > 3 and max(found.tried[""]) > 2e-4
 
 
+def test_a_wide_window_looks_for_its_centre_first(base: Base, counting: str) -> None:
+    found = window(counting, base)
+    found.train({"": 1e-4}, extends=False, wide=True)
+    tried = found.tried[""]
+    first = {1e-4, 8e-4, 64e-4}
+    centre = min(first, key=lambda lr: loss_of(tried[lr]))
+    assert set(tried) == first | {centre / 2, centre, centre * 2} and centre > 1e-4
+
+
 def test_a_given_rate_is_the_only_one(base: Base, counting: str) -> None:
     found = window(counting, base, lr=0.05)
     found.train({"": 1.0}, extends=True)

@@ -73,7 +73,7 @@ def test_tokens_are_scored_as_the_models_own_loss(jsonl: Write) -> None:
 
 
 def test_rows_of_several_adapters_in_one_batch_score_as_each_adapter_alone(jsonl: Write) -> None:
-    model, table = make_model(), read(jsonl(counting_rows(14)))
+    model, table = make_model(), read(jsonl(counting_rows(len(METHODS) + 2)))
     slots = [0, *load(model, [adapter(method, seed) for seed, method in enumerate(METHODS)])]
     rows = [slots[i % len(slots)] for i in range(len(table))]
     mixed = evaluate(model, make_tokenizer(), table, rows, batch_size=5)

@@ -10,13 +10,16 @@ from threading import Thread
 import openai
 import psutil
 import pytest
-from tiny_serve import LONGEST_WAIT, Heard, Solo, make_prompt, submit, until
+import torch
+from tiny_serve import LONGEST_WAIT, Heard, Solo, make_adapter, make_prompt, submit, until
 from tiny_server import GREEDY, Served, make_base, some_adapters
 
+from polyvera.adapter.basis import given_basis
 from polyvera.adapter.fingerprint import fingerprint
+from polyvera.adapter.spec import AdapterSpec
 from polyvera.engine.generation.request import CANCELLED, FAILED, LENGTH, Request, SamplingParams
 from polyvera.engine.limits import Limits
-from polyvera.errors import BusyError, ClosedError, SamplingError, ServeError, StoreError
+from polyvera.errors import BusyError, ClosedError, ConflictError, SamplingError, ServeError, StoreError
 from polyvera.replicas.replica_pool import ReplicaPool
 from polyvera.server.address import Address
 from polyvera.server.app import make_app
@@ -73,6 +76,20 @@ def test_a_mix_over_both_equals_each_adapter_alone(at: Served, solo: Solo) -> No
     num = sum(map(len, expected))
     until(lambda: at.engine.stats().totals["answer_tokens"] == sum(_each(at, "answer_tokens")) == num)
     assert len(_each(at, "answer_tokens")) == 2 and min(_each(at, "answer_tokens")) > 0
+
+
+def test_an_adapter_of_a_made_basis_is_served_from_the_store(at: Served, solo: Solo) -> None:
+    numbers = torch.Generator().manual_seed(3)
+    basis = given_basis(torch.randn(4, 64, generator=numbers), torch.randn(64, 4, generator=numbers))
+    made = make_adapter(make_base(CONTEXT), AdapterSpec(rank=4, init=basis.sha256, in_max=64, out_max=64), 1)
+    ref, prompt = at.registry.put("acme/made", made), make_prompt(3)
+    heard = [submit(at.engine, prompt, ref, SamplingParams(max_tokens=8), tenant=tenant)[1] for tenant in "abcdefgh"]
+    assert all(one.wait().error is None for one in heard)
+    assert all(one.ids == solo.answers(made, prompt, 8) for one in heard)
+    with pytest.raises(ConflictError, match=r"adapters name it: acme/made@1; remove them first"):
+        at.registry.bases.remove(basis.sha256)
+    at.registry.remove("acme/made@1")
+    at.registry.bases.remove(basis.sha256)
 
 
 def _looked(at: Served) -> list:

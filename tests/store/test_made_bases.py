@@ -13,7 +13,7 @@ from polyvera.adapter.layout import layout_of
 from polyvera.adapter.method import METHODS
 from polyvera.adapter.route import route
 from polyvera.adapter.spec import AdapterSpec, BasisKey
-from polyvera.errors import BasisError, DamagedFileError, NotFoundError, ReferenceNameError
+from polyvera.errors import BasisError, ConflictError, DamagedFileError, NotFoundError, ReferenceNameError
 from polyvera.store.file.codec import decode, encode
 from polyvera.store.file.stored_dtype import STORED_DTYPES
 from polyvera.store.paths import basis_path
@@ -168,3 +168,67 @@ def test_it_goes_to_peft_and_comes_back(tmp_path, small_llama, as_lora):
 def _logits(model, slot, ids):
     with route(slot):
         return model(input_ids=ids).logits
+
+
+def test_a_basis_that_adapters_name_stays_and_another_goes_with_its_names(opened):
+    basis, other, registry = made(), made(1), opened()
+    for name in ("pca", "other"):
+        registry.bases.put(basis, name)
+    registry.bases.put(other, "free")
+    registry.put("acme/a", on(basis))
+    registry.put("acme/a", on(basis))
+    for which in ("pca", basis.sha256, basis.sha256[:8]):
+        with pytest.raises(ConflictError, match="adapters name it: acme/a@1, acme/a@2; remove them first"):
+            registry.bases.remove(which)
+    assert registry.bases.remove("free") == other.sha256
+    with pytest.raises(NotFoundError):
+        registry.bases.get("free")
+    for version in (1, 2):
+        registry.remove(f"acme/a@{version}")
+    assert [ref.names for ref in registry.bases.list()] == [("other", "pca")]
+    registry.bases.remove("other")
+    assert opened().bases.list() == () and registry.verify() == []
+    with pytest.raises(NotFoundError):
+        registry.bases.remove("pca")
+
+
+def test_an_adapter_published_while_its_basis_is_removed_keeps_it(tmp_path, monkeypatch):
+    """Before the last look: the removal is taken back. After it: the publish puts the basis back."""
+    basis, registry = made(), Registry(tmp_path)
+    registry.bases.put(basis, "pca")
+    naming, looks = registry.bases._naming, []
+
+    def looked(sha256):
+        looks.append(sha256)
+        found = naming(sha256)
+        if len(looks) == 1:
+            Registry(tmp_path).put("a", on(basis))
+        return found
+
+    monkeypatch.setattr(registry.bases, "_naming", looked)
+    with pytest.raises(ConflictError, match="a@1"):
+        registry.bases.remove("pca")
+    assert [ref.names for ref in registry.bases.list()] == [("pca",)] and registry.verify() == []
+    monkeypatch.setattr(registry.bases, "_naming", lambda sha256: ())
+    create, removals = registry.files.create, [basis.sha256]
+
+    def created(data, paths):
+        if removals:
+            registry.bases.remove(removals.pop())
+        return create(data, paths)
+
+    monkeypatch.setattr(registry.files, "create", created)
+    registry.put("b", on(basis))
+    assert [ref.sha256 for ref in registry.bases.list()] == [basis.sha256] and registry.verify() == []
+
+
+def test_an_adapter_whose_basis_is_nowhere_is_not_published(tmp_path):
+    data = encode(on(made(7)))
+    gc.collect()
+    adapter = decode(data)
+    with pytest.raises(BasisError, match="which this store does not have: copy bases/"):
+        Registry(tmp_path).put("a", adapter)
+    assert Registry(tmp_path).list() == []
+    Registry(tmp_path).bases.put(made(7))
+    Registry(tmp_path).put("a", adapter)
+    assert Registry(tmp_path).get("a").basis() is not None

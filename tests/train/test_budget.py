@@ -16,7 +16,7 @@ from polyvera.errors import RecipeError
 from polyvera.train.budget import Allocator, Schedule, compacted, orthogonality, schedule
 from polyvera.train.rank_budget import Budget
 
-SHRINKING = [name for name, row in METHODS.items() if "d" in row.trained]
+SHRINKING = [name for name, row in METHODS.items() if row.shrinks]
 OWN_PAIR = [name for name in SHRINKING if {"A", "B"} <= set(METHODS[name].trained)]
 PLAN = {"total": 40, "warmup": 6, "final": 10, "interval": 4}
 RANK, KEPT, LR = 6, 2, 0.5

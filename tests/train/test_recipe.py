@@ -8,7 +8,7 @@ from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import RecipeError
 from polyvera.train.recipe import FULL_LR, Recipe
 
-SHRINKING = next(name for name, row in METHODS.items() if "d" in row.trained)
+SHRINKING = next(name for name, row in METHODS.items() if row.shrinks)
 
 NEEDED = {"model": "m", "data": "d.jsonl"}
 
@@ -36,10 +36,12 @@ def test_lr_is_the_rows_own_unless_given(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_rank_budget_is_for_rows_that_train_d(method: str) -> None:
-    if "d" in METHODS[method].trained:
+    if METHODS[method].shrinks:
         assert Recipe(**NEEDED, method=method, budget={"rank": 2}).budget is not None
     else:
-        with pytest.raises(RecipeError, match=f"budget needs a method that trains d, which {method} does not"):
+        with pytest.raises(
+            RecipeError, match=f"budget needs a method that trains d for every rank, which {method} does not"
+        ):
             Recipe(**NEEDED, method=method, budget={"rank": 2})
 
 
@@ -130,7 +132,7 @@ def test_a_file_that_is_no_toml(tmp_path: Path) -> None:
         (
             {
                 "fleet": True,
-                "method": next(n for n, row in METHODS.items() if "d" in row.trained),
+                "method": next(n for n, row in METHODS.items() if row.shrinks),
                 "budget": {"rank": 2},
             },
             "budget does not allow",

@@ -18,7 +18,7 @@ from polyvera.train.recipe import Recipe
 from polyvera.train.trainer import TrainResult, train
 
 Write = Callable[..., str]
-SHRINKING = [name for name, row in METHODS.items() if "d" in row.trained]
+SHRINKING = [name for name, row in METHODS.items() if row.shrinks]
 
 
 def run(

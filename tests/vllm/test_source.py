@@ -1,9 +1,12 @@
 """Where an adapter comes from: a store, a file, a folder of PEFT's; what has matrices alone is left to vLLM."""
 
+import gc
+
 import pytest
 import torch
 
-from polyvera.adapter.inject import extract, inject
+from polyvera.adapter.basis import basis_at_hand, given_basis
+from polyvera.adapter.inject import eject, extract, inject
 from polyvera.adapter.method import METHODS
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import FormatError, NotFoundError
@@ -35,6 +38,24 @@ def test_a_store_and_a_file_give_what_was_put(tmp_path, small_llama, scramble, m
     for path in (f"{SCHEME}{ref}", f"{SCHEME}acme/one", str(file)):
         found = read_adapter(path, str(tmp_path / "store"), no_skeleton)
         assert found is not None and found.spec == adapter.spec and torch.equal(found.flat, adapter.flat)
+
+
+def test_a_file_that_names_a_made_basis_is_whole_with_its_store(tmp_path, small_llama, scramble):
+    A, B = torch.randn(2, 32), torch.randn(32, 2)
+    sha256, file = given_basis(A, B).sha256, tmp_path / "one.safetensors"
+    Registry(tmp_path / "store").bases.put(given_basis(A, B))
+    basis = given_basis(A, B)
+    bank = inject(small_llama, AdapterSpec(VECTORS[0], rank=2, init=sha256, in_max=32, out_max=32))
+    scramble(bank)
+    file.write_bytes(encode(extract(bank, bank.slots[0])))
+    eject(small_llama)
+    del basis, bank
+    gc.collect()
+    assert basis_at_hand(sha256) is None
+    found = read_adapter(str(file), str(tmp_path / "store"), no_skeleton)
+    assert found is not None and torch.equal(found.basis().A, A)
+    with pytest.raises(NotFoundError, match="or its basis is in a store"):
+        read_adapter(str(file), "", no_skeleton)
 
 
 @pytest.mark.parametrize("method", VECTORS)

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polyvera.adapter.layout import Layout, Shape, Stack, layout_of
-from polyvera.adapter.method import factor_shape
 from polyvera.adapter.spec import GIVEN, AdapterSpec, BasisKey
 from polyvera.errors import FormatError, PolyveraError
 from polyvera.store.file.header import CommonHeader, read_common
@@ -191,7 +190,11 @@ def _least_bytes(common: CommonHeader, spec: AdapterSpec) -> int:
     rank = spec.rank or spec.row.rank
     made = spec.row.tied if spec.hash_size is None else spec.row.tied + spec.row.hashed
     own = [letter for letter in spec.row.trained if letter not in made]
-    sizes = [sum(prod(factor_shape(letter, rank, *p.widths)) for letter in own) for p in common.sites]
+    ranks = [spec.row.rank_within(rank, p.widths[1]) for p in common.sites]
+    sizes = [
+        sum(prod(spec.row.shape(letter, own_rank, *p.widths)) for letter in own)
+        for p, own_rank in zip(common.sites, ranks, strict=True)
+    ]
     named = len(spec.rank_pattern) * max(sizes)
     num = sum(count * size for count, size in zip(counts, sizes, strict=True)) - named
     return num * stored_dtype_named(common.dtype).bits // BYTE_BITS

@@ -9,17 +9,18 @@ from types import MappingProxyType
 
 from polyvera.adapter.inject import inject
 from polyvera.adapter.layout import layout_of
-from polyvera.adapter.method import Method, method_named
+from polyvera.adapter.method import OWN_WIDTH, Method, method_named
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import find_sites
 from polyvera.errors import SpecError
 from polyvera.jobs.training_run import RunChoices
 from polyvera.model.load import Base
+from polyvera.plan import slots_within
 from polyvera.train.live.live_trainer import LiveTrainer
 from polyvera.train.live.mixed_pass import Pace
 
 MAX_BANKS, MAX_RANK = 4, 128
-BANK_BYTES, NUMBER_BYTES = 1 << 30, 16  # a number, its gradient and its two moments
+BANK_BYTES = 1 << 30
 ATTENTION, UNEMBEDDING, OTHER = "train_attn", "train_unembed", "train_mlp"
 # A part of a layer's name, and the kind of layer that it is of; the first that fits.
 KINDS: Mapping[str, str] = MappingProxyType(
@@ -60,7 +61,7 @@ class RunTrainers:
     def _key(self, choices: RunChoices) -> Key:
         row = method_named(choices.method or self._spec.method)
         rank = self._rank(row, choices.rank)
-        if not row.shares_basis and (choices.rank or 1) > rank:
+        if not row.shares_basis and rank != OWN_WIDTH and (choices.rank or 1) > rank:
             raise SpecError(f"rank={choices.rank}: this server trains {row.name} with a rank of {rank} at most")
         return row.name, rank
 
@@ -78,7 +79,7 @@ class RunTrainers:
 
     def _made(self, method: str, rank: int) -> LiveTrainer:
         own = self._all[self.key]
-        spec = AdapterSpec(method=method, rank=rank, targets=self._spec.targets, exclude=self._spec.exclude)
+        spec = AdapterSpec(method=method, rank=rank or None, targets=self._spec.targets, exclude=self._spec.exclude)
         with _kept_trainable(own.base):
             bank = inject(own.base.model, spec, self._num_slots(spec, own.base))
         folder = self._folder / f"{method}-{rank}"
@@ -87,7 +88,7 @@ class RunTrainers:
 
     def _num_slots(self, spec: AdapterSpec, base: Base) -> int:
         size = layout_of(spec, find_sites(base.model, spec)).expanded.num_params
-        return max(1, min(self._slots, BANK_BYTES // (NUMBER_BYTES * size)))
+        return min(self._slots, slots_within(BANK_BYTES, size))
 
 
 @contextmanager

@@ -1,14 +1,18 @@
 """Adapters are published, named and removed over HTTP."""
 
+import gc
 import json
 import os
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
-from tiny_serve import Solo, until
-from tiny_server import GREEDY, Served, prompt_ids, text_of
+import torch
+from tiny_serve import Solo, make_adapter, until
+from tiny_server import GREEDY, Served, make_base, prompt_ids, text_of
 
+from polyvera.adapter.basis import basis_at_hand, given_basis
+from polyvera.adapter.spec import AdapterSpec
 from polyvera.store.file.codec import encode
 from polyvera.store.peft import export_peft
 
@@ -41,6 +45,25 @@ def test_a_malformed_adapter_is_refused(at: Served) -> None:
         assert answer.status_code == 422 and answer.json()["error"]["code"] == "invalid_adapter"
     assert at.http().get("/v1/adapters/acme/bad").status_code == 404
     assert at.http().put("/v1/adapters/..%2f..%2fetc", content=good).status_code == 400
+
+
+def test_an_adapter_of_a_made_basis_needs_it_in_the_store(at: Served) -> None:
+    A, B = (torch.randn(shape, generator=torch.Generator().manual_seed(3)) for shape in ((4, 64), (64, 4)))
+    basis = given_basis(A, B)
+    sha256, spec = basis.sha256, AdapterSpec(rank=4, init=basis.sha256, in_max=64, out_max=64)
+    alone, adapter = Solo(make_base()), make_adapter(make_base(), spec, 1)
+    data, expected = encode(adapter), alone.answers(adapter, prompt_ids(at, "the"), 8)
+    del adapter, basis, alone
+    gc.collect()
+    assert basis_at_hand(sha256) is None
+    refused = at.http().put("/v1/adapters/acme/made", content=data)
+    assert refused.status_code == 422 and f"names the made basis {sha256[:12]}" in refused.json()["error"]["message"]
+    assert at.http().get("/v1/adapters/acme/made").status_code == 404
+    at.registry.bases.put(given_basis(A, B), "made")
+    gc.collect()
+    assert at.http().put("/v1/adapters/acme/made", content=data).status_code == 201
+    answer = at.openai().completions.create(model="acme/made", prompt="the", **GREEDY).choices[0].text
+    assert answer == text_of(at, expected)
 
 
 def test_vllms_two_routes(at: Served, loras: Path, tmp_path: Path) -> None:

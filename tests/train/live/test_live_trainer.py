@@ -8,7 +8,7 @@ import torch
 from live_runs import STEP, alone, apart, live, rows_of, run_all, state_of, train_steps
 
 from polyvera.adapter.adapter import Adapter
-from polyvera.adapter.method import METHODS
+from polyvera.adapter.method import METHODS, OWN_WIDTH
 from polyvera.errors import ConflictError, DataError, LayoutError, NonFiniteError, NotFoundError
 from polyvera.train.fleet.adamw import AdamSettings
 from polyvera.train.live.datum import Datum
@@ -26,10 +26,10 @@ def test_runs_together_have_the_numbers_of_each_alone(method):
         losses = train_steps(trainer, NAMES, 50)
         found = {name: state_of(trainer, name) for name in NAMES}
     assert all(own[-1] < own[0] for own in losses)
+    # Roundings, spread by 50 steps of Adam; more at a rate that is 60 times a row's own.
+    most = 2e-2 if METHODS[method].rank == OWN_WIDTH else 5e-4
     for name, state in found.items():
-        assert (
-            state.step == 50 and apart(state, alone(method, name, 50)) < 5e-4
-        )  # roundings, spread by 50 steps of Adam
+        assert state.step == 50 and apart(state, alone(method, name, 50)) < most
 
 
 @pytest.mark.parametrize("method", ["vera", "lora", "dora"])
