@@ -183,7 +183,7 @@ class RecipeError(PolyveraError, ValueError):
 
 
 class DivergedError(RecipeError):
-    """Training whose loss is no longer a finite number."""
+    """Training whose numbers cannot be kept: not finite, too large, or far worse than none."""
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ SAME_PRODUCT = ("FalconLinear",)
 # Packages whose subclasses of nn.Linear multiply with a quantized weight and do nothing else.
 QUANTIZED = ("bitsandbytes", "torchao", "compressed_tensors", "gptqmodel", "auto_gptq", "awq", "optimum", "hqq")
 
+PACKS = "support_avx512bf16_for_cpu"  # of bitsandbytes' Linear4bit: whether it packs its weight
 # What torchao's weights call how the inputs are rounded, None for weights alone.
 INPUT_ROUNDING = ("act_quant_kwargs", "activation_quantization")
 
@@ -79,6 +81,22 @@ def rounds_inputs(layer: BaseLayer) -> bool:
     """Whether a quantized layer's product rounds what it reads to few bits, too, and not its weight alone."""
     weight = layer.weight
     return hasattr(weight, "SCB") or any(getattr(weight, name, None) is not None for name in INPUT_ROUNDING)
+
+
+def keep_readable(model: nn.Module) -> None:
+    """Lets bitsandbytes keep its weights of 4 bits as they were stored, on every CPU.
+
+    On those that multiply in bfloat16 it would pack them at the first forward: such a layer passes no gradient on, its
+    weight is not read back, and it multiplies in bfloat16 whatever its inputs are in.
+    """
+    for module in model.modules():
+        layer: Any = module
+        if hasattr(layer, PACKS):
+            setattr(layer, PACKS, False)
+            state = getattr(layer.weight, "quant_state", None)
+            if getattr(state, "packing_format_for_cpu", False):
+                unpacked: Any = import_module("bitsandbytes.functional")._convert_weight_packed_for_cpu_inverse
+                layer.weight.data, layer.weight.quant_state = unpacked(layer.weight.data, state)
 
 
 def dense_weight(layer: BaseLayer) -> Tensor:

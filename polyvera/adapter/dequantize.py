@@ -25,6 +25,12 @@ def dequantized(model: nn.Module) -> nn.Module:
     return model
 
 
+def quantized_layers(model: nn.Module) -> list[str]:
+    """The names of a model's quantized layers, adapted or not."""
+    found = (name for name, module in model.named_modules() if is_linear(module) and is_quantized(module))
+    return [name.removesuffix(".base") for name in found]
+
+
 def plain_dtype(model: nn.Module) -> torch.dtype:
     """The dtype of the weights that quantizers leave alone, fp32 where there are none."""
     quantized = {id(m.weight) for m in model.modules() if is_linear(m) and is_quantized(m)}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from polyvera.adapter.adapted_experts import Adapted, AdaptedExperts
 from polyvera.adapter.adapter import NOTHING, Adapter
 from polyvera.adapter.bank import Bank
-from polyvera.adapter.base_layer import is_quantized, layer_kind, widths
+from polyvera.adapter.base_layer import is_quantized, keep_readable, layer_kind, widths
 from polyvera.adapter.basis import Basis, basis_of
 from polyvera.adapter.expert_stack import form_of
 from polyvera.adapter.fingerprint import check_fingerprint, fingerprint
@@ -121,6 +121,7 @@ def add_bank(
     spec: of the adapters that start in it. any_classes: its head may have another number of classes than the model's.
     """
     _check_fits(model, layout, any_classes)
+    keep_readable(model)
     layers = base_layers(model)
     table = slot_table(model)
     device = next(layers[layout.sites[0].name].parameters()).device

@@ -12,7 +12,7 @@ from polyvera.adapter.adapted_experts import Adapted
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
 from polyvera.adapter.base_layer import as_stored, dense_weight, is_quantized, layer_kind, plain_layer
-from polyvera.adapter.dequantize import dequantized, plain_dtype
+from polyvera.adapter.dequantize import dequantized, plain_dtype, quantized_layers
 from polyvera.adapter.equation import delta_weight
 from polyvera.adapter.inject import eject, load, slot_table
 from polyvera.adapter.layer import AdaptedHead
@@ -46,11 +46,11 @@ def merge(model: nn.Module, slot: int | None = None, *, dequantize: bool = False
     that would not be finite.
     """
     bank, index = _held(model, slot)
-    quantized = [n for n, layer in bank.layers.items() if is_quantized(layer.base)]
+    quantized = [n for n, layer in bank.layers.items() if is_quantized(layer.base)] or quantized_layers(model)
     if quantized and not dequantize:
         raise LayoutError(
-            f"{quantized[0]} is quantized, and merging into it would round the adapter away: pass dequantize=True "
-            "(--dequantize) for plain weights in its place, or merge into the unquantized base"
+            f"{quantized[0]} is quantized, and a merged model keeps plain weights alone, since others would round the "
+            "adapter away: pass dequantize=True (--dequantize) for those, or merge into the unquantized base"
         )
     dtype = plain_dtype(model) if quantized else None
     with torch.no_grad():

@@ -42,11 +42,15 @@ def run(recipe: Recipe, *, resume: bool, dry_run: bool, out: Console) -> None:
     Ends in exit status INCOMPLETE where a tenant was left out.
     """
     from polyvera.train.fleet.journal import FINISHED
-    from polyvera.train.tenants import tenants
+    from polyvera.train.tell import to_stderr
+    from polyvera.train.tenants import tenants, unread_files
 
     everyone = tenants(recipe)
-    print_cost(recipe, out, everyone)
+    for place in (recipe.data, recipe.validation, recipe.test):
+        to_stderr(unread_files(place) if isinstance(place, str) else "")
+    first = print_cost(recipe, out, everyone)
     if dry_run:
+        to_stderr(first.unread_text)
         return
     result = _trained(recipe, everyone, resume)
     _report(result, recipe.store, out)
@@ -102,24 +106,28 @@ def score(
     from polyvera.model.answer import meaning_of
     from polyvera.model.load import load_base, place
     from polyvera.store.registry import Registry
-    from polyvera.train.tenants import sources
+    from polyvera.train.tell import to_stderr, told_once
+    from polyvera.train.tenants import Tables, sources, unread_files
 
     if rows.source is None:
         raise RecipeError("there are no rows to answer: give --data, a folder or a file with a row for each tenant")
     if len(names) > 1:
         raise RecipeError(f"--fleet takes one prefix, and {', '.join(names)} were given")
+    to_stderr(unread_files(rows.source))
     prefix = f"{names[0]}/" if names else ""
     asked = Recipe(model=model or "", data=rows.source, columns=dict(rows.columns))
     registry = Registry(store)
     found: dict[str, Table] = {}
     adapters: dict[str, Adapter] = {}
-    scored = FleetScores()
+    scored, told = FleetScores(), told_once(to_stderr)
     for name, one in sources(rows.source, adapter_column).items():
         try:
             adapter = registry.get(prefix + name)
             meaning, chat = meaning_of(adapter), adapter.prompt_form == TEMPLATE if rows.chat is None else rows.chat
             task = None if meaning.row.writes else meaning.task
-            found[name], adapters[name] = rows.cut(one.read(asked.replaced(chat=chat), task)), adapter
+            table = one.read(asked.replaced(chat=chat), task)
+            told(Tables(table, None, None))
+            found[name], adapters[name] = rows.cut(table), adapter
         except Exception as error:  # one tenant's rows or adapter end no other's scoring
             scored.skip(name, error)
     if adapters:

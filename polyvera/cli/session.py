@@ -90,6 +90,7 @@ class Session:
         """The scores of the base and of each adapter, rows of all in the same batches."""
         from polyvera.data.tables import read
         from polyvera.evaluate.evaluate import evaluate
+        from polyvera.train.tell import to_stderr
 
         if rows.source is None:
             raise RecipeError("there are no rows to answer: give --data FILE")
@@ -97,6 +98,7 @@ class Session:
         task = next((meaning.task for meaning in (*self.meanings, *own) if not meaning.row.writes), None)
         chat = self._asks_by_template(rows.chat)
         table = rows.cut(read(rows.source, rows.columns, chat=chat, task=task))
+        to_stderr(table.unread_text)
         self._check_kind(table, has_head=bool(self.names or own))
         model, tokenizer = self.base.model, self.base.tokenizer
         # A head that was never trained has nothing to say, so a classifier's base is left out.

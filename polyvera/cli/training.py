@@ -14,6 +14,7 @@ from polyvera.train.memory import peak_bytes
 from polyvera.train.recipe import Recipe
 
 if TYPE_CHECKING:
+    from polyvera.data.tables import Table
     from polyvera.model.shapes import ConfigSource
     from polyvera.train.tenants import Tenant
     from polyvera.train.trainer import TrainResult
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
 
 def run(recipe: Recipe, *, resume: bool, dry_run: bool, out: Console) -> None:
     """Prints the cost, trains, prints the result and publishes it. Raises before the first step where it can."""
+    from polyvera.train.tell import to_stderr
     from polyvera.train.trainer import train
 
     if recipe.name is None and recipe.output is None and not dry_run:
         raise RecipeError("nothing would be kept: give --name (to publish the adapter), --output (a folder), or both")
-    print_cost(recipe, out)
+    data = print_cost(recipe, out)
     if dry_run:
+        to_stderr(data.unread_text)
         return
     result = train(recipe, resume=resume)
     out.print(tables.score_table({"": dict(result.scores)}))
@@ -76,8 +79,11 @@ def head_for(
     return row.kind, num, find_head(meta_model(source, kind=row.kind, num_labels=num))
 
 
-def print_cost(recipe: Recipe, out: Console, everyone: Sequence[Tenant] = ()) -> None:
-    """What the run costs; with tenants, what a fleet of them does. Raises DataError, RecipeError or TargetError."""
+def print_cost(recipe: Recipe, out: Console, everyone: Sequence[Tenant] = ()) -> Table:
+    """What the run costs; with tenants, what a fleet of them does. Returns the rows, of the first tenant.
+
+    Raises DataError, RecipeError or TargetError.
+    """
     from polyvera.model.load import config_source
     from polyvera.model.shapes import model_shapes, read_config
     from polyvera.train.fleet.fleet import SLOTS
@@ -106,3 +112,4 @@ def print_cost(recipe: Recipe, out: Console, everyone: Sequence[Tenant] = ()) ->
             f"{slots} at a time: {bytes_text(own.fleet_bytes(slots))} in training, activations on top; "
             f"{bytes_text(len(everyone) * own.stored_bytes)} stored in all"
         )
+    return data

@@ -77,6 +77,11 @@ def verb(name: str, **settings: Any) -> Callable[[Callable[..., None]], Callable
             except PolyveraError as error:
                 tables.console(error=True).print(f"[bold red]error:[/] {escape(str(error))}")
                 raise typer.Exit(1) from None
+            except BrokenPipeError:  # who reads the output has gone
+                raise
+            except OSError as error:  # of a file that cannot be read or written
+                tables.console(error=True).print(f"[bold red]error:[/] {escape(str(error))}")
+                raise typer.Exit(1) from None
             except KeyboardInterrupt:
                 tables.console(error=True).print("interrupted; `--resume` goes on from the last checkpoint of --output")
                 raise typer.Exit(130) from None

@@ -20,6 +20,7 @@ NumberedRow = tuple[int, Row]
 HUB = re.compile(r"(?P<name>[^:@]+)(:(?P<config>[^@]+))?(@(?P<split>.+))?")
 
 MARK = "\ufeff"  # the byte order mark: of a file, or of each that was put into one
+SEPARATORS = ";\t|"  # of other programs' CSV files
 SPLIT = "train"
 SAVED = ("state.json", "dataset_dict.json")  # written by save_to_disk(), whose folders load_dataset() does not read
 
@@ -60,11 +61,11 @@ def _rows(name: str) -> Iterator[NumberedRow]:
     path = Path(name).expanduser()
     if path.is_dir():
         return _hub_rows(name)
-    if path.suffix in READERS:
+    if path.suffix.lower() in READERS:
         if not path.is_file():
             near = did_you_mean(path.name, (p.name for p in path.parent.glob("*") if p.exists()))
             raise DataError(f"there is no file {name}{near}")
-        return READERS[path.suffix](path)
+        return READERS[path.suffix.lower()](path)
     if path.exists() or not HUB.fullmatch(name) or name[0] in "./~":
         known = ", ".join(READERS)
         raise DataError(
@@ -132,12 +133,20 @@ def _csv_rows(path: Path) -> Iterator[NumberedRow]:
             header = fields
             with blaming(f"{path}, line {line}"):
                 _check_names(header)
+                _check_separator(header)
             continue
         number += 1
         if len(fields) != len(header):
             wanted = f"not the {len(header)} fields that the header names, but {len(fields)}"
             raise DataError(f"{path}, line {line}, row {number}: {wanted}")
         yield number, dict(zip(header, fields, strict=True))
+
+
+def _check_separator(header: Sequence[str]) -> None:
+    """Raises DataError for a header whose names stand in one field, since something else separates them."""
+    other = next((mark for mark in SEPARATORS if len(header) == 1 and mark in header[0]), None)
+    if other is not None:
+        raise DataError(f"the header is one field, {header[0]!r}: separate fields by commas, not by {other!r}")
 
 
 def _csv_records(path: Path) -> Iterator[tuple[int, list[str]]]:

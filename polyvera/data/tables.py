@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from polyvera.data.label_span import ITSELF, SPANS, Span
 from polyvera.data.row_files import NumberedRow, Row, read_rows
 from polyvera.data.row_form import FORMS, Example
-from polyvera.data.row_values import A_NUMBER, value_form
+from polyvera.data.row_values import A_NUMBER, says_something, value_form
 from polyvera.errors import DataError, did_you_mean, message_of
 from polyvera.model.config import CAUSAL_LM, ENCODER_DECODER, kind_of
 from polyvera.model.message import Message
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
-SHOWN = 5
+SHOWN, SHOWN_COLUMNS = 5, 10
 # Other names of a column in the common formats: theirs = ours, where ours is not there.
 SYNONYMS: Mapping[str, str] = MappingProxyType({"labels": "label", "words": "tokens", "ner_tags": "tags"})
 
@@ -33,7 +34,8 @@ class Table:
     """The examples of one source.
 
     kind: a key of FORMS. labels: the label names, in the order of their numbers. span: of labels that are numbers, the
-    two that the loss takes for 0 and 1.
+    two that the loss takes for 0 and 1. unread: the columns that such rows do not use, and in how many rows each says
+    something.
     """
 
     source: str
@@ -41,6 +43,7 @@ class Table:
     examples: tuple[Example, ...]
     labels: tuple[str, ...] = ()
     span: Span = ITSELF
+    unread: tuple[tuple[str, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -54,6 +57,21 @@ class Table:
     def columns(self) -> tuple[str, ...]:
         """The columns that all of its rows have."""
         return FORMS[self.kind].columns
+
+    @property
+    def unread_text(self) -> str:
+        """The columns that are not read, in one line; '' where all are."""
+        shown = ", ".join(f"{column} ({num:,} row{'s' * (num > 1)})" for column, num in self.unread[:SHOWN_COLUMNS])
+        more = len(self.unread) - SHOWN_COLUMNS
+        return shown and f"{self.source}: columns not read: {shown}{f' and {more} more' if more > 0 else ''}"
+
+    @property
+    def head_text(self) -> str:
+        """What a head is trained for, in one line."""
+        if self.row.span:
+            return f"rows are for {self.task}: their labels are numbers"
+        more = ", ..." if len(self.labels) > SHOWN else ""
+        return f"rows are for {self.task}: {len(self.labels)} classes ({', '.join(self.labels[:SHOWN])}{more})"
 
     @property
     def row(self) -> Task:
@@ -112,7 +130,14 @@ def table(
     examples = tuple(_checked(name, rows, FORMS[kind].example))
     if chat:
         kind, examples = _as_chat(name, kind, examples)
-    return Table(name, kind, examples, _labels(examples), _span(kind, examples))
+    return Table(name, kind, examples, _labels(examples), _span(kind, examples), _unread(kind, rows))
+
+
+def _unread(kind: str, rows: Iterable[NumberedRow]) -> tuple[tuple[str, int], ...]:
+    """The columns that rows of this form do not use, and in how many rows each says something."""
+    known = {*FORMS[kind].columns, *FORMS[kind].optional}
+    said = (column for _, row in rows for column, value in row.items() if column not in known and says_something(value))
+    return tuple(Counter(said).items())
 
 
 def _as_chat(name: str, kind: str, examples: tuple[Example, ...]) -> tuple[str, tuple[Example, ...]]:
@@ -130,8 +155,8 @@ def grouped(source: str | Path, column: str) -> dict[str, list[NumberedRow]]:
     for number, row in read_rows(str(source)):
         name = row.get(column)
         if not isinstance(name, str | int) or name == "":
-            near = did_you_mean(column, row)
-            raise DataError(f"{source}, row {number}: no adapter's name in the column {column!r}{near}")
+            wrong = f"; it is {name!r}" if column in row else did_you_mean(column, row)
+            raise DataError(f"{source}, row {number}: no adapter's name in the column {column!r}{wrong}")
         groups.setdefault(str(name), []).append((number, {k: v for k, v in row.items() if k != column}))
     if not groups:
         raise DataError(f"{source} has no rows")

@@ -286,6 +286,10 @@ def _forwards(
 def _check_labels(table: Table, known: Sequence[Sequence[str]]) -> None:
     """Raises DataError for a row whose label no answer could be. known: the labels that each row may be answered by."""
     for example, labels in zip(table.examples, known, strict=True):
+        if table.row.chooses and not labels:
+            raise DataError(
+                f"{table.source} has labels, and the adapter answers with text: give prompt and completion, or messages"
+            )
         if table.row.chooses and example.answer not in labels:
             raise DataError(
                 f"{table.source}, row {example.row}: the label {example.answer!r} is none that the adapter was "

@@ -11,10 +11,20 @@ import torch
 from polyvera.adapter.inject import slot_table
 from polyvera.adapter.route import route
 from polyvera.data.batching import padded
-from polyvera.errors import DataError, PromptError, SlotError
+from polyvera.data.row_files import check_unicode
+from polyvera.errors import DataError, PromptError, SlotError, SpecError
 from polyvera.evaluate.reading import Reading, reading_of
-from polyvera.model.config import context_length, end_tokens, pad_token, vocabulary_size
+from polyvera.model.config import (
+    CAUSAL_LM,
+    ENCODER_DECODER,
+    context_length,
+    end_tokens,
+    kind_of,
+    pad_token,
+    vocabulary_size,
+)
 from polyvera.model.inference import by_length, evaluating, until_end
+from polyvera.model.message import Conversation
 from polyvera.model.prompt import Prompt, check_ids
 
 if TYPE_CHECKING:
@@ -47,11 +57,13 @@ def generate(
     num_beams: of beam search.
     num_return_sequences: answers to each prompt, side by side.
 
-    Raises SlotError for an unknown slot, DataError for a prompt that is too long or has no template, or for settings
-    that would have no effect.
+    Raises SlotError for an unknown slot, SpecError for a model that writes no text, DataError for a prompt that is too
+    long or has no template, or for settings that would have no effect.
     """
+    _check_writes(model)
     chosen = row_slots(model, slots, len(prompts))
     reading = reading_of(model)
+    _check_unicode(prompts)
     rows = [reading.ids(tokenizer, prompt) for prompt in prompts]
     _check_lengths(reading, rows, max_new_tokens, context_length(model, tokenizer))
     _check_tokens(tokenizer, rows, vocabulary_size(model))
@@ -73,6 +85,21 @@ def generate(
             for j, i in enumerate(batch):
                 answers[i] = texts[j * num_return_sequences : (j + 1) * num_return_sequences]
     return [text for several in answers for text in several]
+
+
+def _check_writes(model: PreTrainedModel) -> None:
+    if kind_of(model) not in (CAUSAL_LM, ENCODER_DECODER):
+        raise SpecError(
+            f"{type(model).__name__} answers with labels or vectors and writes no text: score rows with `eval`, or ask "
+            "a server's /v1/classify or /v1/embeddings"
+        )
+
+
+def _check_unicode(prompts: Sequence[Prompt]) -> None:
+    for number, prompt in enumerate(prompts, 1):
+        turns = prompt.messages if isinstance(prompt, Conversation) else prompt
+        for text in [turns] if isinstance(turns, str) else [turn.content for turn in turns]:
+            check_unicode(text, f"prompt {number}")
 
 
 @contextmanager

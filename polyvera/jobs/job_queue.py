@@ -107,6 +107,11 @@ class JobQueue:
             if connection.execute(query, values).rowcount:
                 add_event(connection, job, f"Checkpoint created at step {step}: {model}")
 
+    def warn(self, job: str, words: str) -> None:
+        """Tells a job's creator of something that is left out."""
+        with self._database.changing() as connection:
+            add_event(connection, job, words, "warn")
+
     def succeed(self, job: str, model: str) -> None:
         """Ends a job with what it made."""
         with self._database.changing() as connection:

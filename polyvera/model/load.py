@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
 
+from polyvera.adapter.base_layer import keep_readable
 from polyvera.adapter.targets import find_head
 from polyvera.errors import RecipeError, SpecError, did_you_mean, message_of
 from polyvera.model.config import (
@@ -28,11 +28,20 @@ from polyvera.model.config import (
     labels_of,
     set_pad_token,
 )
+from polyvera.model.damaged_file import damaged_file
 from polyvera.model.decoder_inputs import set_start_token
-from polyvera.model.missing import check_config, draw_again, missing_keys, untrained_head, without_report
-from polyvera.model.quantizer import quantizer_of
+from polyvera.model.missing import (
+    check_config,
+    check_generation,
+    draw_again,
+    missing_keys,
+    untrained_head,
+    without_report,
+)
+from polyvera.model.quantizer import check_quantized, quantizer_of
 from polyvera.model.shapes import OWN_CODE, auto_class, is_own_code
 from polyvera.model.task import LABEL, LM, TASKS, kind_for
+from polyvera.model.tokenizer import tokenizer_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -105,8 +114,9 @@ def load_base(
     row = TASKS.get(task)
     source = locate(name)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = tokenizer_of(source)
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+        check_generation(source)
         kind = kind_to_load(config, kind_for(task))
         load = partial(auto_class(kind, config).from_pretrained, **PLAIN_FILES, **_options(config, dtype))
         if kind in WITH_HEAD:
@@ -117,6 +127,8 @@ def load_base(
         with without_report():
             model, info = load(source, output_loading_info=True, ignore_mismatched_sizes=True)
         check_config(model, info)
+        check_quantized(model)
+        keep_readable(model)
         from polyvera.model.pooled_classifier import pooled
 
         model = pooled(model, source)
@@ -128,7 +140,7 @@ def load_base(
     except Exception as error:  # files come from outside and can break what reads them in any way
         if is_own_code(error):
             raise RecipeError(f"model={name!r} {OWN_CODE}") from error
-        raise RecipeError(f"model={name!r} could not be loaded{_damaged(source)}: {message_of(error)}") from error
+        raise RecipeError(f"model={name!r} could not be loaded{_why(source, error)}") from error
     set_pad_token(model, tokenizer)
     set_start_token(model)
     if kind == TOKEN_CLASSIFICATION:
@@ -167,11 +179,12 @@ def load_as(name: str, kind: str, *, dtype: str = AUTO_DTYPE, **config: Any) -> 
                 output_loading_info=True,
                 **config,
             )
+        keep_readable(model)
         missing = missing_keys(info) & {*model.state_dict()}
         untrained_head(model, missing)
         draw_again(model, missing)
     except Exception as error:  # as in load_base()
-        raise RecipeError(f"model={name!r} is not read as {kind}{_damaged(source)}: {message_of(error)}") from error
+        raise RecipeError(f"model={name!r} is not read as {kind}{_why(source, error)}") from error
     found: PreTrainedModel = model
     return found
 
@@ -201,15 +214,11 @@ def class_named(kind: str) -> Any:
     return found
 
 
-def _damaged(source: str) -> str:
-    """The first file of weights in a folder that can't be opened, as a part of a message."""
-    for file in sorted(Path(source).glob("*.safetensors")):
-        try:
-            with safe_open(file, "pt"):
-                pass
-        except Exception:  # whatever is raised, it can't be opened
-            return f", {file} is damaged: copy or download it again"
-    return ""
+def _why(source: str, error: Exception) -> str:
+    """Why a folder is not loaded: a file of it that can't be read, or is not, else what was raised."""
+    if any(Path(source).glob("*.bin")) and not any(Path(source).glob("*.safetensors*")):
+        return ": its weights are pickled (*.bin), which could run code, so they are not read: save it as safetensors"
+    return damaged_file(source) or f": {message_of(error)}"
 
 
 def place(base: Base, device: str | None = None) -> Base:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,6 +60,20 @@ def check_config(model: PreTrainedModel, info: Mapping[str, Any]) -> None:
                 f"its files hold {layer.rstrip('.')}, which its config.json does not have, so that a part of the model "
                 "would be left out: correct the number of layers there"
             )
+
+
+def check_generation(source: str) -> None:
+    """Raises SpecError for a generation_config.json that cannot be read, or whose end tokens are no numbers."""
+    file = Path(source) / "generation_config.json"
+    if file.is_file():
+        try:
+            read = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise SpecError(f"{file} is damaged ({error}): copy or download it again, or remove it") from error
+        ends = read.get("eos_token_id") if isinstance(read, dict) else ()
+        several = ends if isinstance(ends, list) else [ends]
+        if any(end is not None and type(end) is not int for end in several):
+            raise SpecError(f"{file} has eos_token_id={ends!r}, where a token's number is wanted: correct it there")
 
 
 def _any_layer(key: str) -> str:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from polyvera.errors import one_line
+from polyvera.adapter.base_layer import QUANTIZED, is_linear, is_quantized
+from polyvera.errors import SpecError, one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,22 @@ def refusal_here(config: Any) -> str:
     except Exception as error:  # of any kind; loading would raise it, too
         return one_line(error, 200)
     return ""
+
+
+def check_quantized(model: Any) -> None:
+    """Raises SpecError for a model whose configuration claims quantized weights, and whose files hold plain ones."""
+    for name, layer in model.named_modules():
+        if is_linear(layer) and _is_claimed(layer):
+            library = type(layer).__module__.partition(".")[0]
+            raise SpecError(
+                f"its config.json says that {library} quantized {name}, and its files hold plain weights: remove "
+                "quantization_config there, or quantize the model and save it again"
+            )
+
+
+def _is_claimed(layer: Any) -> bool:
+    """Whether a layer of a quantizing library has a plain weight."""
+    return type(layer).__module__.partition(".")[0] in QUANTIZED and not is_quantized(layer)
 
 
 def quantizer_of(config: Any) -> Quantizer:

@@ -28,6 +28,7 @@ from polyvera.model.load import locate
 from polyvera.model.pooling import Pooling
 from polyvera.model.shapes import meta_model, read_config
 from polyvera.model.task import kind_for
+from polyvera.model.tokenizer import tokenizer_of
 from polyvera.replicas.merged_stats import merged_stats
 from polyvera.replicas.messages import Ready, Start
 from polyvera.replicas.replica_process import STATS_S, AnyRequest, ReplicaProcess
@@ -73,8 +74,6 @@ class ReplicaPool:
         num: int,
         task: str = AUTO_TASK,
     ) -> None:
-        from transformers import AutoTokenizer
-
         source = locate(model)
         config = read_config(source)
         if num < 1:
@@ -82,7 +81,7 @@ class ReplicaPool:
         self._kind = kind_to_load(config, kind_for(task))
         check_served(next(iter(config.architectures or ()), type(config).__name__), self._kind)
         self.model: Any = meta_model(config, kind=self._kind)
-        self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        self.tokenizer = tokenizer_of(source)
         self.registry, self.limits, self.num = registry, limits or Limits(), num
         self.failed: BaseException | None = None
         self.fingerprint, self.max_context, self.num_tokens, self.pooling = "", 0, 0, Pooling()

@@ -24,6 +24,7 @@ from polyvera.train.recipe import Recipe
 RECIPE = "recipe.json"
 PREFIX = "checkpoint-"
 STATE = "trainer_state.json"  # the file that transformers writes last
+BASE = "fingerprint of the base model"
 FILES = "files.json"  # and ours behind it: the sha256 of every file
 
 
@@ -141,14 +142,15 @@ def state_of(checkpoint: Path) -> dict[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
-def begin(folder: Path, recipe: Recipe, rows: Encoded, *, resume: bool) -> Path | None:
+def begin(folder: Path, recipe: Recipe, rows: Encoded, base: str = "", *, resume: bool) -> Path | None:
     """Opens the run's folder; returns the checkpoint to go on from, or None to start from the beginning.
 
-    Raises RecipeError where the folder holds a run and resume is false, or where that run's recipe or rows were others.
+    base: the fingerprint of the base model. Raises RecipeError where the folder holds a run and resume is false, or
+    where that run's recipe, rows or base were others.
     """
     check_new(folder, resume=resume)
     at, file = last(folder), folder / RECIPE
-    choices = {**recipe.of_the_run(), "sha256 of the rows": rows.sha256}
+    choices = {**recipe.of_the_run(), "sha256 of the rows": rows.sha256, BASE: base}
     if at is None:
         file.unlink(missing_ok=True)
         keep_recipe(folder, choices)
@@ -170,11 +172,16 @@ def keep_recipe(folder: Path, choices: Mapping[str, Any]) -> None:
         raise RecipeError(
             f"{file} cannot be read, and it says what the run was ({message_of(error)}): begin again in another folder"
         ) from error
+    before.setdefault(BASE, choices.get(BASE))  # runs of earlier versions do not say
     changed = [f"{k} was {before.get(k)!r} and is {v!r}" for k, v in choices.items() if before.get(k) != v]
     if changed:
         raise RecipeError(f"{folder} cannot be resumed with another recipe: {'; '.join(changed)}")
 
 
 def _step(path: Path) -> int | None:
+    """The step of a checkpoint that was written to its end, as its seal says, or its state in earlier versions."""
+    number = path.name.removeprefix(PREFIX)
+    if number.isdecimal() and (path / FILES).exists():
+        return int(number)
     step = state_of(path).get("global_step")
-    return step if path.name == f"{PREFIX}{step}" else None
+    return step if number == f"{step}" else None

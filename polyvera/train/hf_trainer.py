@@ -17,6 +17,8 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from polyvera.adapter.bank import Bank
+from polyvera.adapter.route import route
+from polyvera.adapter.slot_table import BASE_SLOT
 from polyvera.data.batching import PARTS, Collator, EpochOrder
 from polyvera.data.encoding import Encoded
 from polyvera.data.target_tokens import TargetTokens
@@ -28,6 +30,7 @@ from polyvera.train.callbacks import Stateful
 from polyvera.train.loss import is_plain_loss, row_losses
 from polyvera.train.recipe import Recipe
 from polyvera.train.schedule import lr_factor, num_steps
+from polyvera.train.trained_numbers import NUM_COMPARED, check_loss, check_numbers
 
 TRAINED = "trained.safetensors"
 BESIDE = "beside.safetensors"
@@ -156,6 +159,21 @@ class AdapterTrainer(Trainer):
         self.whole.train(was_training)
         summed, count = self.accelerator.reduce(total, reduction="sum").tolist()
         return float(summed / count)
+
+    def check_trained(self, losses: Sequence[float], slot: int) -> None:
+        """Raises DivergedError for numbers that cannot be kept, and for an adapter that is far worse than the base.
+
+        losses: of each step. slot: of the adapter.
+        """
+        lr = self.recipe.learning_rate
+        check_numbers(checkpoint.trained(self.whole).values(), lr)
+
+        def loss(of: int) -> float:
+            with route(of):
+                return self.mean_loss(self.rows.rows[:NUM_COMPARED])
+
+        has_base = self.bank is not None and not self.task.has_head
+        check_loss(losses, partial(loss, slot), partial(loss, BASE_SLOT) if has_base else None, lr)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the Trainer's estimate walks over all parameters at every step."""

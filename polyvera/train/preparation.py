@@ -12,7 +12,7 @@ from torch import nn
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
-from polyvera.adapter.base_layer import layer_kind, rounds_inputs
+from polyvera.adapter.base_layer import keep_readable, layer_kind, rounds_inputs
 from polyvera.adapter.basis import Basis
 from polyvera.adapter.inject import banks_of, eject, inject, load
 from polyvera.adapter.route import checkpoint_context, route
@@ -37,14 +37,12 @@ from polyvera.model.frozen_head import HEADS, LabelReader, frozen_head, with_hea
 from polyvera.model.inference import evaluating
 from polyvera.model.layer_gradients import check_shortest, probe_layers
 from polyvera.model.load import AUTO_DTYPE, Base, load_base
-from polyvera.model.prompt import prompt_form_text
 from polyvera.model.rms_norm import fused_norms
-from polyvera.model.task import THRESHOLD
+from polyvera.model.task import THRESHOLD, Task
 from polyvera.store.opened import opened
 from polyvera.store.registry import Registry
 from polyvera.train.head_unit import span_of
 from polyvera.train.recipe import Recipe
-from polyvera.train.tell import Tell
 from polyvera.train.tenants import Tables, only_tenant
 
 MAX_LENGTH = 512
@@ -123,12 +121,6 @@ def _check_frozen_head(recipe: Recipe, table: Table, base: Base) -> None:
             f"head={word!r} makes one head for all tenants, of the names {', '.join(known)}, and {table.source} has "
             f"{', '.join(table.labels)}: take head='random', or train it alone"
         )
-
-
-def tell_form(table: Table, tokenizer: Any, tell: Tell) -> None:
-    """Says how a model is asked, where it is."""
-    if table.prompt_form:
-        tell(prompt_form_text(tokenizer, table.prompt_form))
 
 
 def row_length(recipe: Recipe, limit: int | None) -> int:
@@ -232,6 +224,7 @@ def _adapted(recipe: Recipe, base: Base, num_slots: int) -> Iterator[Bank | None
     model: Any = base.model
     if banks_of(model):
         raise RecipeError("the base model has adapters in it: call eject(model) first")
+    keep_readable(model)
     if recipe.gradient_checkpointing:
         options = {"use_reentrant": False, "context_fn": checkpoint_context}
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
@@ -299,6 +292,16 @@ def check_mixes(base: Base) -> None:
                 f"{name} rounds what it reads by all rows of a batch, so tenants in one batch would change each other: "
                 "quantize the weights alone (4 bits of bitsandbytes), or train each tenant alone"
             )
+
+
+def check_router(base: Base, task: Task) -> None:
+    """Raises RecipeError for a model that adds its routers' loss to a batch's, which no tenant's rows have alone."""
+    if task.has_own_loss and getattr(text_config(base.model.config), "output_router_logits", False):
+        raise RecipeError(
+            f"{type(base.model).__name__} adds its routers' auxiliary loss to that of a whole batch (its config.json "
+            "has output_router_logits), and a batch of several tenants has no such loss for each: set "
+            "output_router_logits to false there, or train each tenant alone"
+        )
 
 
 def _in_words(targets: str | tuple[str, ...]) -> bool:

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polyvera.data.row_files import READERS, NumberedRow
+from polyvera.data.row_form import FORMS
 from polyvera.data.tables import SHOWN, Table, alike, drawn, grouped, read, split, table
 from polyvera.errors import DataError, message_of
+from polyvera.model.config import labels_of
 from polyvera.train.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from polyvera.model.load import Base
 
 COLUMN = "adapter"
 ROWS_OF_A_CLASS = 2
@@ -84,6 +88,11 @@ def _check_classes(table: Table) -> None:
     num_classes = len(table.labels)
     if table.row.has_head and not num_classes:
         raise DataError(f"{table.source}: none of its {len(table)} rows has a label, so there is nothing to learn")
+    if table.row.span and len({example.number for example in table.examples}) == 1:
+        raise DataError(
+            f"{table.source}: all {len(table)} rows have the number {table.examples[0].number:g}: add others"
+        )
+    _check_spelling(table)
     if not table.row.chooses:
         return
     if num_classes == 1:
@@ -95,6 +104,15 @@ def _check_classes(table: Table) -> None:
             f"{ROWS_OF_A_CLASS} rows or more on average; for numbers as answers give task='regression', for texts "
             "prompt and completion"
         )
+
+
+def _check_spelling(table: Table) -> None:
+    """Raises DataError for two labels that nobody can tell apart by sight."""
+    first: dict[str, str] = {}
+    for label in table.labels:
+        other = first.setdefault(" ".join(label.split()), label)
+        if other != label:
+            raise DataError(f"{table.source}: the labels {other!r} and {label!r} differ in spaces alone: make them one")
 
 
 def only_tenant(recipe: Recipe) -> Tenant:
@@ -146,10 +164,41 @@ def sources(place: str, column: str | None) -> Mapping[str, TenantRows]:
         return {name: TenantRows(f"{place} ({name})", tuple(own)) for name, own in rows.items()}
     if column is not None:
         raise DataError(f"{place} is a folder, one file a tenant, so adapter_column={column!r} would have no effect")
-    files = [path for path in sorted(folder.iterdir()) if path.suffix in READERS and path.is_file()]
+    files = _files(folder)
     if not files:
         raise DataError(f"{place} holds no file that ends in {', '.join(READERS)}: a fleet has a file for each tenant")
     twice = {a.stem for a, b in pairwise(files) if a.stem == b.stem}
     if twice:
         raise DataError(f"{place} holds several files named {min(twice)!r}: one file a tenant")
     return {path.stem: TenantRows(str(path)) for path in files}
+
+
+def unread_files(place: str) -> str:
+    """What a folder of tenants holds beside their files, in one line; '' for nothing."""
+    folder = Path(place).expanduser()
+    own = {*_files(folder)} if folder.is_dir() else set[Path]()
+    others = [path.name for path in sorted(folder.iterdir()) if path not in own] if own else []
+    others = [name for name in others if not name.startswith(".")]
+    more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+    return f"{place}: not read: {', '.join(others[:SHOWN])}{more}" if others else ""
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.suffix.lower() in READERS and path.is_file()]
+
+
+def labelled(tables: Tables, kind: str, base: Base) -> Tables:
+    """The tables with their classes in the order of the model's outputs. Raises DataError for rows of another kind."""
+    tables = tables.suited(base.model)
+    training = tables.training
+    if training.task != FORMS[kind].task:
+        raise DataError(f"{training.source} holds {training.task} rows, and the fleet's first tenant {kind}")
+    if not training.row.has_head:
+        return tables
+    known = labels_of(base.model.config)
+    if len(known) != len(training.labels):
+        raise DataError(
+            f"{training.source} has {len(training.labels)} classes, and the model has {len(known)} outputs: train "
+            "tenants with another number of classes in a fleet of their own"
+        )
+    return tables if set(known) != set(training.labels) else tables.labelled(known)

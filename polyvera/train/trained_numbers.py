@@ -1,8 +1,9 @@
-"""check_numbers: whether what was trained can be kept and served."""
+"""check_numbers, check_loss: whether what was trained can be kept and served."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from polyvera.errors import DivergedError
 # A base and its banks may be in float16, where whatever is larger is infinite. Trained numbers start within about 1 of
 # 0, and AdamW moves each by about lr at a step: none that has learnt anything comes near.
 LARGEST = torch.finfo(torch.float16).max
+NUM_COMPARED = 16  # training rows, where the losses of the steps make it worth a look
+RECENT = 10
+UNTRAINED = 1.0  # of a head that says the mean of numbers in their deviation, and more than that of two classes
 
 
 def check_numbers(tensors: Iterable[Tensor], lr: float | None = None) -> None:
@@ -28,3 +32,25 @@ def check_numbers(tensors: Iterable[Tensor], lr: float | None = None) -> None:
                 f"training made numbers as large as {largest:.3g}, and a model in float16 can hold {LARGEST:g} at "
                 f"most: nothing is published; train again {again}"
             )
+
+
+def check_loss(losses: Sequence[float], own: Callable[[], float], bare: Callable[[], float] | None, lr: float) -> None:
+    """Looks at what an adapter has learnt, before it is published.
+
+    losses: of each step. own, bare: the mean loss of the same training rows with it and without, which is asked for
+    where the losses rose, or one step was made; bare is None where the base has no answers of its own. Raises
+    DivergedError where the adapter is far worse than nothing.
+    """
+    if len(losses) > 1 and max(losses[-1], fmean(losses[-RECENT:])) <= _most(losses[0]):
+        return
+    before, found = max(losses[0], UNTRAINED) if bare is None else bare(), own()
+    if not found <= _most(before):
+        raise DivergedError(
+            f"the loss of the training rows is {found:.4g}, and {before:.4g} without what was trained: nothing is "
+            f"published; train again at a lower lr than {lr:g}"
+        )
+
+
+def _most(loss: float) -> float:
+    """What noise or forgetting does not come to: twice a loss, and a nat more at least."""
+    return loss + max(1.0, loss)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
+from polyvera.adapter.fingerprint import fingerprint
 from polyvera.adapter.inject import extract
 from polyvera.adapter.route import route
 from polyvera.adapter.slot_table import BASE_SLOT
@@ -43,14 +44,12 @@ from polyvera.train.preparation import (
     pinned,
     registry_of,
     said,
-    tell_form,
 )
 from polyvera.train.recipe import Recipe
 from polyvera.train.rounding import NUM_ROUNDING_ROWS, rounded, rounds, without_pruned
 from polyvera.train.schedule import seed_everything
-from polyvera.train.tell import Tell, to_nobody, to_stderr
-from polyvera.train.trained_numbers import check_numbers
-from polyvera.train.warm_start import warm_start
+from polyvera.train.tell import Tell, tell_rows, to_nobody, to_stderr
+from polyvera.train.warm_start import check_begin, warm_start
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -135,7 +134,7 @@ def _trained(
     started = time.monotonic()
     tables, base = loaded(recipe, base)
     tell = to_stderr if progress and _is_first_process() else to_nobody
-    tell_form(tables.training, base.tokenizer, tell)
+    tell_rows(tables, base.tokenizer, tell)
     rows, held_out = encode_tables(recipe, tables, base)
     rate = _rate(recipe, base, rows, held_out, start, resume, tell)
     tell(rate.text)
@@ -147,17 +146,18 @@ def _trained(
         model: Any = place(base, str(args.device)).model
         bank = stack.enter_context(adapted(recipe, base))
         slot = BASE_SLOT if bank is None else bank.first
+        check_begin(start, base.model)
         begin(bank, slot, base, rows.span, start)
         heads = _head_names(recipe, base, bank)
         collate = Collator.of(model, base.tokenizer)
         trainer = AdapterTrainer(recipe, model, bank, rows, held_out, args, collate, heads)
         best, allocator = _watched(trainer, folder, progress, callbacks)
-        at = _begin(folder, asked, rows, resume)
+        at = _begin(folder, asked, rows, fingerprint(model), resume)
         with route(slot):
             _run(trainer, at, best)
         history = History(*(columns_of(trainer.state.log_history, name) for name in ("loss", "eval_loss")))
         scores = {"train_loss": history.recent()} | ({} if best is None else {"eval_loss": best.loss})
-        check_numbers(checkpoint.trained(trainer.whole).values(), recipe.learning_rate)
+        trainer.check_trained([loss for _, loss in history.training], slot)
         exact = _adapter(recipe, trainer, allocator, tables.training)
         meaning = meaning_in(recipe, tables.training.task, tables.training.labels)
         scores |= _scores(base, trainer, held_out, tables.test, slot, meaning)
@@ -263,12 +263,12 @@ def _folder(recipe: Recipe) -> Iterator[Path]:
             yield Path(folder)
 
 
-def _begin(folder: Path, recipe: Recipe, rows: Encoded, resume: bool) -> Path | None:
+def _begin(folder: Path, recipe: Recipe, rows: Encoded, base: str, resume: bool) -> Path | None:
     if recipe.output is None:
         return None
     if not _is_first_process():  # which opens the folder for all
         return checkpoint.last(folder) if resume else None
-    return checkpoint.begin(folder, recipe, rows, resume=resume)
+    return checkpoint.begin(folder, recipe, rows, base, resume=resume)
 
 
 def _head_names(recipe: Recipe, base: Base, bank: Bank | None) -> set[str]:

@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from polyvera.adapter.adapter import Adapter
+from polyvera.adapter.fingerprint import agrees, fingerprint
 from polyvera.adapter.layout import layout_of
 from polyvera.errors import NotFoundError, RecipeError
 from polyvera.store.registry import Registry
@@ -25,7 +27,7 @@ def warm_start(recipe: Recipe, registry: Registry) -> Adapter | None:
     if recipe.init_from is None:
         return None
     if recipe.init_from != MEAN:
-        return registry.get(recipe.init_from)
+        return _alike(recipe, registry.get(recipe.init_from))
     every = [registry.get(ref) for ref in registry.list(latest=True, missing_ok=False)]
     wanted = on_made(recipe.spec(every[0].spec.head if every else ()), made_basis(recipe))
     alike = [adapter for adapter in every if _fits(adapter, wanted.to_dict())]
@@ -35,6 +37,27 @@ def warm_start(recipe: Recipe, registry: Registry) -> Adapter | None:
             "recipe's rank, targets and seed, so there is nothing to take the mean of"
         )
     return mean(alike)
+
+
+def check_begin(start: Adapter | None, model: nn.Module) -> None:
+    """Raises RecipeError for an adapter to begin from that was trained on another base model."""
+    here = "" if start is None else fingerprint(model)
+    if start is not None and not agrees(start.base, here):
+        raise RecipeError(
+            f"the adapter to begin from was trained on the base model {start.base}, and this is {here}: leave it out, "
+            "or train on that base"
+        )
+
+
+def _alike(recipe: Recipe, adapter: Adapter) -> Adapter:
+    """The adapter itself. Raises RecipeError for one of another method or rank than the recipe's."""
+    own, asked = adapter.spec, recipe.spec()
+    if (own.method, own.rank) != (asked.method, asked.rank):
+        raise RecipeError(
+            f"init_from={recipe.init_from!r} is {own.method} of rank {own.rank}, and this run trains {asked.method} of "
+            f"rank {asked.rank}: give method={own.method!r} and rank={own.rank}, or begin from another"
+        )
+    return adapter
 
 
 def mean(adapters: Iterable[Adapter]) -> Adapter:

@@ -252,5 +252,33 @@ def test_an_encoder_decoder_goes_the_whole_way(family: str) -> None:
     assert {ref.name for ref in store.list("fleet")} == {"fleet/ann", "fleet/bob"}
 
 
+def test_what_cannot_be_done_is_said_in_one_line() -> None:
+    trained()
+    Path("labels.jsonl").write_text(
+        "".join(json.dumps({"text": f"w{i}", "label": "ab"[i % 2]}) + "\n" for i in range(4))
+    )
+    for words, said in (
+        (("export", "acme", "/proc/none/x"), "No such file or directory"),
+        (("eval", "acme", "--data", "labels.jsonl"), "has labels, and the adapter answers with text"),
+        (("generate", "acme", "--prompt", "\ud83d"), "prompt 1 is not valid Unicode"),
+    ):
+        result = polyvera(*words, fails=True)
+        assert result.exit_code == 1 and said in " ".join(result.output.split())
+
+
+def test_columns_that_are_not_read_are_told_by_every_verb() -> None:
+    rows = [{**row, "id": i} for i, row in enumerate(counting_rows(16))]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = "rows.jsonl: columns not read: id (16 rows)"
+    given = ("--model", "base", "--data", "rows.jsonl", "--max-steps", "2", "--name", "acme")
+    for words in (
+        ("train", *given, "--dry-run"),
+        ("train", *given),
+        ("eval", "acme", "--data", "rows.jsonl", "--json"),
+    ):
+        result = polyvera(*words)
+        assert result.stderr.count(told) == 1 and told not in result.stdout
+
+
 def test_the_version_is_that_of_the_package() -> None:
     assert polyvera("--version").output == f"polyvera {version('polyvera')}\n"

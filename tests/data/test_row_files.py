@@ -57,6 +57,8 @@ def test_csv_has_any_line_ends_and_long_fields(tmp_path: Path, end: str) -> None
         (b'prompt,completion\na,b\nc,"d\ne,f\n', "line 3: not valid CSV: unexpected end of data"),
         (b'prompt,completion\na,b\rc,"d"e\r', "line 3: not valid CSV"),
         (b"prompt,completion\na,b\n\xff,c\n", "line 3: not UTF-8 at byte 0"),
+        (b"prompt;completion\na;b\n", "line 1: the header is one field, 'prompt;completion': .* commas, not by ';'"),
+        (b"prompt\tcompletion\na\tb\n", "line 1: the header is one field, .* commas, not by"),
     ],
 )
 def test_bad_csv_is_named_by_its_line(tmp_path: Path, content: bytes, problem: str) -> None:
@@ -133,3 +135,9 @@ def test_blame_begins_with_the_place() -> None:
     with pytest.raises(DataError, match=r"^here: ours$"), blaming("here"):
         raise DataError("ours")
     check_unicode("\U0001f600", "text")
+
+
+def test_the_end_of_a_files_name_may_be_of_large_letters(tmp_path: Path) -> None:
+    path = tmp_path / "ROWS.CSV"
+    path.write_text("text\na;b\n")
+    assert [row for _, row in read_rows(str(path))] == [{"text": "a;b"}]

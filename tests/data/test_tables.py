@@ -214,3 +214,28 @@ def test_empty_columns_of_a_conversation_say_nothing(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "w1", "name": None}, {"role": "assistant", "content": "w2", "tool_calls": []}]
     path.write_text(json.dumps({"messages": turns, "tools": None, "documents": [], "id": 3}) + "\n")
     assert read(path).examples[0].answer == "w2"
+
+
+def test_columns_that_are_not_read_are_told() -> None:
+    rows = [{**ROWS[0], "id": 1, "empty": None}, {**ROWS[1], "id": 2, "source": "x", "empty": []}]
+    found = table("rows", enumerate(rows, 1))
+    assert found.unread_text == "rows: columns not read: id (2 rows), source (1 row)"
+    assert not table("rows", enumerate([{**ROWS[0], "refs": ["c"]}], 1)).unread
+    assert not table(
+        "rows", enumerate([{"question": "a", "answer": "b"}], 1), {"prompt": "question", "completion": "answer"}
+    ).unread
+    many = table("rows", enumerate([{**ROWS[0], **{f"c{i}": i for i in range(12)}}], 1))
+    assert many.unread_text.endswith("c9 (1 row) and 2 more")
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        (["b", "a"], "rows are for label: 2 classes (a, b)"),
+        (["0.5", "1.5"], "rows are for label: 2 classes (0.5, 1.5)"),  # texts, as all of a CSV file are
+        ([0.5, 1.5], "rows are for regression: their labels are numbers"),
+        (list("abcdef"), "rows are for label: 6 classes (a, b, c, d, e, ...)"),
+    ],
+)
+def test_what_labels_were_taken_for_is_told(labels: list[object], text: str) -> None:
+    assert table("rows", enumerate([{"text": "x", "label": label} for label in labels], 1)).head_text == text

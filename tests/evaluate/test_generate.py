@@ -2,13 +2,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import make_model, make_tokenizer
+from tiny_models import make_classifier, make_model, make_tokenizer
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.inject import extract, inject, load
 from polyvera.adapter.method import METHODS
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.errors import DataError, SlotError
+from polyvera.errors import DataError, SlotError, SpecError
 from polyvera.evaluate.generate import generate
 from polyvera.model.message import Message
 
@@ -106,3 +106,12 @@ def test_the_model_is_left_in_its_mode() -> None:
     model = make_model().train()
     answers(model)
     assert model.training
+
+
+def test_what_cannot_be_answered_by_text_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"BertForSequenceClassification answers with labels or vectors"):
+        generate(make_classifier(), make_tokenizer(), ["w1"])
+    with pytest.raises(DataError, match="prompt 2 is not valid Unicode at character 4"):
+        generate(make_model(), make_tokenizer(), ["w1", "w1 \ud83d"])
+    with pytest.raises(DataError, match="prompt 1 is not valid Unicode"):
+        generate(make_model(), make_tokenizer(), [(Message("user", "\ud83d"),)])

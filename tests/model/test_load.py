@@ -61,6 +61,42 @@ def test_damaged_weights_are_named(tmp_path: Path, left: int) -> None:
         load_base(folder)
 
 
+def changed(file: Path, **entries: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **entries}))
+
+
+@pytest.mark.parametrize("bits", ["load_in_8bit", "load_in_4bit"])
+def test_plain_weights_are_not_taken_for_quantized_ones(tmp_path: Path, bits: str) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    folder = saved(tmp_path / "tiny", make_model())
+    changed(tmp_path / "tiny" / "config.json", quantization_config={"quant_method": "bitsandbytes", bits: True})
+    with pytest.raises(RecipeError, match=r"bitsandbytes quantized model\..*plain weights: remove quantization_config"):
+        load_base(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "problem"),
+    [
+        ("generation_config.json", "{", r"generation_config\.json is damaged"),
+        ("generation_config.json", '{"eos_token_id": "x"}', "eos_token_id='x', where a token's number is wanted"),
+        ("generation_config.json", '{"eos_token_id": [1, null, "x"]}', "where a token's number is wanted"),
+        ("tokenizer_config.json", "[]", r"tokenizer_config\.json is damaged \(a list, where an object is wanted"),
+    ],
+)
+def test_files_beside_the_weights_are_named(tmp_path: Path, file: str, text: str, problem: str) -> None:
+    folder = saved(tmp_path / "tiny", make_model())
+    (tmp_path / "tiny" / file).write_text(text)
+    with pytest.raises(RecipeError, match=problem):
+        load_base(folder)
+
+
+def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "tiny", make_model())
+    (tmp_path / "tiny" / "model.safetensors").rename(tmp_path / "tiny" / "pytorch_model.bin")
+    with pytest.raises(RecipeError, match=r"its weights are pickled .*save it as safetensors"):
+        load_base(folder)
+
+
 def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path / "tiny", make_model())
     with pytest.raises(RecipeError, match=r"tinny'; did you mean '.*/tiny'"):

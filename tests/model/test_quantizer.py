@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import WORDS, counting_rows, make_tokenizer
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 from typer.testing import CliRunner
 
+from polyvera.adapter.base_layer import dense_weight
 from polyvera.adapter.inject import load
 from polyvera.adapter.merge import merge
 from polyvera.adapter.route import route
@@ -20,7 +21,7 @@ from polyvera.cli import app
 from polyvera.engine.factory import engine_for
 from polyvera.engine.generation.request import SamplingParams
 from polyvera.engine.limits import Limits
-from polyvera.errors import RecipeError, ServeError
+from polyvera.errors import LayoutError, RecipeError, ServeError
 from polyvera.model.load import load_base
 from polyvera.model.quantizer import QUANTIZERS, Quantizer, quantizer_of
 from polyvera.model.shapes import model_shapes
@@ -161,3 +162,39 @@ def test_compressed_tensors_are_plain_weights_from_the_start(tmp_path: Path) -> 
     assert "weight_packed" in "".join(import_module("safetensors").safe_open(f"{name}/model.safetensors", "pt").keys())
     adapter = train(recipe(tmp_path, name), progress=False).adapter
     load(load_base(name).model, adapter)  # the fingerprint is the trained one's
+
+
+def test_weights_of_4_bits_pass_gradients_on_and_are_read_back_after_a_forward(tmp_path: Path) -> None:
+    model = load_base(quantized(tmp_path, bits(**NF4), torch.float32)).model
+    layer = model.get_submodule("model.layers.1.mlp.up_proj")
+    x = torch.randn(3, SIZES["hidden_size"])
+    with torch.no_grad():
+        first = layer(x)
+        model(IDS)
+    again = layer(x.requires_grad_(True))
+    torch.testing.assert_close(again, first, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(first, x.detach() @ dense_weight(layer).T, rtol=1e-5, atol=1e-5)
+    assert torch.autograd.grad(again.sum(), x)[0].any()
+
+
+def test_the_experts_of_a_quantized_mixture_are_merged_into_plain_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {**SIZES, **IDS_OF, "num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2}
+    MixtralForCausalLM(MixtralConfig(vocab_size=len(WORDS), **sizes)).save_pretrained(tmp_path / "plain")
+    made = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", quantization_config=bits(**NF4))
+    made.save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    asked = recipe(tmp_path, str(tmp_path / "base")).replaced(targets="experts")
+    trained = train(asked, progress=False).adapter
+    assert trained is not None
+    base = load_base(asked.model)
+    [slot] = load(base.model, trained)
+    with pytest.raises(LayoutError, match="--dequantize"):
+        merge(base.model, slot)
+    with torch.no_grad(), route(slot):
+        expected = base.model(IDS).logits
+    merge(base.model, slot, dequantize=True).save_pretrained(tmp_path / "merged")
+    make_tokenizer().save_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        found = load_base(str(tmp_path / "merged")).model(IDS).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

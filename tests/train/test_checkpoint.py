@@ -122,3 +122,22 @@ def test_a_folder_holds_one_run(tmp_path: Path) -> None:
     others = Encoded(({"input_ids": [1, 3], "labels": [1, 3]},))
     with pytest.raises(RecipeError, match="sha256 of the rows was"):
         checkpoint.begin(tmp_path, recipe(), others, resume=True)
+
+
+def test_a_run_goes_on_on_its_own_base(tmp_path: Path) -> None:
+    checkpoint.begin(tmp_path, recipe(), ROWS, "one", resume=False)
+    assert checkpoint.begin(tmp_path, recipe(), ROWS, "one", resume=True) is None
+    ended(tmp_path, 3)
+    with pytest.raises(RecipeError, match="fingerprint of the base model was 'one' and is 'two'"):
+        checkpoint.begin(tmp_path, recipe(), ROWS, "two", resume=True)
+    file = tmp_path / checkpoint.RECIPE
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != checkpoint.BASE}))
+    assert checkpoint.begin(tmp_path, recipe(), ROWS, "two", resume=True) is not None
+
+
+def test_a_sealed_checkpoint_without_a_whole_state_is_not_taken_for_none(tmp_path: Path) -> None:
+    only = ended(tmp_path, 4)
+    checkpoint.seal(only)
+    (only / checkpoint.STATE).write_text("{")
+    with pytest.raises(RecipeError, match=f"checkpoint-4/{checkpoint.STATE} is damaged, and there is no other"):
+        checkpoint.check_new(tmp_path, resume=True)

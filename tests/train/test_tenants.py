@@ -6,7 +6,7 @@ import pytest
 from polyvera.data.batching import packed
 from polyvera.errors import DataError
 from polyvera.train.recipe import Recipe
-from polyvera.train.tenants import only_tenant, tenants
+from polyvera.train.tenants import only_tenant, tenants, unread_files
 
 ROW = {"prompt": "a", "completion": "b"}
 
@@ -39,6 +39,9 @@ def test_a_column_names_the_tenant_whatever_the_file(tmp_path: Path) -> None:
     assert [e.row for e in second.tables(recipe).training.examples] == [2, 4]
     with pytest.raises(DataError, match="row 1: no adapter's name in the column 'whom'; did you mean 'who'"):
         tenants(recipe.replaced(adapter_column="whom"))
+    odd = lines(tmp_path / "odd.jsonl", [{**ROW, "adapter": "a"}, {**ROW, "adapter": 1.5}])
+    with pytest.raises(DataError, match=r"row 2: no adapter's name in the column 'adapter'; it is 1\.5"):
+        tenants(Recipe(model="m", data=odd, fleet=True))
 
 
 def test_bad_rows_of_a_common_file_are_their_tenants_alone(tmp_path: Path) -> None:
@@ -57,6 +60,9 @@ def test_bad_rows_of_a_common_file_are_their_tenants_alone(tmp_path: Path) -> No
         ([f"{i * 0.37:.2f}" for i in range(8)], "8 classes in 8 rows"),
         (["a", "b", "c", "d", "a", "b", "e"], "5 classes in 7 rows"),
         ([[]] * 4, "none of its 4 rows has a label"),
+        ([0.5] * 4, "all 4 rows have the number 0.5"),
+        (["a", "a ", "b"] * 2, "the labels 'a' and 'a ' differ in spaces alone"),
+        ([["x y"], ["x  y"]], "the labels 'x  y' and 'x y' differ in spaces alone"),
     ],
 )
 def test_labels_that_make_no_classification_are_refused(tmp_path: Path, labels: list[object], problem: str) -> None:
@@ -84,3 +90,12 @@ def test_packed_batches_hold_every_row_once_and_no_more_tokens_than_asked() -> N
     assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 60 for batch in batches)
     assert [len(batch) for batch in packed(lengths, 1)] == [1] * 8
     assert list(packed([], 10)) == []
+
+
+def test_what_a_folder_holds_beside_its_tenants_is_told(tmp_path: Path) -> None:
+    lines(tmp_path / "A.JSONL", [ROW])
+    assert [tenant.name for tenant in tenants(Recipe(model="m", data=str(tmp_path), fleet=True))] == ["A"]
+    assert not unread_files(str(tmp_path)) and not unread_files(str(tmp_path / "A.JSONL"))
+    for name in ("b.json", "notes.md", ".hidden"):
+        (tmp_path / name).write_text("{}")
+    assert unread_files(str(tmp_path)) == f"{tmp_path}: not read: b.json, notes.md"

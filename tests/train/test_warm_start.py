@@ -15,7 +15,7 @@ from polyvera.adapter.inject import extract, inject
 from polyvera.errors import NotFoundError, RecipeError
 from polyvera.store.registry import Registry
 from polyvera.train.recipe import Recipe
-from polyvera.train.warm_start import mean, warm_start
+from polyvera.train.warm_start import check_begin, mean, warm_start
 
 
 def recipe(**choices: Any) -> Recipe:
@@ -60,3 +60,18 @@ def test_no_mean_of_what_differs_or_of_nothing(tmp_path: Path) -> None:
         mean([adapter(recipe(), 1), adapter(recipe(rank=3), 1)])
     with pytest.raises(NotFoundError, match="there is no store"):
         warm_start(recipe(init_from="mean"), Registry(tmp_path / "none"))
+
+
+def test_an_adapter_of_another_kind_or_base_is_no_start(tmp_path: Path) -> None:
+    registry, one = Registry(tmp_path), adapter(recipe(), 1)
+    registry.put("a", one)
+    with pytest.raises(RecipeError, match="init_from='a' is vera of rank 2, .* vera of rank 3: give .* rank=2"):
+        warm_start(recipe(init_from="a", rank=3), registry)
+    with pytest.raises(RecipeError, match="is vera of rank 2, and this run trains lora of rank 2"):
+        warm_start(recipe(init_from="a", method="lora"), registry)
+    check_begin(None, make_model())
+    check_begin(one, make_model())
+    other = make_model()
+    torch.nn.init.normal_(other.model.norm.weight)
+    with pytest.raises(RecipeError, match="was trained on the base model .*, and this is"):
+        check_begin(one, other)

@@ -85,7 +85,8 @@ def _examples(files: TrainingFiles, tenant: str, id: str, limit: int) -> dict[st
     found = read_table(files.path(id), file.filename, limit)
     method = DPO if found.row.compares else SUPERVISED
     data = [_shown_example(one) for one in found.examples]
-    return {"object": "list", "columns": found.columns, "method": method, "num_rows": file.num_rows, "data": data}
+    columns = {"columns": found.columns, "unread_columns": [column for column, _ in found.unread]}
+    return {"object": "list", **columns, "method": method, "num_rows": file.num_rows, "data": data}
 
 
 def _shown_example(one: Example) -> dict[str, Any]:

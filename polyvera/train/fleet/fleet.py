@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,11 @@ from polyvera.adapter.fingerprint import fingerprint
 from polyvera.adapter.inject import extract
 from polyvera.adapter.pinned_memory import to_device
 from polyvera.adapter.route import route
+from polyvera.adapter.slot_table import BASE_SLOT
 from polyvera.data.batching import Collator, packed
 from polyvera.data.packed_rows import PackedRows
-from polyvera.data.row_form import FORMS
 from polyvera.data.target_tokens import TargetTokens
-from polyvera.errors import DataError, DivergedError, message_of
-from polyvera.model.config import labels_of
+from polyvera.errors import DivergedError, message_of
 from polyvera.model.inference import evaluating
 from polyvera.model.load import Base
 from polyvera.model.task import LM, TASKS, Task
@@ -43,8 +43,9 @@ from polyvera.train.loss import num_items, row_losses
 from polyvera.train.preparation import check_head_lr, encode_tables, said
 from polyvera.train.recipe import Recipe
 from polyvera.train.rounding import NUM_ROUNDING_ROWS, rounded
-from polyvera.train.tenants import Tables, Tenant
-from polyvera.train.trained_numbers import check_numbers
+from polyvera.train.tenants import Tables, Tenant, labelled
+from polyvera.train.trained_numbers import NUM_COMPARED, check_loss, check_numbers
+from polyvera.train.warm_start import check_begin
 
 SLOTS = 32
 BATCH_TOKENS = {"cpu": 768}  # enough to keep a CPU's cores busy, and few enough to hold rows of like length
@@ -62,7 +63,8 @@ class Fleet:
 
     base: the model, with the bank in it. journal: what became of each tenant. kind: of rows. start: the adapter that
     all begin from, None for the identity. row: what all rows are for. own: settings of a tenant's own, by its name.
-    sites: the layers that a tenant adapts, by its name; all of the bank's by default.
+    on_tables: is called with each tenant's rows before they are trained on. sites: the layers that a tenant adapts, by
+    its name; all of the bank's by default.
     """
 
     recipe: Recipe
@@ -76,6 +78,7 @@ class Fleet:
     traffic: Traffic = field(default_factory=Traffic)
     row: Task = TASKS[LM]
     own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    on_tables: Callable[[Tables], None] = lambda tables: None
     sites: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -85,6 +88,8 @@ class Fleet:
         self.spec = self.bank.spec
         check_head_lr(self.recipe, self.base.model, has_head=bool(self.bank.heads))
         self.fingerprint = fingerprint(self.base.model)
+        self.journal.keep_base(self.fingerprint)
+        check_begin(self.start, self.base.model)
         if self.start is not None:
             self.bank.put(self.bank.first, self.start)  # raises where it does not fit
         self.states = self.journal.states()
@@ -169,11 +174,25 @@ class Fleet:
     def _can_be_kept(self, member: Member, adapter: Adapter) -> bool:
         """Whether a tenant's numbers are sound; it leaves where not, since its last step may have broken them."""
         try:
-            check_numbers([as_learned(adapter, member.rows.span).flat], member.recipe.learning_rate)
+            self._check(member, adapter)
         except DivergedError as error:
             self._leave(member, Outcome(member.name, QUARANTINED, str(error), "", len(member.rows), member.step))
             return False
         return True
+
+    def _check(self, member: Member, adapter: Adapter) -> None:
+        """Raises DivergedError for numbers that cannot be kept, and for an adapter far worse than the base."""
+        learned, lr, rows = as_learned(adapter, member.rows.span), member.recipe.learning_rate, _first_rows(member)
+        check_numbers([learned.flat], lr)
+        self.bank.put(member.slot, learned)
+
+        def loss(slot: int) -> float:
+            with evaluating(self.base.model), torch.no_grad():
+                weighted = self._weighted(replace(member, slot=slot), rows[:NUM_COMPARED])
+                return float(self._losses(weighted, lambda loss: None, Traffic())[member.index])
+
+        bare = None if self.row.has_head else partial(loss, BASE_SLOT)
+        check_loss(member.losses, partial(loss, member.slot), bare, lr)
 
     def _round(self, adapters: Sequence[tuple[Member, Adapter]]) -> dict[int, dict[str, float]]:
         """The losses with the numbers as they will be stored, which take the exact ones' place; by the bank's index."""
@@ -270,6 +289,7 @@ class Fleet:
         self.journal.name_of(tenant.name)
         tables = labelled(tenant.tables(self.recipe), self.kind, self.base)
         encoded, watched = encode_tables(self.recipe, tables, self.base)
+        self.on_tables(tables)
         rows, held_out = PackedRows.of(encoded), None if watched is None else PackedRows.of(watched)
         recipe = self.recipe.replaced(**self.own.get(tenant.name, {}))
         member = self.seated(tenant.name, slot, recipe, rows, held_out, tables.training.labels)
@@ -309,23 +329,6 @@ class Fleet:
     def _leave(self, member: Member, outcome: Outcome) -> None:
         self.journal.record(outcome)
         self.members.remove(member)
-
-
-def labelled(tables: Tables, kind: str, base: Base) -> Tables:
-    """The tables with their classes in the order of the model's outputs. Raises DataError for rows of another kind."""
-    tables = tables.suited(base.model)
-    training = tables.training
-    if training.task != FORMS[kind].task:
-        raise DataError(f"{training.source} holds {training.task} rows, and the fleet's first tenant {kind}")
-    if not training.row.has_head:
-        return tables
-    known = labels_of(base.model.config)
-    if len(known) != len(training.labels):
-        raise DataError(
-            f"{training.source} has {len(training.labels)} classes, and the model has {len(known)} outputs: train "
-            "tenants with another number of classes in a fleet of their own"
-        )
-    return tables if set(known) != set(training.labels) else tables.labelled(known)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from polyvera.train.recipe import Recipe
 from polyvera.train.rounding import rounds
 
 OUTCOMES, TRAINING, START, LEAVING = "outcomes.jsonl", "training.safetensors", "start.safetensors", "leaving"
+BASE = "base.txt"
 FINISHED, SKIPPED, QUARANTINED = "finished", "skipped", "quarantined"
 
 
@@ -78,6 +79,18 @@ class Journal:
         checkpoint.keep_recipe(self.folder, recipe.of_the_run())
         self.outcomes = {outcome.name: outcome for outcome in _read(self.folder / OUTCOMES)}
         self._publish_the_leaving()
+
+    def keep_base(self, fingerprint: str) -> None:
+        """Writes into the run's folder what base it trains on. Raises RecipeError where it was another."""
+        if self.folder is None:
+            return
+        file = self.folder / BASE
+        before = file.read_text() if file.exists() else fingerprint
+        if before != fingerprint:
+            raise RecipeError(
+                f"{self.folder} cannot be resumed on another base model: it was {before}, and is {fingerprint}"
+            )
+        replace_file(file, fingerprint.encode())
 
     @property
     def rounds(self) -> bool:

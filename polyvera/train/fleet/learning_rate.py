@@ -21,14 +21,14 @@ from polyvera.data.packed_rows import PackedRows
 from polyvera.errors import DataError
 from polyvera.model.load import Base
 from polyvera.store.durable import replace_file
-from polyvera.train.fleet.fleet import SLOTS, labelled
+from polyvera.train.fleet.fleet import SLOTS
 from polyvera.train.fleet.halving import RUNGS
 from polyvera.train.fleet.sweep import FACTORS, Sweep, SweepRows, step_of, sweep
 from polyvera.train.preparation import encode_tables
 from polyvera.train.recipe import Recipe
 from polyvera.train.schedule import num_steps
 from polyvera.train.tell import Tell
-from polyvera.train.tenants import Tenant
+from polyvera.train.tenants import Tenant, labelled
 
 MIN_ROWS, MIN_STEPS = 40, 16
 MIN_HELD_OUT, MAX_HELD_OUT = 8, 256

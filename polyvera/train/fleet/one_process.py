@@ -18,10 +18,10 @@ from polyvera.train.fleet.fleet import SLOTS, Fleet, Watch
 from polyvera.train.fleet.journal import SKIPPED, Journal, Outcome
 from polyvera.train.fleet.learning_rate import LearningRate, fleet_rate, kept_rate
 from polyvera.train.fleet.traffic import Traffic
-from polyvera.train.preparation import adapted, base_for, check_mixes, pinned, tell_form
+from polyvera.train.preparation import adapted, base_for, check_mixes, check_router, pinned
 from polyvera.train.recipe import Recipe
 from polyvera.train.schedule import seed_everything
-from polyvera.train.tell import Tell, to_stderr
+from polyvera.train.tell import Tell, tell_form, to_stderr, told_once
 from polyvera.train.tenants import Tenant, first_table
 
 
@@ -98,6 +98,7 @@ def _train_here(
         base = base_for(recipe, first, base)
         if len(everyone) > 1:
             check_mixes(base)
+        check_router(base, first.row)
         place(base)
         tell_form(first, base.tokenizer, tell)
         first = first.suited(base.model)
@@ -118,6 +119,7 @@ def _train_here(
                 traffic=traffic,
                 row=first.row,
                 own=own,
+                on_tables=told_once(tell),
                 sites=sites,
             )
             fleet.run(watch)

@@ -9,6 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import cast
 
 from polyvera.data.packed_rows import PackedRows
@@ -130,11 +131,14 @@ class JobWorker:
     def _begin(self, coming: ComingJob) -> None:
         job, recipe = coming.job, self._recipe_of(coming.job)
         rows, held_out = coming.rows.result(0)
-        path, chosen = self._folder / f"{job.id}.safetensors", job.choices
+        path, chosen = self._saved_at(job), job.choices
         run = JobRun(job.id, self._trainer, recipe, rows, held_out, path, chosen.objective, chosen.beta)
         self._jobs[job.id] = WorkedJob(job, run)
         total = run.steps.total
         self._queue.plan(job, total, run.steps.tokens_until(total), self._policy.max_daily_tokens)
+
+    def _saved_at(self, job: FineTuningJob) -> Path:
+        return self._folder / f"{job.id}.safetensors"
 
     def _recipe_of(self, job: FineTuningJob) -> Recipe:
         """The server's recipe with what the job's creator chose."""
@@ -148,6 +152,8 @@ class JobWorker:
         tables = [read_table(self._files.path(id), self._files.get(job.tenant, id).filename) for id in ids]
         for one in tables:
             _check_objective(job, one)
+            if one.unread_text and not self._saved_at(job).exists():  # else it was told before it was saved
+                self._queue.warn(job.id, one.unread_text)
         whole = Tables(tables[0], tables[1] if len(tables) > 1 else None, None)
         encoded, watched = encode_tables(self._recipe_of(job), whole, self._trainer.base)
         return PackedRows.of(encoded), None if watched is None else PackedRows.of(watched)

@@ -19,13 +19,14 @@ import torch
 from polyvera.jobs.database import Database
 from polyvera.jobs.training_policy import TrainingPolicy
 from polyvera.model.load import load_base, place
+from polyvera.model.task import LM, TASKS
 from polyvera.store.file_lock import exclusive
 from polyvera.store.registry import Registry
 from polyvera.train.live.job_worker import JobWorker
 from polyvera.train.live.live_trainer import LiveTrainer
 from polyvera.train.live.run_trainers import RunTrainers
 from polyvera.train.live.run_worker import RunWorker
-from polyvera.train.preparation import adapted, check_mixes
+from polyvera.train.preparation import adapted, check_mixes, check_router
 from polyvera.train.recipe import Recipe
 
 LOCK = ".trainer.lock"
@@ -71,6 +72,7 @@ def train_jobs(start: TrainerStart, ended: Event, on_ready: Callable[[], None] =
     with exclusive(start.policy.folder / LOCK):
         base = place(load_base(start.model))
         check_mixes(base)
+        check_router(base, TASKS[LM])
         with adapted(start.recipe, base, start.policy.slots) as bank:
             assert bank is not None
             policy, registry = start.policy, Registry(start.store)

@@ -103,3 +103,12 @@ def test_a_resumed_fleet_begins_from_what_it_began_from(folder: Path, tmp_path: 
     for one, same in zip(resumed.outcomes, whole.outcomes, strict=True):
         assert one.adapter is not None and same.adapter is not None
         assert torch.equal(one.adapter.flat, same.adapter.flat)
+
+
+def test_a_run_goes_on_on_its_own_base(tmp_path: Path) -> None:
+    Journal(None, None).keep_base("one")
+    journal = Journal(tmp_path, None)
+    for _ in range(2):
+        journal.keep_base("one")
+    with pytest.raises(RecipeError, match="cannot be resumed on another base model: it was one, and is two"):
+        journal.keep_base("two")

@@ -213,3 +213,12 @@ def test_tokens_beyond_the_days_end_a_job_before_it_trains(tmp_path):
         finish(service.worker(trainer))
     found = service.job(job)
     assert (found.status, found.error.code, found.step) == ("failed", "insufficient_quota", 0) and not service.tokens()
+
+
+def test_columns_that_are_not_read_are_told_by_an_event(tmp_path):
+    service = Service(tmp_path)
+    job = service.create("acme", rows=[{**row, "id": 7} for row in counting_rows(8)])
+    with live() as trainer:
+        finish(service.worker(trainer))
+    told = [(event.level, event.message) for event in service.tuning.jobs.events("acme", job.id, 100)]
+    assert ("warn", "rows.jsonl: columns not read: id (8 rows)") in told

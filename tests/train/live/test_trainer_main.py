@@ -1,11 +1,14 @@
 """A trainer's process trains the jobs of a folder until it is told to end, and rests as it is told."""
 
 import io
+import json
+from pathlib import Path
 from threading import Event, Thread
 
 import pytest
 from tiny_start import ENDS_S, new_job, tiny_start, wait
 
+from polyvera.errors import RecipeError
 from polyvera.store.registry import Registry
 from polyvera.train.live.trainer_main import TrainerStart, main, nice_for, resting, train_jobs
 
@@ -32,6 +35,13 @@ def test_jobs_are_trained_until_the_end(start):
     assert found.status == "succeeded" and not thread.is_alive()
     adapter = Registry(start.store).get(found.fine_tuned_model)
     assert adapter.model == start.model and adapter.base and adapter.spec.rank == 4
+
+
+def test_a_mixture_whose_router_has_a_loss_of_its_own_is_refused(start):
+    path = Path(start.model, "config.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "output_router_logits": True}))
+    with pytest.raises(RecipeError, match="output_router_logits"):
+        train_jobs(start, Event())
 
 
 def test_the_end_of_the_input_is_the_end(start, monkeypatch):

@@ -1,0 +1,67 @@
+"""damaged_file: which file of a model's folder broke what reads it, for the message of a load that failed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from safetensors import safe_open
+
+from polyvera.errors import one_line
+
+POINTER = b"version https://git-lfs"  # of a file that was not downloaded
+
+
+def damaged_file(source: str) -> str:
+    """The first file in a folder that can't be read, and what to do, as a part of a message; '' where all can."""
+    for pattern, check in CHECKS.items():
+        for file in sorted(Path(source).glob(pattern)):
+            try:
+                check(file)
+            except Exception as error:  # whatever is raised, it can't be read
+                return f", {file} is damaged ({one_line(error, 200)}): copy or download it again"
+    return ""
+
+
+def _weights(file: Path) -> None:
+    _check_pointer(file)
+    with safe_open(file, "pt"):
+        pass
+
+
+def _object(file: Path) -> None:
+    _check_pointer(file)
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"a {type(found).__name__}, where an object is wanted")
+
+
+def _tokenizer(file: Path) -> None:
+    from tokenizers import Tokenizer
+
+    _object(file)
+    Tokenizer.from_file(str(file))
+
+
+def _check_pointer(file: Path) -> None:
+    with file.open("rb") as opened:
+        if opened.read(len(POINTER)) == POINTER:
+            raise ValueError("it is a pointer of Git LFS, whose file was not fetched: git lfs pull")
+
+
+# By the name of a file; those that others depend on come first.
+CHECKS: Mapping[str, Callable[[Path], None]] = MappingProxyType(
+    {
+        "config.json": _object,
+        "*.safetensors": _weights,
+        "*.safetensors.index.json": _object,
+        "tokenizer.json": _tokenizer,
+        "tokenizer_config.json": _object,
+        "special_tokens_map.json": _object,
+        "added_tokens.json": _object,
+        "vocab.json": _object,
+        "generation_config.json": _object,
+    }
+)

@@ -1,0 +1,36 @@
+"""The file that breaks a load is named, and nothing is said of whole ones."""
+
+from pathlib import Path
+
+import pytest
+from tiny_folder import save_tiny
+
+from polyvera.model.damaged_file import POINTER, damaged_file
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "problem"),
+    [
+        ("tokenizer.json", b"{", "Expecting property name"),
+        ("tokenizer.json", b"[]", "a list, where an object is wanted"),
+        ("tokenizer.json", b'{"version": "1.0"}', "Model missing|missing field"),
+        ("tokenizer.json", POINTER + b".github.com/spec/v1\n", "git lfs pull"),
+        ("model.safetensors", POINTER + b".github.com/spec/v1\n", "git lfs pull"),
+        ("model.safetensors", b"", ""),
+        ("tokenizer_config.json", b"\xff", "utf-8"),
+        ("special_tokens_map.json", b'"x"', "a str, where an object is wanted"),
+        ("config.json", b"{", "Expecting property name"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, file: str, content: bytes, problem: str) -> None:
+    folder = str(save_tiny(tmp_path / "tiny"))
+    assert damaged_file(folder) == ""
+    path = tmp_path / "tiny" / file
+    path.write_bytes(content)
+    found = damaged_file(folder)
+    assert found.startswith(f", {path} is damaged (") and found.endswith("copy or download it again")
+    assert any(words in found for words in problem.split("|"))
+
+
+def test_a_name_on_the_hub_has_no_files_to_look_at() -> None:
+    assert damaged_file("owner/name") == ""
