@@ -148,8 +148,7 @@ def _trained(
         slot = BASE_SLOT if bank is None else bank.first
         check_begin(start, base.model)
         begin(bank, slot, base, rows.span, start)
-        heads = _head_names(recipe, base, bank)
-        collate = Collator.of(model, base.tokenizer)
+        heads, collate = _head_names(recipe, base, bank), Collator.of(model, base.tokenizer)
         trainer = AdapterTrainer(recipe, model, bank, rows, held_out, args, collate, heads)
         best, allocator = _watched(trainer, folder, progress, callbacks)
         at = _begin(folder, asked, rows, fingerprint(model), resume)
