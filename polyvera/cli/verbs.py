@@ -6,13 +6,13 @@ import json
 import logging
 from collections.abc import Callable
 from functools import wraps
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from polyvera import __version__
 from polyvera.cli import tables
 from polyvera.cli.flags import Taken, Whole, with_settings
 from polyvera.cli.session import Rows, Session, basis_rows
@@ -36,13 +36,13 @@ app = typer.Typer(
 
 def _say_version(is_asked: bool) -> None:
     if is_asked:
-        print(f"polyvera {__version__}")
+        print(f"polyvera {version('polyvera')}")
         raise typer.Exit
 
 
 @app.callback()
 def options(
-    version: Annotated[
+    show_version: Annotated[
         bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version, and end.")
     ] = False,
 ) -> None:
