@@ -15,6 +15,7 @@ SEQ2SEQ, ORPO = "seq2seq", "orpo"
 # What a prediction is made for: the next token of an answer, a token where it stands, the row as a whole.
 NEXT_TOKEN, EACH_TOKEN, WHOLE_ROW = "next token", "each token", "whole row"
 THRESHOLD = 0.5
+SCORE = ("score",)  # what the one output of a regression is called
 
 
 @dataclass(frozen=True, slots=True)
