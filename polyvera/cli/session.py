@@ -202,7 +202,7 @@ def base_name(adapters: Sequence[Adapter], given: str | None) -> str:
 
 
 def task_of(adapters: Sequence[Adapter]) -> dict[str, Any]:
-    """What load_base() needs to know of the adapters' task, nothing of text. Raises RecipeError where classes differ."""
+    """What load_base() needs to know of the adapters' task, {} for text. Raises RecipeError where classes differ."""
     from polyvera.model.answer import meaning_of
 
     several = {(meaning.task, meaning.labels) for meaning in map(meaning_of, adapters)}

@@ -152,7 +152,7 @@ def _several(number: int, row: Row) -> Example:
     values: Any = row.get("label")
     marks = [value for value in values if isinstance(value, int)] if is_list(values) else []
     if len({*marks}) < len(marks) or any(isinstance(mark, bool) for mark in marks):
-        raise DataError('label has a yes or no for each label of some list: give the names of its own, ["sport", "art"]')
+        raise DataError('label has a yes or no for each label of a list: give the names of its own, ["art", "sport"]')
     names = tuple(dict.fromkeys(_names(row, "label")))
     return Example(number, text_in(row, "text"), "", pair=_pair(row), labels=names)
 

@@ -52,7 +52,8 @@ def task_from(config: PeftConfig, model: nn.Module, layout: Layout) -> str:
     One output alone is a number where nothing else is said, as transformers takes it.
     """
     whole: Any = getattr(model, "config", None)
-    problem = getattr(whole, "problem_type", None) or (TASKS_HERE[REGRESSION].problem_type if num_classes(model, layout) == 1 else None)
+    one = TASKS_HERE[REGRESSION].problem_type if num_classes(model, layout) == 1 else None
+    problem = getattr(whole, "problem_type", None) or one
     asked = (config.task_type, "" if problem in (None, "single_label_classification") else problem)
     rows = (name for name, row in TASKS_HERE.items() if row.has_head and (row.peft, row.problem_type) == asked)
     found = config.polyvera.task or next(rows, "")
