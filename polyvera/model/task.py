@@ -70,6 +70,11 @@ class Task:
         return bool(self.compares) or self.embeds
 
     @property
+    def needs_others(self) -> bool:
+        """Whether a text is to be told from those of other rows in its batch."""
+        return self.embeds and not self.span
+
+    @property
     def scores_base(self) -> bool:
         """Whether the bare base has answers of its own: text or vectors, which need no head."""
         return self.writes or self.embeds
