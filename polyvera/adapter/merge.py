@@ -70,14 +70,14 @@ def _untie(model: nn.Module) -> None:
         both = [getattr(model, f"get_{side}_embeddings", lambda: None)() for side in ("input", "output")]
     except NotImplementedError:  # it reads no text
         return
-    weights = [getattr(layer, "weight", None) for layer in both]
-    if None in weights or weights[0] is weights[1]:
+    weight, output = (getattr(layer, "weight", None) for layer in both)
+    if weight is None or output is None or weight is output:
         return
     config: Any = getattr(model, "config", None)
     for part in (config, getattr(config, "text_config", None)):
         if part is not None and getattr(part, "tie_word_embeddings", False):
             part.tie_word_embeddings = False
-            _part(model, weights[0])
+            _part(model, weight)
 
 
 def _part(model: nn.Module, weight: nn.Parameter) -> None:
