@@ -70,13 +70,22 @@ def _untie(model: nn.Module) -> None:
         both = [getattr(model, f"get_{side}_embeddings", lambda: None)() for side in ("input", "output")]
     except NotImplementedError:  # it reads no text
         return
-    weights = [getattr(layer, "weight", None) for layer in both]
-    if None in weights or weights[0] is weights[1]:
+    weight, output = (getattr(layer, "weight", None) for layer in both)
+    if weight is None or output is None or weight is output:
         return
     config: Any = getattr(model, "config", None)
     for part in (config, getattr(config, "text_config", None)):
         if part is not None and getattr(part, "tie_word_embeddings", False):
             part.tie_word_embeddings = False
+            _part(model, weight)
+
+
+def _part(model: nn.Module, weight: nn.Parameter) -> None:
+    """Gives each name of an embedding a copy: an encoder and a decoder share theirs by the same word of the config."""
+    _, *others = [name for name, p in model.named_parameters(remove_duplicate=False) if p is weight]
+    for name in others:
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, nn.Parameter(weight.detach().clone(), weight.requires_grad))
 
 
 def _merged_layer(layer: LayerBank, index: int, dtype: torch.dtype | None) -> nn.Module | nn.Parameter:

@@ -136,6 +136,8 @@ def imported(folder: Path, model: str, *, pickle: bool, basis_dtype: str | None)
 
     Raises SpecError for an option that its format does not use, and what the format's reader raises.
     """
+    from polyvera.adapter.fingerprint import fingerprint
+    from polyvera.model.load import lend_pooler
     from polyvera.store.formats import format_of
 
     form = format_of(folder)
@@ -143,7 +145,8 @@ def imported(folder: Path, model: str, *, pickle: bool, basis_dtype: str | None)
     check_options(form.name, form.read, asked)
     base = form.base(folder, model, **{key: asked[key] for key in asked if key == "pickle"})
     adapter = form.read(folder, base, **asked)
-    return adapter if adapter.model else replace(adapter, model=model)
+    lend_pooler(base, model)  # only now: the other program's model has none to adapt
+    return replace(adapter, base=fingerprint(base), model=adapter.model or model)
 
 
 def exported(adapter: Adapter, target: Path, form: str, model: str | None, asked: Mapping[str, Any]) -> Path:

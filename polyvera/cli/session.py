@@ -202,17 +202,14 @@ def base_name(adapters: Sequence[Adapter], given: str | None) -> str:
 
 
 def task_of(adapters: Sequence[Adapter]) -> dict[str, Any]:
-    """What load_base() needs to know of the adapters' task. Raises RecipeError where their classes differ."""
+    """What load_base() needs to know of the adapters' task, {} for text. Raises RecipeError where classes differ."""
     from polyvera.model.answer import meaning_of
 
     several = {(meaning.task, meaning.labels) for meaning in map(meaning_of, adapters)}
     if len(several) > 1:
         raise RecipeError(f"these adapters have {len(several)} different sets of labels: use them one at a time")
-    return (
-        {}
-        if not several
-        else {name: value for name, value in zip(("task", "labels"), several.pop(), strict=True) if value}
-    )
+    task, labels = several.pop() if several else (LM, ())
+    return {name: value for name, value in (("task", task), ("labels", labels)) if value not in (LM, ())}
 
 
 def stored_text(header: Header) -> str:

@@ -22,13 +22,13 @@ from polyvera.model.task import (
     PAIRS,
     PREFERENCE,
     REGRESSION,
+    SCORE,
     SEQ2SEQ,
     SIMILARITY,
     TOKEN_LABEL,
 )
 
 LARGEST = 1e38  # of a number to learn
-SCORE = ("score",)  # what the one output of a regression is called
 # Columns that say something of a conversation in the common formats.
 CHAT_COLUMNS = ("functions", "tool_choice", "function_call", "documents", "system", "chat_template_kwargs")
 TRUTHS = frozenset({"true", "false"})  # one name each, however a file writes them
@@ -149,6 +149,10 @@ def _names(row: Row, column: str) -> tuple[str, ...]:
 
 
 def _several(number: int, row: Row) -> Example:
+    values: Any = row.get("label")
+    marks = [value for value in values if isinstance(value, int)] if is_list(values) else []
+    if len({*marks}) < len(marks) or any(isinstance(mark, bool) for mark in marks):
+        raise DataError('label has a yes or no for each label of a list: give the names of its own, ["art", "sport"]')
     names = tuple(dict.fromkeys(_names(row, "label")))
     return Example(number, text_in(row, "text"), "", pair=_pair(row), labels=names)
 

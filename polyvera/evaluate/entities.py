@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 OUTSIDE = "O"
-CONTINUES, ENDS = "IEL", "ESLU"  # prefixes of IOB2, IOBES and BILOU: of a word inside, and of an entity's last word
+PREFIXES = "BIOESLU"  # of IOB2, IOBES and BILOU
+CONTINUES, ENDS = "IEL", "ESLU"  # of a word inside, and of an entity's last word
 
 
 class Entity(NamedTuple):
@@ -32,7 +33,7 @@ def entities(tags: Sequence[str]) -> list[Entity]:
 
 def _parts(tag: str) -> tuple[str, str]:
     """(prefix, label) of a tag; one without a prefix goes on from a word before it that has the same."""
-    has_prefix = tag[1:2] in ("", "-")
+    has_prefix = tag[0] in PREFIXES and tag[1:2] in ("", "-")
     return (tag[0], tag[2:]) if has_prefix else ("I", tag)
 
 

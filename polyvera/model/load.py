@@ -23,6 +23,7 @@ from polyvera.model.config import (
     AUTO_TASK,
     CLASSIFICATION,
     TOKEN_CLASSIFICATION,
+    kind_of,
     kind_to_load,
     label_names,
     labels_of,
@@ -143,15 +144,14 @@ def load_base(
         raise RecipeError(f"model={name!r} could not be loaded{_why(source, error)}") from error
     set_pad_token(model, tokenizer)
     set_start_token(model)
-    if kind == TOKEN_CLASSIFICATION:
-        _lend_pooler(model, name, dtype)
+    lend_pooler(model, name, dtype)
     embeds = row is not None and row.embeds
     return Base(model, tokenizer, () if embeds else untrained, embeds)
 
 
-def _lend_pooler(model: Any, name: str, dtype: str) -> None:
+def lend_pooler(model: Any, name: str, dtype: str = AUTO_DTYPE) -> None:
     """Gives a model of tokens the pooler that one of texts has, so that adapters of both know it as the same base."""
-    if getattr(model.base_model, "pooler", "none here") is None:
+    if kind_of(model) == TOKEN_CLASSIFICATION and getattr(model.base_model, "pooler", "none here") is None:
         try:
             whole: Any = load_base(name, task=LABEL, dtype=dtype).model
         except RecipeError:  # its family has none of texts

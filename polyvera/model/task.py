@@ -15,6 +15,7 @@ SEQ2SEQ, ORPO = "seq2seq", "orpo"
 # What a prediction is made for: the next token of an answer, a token where it stands, the row as a whole.
 NEXT_TOKEN, EACH_TOKEN, WHOLE_ROW = "next token", "each token", "whole row"
 THRESHOLD = 0.5
+SCORE = ("score",)  # what the one output of a regression is called
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,11 @@ class Task:
     def counts_rows(self) -> bool:
         """Whether the mean loss is over rows of several sequences, not over what each predicts."""
         return bool(self.compares) or self.embeds
+
+    @property
+    def needs_others(self) -> bool:
+        """Whether a text is to be told from those of other rows in its batch."""
+        return self.embeds and not self.span
 
     @property
     def scores_base(self) -> bool:

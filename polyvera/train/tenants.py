@@ -78,6 +78,7 @@ class Tenant:
         validation = None if self.validation is None else alike(whole, self.validation.read(recipe, whole.task))
         if isinstance(recipe.validation, float):
             training, validation = split(training, recipe.validation, recipe.run_seed)
+        _check_others(training, recipe.batch_size)
         return Tables(
             training, validation, None if self.test is None else alike(whole, self.test.read(recipe, whole.task))
         )
@@ -103,6 +104,15 @@ def _check_classes(table: Table) -> None:
             f"{table.source} has {num_classes} classes in {len(table)} rows ({shown}, ...): a class needs "
             f"{ROWS_OF_A_CLASS} rows or more on average; for numbers as answers give task='regression', for texts "
             "prompt and completion"
+        )
+
+
+def _check_others(table: Table, batch_size: int) -> None:
+    """Raises DataError for batches of one row that has to be told from others."""
+    if table.row.needs_others and min(len(table), batch_size) == 1 and not table.examples[0].rejected:
+        raise DataError(
+            f"{table.source}: a batch of one row has no other to tell its positive from, so nothing would be learned: "
+            "give more rows and a larger batch_size, or a negative with each"
         )
 
 

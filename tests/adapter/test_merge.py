@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import BartConfig, BartForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
 from polyvera.adapter.inject import eject, extract, inject, load
 from polyvera.adapter.layer import AdaptedLinear
@@ -134,3 +134,15 @@ def test_a_tie_ends_in_the_config_where_the_output_layer_is_merged(targets, ids:
     assert merged.config.tie_word_embeddings == ("lm_head" not in targets)
     merged.save_pretrained(tmp_path)
     torch.testing.assert_close(LlamaForCausalLM.from_pretrained(tmp_path)(ids).logits, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_embeddings_that_an_ended_tie_held_together_are_all_saved(ids: Tensor, tmp_path, scramble) -> None:
+    sizes = {"vocab_size": 64, "d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+    counts = {f"{side}_{of}": n for side in ("encoder", "decoder") for of, n in (("layers", 1), ("attention_heads", 4))}
+    torch.manual_seed(0)
+    model = BartForConditionalGeneration(BartConfig(**sizes, **counts)).eval()
+    scramble(inject(model, AdapterSpec("lora", 4, ("q_proj", "lm_head"))))
+    wanted = model(input_ids=ids, decoder_input_ids=ids).logits
+    merge(model).save_pretrained(tmp_path)
+    again = BartForConditionalGeneration.from_pretrained(tmp_path)
+    torch.testing.assert_close(again(input_ids=ids, decoder_input_ids=ids).logits, wanted, rtol=1e-4, atol=1e-4)

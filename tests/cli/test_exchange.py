@@ -91,6 +91,23 @@ def test_a_classifier_is_imported_without_a_word_of_its_classes():
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
 
 
+def test_what_was_imported_is_evaluated_on_the_rows_that_it_is_for():
+    make_classifier().base_model.save_pretrained("encoder")
+    make_tokenizer().save_pretrained("encoder")
+    rows = {"pairs": {"anchor": "w1", "positive": "w2"}, "tags": {"tokens": ["w1", "w2"], "tags": ["B-X", "O"]}}
+    for name, row in rows.items():
+        Path(f"{name}.jsonl").write_text(f"{json.dumps(row)}\n" * 4)
+    words = ("--model", "encoder", "--rank", "4", "--max-steps", "2", "--lr", "0.5")
+    polyvera("train", *words, "--data", "tags.jsonl", "--name", "tags")
+    polyvera("export", "tags", "tags")
+    task = "FEATURE_EXTRACTION"
+    saved_by_peft(Path("pairs"), make_classifier().base_model, LoraConfig(r=4, target_modules=["query"]), task=task)
+    for name in rows:
+        polyvera("import", name, "--name", f"{name}/back", "--model", "encoder")
+        polyvera("eval", f"{name}/back", "--data", f"{name}.jsonl")
+        polyvera("merge", f"{name}/back", f"{name}-merged")
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [

@@ -61,6 +61,8 @@ def test_numbers_of_a_csv_are_texts_until_a_task_says_otherwise(jsonl: Write) ->
         ({**TEXT, "label": float("nan")}, "label=nan is not a finite number"),
         ({**TEXT, "label": -1.5e308}, ".*: scale it"),
         ({**TEXT, "label": [1.5]}, "label is of type float, not a string"),
+        ({**TEXT, "label": [1, 0, 1]}, "label has a yes or no for each label"),
+        ({**TEXT, "label": [True, False]}, "label has a yes or no for each label"),
         ({"tokens": ["a"], "tags": ["O", "O"]}, "1 tokens and 2 tags: each token has one tag"),
         ({"tokens": ["a", " "], "tags": ["O", "O"]}, "tokens must be a list of words"),
         ({"tokens": "a b", "tags": ["O", "O"]}, "tokens must be a list of words"),

@@ -21,6 +21,13 @@ def test_entities_are_those_that_seqeval_finds(tags: str, found: list[tuple[str,
     assert entities(tags.split()) == [Entity(*one) for one in found]
 
 
+@pytest.mark.parametrize(
+    ("tags", "found"), [("0 1 1 O", [("0", 0, 1), ("1", 1, 3)]), ("N V-S N", [("N", 0, 1), ("V-S", 1, 2), ("N", 2, 3)])]
+)
+def test_a_tag_that_begins_with_no_known_prefix_is_a_label(tags: str, found: list[tuple[str, int, int]]) -> None:
+    assert entities(tags.split()) == [Entity(*one) for one in found]
+
+
 def test_only_whole_entities_count() -> None:
     truth = [["B-PER", "I-PER", "O"], ["B-LOC", "O", "B-PER"]]
     found = [["B-PER", "O", "O"], ["B-LOC", "O", "O"]]

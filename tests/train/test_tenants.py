@@ -71,6 +71,19 @@ def test_labels_that_make_no_classification_are_refused(tmp_path: Path, labels: 
         only_tenant(Recipe(model="m", data=path)).tables(Recipe(model="m", data=path))
 
 
+@pytest.mark.parametrize(("num_rows", "batch_size"), [(1, 8), (3, 1)])
+def test_a_text_that_is_told_from_none_is_refused(num_rows: int, batch_size: int, tmp_path: Path) -> None:
+    row: dict[str, object] = {"anchor": "a", "positive": "b"}
+    for is_fine, columns in ((False, row), (True, {**row, "negative": "c"})):
+        path = lines(tmp_path / "rows.jsonl", [columns] * num_rows)
+        recipe = Recipe(model="m", data=path, batch_size=batch_size)
+        if is_fine:
+            assert len(only_tenant(recipe).tables(recipe).training) == num_rows
+        else:
+            with pytest.raises(DataError, match=r"rows\.jsonl: a batch of one row has no other"):
+                only_tenant(recipe).tables(recipe)
+
+
 def test_places_without_tenants_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no file"):

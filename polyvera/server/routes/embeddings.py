@@ -17,9 +17,9 @@ from starlette.responses import Response
 from torch import Tensor
 from torch.nn import functional as F
 
-from polyvera.data.row_form import SCORE
 from polyvera.errors import SamplingError
 from polyvera.model.answer import Meaning, trained_meaning
+from polyvera.model.task import SCORE
 from polyvera.server.answers import while_there
 from polyvera.server.classification import classified_texts, cosines, worded
 from polyvera.server.context import ServerContext, caller_of

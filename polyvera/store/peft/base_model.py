@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from polyvera.model.config import ENCODER_DECODER, OTHER, kind_of
 from polyvera.model.load import load_as, load_base, locate
-from polyvera.model.task import LABEL
+from polyvera.model.task import LABEL, PAIRS
 from polyvera.store.foreign import CONFIG_NAME
 from polyvera.store.peft.card import POOLED
 from polyvera.store.peft.config import PeftConfig, read_config
@@ -74,8 +74,9 @@ def _classes(folder: Path, task: PeftTask | None, config: PeftConfig) -> dict[st
 def _own(name: str) -> PreTrainedModel:
     """The model as polyvera itself uses it, or as its configuration names it where polyvera has no use for it."""
     config = AutoConfig.from_pretrained(locate(name), trust_remote_code=False)
-    is_other = kind_of(config) in (OTHER, ENCODER_DECODER)
-    return load_as(name, _architecture(config)) if is_other else load_base(name, task=AUTO).model
+    if kind_of(config) in (OTHER, ENCODER_DECODER):
+        return load_as(name, _architecture(config))
+    return load_base(name, task=PAIRS if task_of_class(_architecture(config)) is BARE else AUTO).model
 
 
 def _architecture(config: PreTrainedConfig) -> str:

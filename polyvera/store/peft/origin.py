@@ -12,7 +12,7 @@ from polyvera.adapter.inject import num_classes
 from polyvera.adapter.layout import Layout
 from polyvera.errors import SpecError
 from polyvera.model.config import labels_of
-from polyvera.model.task import LABEL, THRESHOLD
+from polyvera.model.task import LABEL, REGRESSION, SCORE, THRESHOLD
 from polyvera.model.task import TASKS as TASKS_HERE
 from polyvera.store.peft.config import OWN_KEY, PeftConfig
 from polyvera.store.peft.tasks import TASKS, PeftTask, library_of, task_of_class, task_of_heads
@@ -41,13 +41,19 @@ def labels_from(config: PeftConfig, model: nn.Module, layout: Layout) -> tuple[s
         return config.polyvera.labels
     whole: Any = model
     named, num = labels_of(whole.config), num_classes(model, layout)
+    if task_from(config, model, layout) == REGRESSION:
+        return SCORE
     return named if num is not None and num > 1 and len(named) == num else ()
 
 
-def task_from(config: PeftConfig, model: nn.Module) -> str:
-    """What the head of a folder is for, as polyvera calls it; '' is one of the labels, or text."""
+def task_from(config: PeftConfig, model: nn.Module, layout: Layout) -> str:
+    """What the head of a folder is for, as polyvera calls it; '' is one of the labels, or text.
+
+    One output alone is a number where nothing else is said, as transformers takes it.
+    """
     whole: Any = getattr(model, "config", None)
-    problem = getattr(whole, "problem_type", None)
+    one = TASKS_HERE[REGRESSION].problem_type if num_classes(model, layout) == 1 else None
+    problem = getattr(whole, "problem_type", None) or one
     asked = (config.task_type, "" if problem in (None, "single_label_classification") else problem)
     rows = (name for name, row in TASKS_HERE.items() if row.has_head and (row.peft, row.problem_type) == asked)
     found = config.polyvera.task or next(rows, "")
@@ -72,6 +78,15 @@ def task_for(adapter: Adapter, given: str | None, heads: tuple[str, ...]) -> Pef
             f"this adapter has {', '.join(heads) or 'no head'}; use FEATURE_EXTRACTION"
         )
     return task
+
+
+def prefix_for(adapter: Adapter, model: nn.Module | None) -> str:
+    """What a bare backbone's folder leaves out of every name, such as `bert.`; '' where that is nothing, or unknown."""
+    import transformers
+
+    known: Any = getattr(transformers, adapter.origin.get(CLASS, ""), None) if model is None else model
+    prefix = adapter.origin.get(BARE) or f"{getattr(known, 'base_model_prefix', '')}."
+    return prefix if all(name.startswith(prefix) for name in adapter.layout.site_names) else ""
 
 
 def origin_config(adapter: Adapter, task: PeftTask | None) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def import_peft(
         created=own.created,
         lr=own.lr,
         prompt_form=own.prompt_form,
-        task=task_from(peft.config, model),
+        task=task_from(peft.config, model, adapter.layout),
         threshold=own.threshold,
     )
 

@@ -35,7 +35,7 @@ from polyvera.store.peft.config import (
     stored_shape,
 )
 from polyvera.store.peft.expert_parameters import TURNED, kept, model_type, wrapped_name
-from polyvera.store.peft.origin import BARE, origin_config, task_for
+from polyvera.store.peft.origin import origin_config, prefix_for, task_for
 from polyvera.store.peft.rewritten import model_type_of, refusal
 from polyvera.store.peft.sites import widest
 from polyvera.store.peft.targets import target_names
@@ -102,7 +102,7 @@ def export_peft(
         warn(warning, ForeignWarning, stacklevel=2)
     task = task_for(adapter, task_type, tuple(_heads(adapter)))
     config |= _shared_config(adapter, config["peft_type"], model_name, model) | origin_config(adapter, task)
-    prefix = adapter.origin.get(BARE, "") if task is TASKS["FEATURE_EXTRACTION"] else ""
+    prefix = prefix_for(adapter, model) if task is TASKS["FEATURE_EXTRACTION"] else ""
     _write(path, adapter, _bare_config(config, prefix), {_bare(key, prefix): t for key, t in files.items()}, task)
     return path
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 import transformers as T
 from peft import LoraConfig
 from peft_oracle import KINDS, saved_by_peft
@@ -87,3 +88,13 @@ def test_a_class_that_is_none_is_refused(folders):
     with pytest.raises(Exception, match="no model class 'NoSuchModel'"):
         base_for(source, name)
     assert LoraConfig.from_pretrained(source).auto_mapping == mapping
+
+
+def test_a_decoder_without_an_output_layer_is_loaded_for_vectors(tmp_path):
+    bare = T.LlamaModel(T.LlamaConfig(**SIZES, pad_token_id=1)).eval()
+    source = saved_by_peft(tmp_path / "peft", bare, KINDS["lora"](["q_proj"]), task="FEATURE_EXTRACTION")
+    bare.save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    adapter = import_peft(source, base_for(source, str(tmp_path / "base")))
+    assert adapter.layout.site_names == ("model.layers.0.self_attn.q_proj",)
+    assert torch.equal(adapter.flat, import_peft(source, bare).flat)

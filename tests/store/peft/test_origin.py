@@ -14,6 +14,7 @@ from peft import (
 )
 from peft_oracle import KINDS, logits, saved_by_peft, trained
 
+from polyvera.adapter.inject import eject, load
 from polyvera.adapter.method import METHODS
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.errors import SpecError
@@ -78,6 +79,38 @@ def test_a_bare_backbones_adapter_goes_in_and_out(small_bert, tmp_path, ids):
     wanted = AutoPeftModelForFeatureExtraction.from_pretrained(source).eval()
     assert torch.equal(theirs(ids).last_hidden_state, wanted(ids).last_hidden_state)
     assert torch.equal(import_peft(folder, whole).flat, adapter.flat)
+
+
+@pytest.mark.parametrize("knows_model", [True, False])
+def test_an_adapter_for_vectors_is_written_for_the_bare_backbone(knows_model, small_bert, tmp_path, ids):
+    saved_base(small_bert.bert, tmp_path / "base")
+    whole = T.BertForSequenceClassification.from_pretrained(tmp_path / "base").eval()
+    made = trained(whole, AdapterSpec(rank=4, targets=("query", "output.dense")))
+    origin = {"base_model_class": "BertForSequenceClassification"}
+    adapter = replace(made, task="pairs", origin=origin, model=str(tmp_path / "base"))
+    folder = export_peft(adapter, tmp_path / "a", model=whole if knows_model else None)
+    theirs = AutoPeftModelForFeatureExtraction.from_pretrained(folder).eval()
+    load(whole, adapter)
+    assert torch.equal(theirs(ids).last_hidden_state, whole.bert(ids).last_hidden_state)
+    eject(whole)
+    assert torch.equal(import_peft(folder, whole).flat, adapter.flat)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "problem", "meaning"),
+    [
+        (1, None, ("regression", ("score",))),
+        (1, "regression", ("regression", ("score",))),
+        (2, None, ("", ("LABEL_0", "LABEL_1"))),
+        (2, "multi_label_classification", ("multi-label", ("LABEL_0", "LABEL_1"))),
+    ],
+)
+def test_what_a_foreign_head_answers(outputs, problem, meaning, tmp_path):
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    config = T.BertConfig(**sizes, num_attention_heads=2, num_labels=outputs, problem_type=problem)
+    base = saved_base(T.BertForSequenceClassification(config), tmp_path / "base")
+    adapter = import_peft(saved_by_peft(tmp_path / "a", base, KINDS["lora"](["query"]), task="SEQ_CLS"), base)
+    assert (adapter.task, adapter.labels) == meaning
 
 
 def test_a_class_without_a_task_is_written_for_auto_peft(tmp_path, ids):
