@@ -172,7 +172,7 @@ class AdapterTrainer(Trainer):
             with route(of):
                 return self.mean_loss(self.rows.rows[:NUM_COMPARED])
 
-        has_base = self.bank is not None and not self.task.has_head
+        has_base = self.bank is not None and not self.head
         check_loss(losses, partial(loss, slot), partial(loss, BASE_SLOT) if has_base else None, lr)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

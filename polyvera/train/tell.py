@@ -41,7 +41,7 @@ def tell_rows(tables: Tables, tokenizer: Any, tell: Tell) -> None:
 def tell_unread(tables: Tables, tell: Tell) -> None:
     """Says which columns of each source are not read."""
     parts = (tables.training, tables.validation, tables.test)
-    for text in dict.fromkeys(table.unread_text for table in parts if table is not None):
+    for text in dict.fromkeys(table.unread_text for table in parts if table is not None and table.unread):
         tell(text)
 
 

@@ -84,7 +84,12 @@ OWN: Mapping[str, dict[str, Any]] = {
     "regnet": {**STAGES, "embedding_size": 16, "groups_width": 8},
     "poolformer": {**STAGES, "num_encoder_blocks": 2, "patch_sizes": [7, 3], "strides": [4, 2], "padding": [2, 1]},
     "pvt_v2": {"depths": [1, 1], "hidden_sizes": [16, 32], "num_encoder_blocks": 2, "num_attention_heads": [2, 4]},
-    "segformer": {"depths": [1, 1, 1, 1], "hidden_sizes": [16, 16, 16, 32], "num_attention_heads": [2, 2, 2, 4]},
+    "segformer": {  # with these strides a last stage of several positions: attention to one has no gradient by q
+        "depths": [1, 1, 1, 1],
+        "hidden_sizes": [16, 16, 16, 32],
+        "num_attention_heads": [2, 2, 2, 4],
+        "strides": [2, 2, 2, 2],
+    },
     "swin": SWIN,
     "swinv2": SWIN,
     "donut-swin": SWIN,

@@ -25,7 +25,6 @@ def test_what_rows_were_taken_for_and_what_is_not_read_of_them() -> None:
     assert told == [
         "rows are for label: 2 classes (a, b)",
         "a: columns not read: id (2 rows)",
-        "",
         "c: columns not read: d (2 rows)",
     ]
     told.clear()

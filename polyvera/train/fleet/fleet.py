@@ -191,7 +191,7 @@ class Fleet:
                 weighted = self._weighted(replace(member, slot=slot), rows[:NUM_COMPARED])
                 return float(self._losses(weighted, lambda loss: None, Traffic())[member.index])
 
-        bare = None if self.row.has_head else partial(loss, BASE_SLOT)
+        bare = None if learned.layout.head else partial(loss, BASE_SLOT)
         check_loss(member.losses, partial(loss, member.slot), bare, lr)
 
     def _round(self, adapters: Sequence[tuple[Member, Adapter]]) -> dict[int, dict[str, float]]:
