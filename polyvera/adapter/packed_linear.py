@@ -61,7 +61,8 @@ def fastest(weight: Tensor, among: Sequence[Form]) -> Form | None:
 def _seconds(product: Product, weight: Tensor) -> float:
     """The least time of several, infinite for a product that is wrong."""
     draw = torch.Generator().manual_seed(0)
-    return sum(_of_rows(product, torch.randn(rows, weight.shape[1], generator=draw), weight) for rows in TRIAL_ROWS)
+    drawn = (torch.randn(rows, weight.shape[1], generator=draw).to(weight.dtype) for rows in TRIAL_ROWS)
+    return sum(_of_rows(product, x, weight) for x in drawn)
 
 
 def _of_rows(product: Product, x: Tensor, weight: Tensor) -> float:

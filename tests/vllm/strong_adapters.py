@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from polyvera.adapter.adapter import Adapter, adapter_from
 from polyvera.adapter.base_layer import dense_weight
 from polyvera.adapter.inject import eject, load
-from polyvera.adapter.method import factor_shape
 from polyvera.adapter.route import route
 from polyvera.adapter.spec import AdapterSpec
 from polyvera.adapter.targets import find_sites
@@ -40,7 +39,8 @@ def draw(model: nn.Module, spec: AdapterSpec, seed: int) -> Adapter:
     tensors: dict[str, Tensor] = {}
     for site, (wide, tall) in find_sites(model, spec).items():
         for letter in spec.row.trained:
-            noise = torch.randn(factor_shape(letter, spec.rank_of(site), wide, tall), generator=stream)
+            rank = spec.row.rank_within(spec.rank_of(site), tall)
+            noise = torch.randn(spec.row.shape(letter, rank, wide, tall), generator=stream)
             norm = dense_weight(model.get_submodule(site)).float().norm(dim=1)
             tensors[f"{site}.{letter}"] = norm * (1 + 0.1 * noise) if letter == "m" else SIZES[letter] * noise
     return adapter_from(spec, find_sites(model, spec), tensors)
