@@ -51,11 +51,11 @@ def check_begin(start: Adapter | None, model: nn.Module) -> None:
 
 def _alike(recipe: Recipe, adapter: Adapter) -> Adapter:
     """The adapter itself. Raises RecipeError for one of another method or rank than the recipe's."""
-    own, asked = adapter.spec, recipe.spec()
-    if (own.method, own.rank) != (asked.method, asked.rank):
+    (method, rank), asked = ((spec.method, spec.rank or spec.row.rank) for spec in (adapter.spec, recipe.spec()))
+    if (method, rank) != asked:
         raise RecipeError(
-            f"init_from={recipe.init_from!r} is {own.method} of rank {own.rank}, and this run trains {asked.method} of "
-            f"rank {asked.rank}: give method={own.method!r} and rank={own.rank}, or begin from another"
+            f"init_from={recipe.init_from!r} is {method} of rank {rank}, and this run trains {asked[0]} of "
+            f"rank {asked[1]}: give method={method!r} and rank={rank}, or begin from another"
         )
     return adapter
 

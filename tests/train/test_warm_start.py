@@ -12,6 +12,7 @@ from tiny_models import make_model
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.inject import extract, inject
+from polyvera.adapter.method import METHODS
 from polyvera.errors import NotFoundError, RecipeError
 from polyvera.store.registry import Registry
 from polyvera.train.recipe import Recipe
@@ -67,6 +68,8 @@ def test_an_adapter_of_another_kind_or_base_is_no_start(tmp_path: Path) -> None:
     registry.put("a", one)
     with pytest.raises(RecipeError, match="init_from='a' is vera of rank 2, .* vera of rank 3: give .* rank=2"):
         warm_start(recipe(init_from="a", rank=3), registry)
+    registry.put("b", adapter(recipe(rank=None), 1))
+    assert warm_start(recipe(init_from="b", rank=METHODS["vera"].rank), registry) is not None, "the default, given"
     with pytest.raises(RecipeError, match="is vera of rank 2, and this run trains lora of rank 2"):
         warm_start(recipe(init_from="a", method="lora"), registry)
     check_begin(None, make_model())
