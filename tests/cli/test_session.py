@@ -34,7 +34,7 @@ def test_the_base_is_the_one_that_all_adapters_name(adapters):
 
 def test_adapters_of_other_classes_are_not_mixed(adapters):
     ann, bob = adapters
-    assert task_of(adapters) == {"task": "lm"}
+    assert task_of(adapters) == {} == task_of([])
     assert task_of([replace(ann, labels=("x", "y"))]) == {"task": "label", "labels": ("x", "y")}
     with pytest.raises(RecipeError, match="labels"):
         task_of([replace(ann, labels=("x", "y")), bob])
