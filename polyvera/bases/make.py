@@ -122,7 +122,7 @@ def make_basis(recipe: Recipe, kind: str, *, base: Base | None = None, tell: Tel
     if kind not in KINDS:
         raise SpecError(f"kind={kind!r} must be one of: {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
     _check(recipe)
-    line = _tenants(recipe)
+    line = _tenants(recipe, tell)
     table = first_table(line, recipe)
     if table is None:
         line[0].tables(recipe)  # raises
@@ -157,6 +157,6 @@ def _check(recipe: Recipe) -> None:
         raise RecipeError(f"method={recipe.method!r} has no pair that all layers share: take one that has")
 
 
-def _tenants(recipe: Recipe) -> list[Tenant]:
+def _tenants(recipe: Recipe, tell: Tell) -> list[Tenant]:
     is_fleet = recipe.fleet or Path(recipe.data).expanduser().is_dir()
-    return tenants(recipe) if is_fleet else [replace(only_tenant(recipe), name="rows")]
+    return tenants(recipe, tell) if is_fleet else [replace(only_tenant(recipe), name="rows")]

@@ -43,11 +43,9 @@ def run(recipe: Recipe, *, resume: bool, dry_run: bool, out: Console) -> None:
     """
     from polyvera.train.fleet.journal import FINISHED
     from polyvera.train.tell import to_stderr
-    from polyvera.train.tenants import tenants, unread_files
+    from polyvera.train.tenants import tenants
 
-    everyone = tenants(recipe)
-    for place in (recipe.data, recipe.validation, recipe.test):
-        to_stderr(unread_files(place) if isinstance(place, str) else "")
+    everyone = tenants(recipe, to_stderr)
     first = print_cost(recipe, out, everyone)
     if dry_run:
         to_stderr(first.unread_text)

@@ -62,6 +62,8 @@ def _rows(name: str) -> Iterator[NumberedRow]:
     if path.is_dir():
         return _hub_rows(name)
     if path.suffix.lower() in READERS:
+        if path.exists() and not path.is_file():
+            raise DataError(f"{name} is not a regular file: give a file of rows, or copy them into one")
         if not path.is_file():
             near = did_you_mean(path.name, (p.name for p in path.parent.glob("*") if p.exists()))
             raise DataError(f"there is no file {name}{near}")

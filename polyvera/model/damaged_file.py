@@ -38,6 +38,16 @@ def _object(file: Path) -> None:
         raise ValueError(f"a {type(found).__name__}, where an object is wanted")
 
 
+def _index(file: Path) -> None:
+    _object(file)
+    places = json.loads(file.read_text(encoding="utf-8")).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise ValueError("its weight_map does not say which file holds each weight")
+    lost = sorted({str(name) for name in places.values() if not file.with_name(str(name)).is_file()})
+    if lost:
+        raise ValueError(f"it names {lost[0]}, which is not beside it")
+
+
 def _tokenizer(file: Path) -> None:
     from tokenizers import Tokenizer
 
@@ -56,7 +66,7 @@ CHECKS: Mapping[str, Callable[[Path], None]] = MappingProxyType(
     {
         "config.json": _object,
         "*.safetensors": _weights,
-        "*.safetensors.index.json": _object,
+        "*.safetensors.index.json": _index,
         "tokenizer.json": _tokenizer,
         "tokenizer_config.json": _object,
         "special_tokens_map.json": _object,

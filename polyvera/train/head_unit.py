@@ -13,8 +13,11 @@ from polyvera.adapter.bank import Bank
 from polyvera.adapter.inject import head_tensors
 from polyvera.data.label_span import ITSELF, Span, inverse, learned_span, put_into_unit
 from polyvera.data.tables import Table
+from polyvera.errors import RecipeError
 from polyvera.model.load import Base
 from polyvera.train.recipe import Recipe
+
+FARTHEST = 1000.0  # of a head's numbers, in deviations of the labels that it is to learn
 
 
 def span_of(recipe: Recipe, base: Base, table: Table) -> Span:
@@ -41,11 +44,20 @@ def as_learned(adapter: Adapter, span: Span) -> Adapter:
 
 
 def begin(bank: Bank | None, slot: int, base: Base, span: Span, start: Adapter | None = None) -> None:
-    """Makes a slot (without a bank the model itself) what a run begins with: the identity, or `start`."""
+    """Makes a slot (without a bank the model itself) what a run begins with: the identity, or `start`.
+
+    Raises RecipeError for a start that answers numbers of another size than the labels.
+    """
     if bank is None:
         put_into_unit({} if _is_new(base) else head_tensors(base.model, base.head), inverse(span))
     elif start is not None:
-        bank.put(slot, as_learned(start, span))
+        learned = as_learned(start, span)
+        if span != ITSELF and not float(learned.flat.abs().max()) <= FARTHEST:
+            raise RecipeError(
+                "the adapter to begin from answers numbers of quite another size than these labels: begin without it, or "
+                "scale the labels to what it was trained on"
+            )
+        bank.put(slot, learned)
     else:
         bank.start(slot, _first_head(base, bank, span))
 

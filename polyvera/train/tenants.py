@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unicodedata import normalize
 
 from polyvera.data.row_files import READERS, NumberedRow
 from polyvera.data.row_form import FORMS
@@ -94,16 +95,30 @@ def _check_classes(table: Table) -> None:
             f"{table.source}: all {len(table)} rows have the number {table.examples[0].number:g}: add others"
         )
     _check_spelling(table)
-    if not table.row.chooses:
-        return
-    if num_classes == 1:
-        raise DataError(f"{table.source}: all {len(table)} rows have the label {table.labels[0]!r}: add another class")
-    if num_classes * ROWS_OF_A_CLASS > len(table):
+    if (
+        table.row.has_head
+        and not table.row.span
+        and len({frozenset(example.labels) for example in table.examples}) == 1
+    ):
+        _check_alike(table)
+    if table.row.chooses and num_classes * ROWS_OF_A_CLASS > len(table):
         shown = ", ".join(map(repr, table.labels[:SHOWN]))
         raise DataError(
             f"{table.source} has {num_classes} classes in {len(table)} rows ({shown}, ...): a class needs "
             f"{ROWS_OF_A_CLASS} rows or more on average; for numbers as answers give task='regression', for texts "
             "prompt and completion"
+        )
+
+
+def _check_alike(table: Table) -> None:
+    """Raises DataError for rows of the same labels each that are all there are."""
+    labels = table.labels[:SHOWN]
+    if len(table.labels) == 1:
+        raise DataError(f"{table.source}: all {len(table)} rows have the label {labels[0]!r}: add another class")
+    if table.row.has_threshold:
+        raise DataError(
+            f"{table.source}: all {len(table)} rows have the same labels, {', '.join(map(repr, labels))}: add rows without "
+            "some of them; where a row has a yes or no for each label, give the names of its own"
         )
 
 
@@ -120,9 +135,15 @@ def _check_spelling(table: Table) -> None:
     """Raises DataError for two labels that nobody can tell apart by sight."""
     first: dict[str, str] = {}
     for label in table.labels:
-        other = first.setdefault(" ".join(label.split()), label)
-        if other != label:
-            raise DataError(f"{table.source}: the labels {other!r} and {label!r} differ in spaces alone: make them one")
+        other = first.setdefault(" ".join(normalize("NFC", label).split()), label)
+        if other == label:
+            continue
+        shown, differ = (other, label), "spaces"
+        if other.split() != label.split():  # an accent of its own, or within its letter
+            shown, differ = (ascii(other), ascii(label)), "how accents are encoded"
+        raise DataError(
+            f"{table.source}: the labels {shown[0]!r} and {shown[1]!r} differ in {differ} alone: make them one"
+        )
 
 
 def only_tenant(recipe: Recipe) -> Tenant:
@@ -131,17 +152,35 @@ def only_tenant(recipe: Recipe) -> Tenant:
     return Tenant("", TenantRows(recipe.data), validation, None if recipe.test is None else TenantRows(recipe.test))
 
 
-def tenants(recipe: Recipe) -> list[Tenant]:
-    """Every tenant of a fleet's recipe, by name; rows are read later. Raises DataError where there are none."""
-    training = sources(recipe.data, recipe.adapter_column)
-    watched = sources(recipe.validation, recipe.adapter_column) if isinstance(recipe.validation, str) else None
-    tests = None if recipe.test is None else sources(recipe.test, recipe.adapter_column)
+def tenants(recipe: Recipe, tell: Callable[[str], None]) -> list[Tenant]:
+    """Every tenant of a fleet's recipe, by name; rows are read later. Raises DataError where there are none.
+
+    tell: called with a line for files that are not read, and for rows of tenants that have none to train on.
+    """
+    places = (recipe.data, recipe.validation if isinstance(recipe.validation, str) else None, recipe.test)
+    training, watched, tests = (_told(place, recipe.adapter_column, tell) for place in places)
+    for place, there in zip(places[1:], (watched, tests), strict=True):
+        others = sorted(there.keys() - training.keys())
+        if others:
+            tell(
+                f"{place}: {_first(others)} {'has' if len(others) == 1 else 'have'} no rows in {recipe.data}: not read"
+            )
     found = []
     for name, source in sorted(training.items()):
         lacking = [what for what, there in (("validation", watched), ("test", tests)) if there and name not in there]
         problem = f"{source.name}: {name!r} has no rows in {' and '.join(lacking)}" if lacking else ""
-        found.append(Tenant(name, source, (watched or {}).get(name), (tests or {}).get(name), problem))
+        found.append(Tenant(name, source, watched.get(name), tests.get(name), problem))
     return found
+
+
+def _told(place: str | None, column: str | None, tell: Callable[[str], None]) -> Mapping[str, TenantRows]:
+    """The rows of each tenant, none where no place is given, and a word on what the place holds beside them."""
+    if place is None:
+        return {}
+    unread = unread_files(place)
+    if unread:
+        tell(unread)
+    return sources(place, column)
 
 
 def first_table(line: Iterable[Tenant], recipe: Recipe) -> Table | None:
@@ -189,8 +228,13 @@ def unread_files(place: str) -> str:
     own = {*_files(folder)} if folder.is_dir() else set[Path]()
     others = [path.name for path in sorted(folder.iterdir()) if path not in own] if own else []
     others = [name for name in others if not name.startswith(".")]
-    more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
-    return f"{place}: not read: {', '.join(others[:SHOWN])}{more}" if others else ""
+    return f"{place}: not read: {_first(others)}" if others else ""
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first of these names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
 
 
 def _files(folder: Path) -> list[Path]:

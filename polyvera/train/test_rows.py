@@ -9,6 +9,7 @@ from polyvera.data.batching import order
 from polyvera.data.row_files import read_rows
 from polyvera.errors import DataError
 from polyvera.train.recipe import Recipe
+from polyvera.train.tell import to_stderr
 from polyvera.train.tenants import Tenant, TenantRows, only_tenant, tenants
 
 TEST_SHARE = 0.2  # of the rows, where no test rows are given
@@ -21,7 +22,9 @@ def with_test_rows(recipe: Recipe) -> list[Tenant]:
     Where the recipe gives none, every fifth row or so is held out, the same rows for the same file. Rows that cannot
     be read are that tenant's problem. Raises DataError where there are no tenants.
     """
-    everyone = tenants(recipe) if recipe.fleet else [replace(only_tenant(recipe), name=Path(recipe.data).stem)]
+    everyone = (
+        tenants(recipe, to_stderr) if recipe.fleet else [replace(only_tenant(recipe), name=Path(recipe.data).stem)]
+    )
     return [tenant if recipe.test is not None or tenant.problem else _split(tenant) for tenant in everyone]
 
 

@@ -38,15 +38,23 @@ def check_loss(losses: Sequence[float], own: Callable[[], float], bare: Callable
     """Looks at what an adapter has learnt, before it is published.
 
     losses: of each step. own, bare: the mean loss of the same training rows with it and without, which is asked for
-    where the losses rose, or one step was made; bare is None where the base has no answers of its own. Raises
-    DivergedError where the adapter is far worse than nothing.
+    where the steps' losses leave it open; bare is None where the base has no answers of its own. Raises DivergedError
+    where the adapter is far worse than nothing.
     """
-    if len(losses) > 1 and max(losses[-1], fmean(losses[-RECENT:])) <= _most(losses[0]):
-        return
-    before, found = max(losses[0], UNTRAINED) if bare is None else bare(), own()
-    if not found <= _most(before):
+    if is_open(losses):
+        check_rows(own(), max(losses[0], UNTRAINED) if bare is None else bare(), lr)
+
+
+def is_open(losses: Sequence[float]) -> bool:
+    """Whether the losses of the steps leave open that an adapter is far worse than nothing: they rose, or are one."""
+    return len(losses) == 1 or not max(losses[-1], fmean(losses[-RECENT:])) <= _most(losses[0])
+
+
+def check_rows(own: float, bare: float, lr: float) -> None:
+    """Raises DivergedError where the mean loss of training rows with an adapter is far above that without it."""
+    if not own <= _most(bare):
         raise DivergedError(
-            f"the loss of the training rows is {found:.4g}, and {before:.4g} without what was trained: nothing is "
+            f"the loss of the training rows is {own:.4g}, and {bare:.4g} without what was trained: nothing is "
             f"published; train again at a lower lr than {lr:g}"
         )
 

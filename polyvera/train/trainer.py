@@ -146,7 +146,7 @@ def _trained(
         model: Any = place(base, str(args.device)).model
         bank = stack.enter_context(adapted(recipe, base))
         slot = BASE_SLOT if bank is None else bank.first
-        check_begin(start, base.model)
+        check_begin(start, base.model, bank)
         begin(bank, slot, base, rows.span, start)
         heads, collate = _head_names(recipe, base, bank), Collator.of(model, base.tokenizer)
         trainer = AdapterTrainer(recipe, model, bank, rows, held_out, args, collate, heads)

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from polyvera.adapter.adapter import Adapter
+from polyvera.adapter.bank import Bank
 from polyvera.adapter.fingerprint import agrees, fingerprint
-from polyvera.adapter.layout import layout_of
+from polyvera.adapter.layout import Layout, layout_of
 from polyvera.errors import NotFoundError, RecipeError
 from polyvera.store.registry import Registry
 from polyvera.train.preparation import made_basis, on_made
@@ -39,14 +40,43 @@ def warm_start(recipe: Recipe, registry: Registry) -> Adapter | None:
     return mean(alike)
 
 
-def check_begin(start: Adapter | None, model: nn.Module) -> None:
-    """Raises RecipeError for an adapter to begin from that was trained on another base model."""
-    here = "" if start is None else fingerprint(model)
-    if start is not None and not agrees(start.base, here):
+def check_begin(start: Adapter | None, model: nn.Module, bank: Bank | None) -> None:
+    """Raises RecipeError for an adapter to begin from of another base model, or of another form than the bank's."""
+    if start is None:
+        return
+    here = fingerprint(model)
+    if not agrees(start.base, here):
         raise RecipeError(
             f"the adapter to begin from was trained on the base model {start.base}, and this is {here}: leave it out, "
             "or train on that base"
         )
+    if bank is not None and not bank.takes(start.layout, ""):
+        both = zip(_form(start.layout), _form(bank.layout), strict=True)
+        pairs = [pair for pair in both if len({*pair}) > 1] or [("layers of other names or widths", "has its own")]
+        theirs, ours = (", ".join(several) for several in zip(*pairs, strict=True))
+        raise RecipeError(
+            f"the adapter to begin from has {theirs}, and this run {ours}: give what it was trained with, or begin from "
+            "another"
+        )
+
+
+def _form(layout: Layout) -> tuple[str, ...]:
+    """What adapters that begin from each other have in common, in words."""
+    kinds = sorted({site.name.rpartition(".")[2] for site in layout.sites})
+    ranks, scales = (
+        sorted({*found}) for found in zip(*((site.rank, site.scale) for site in layout.sites), strict=True)
+    )
+    seed = layout.seed if layout.basis is None else layout.basis.seed
+    heads = ", ".join(f"{name} {shape}" for name, shape in layout.head)
+    return (
+        f"method {layout.method.name}",
+        f"rank {', '.join(map(str, ranks))}",
+        f"{len(layout.sites)} layers ({', '.join(kinds)}; the first is {layout.sites[0].name})",
+        f"a scale of {', '.join(f'{factor / divisor:g}' for factor, divisor in scales)}",
+        f"seed {seed}",
+        f"the basis {layout.basis}",
+        f"the head {heads}" if heads else "no head",
+    )
 
 
 def _alike(recipe: Recipe, adapter: Adapter) -> Adapter:

@@ -30,7 +30,7 @@ def test_the_pair_learns_how_the_tenants_differ(folder: Path) -> None:
         seen.append([t.detach().clone() for t in joint.pair])
 
     base = Base(make_model(), make_tokenizer())
-    result = train_here(recipe, tenants(recipe), base=base, watch=watch, tell=lambda line: None)
+    result = train_here(recipe, tenants(recipe, lambda line: None), base=base, watch=watch, tell=lambda line: None)
     assert all(outcome.adapter is not None for outcome in result.outcomes)
     adapter = result.outcomes[0].adapter
     assert adapter is not None and adapter.layout.basis is not None

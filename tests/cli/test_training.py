@@ -11,6 +11,7 @@ from polyvera.cli.training import head_for, print_cost, run
 from polyvera.errors import DataError, RecipeError, TargetError
 from polyvera.store.registry import Registry
 from polyvera.train.recipe import Recipe
+from polyvera.train.tell import to_nobody
 from polyvera.train.tenants import tenants
 
 pytestmark = pytest.mark.usefixtures("tenants")
@@ -55,7 +56,7 @@ def test_a_full_run_is_the_only_line(page):
 
 def test_a_fleet_costs_its_slots_and_its_files(page):
     fleet = recipe(data="train", fleet=True, slots=2)
-    print_cost(fleet, page, tenants(fleet))
+    print_cost(fleet, page, tenants(fleet, to_nobody))
     assert "3 tenants" in said(page) and "2 at a time" in said(page) and "stored in all" in said(page)
 
 
@@ -66,7 +67,7 @@ def test_what_cannot_be_is_refused_with_the_cost(page):
         path.write_text("")
     fleet = recipe(data="train", fleet=True)
     with pytest.raises(DataError, match="none of the 3 tenants"):
-        print_cost(fleet, page, tenants(fleet))
+        print_cost(fleet, page, tenants(fleet, to_nobody))
 
 
 @pytest.mark.parametrize(

@@ -32,5 +32,25 @@ def test_a_damaged_file_is_named(tmp_path: Path, file: str, content: bytes, prob
     assert any(words in found for words in problem.split("|"))
 
 
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("[]", "a list, where an object is wanted"),
+        ("{}", "its weight_map does not say"),
+        ('{"weight_map": null}', "its weight_map does not say"),
+        ('{"weight_map": {}}', "its weight_map does not say"),
+        ('{"weight_map": {"a": "model.safetensors", "b": "part-2.safetensors"}}', "part-2.safetensors, which is not"),
+    ],
+)
+def test_an_index_of_no_use_is_named(tmp_path: Path, content: str, problem: str) -> None:
+    folder = str(save_tiny(tmp_path / "tiny"))
+    path = tmp_path / "tiny" / "model.safetensors.index.json"
+    path.write_text('{"weight_map": {"a": "model.safetensors"}}')
+    assert damaged_file(folder) == ""
+    path.write_text(content)
+    found = damaged_file(folder)
+    assert found.startswith(f", {path} is damaged (") and problem in found
+
+
 def test_a_name_on_the_hub_has_no_files_to_look_at() -> None:
     assert damaged_file("owner/name") == ""

@@ -11,7 +11,7 @@ import torch
 from tiny_models import make_model
 
 from polyvera.adapter.adapter import Adapter
-from polyvera.adapter.inject import extract, inject
+from polyvera.adapter.inject import eject, extract, inject
 from polyvera.adapter.method import METHODS
 from polyvera.errors import NotFoundError, RecipeError
 from polyvera.store.registry import Registry
@@ -72,9 +72,29 @@ def test_an_adapter_of_another_kind_or_base_is_no_start(tmp_path: Path) -> None:
     assert warm_start(recipe(init_from="b", rank=METHODS["vera"].rank), registry) is not None, "the default, given"
     with pytest.raises(RecipeError, match="is vera of rank 2, and this run trains lora of rank 2"):
         warm_start(recipe(init_from="a", method="lora"), registry)
-    check_begin(None, make_model())
-    check_begin(one, make_model())
+    check_begin(None, make_model(), None)
+    check_begin(one, make_model(), None)
     other = make_model()
     torch.nn.init.normal_(other.model.norm.weight)
     with pytest.raises(RecipeError, match="was trained on the base model .*, and this is"):
-        check_begin(one, other)
+        check_begin(one, other, None)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "told"),
+    [
+        ({}, {"targets": "all-linear"}, r"has 4 layers \(q_proj, v_proj; .*\), and this run 14 layers \(down_proj, "),
+        ({"alpha": 2.0}, {"alpha": 64.0}, r"has a scale of 1, and this run a scale of 32: give what it was"),
+        ({"method": "vera"}, {"method": "vera", "seed": 7}, r"has seed 0, .*, and this run seed 7, "),
+        ({"head": ("lm_head",)}, {}, r"has the head lm_head\.weight \(47, 32\), and this run no head"),
+        ({}, {"method": "dora"}, r"has method lora, and this run method dora"),
+    ],
+)
+def test_what_differs_of_a_start_of_another_form_is_said(theirs: Any, ours: Any, told: str) -> None:
+    start, model = adapter(recipe(**{"method": "lora", **theirs}), 1), make_model()
+    bank = inject(model, recipe(**{"method": "lora", **theirs}).spec())
+    check_begin(start, model, bank)
+    eject(model)
+    bank = inject(model, recipe(**{"method": "lora", **ours}).spec())
+    with pytest.raises(RecipeError, match=told):
+        check_begin(start, model, bank)

@@ -89,7 +89,7 @@ class Fleet:
         check_head_lr(self.recipe, self.base.model, has_head=bool(self.bank.heads))
         self.fingerprint = fingerprint(self.base.model)
         self.journal.keep_base(self.fingerprint)
-        check_begin(self.start, self.base.model)
+        check_begin(self.start, self.base.model, self.bank)
         if self.start is not None:
             self.bank.put(self.bank.first, self.start)  # raises where it does not fit
         self.states = self.journal.states()

@@ -52,7 +52,7 @@ def train_fleet(
 
     Raises RecipeError, DataError, TargetError or another PolyveraError before the first round.
     """
-    line = tenants(recipe) if everyone is None else list(everyone)
+    line = tenants(recipe, tell) if everyone is None else list(everyone)
     if registry is None and {"name", "store"} & recipe.model_fields_set:
         registry = registry_of(recipe)
     _check(recipe, base, registry, start)

@@ -22,6 +22,7 @@ from polyvera.train.live.live_trainer import LiveTrainer
 from polyvera.train.live.operation import OptimizerStep, PassResult, Result, TakeState
 from polyvera.train.live.run_state import RunState
 from polyvera.train.recipe import Recipe
+from polyvera.train.trained_numbers import NUM_COMPARED, check_rows, is_open
 
 RECENT = 10
 ROWS = "rows"
@@ -132,9 +133,10 @@ class JobRun:
                 yield from self._epoch_ended()
             yield ()
 
-    def _weighed(self, rows: EncodedRows) -> Generator[Futures, None, WeightedPass]:
-        """The pass that trains on these rows, and what it needs to know before."""
-        before = [self._trainer.submit(self.id, one) for one in self._loss.before(rows)]
+    def _weighed(self, rows: EncodedRows, *, is_base: bool = False) -> Generator[Futures, None, WeightedPass]:
+        """The pass that trains on these rows, and what it needs to know before. is_base: of the base's own answers."""
+        asked = [replace(one, is_base=is_base or one.is_base) for one in self._loss.before(rows)]
+        before = [self._trainer.submit(self.id, one) for one in asked]
         if before:
             yield before
         return self._loss.trained(rows, [cast(PassResult, one.result(0)) for one in before], self._beta)
@@ -143,16 +145,20 @@ class JobRun:
         rate = self._recipe.learning_rate * self.steps.factor(self.step)
         return self._trainer.submit(self.id, OptimizerStep(rate, self._settings, self._recipe.clip))
 
-    def _watched(self, rows: EncodedRows) -> Generator[Futures, None, float]:
-        """The mean loss of these rows."""
-        made = yield from self._weighed(rows)
+    def _watched(self, rows: EncodedRows, *, is_base: bool = False) -> Generator[Futures, None, float]:
+        """The mean loss of these rows. is_base: without what was trained."""
+        made = yield from self._weighed(rows, is_base=is_base)
         if made.loss is not None:
             return made.loss
-        passed = self._trainer.submit(self.id, replace(made.asked, backward=False))
+        passed = self._trainer.submit(self.id, replace(made.asked, backward=False, is_base=is_base))
         yield (passed,)
         return _loss_of(passed)
 
     def _epoch_ended(self) -> Iterator[Futures]:
+        if is_open(self.losses):
+            rows = [self._rows[i] for i in range(min(NUM_COMPARED, len(self._rows)))]
+            own, bare = (yield from self._watched(rows)), (yield from self._watched(rows, is_base=True))
+            check_rows(own, bare, self._recipe.learning_rate)
         valid = None if self._held_out is None else (yield from self._watched([*self._held_out]))
         taken = self.take_state()
         yield (taken,)
