@@ -80,7 +80,8 @@ def find_sites(model: nn.Module, spec: AdapterSpec) -> dict[str, Widths]:
     dropped = {name for ending in spec.exclude for name in _ending(model, layers, ending, "exclude")}
     sites = {name: widths(layers[name]) for name in layers if name in chosen - dropped - heads}
     if not sites:
-        raise TargetError(f"targets={spec.targets!r} without exclude={spec.exclude!r} leaves no layer to adapt")
+        less = f" without exclude={spec.exclude!r}" if spec.exclude else ""
+        raise TargetError(f"targets={spec.targets!r}{less} leaves no layer of {type(model).__name__} to adapt")
     return sites
 
 

@@ -54,8 +54,8 @@ def begin(bank: Bank | None, slot: int, base: Base, span: Span, start: Adapter |
         learned = as_learned(start, span)
         if span != ITSELF and not float(learned.flat.abs().max()) <= FARTHEST:
             raise RecipeError(
-                "the adapter to begin from answers numbers of quite another size than these labels: begin without it, or "
-                "scale the labels to what it was trained on"
+                "the adapter to begin from answers numbers of quite another size than these labels: begin without it, "
+                "or scale the labels to what it was trained on"
             )
         bank.put(slot, learned)
     else:

@@ -46,7 +46,7 @@ from polyvera.train.recipe import Recipe
 from polyvera.train.tenants import Tables, only_tenant
 
 MAX_LENGTH = 512
-CHAT, TURNS = "chat", "all"
+CHAT, TURNS, TOO_LONG = "chat", "all", "error"
 
 
 def read_tables(recipe: Recipe) -> Tables:
@@ -94,6 +94,11 @@ def encode_tables(recipe: Recipe, tables: Tables, base: Base) -> tuple[Encoded, 
         raise RecipeError("full=True leaves no base to compare with: train an adapter on preferences")
     if recipe.turns != TURNS and tables.training.kind != CHAT:
         raise RecipeError(f"turns={recipe.turns!r} has no effect: the rows of {tables.training.source} have no turns")
+    if recipe.too_long != TOO_LONG and not (tables.training.row.writes or tables.training.row.compares):
+        raise RecipeError(
+            f"too_long={recipe.too_long!r} has no effect: the rows of {tables.training.source} have no answers to be too "
+            "long, and their texts are cut"
+        )
 
     def encoded(table: Table) -> Encoded:
         return encode(
@@ -113,9 +118,13 @@ def encode_tables(recipe: Recipe, tables: Tables, base: Base) -> tuple[Encoded, 
 
 
 def _check_frozen_head(recipe: Recipe, table: Table, base: Base) -> None:
-    """Raises DataError for rows of other classes than those whose names the head is made of."""
+    """Raises RecipeError for rows that need no head, DataError for other classes than those the head is made of."""
     word = None if recipe.full else recipe.spec(base.head).frozen_head
     known = labels_of(base.model.config)
+    if word is not None and not table.row.has_head:
+        raise RecipeError(
+            f"head={word!r} has no effect: the rows of {table.source} have no labels for a head to answer"
+        )
     if word is not None and HEADS[word].reads_names and set(known) != set(table.labels):
         raise DataError(
             f"head={word!r} makes one head for all tenants, of the names {', '.join(known)}, and {table.source} has "

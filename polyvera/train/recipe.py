@@ -279,7 +279,7 @@ class RecipeCheck:
             yield f"{self._said('full')} makes a whole model and no adapter, so {self.word('name')} has no effect"
         for given, check in ((recipe.name, check_name), (recipe.alias, check_alias)):
             try:
-                check(given or "x")
+                check("x" if given is None else given)
             except ReferenceNameError as error:
                 yield str(error)
 

@@ -117,8 +117,8 @@ def _check_alike(table: Table) -> None:
         raise DataError(f"{table.source}: all {len(table)} rows have the label {labels[0]!r}: add another class")
     if table.row.has_threshold:
         raise DataError(
-            f"{table.source}: all {len(table)} rows have the same labels, {', '.join(map(repr, labels))}: add rows without "
-            "some of them; where a row has a yes or no for each label, give the names of its own"
+            f"{table.source}: all {len(table)} rows have the same labels, {', '.join(map(repr, labels))}: add rows "
+            "without some of them; where a row has a yes or no for each label, give the names of its own"
         )
 
 
@@ -138,11 +138,11 @@ def _check_spelling(table: Table) -> None:
         other = first.setdefault(" ".join(normalize("NFC", label).split()), label)
         if other == label:
             continue
-        shown, differ = (other, label), "spaces"
+        spelled, differ = repr, "spaces"
         if other.split() != label.split():  # an accent of its own, or within its letter
-            shown, differ = (ascii(other), ascii(label)), "how accents are encoded"
+            spelled, differ = ascii, "how accents are encoded"
         raise DataError(
-            f"{table.source}: the labels {shown[0]!r} and {shown[1]!r} differ in {differ} alone: make them one"
+            f"{table.source}: the labels {spelled(other)} and {spelled(label)} differ in {differ} alone: make them one"
         )
 
 

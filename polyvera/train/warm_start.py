@@ -55,8 +55,8 @@ def check_begin(start: Adapter | None, model: nn.Module, bank: Bank | None) -> N
         pairs = [pair for pair in both if len({*pair}) > 1] or [("layers of other names or widths", "has its own")]
         theirs, ours = (", ".join(several) for several in zip(*pairs, strict=True))
         raise RecipeError(
-            f"the adapter to begin from has {theirs}, and this run {ours}: give what it was trained with, or begin from "
-            "another"
+            f"the adapter to begin from has {theirs}, and this run {ours}: give what it was trained with, or begin "
+            "from another"
         )
 
 

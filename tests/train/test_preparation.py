@@ -118,3 +118,22 @@ def test_a_token_without_an_embedding_is_refused_by_its_row(jsonl: Write) -> Non
         encode_tables(given, read_tables(given), base)
     with pytest.raises(DataError, match="row 2: the token '<new>'"):
         evaluate(base.model, tokenizer, read(given.data))
+
+
+@pytest.mark.parametrize(
+    ("is_labelled", "choices", "problem"),
+    [
+        (True, {"too_long": "skip"}, r"too_long='skip' has no effect: the rows of .* have no answers to be too long"),
+        (False, {"head": ("labels",)}, r"head='labels' has no effect: the rows of .* have no labels for a head"),
+        (False, {"head": ("random",)}, r"head='random' has no effect"),
+    ],
+)
+def test_a_choice_for_rows_of_another_kind_is_refused(
+    is_labelled: bool, choices: dict[str, Any], problem: str, jsonl: Write
+) -> None:
+    row = {"text": "w1", "label": "a"} if is_labelled else {"prompt": "w1", "completion": "w2"}
+    rows = [row, {**row, "label": "b"} if is_labelled else row] * 2
+    recipe = Recipe(model="tiny", data=jsonl("rows.jsonl", rows), **choices)
+    base = Base(make_classifier() if is_labelled else make_model(), make_tokenizer())
+    with pytest.raises(RecipeError, match=problem):
+        encode_tables(recipe, read_tables(recipe), base)

@@ -167,7 +167,13 @@ def test_names_of_the_field_are_taken_too_but_not_both(alias: str, name: str, va
 def test_a_recipe_says_where_its_adapter_goes_and_a_run_goes_on_wherever_that_is() -> None:
     one = Recipe(**NEEDED, name="cafe/tickets", store="a", alias="live", stored="int8")
     assert one.of_the_run() == Recipe(**NEEDED, output="elsewhere").of_the_run() and one.store == "a"
-    for wrong in ({"name": "../x"}, {"name": "x", "full": True}, {"alias": "x"}, {"name": "x", "alias": "3"}):
+    for wrong in (
+        {"name": "../x"},
+        {"name": ""},
+        {"name": "x", "full": True},
+        {"alias": "x"},
+        {"name": "x", "alias": "3"},
+    ):
         with pytest.raises(RecipeError):
             Recipe(**NEEDED, **wrong)
 

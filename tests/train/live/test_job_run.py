@@ -5,13 +5,16 @@ import torch
 from live_runs import live, run_all, state_of
 from tiny_models import counting_rows, make_model, make_tokenizer
 
+from polyvera.adapter.inject import inject
+from polyvera.adapter.spec import AdapterSpec
 from polyvera.data.encoding import encode
 from polyvera.data.packed_rows import PackedRows
 from polyvera.data.tables import table
-from polyvera.errors import RecipeError
-from polyvera.jobs.fine_tuning_job import DPO
+from polyvera.errors import DivergedError, RecipeError
+from polyvera.jobs.fine_tuning_job import DPO, SUPERVISED
 from polyvera.model.load import Base
 from polyvera.train.live.job_run import JobRun
+from polyvera.train.live.live_trainer import LiveTrainer
 from polyvera.train.recipe import Recipe
 from polyvera.train.trainer import train
 
@@ -100,6 +103,26 @@ def test_validation_rows_are_watched_at_the_end_of_each_epoch(tmp_path):
         ended = go(trainer, job(trainer, tmp_path, held_out=rows(4)))
     losses = [end.valid_loss for end in ended]
     assert len(losses) == EPOCHS and losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("objective", [SUPERVISED, DPO])
+@pytest.mark.parametrize("lr", [0.01, 30.0])
+def test_an_adapter_far_worse_than_its_base_ends_the_job_before_it_is_published(objective, lr, tmp_path):
+    base = Base(make_model(), make_tokenizer())
+    bank = inject(base.model, AdapterSpec("lora", rank=4, targets=("q_proj", "lm_head")), 2)
+    trainer = LiveTrainer(base, bank, batch_tokens=200)
+    own = counting_rows(16)
+    if objective == DPO:
+        own = [{"prompt": r["prompt"], "chosen": r["completion"], "rejected": "w9 w9"} for r in own]
+    encoded = PackedRows.of(encode(table("rows", enumerate(own, 1)), make_tokenizer(), 60))
+    chosen = recipe(lr=lr, warmup=0.0, epochs=1, batch_size=2, method="lora")
+    run = JobRun("job", trainer, chosen, encoded, None, tmp_path / "job.safetensors", objective)
+    if lr < 1:
+        assert len(go(trainer, run)) == 1
+        return
+    with pytest.raises(DivergedError, match=r"the loss of the training rows is .* lower lr than 30"):
+        go(trainer, run)
+    assert run.epoch_end is None
 
 
 def test_a_save_of_other_rows_is_refused(tmp_path):
