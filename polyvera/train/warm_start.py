@@ -23,7 +23,8 @@ MEAN = "mean"
 def warm_start(recipe: Recipe, registry: Registry) -> Adapter | None:
     """What recipe.init_from names: an adapter of the registry, or the mean of the latest versions that fit the recipe.
 
-    None where it names nothing. Raises NotFoundError, FormatError, SpecError as check_read(), or RecipeError where no adapter fits.
+    None where it names nothing. Raises NotFoundError, FormatError, SpecError as check_read(), or RecipeError where no
+    adapter fits.
     """
     if recipe.init_from is None:
         return None
