@@ -55,7 +55,7 @@ def check_begin(start: Adapter | None, model: nn.Module) -> None:
 
 def _alike(recipe: Recipe, adapter: Adapter) -> Adapter:
     """The adapter itself. Raises RecipeError for one of another method or rank than the recipe's."""
-    (method, rank), asked = ((spec.method, spec.rank or spec.row.rank) for spec in (adapter.spec, recipe.spec()))
+    (method, rank), asked = ((spec.method, spec.common_rank) for spec in (adapter.spec, recipe.spec()))
     if (method, rank) != asked:
         raise RecipeError(
             f"init_from={recipe.init_from!r} is {method} of rank {rank}, and this run trains {asked[0]} of "
