@@ -25,7 +25,7 @@ def end_tie(model: nn.Module) -> None:
     tie alone, whatever its file says, and scales by it (UMT5), keeps the word: transformers reads both matrices.
     """
     try:
-        both = [getattr(model, f"get_{side}_embeddings", lambda: None)() for side in ("input", "output")]
+        both: Any = [getattr(model, f"get_{side}_embeddings", lambda: None)() for side in ("input", "output")]
     except NotImplementedError:  # it reads no text
         return
     weight, output = (getattr(layer, "weight", None) for layer in both)
