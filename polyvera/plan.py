@@ -144,7 +144,7 @@ def cost(
     carried = basis_bytes if spec.init == GIVEN else 0
     return Cost(
         method=spec.method,
-        rank=spec.rank or spec.row.rank or layout.max_rank,
+        rank=spec.common_rank or layout.max_rank,
         num_params=layout.num_params,
         num_head_params=layout.num_head_params,
         num_slot_params=layout.expanded.num_params,
@@ -201,7 +201,7 @@ def compare(
     most = min((width for pair in shapes.values() for width in pair[:2]), default=1)
     has_experts = any(len(pair) > 2 for pair in shapes.values())
     several = [AdapterSpec(method=n, rank=rank) for n, row in METHODS.items() if not (has_experts and row.reads_base)]
-    specs = [replace(s, rank=min(s.rank or s.row.rank, most)) if s.row.reads_base else s for s in several]
+    specs = [replace(s, rank=min(s.common_rank, most)) if s.row.reads_base else s for s in several]
     rows = [cost(s, shapes, num_base_params, head=head, base_dtype=base_dtype, stored=stored) for s in specs]
     return (*rows, full_cost(num_base_params, head=head, base_dtype=base_dtype))
 

@@ -64,7 +64,7 @@ def reach(spec: AdapterSpec) -> float:
 
 
 def _rank(spec: AdapterSpec) -> int:
-    return spec.rank or spec.row.rank or WIDTH
+    return spec.common_rank or WIDTH
 
 
 def _of_basis(spec: AdapterSpec) -> float:

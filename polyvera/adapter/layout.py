@@ -310,7 +310,7 @@ def basis_key(spec: AdapterSpec, shapes: Mapping[str, Widths]) -> BasisKey:
             f"in_max={in_max}, out_max={out_max} is narrower than the widest adapted layer ({widest_in} in, "
             f"{widest_out} out); widen the basis or adapt fewer layers"
         )
-    rank = spec.rank or spec.row.rank
+    rank = spec.common_rank
     if spec.made_basis:
         return BasisKey(GIVEN, 0, rank, in_max, out_max, sha256=spec.made_basis)
     return BasisKey(spec.basis_init or "", spec.seed, rank, in_max, out_max, spec.basis_dtype)

@@ -158,13 +158,18 @@ class AdapterSpec:
         """The basis that the frozen pair is, None where there is none to choose."""
         return self.init or self.row.init
 
+    @property
+    def common_rank(self) -> int:
+        """The rank of every layer that rank_pattern does not name: the one given, else the method's."""
+        return self.rank or self.row.rank
+
     def rank_of(self, site: str) -> int:
         """The rank of one layer."""
-        return int(value_of(self.rank_pattern, site, self.rank or self.row.rank))
+        return int(value_of(self.rank_pattern, site, self.common_rank))
 
     def scale_of(self, site: str) -> Scale:
         """(factor, divisor) of the delta of one layer."""
-        rank = self.rank or self.row.rank
+        rank = self.common_rank
         by_rule = SCALINGS[self.scaling or self.row.scaling]
         alpha = value_of(self.alpha_pattern, site, self.alpha if self.alpha is not None else rank)
         divides_by = rank if self.row.scaling == "alpha,r" else self.rank_of(site)

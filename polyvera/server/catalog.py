@@ -202,7 +202,7 @@ class Catalog:
 def facts_of(adapter: Adapter) -> AdapterFacts:
     """What is shown of an adapter: what holds for it, whether it was chosen or left to its default."""
     spec, scores = adapter.spec, dict(adapter.scores)
-    rank, labels = spec.rank or spec.row.rank or adapter.layout.max_rank, tuple(adapter.labels)
+    rank, labels = spec.common_rank or adapter.layout.max_rank, tuple(adapter.labels)
     size, created, form = adapter.num_params, adapter.created, adapter.prompt_form
     return AdapterFacts(spec.method, rank, size, created, scores, labels, adapter.base, form, meaning_of(adapter))
 

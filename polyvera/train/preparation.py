@@ -189,7 +189,7 @@ def made_basis(recipe: Recipe) -> Basis | None:
     """The made basis that a recipe names, from its store. Raises NotFoundError, or RecipeError for another rank."""
     if recipe.basis is None:
         return None
-    basis, rank = registry_of(recipe).bases.get(recipe.basis), recipe.rank or recipe.spec().row.rank
+    basis, rank = registry_of(recipe).bases.get(recipe.basis), recipe.spec().common_rank
     if basis.key.rank != rank:
         raise RecipeError(f"basis={recipe.basis!r} has rank {basis.key.rank}, not {rank}: give rank={basis.key.rank}")
     return basis

@@ -13,6 +13,7 @@ from polyvera.adapter.bank import Bank
 from polyvera.adapter.fingerprint import agrees, fingerprint
 from polyvera.adapter.layout import Layout, layout_of
 from polyvera.errors import NotFoundError, RecipeError
+from polyvera.model.unread import check_read
 from polyvera.store.registry import Registry
 from polyvera.train.preparation import made_basis, on_made
 from polyvera.train.recipe import Recipe
@@ -23,12 +24,15 @@ MEAN = "mean"
 def warm_start(recipe: Recipe, registry: Registry) -> Adapter | None:
     """What recipe.init_from names: an adapter of the registry, or the mean of the latest versions that fit the recipe.
 
-    None where it names nothing. Raises NotFoundError, FormatError, or RecipeError where no adapter fits.
+    None where it names nothing. Raises NotFoundError, FormatError, SpecError as check_read(), or RecipeError where no
+    adapter fits.
     """
     if recipe.init_from is None:
         return None
     if recipe.init_from != MEAN:
-        return _alike(recipe, registry.get(recipe.init_from))
+        start = registry.get(recipe.init_from)
+        check_read(start, recipe.init_from)
+        return _alike(recipe, start)
     every = [registry.get(ref) for ref in registry.list(latest=True, missing_ok=False)]
     wanted = on_made(recipe.spec(every[0].spec.head if every else ()), made_basis(recipe))
     alike = [adapter for adapter in every if _fits(adapter, wanted.to_dict())]
@@ -81,7 +85,7 @@ def _form(layout: Layout) -> tuple[str, ...]:
 
 def _alike(recipe: Recipe, adapter: Adapter) -> Adapter:
     """The adapter itself. Raises RecipeError for one of another method or rank than the recipe's."""
-    (method, rank), asked = ((spec.method, spec.rank or spec.row.rank) for spec in (adapter.spec, recipe.spec()))
+    (method, rank), asked = ((spec.method, spec.common_rank) for spec in (adapter.spec, recipe.spec()))
     if (method, rank) != asked:
         raise RecipeError(
             f"init_from={recipe.init_from!r} is {method} of rank {rank}, and this run trains {asked[0]} of "

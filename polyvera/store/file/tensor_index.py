@@ -187,7 +187,7 @@ def _least_bytes(common: CommonHeader, spec: AdapterSpec) -> int:
     counts = [num_layers(pattern) for pattern in common.sites]
     if sum(counts) > MAX_SITES:
         raise FormatError(f"its header names more than {MAX_SITES} layers")
-    rank = spec.rank or spec.row.rank
+    rank = spec.common_rank
     made = spec.row.tied if spec.hash_size is None else spec.row.tied + spec.row.hashed
     own = [letter for letter in spec.row.trained if letter not in made]
     ranks = [spec.row.rank_within(rank, p.widths[1]) for p in common.sites]

@@ -175,7 +175,7 @@ def _is_native(adapter: Adapter) -> bool:
     spec, row, kind = adapter.spec, adapter.spec.row, PEFT_METHODS[adapter.spec.row.peft_type]
     ranks = {site.rank for site in adapter.layout.sites}
     if kind.masked:
-        fits = max(ranks) <= _rank(adapter) and not spec.alpha_pattern and (spec.alpha is None or spec.alpha > 0)
+        fits = max(ranks) <= spec.common_rank and not spec.alpha_pattern and (spec.alpha is None or spec.alpha > 0)
     else:
         fits = min(ranks) > 0
     if _stacks(adapter) and (kind is not LORA or "m" in row.factors):  # PEFT's target_parameters are plain LoRA's
@@ -199,16 +199,17 @@ def _native(adapter: Adapter) -> tuple[Config, Tensors]:
             if letter in factors:
                 tensors |= _named(adapter, site, kind, letter, key, factors[letter])
     ranks = {site.name: site.rank for site in adapter.layout.sites}
-    config: Config = {"peft_type": kind.name, kind.rank: _rank(adapter), **kind.extras}
+    rank = spec.common_rank
+    config: Config = {"peft_type": kind.name, kind.rank: rank, **kind.extras}
     if kind.alpha is None:
         return config, tensors
-    alpha = spec.alpha if spec.alpha is not None else _rank(adapter)
+    alpha = spec.alpha if spec.alpha is not None else rank
     config |= {kind.alpha: _number(alpha), **kind.scalings[spec.scaling or row.scaling]}
     if kind.masked:
-        masks = {f"{n}.{row.peft_keys['d']}": _mask(r, _rank(adapter)) for n, r in ranks.items() if r != _rank(adapter)}
+        masks = {f"{n}.{row.peft_keys['d']}": _mask(r, rank) for n, r in ranks.items() if r != rank}
         return {**config, "rank_pattern": masks or None}, tensors
     alphas = {n: a for n, a in spec.alpha_pattern if a != alpha}
-    return {**config, "use_dora": "m" in row.factors, **_patterns(_rank(adapter), ranks, alphas)}, tensors
+    return {**config, "use_dora": "m" in row.factors, **_patterns(rank, ranks, alphas)}, tensors
 
 
 def _check_stacks(adapter: Adapter, magnitude: bool) -> None:
@@ -258,10 +259,6 @@ def _mask(kept: int, rank: int) -> list[bool]:
 
 def _number(value: float) -> float | int:
     return int(value) if float(value).is_integer() else value
-
-
-def _rank(adapter: Adapter) -> int:
-    return adapter.spec.rank or adapter.spec.row.rank
 
 
 def _own_widths(adapter: Adapter) -> tuple[int, int]:

@@ -38,7 +38,7 @@ class RunTrainers:
     def __init__(self, own: LiveTrainer, slots: int, folder: Path, pace: Pace = lambda seconds: None) -> None:
         self._slots, self._folder, self._pace = slots, folder, pace
         self._spec = own.bank.spec_of(0)
-        self.key: Key = (self._spec.method, self._spec.rank or self._spec.row.rank)
+        self.key: Key = (self._spec.method, self._spec.common_rank)
         self._all: dict[Key, LiveTrainer] = {self.key: own}
 
     def of(self, choices: RunChoices) -> tuple[Key, LiveTrainer]:
