@@ -96,8 +96,8 @@ def encode_tables(recipe: Recipe, tables: Tables, base: Base) -> tuple[Encoded, 
         raise RecipeError(f"turns={recipe.turns!r} has no effect: the rows of {tables.training.source} have no turns")
     if recipe.too_long != TOO_LONG and not (tables.training.row.writes or tables.training.row.compares):
         raise RecipeError(
-            f"too_long={recipe.too_long!r} has no effect: the rows of {tables.training.source} have no answers to be too "
-            "long, and their texts are cut"
+            f"too_long={recipe.too_long!r} has no effect: the rows of {tables.training.source} have no answers to be "
+            "too long, and their texts are cut"
         )
 
     def encoded(table: Table) -> Encoded:

@@ -133,7 +133,7 @@ def test_a_choice_for_rows_of_another_kind_is_refused(
 ) -> None:
     row = {"text": "w1", "label": "a"} if is_labelled else {"prompt": "w1", "completion": "w2"}
     rows = [row, {**row, "label": "b"} if is_labelled else row] * 2
-    recipe = Recipe(model="tiny", data=jsonl("rows.jsonl", rows), **choices)
+    recipe = Recipe(model="tiny", data=jsonl(rows), **choices)
     base = Base(make_classifier() if is_labelled else make_model(), make_tokenizer())
     with pytest.raises(RecipeError, match=problem):
         encode_tables(recipe, read_tables(recipe), base)
