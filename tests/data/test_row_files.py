@@ -1,6 +1,7 @@
 """row_files: whatever is wrong with a file, one message names the place."""
 
 import json
+import os
 from pathlib import Path
 
 import datasets
@@ -141,3 +142,9 @@ def test_the_end_of_a_files_name_may_be_of_large_letters(tmp_path: Path) -> None
     path = tmp_path / "ROWS.CSV"
     path.write_text("text\na;b\n")
     assert [row for _, row in read_rows(str(path))] == [{"text": "a;b"}]
+
+
+def test_a_pipe_is_no_file_of_rows(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(DataError, match=r"rows\.jsonl is not a regular file"):
+        list(read_rows(str(tmp_path / "rows.jsonl")))

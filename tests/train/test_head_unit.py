@@ -11,6 +11,7 @@ from tiny_fleet import apart
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.inject import eject, load
 from polyvera.data.tables import read
+from polyvera.errors import RecipeError
 from polyvera.evaluate.evaluate import evaluate
 from polyvera.model.answer import meaning_of
 from polyvera.model.load import load_base
@@ -90,3 +91,13 @@ def test_a_whole_model_answers_in_the_unit(tmp_path: Path) -> None:
     assert run.scores["mse"] < 2 * float(labels.var())
     kept = trained(tmp_path, data, full=True, rank=None, test=data, lr=1e-30, max_steps=1).scores["mse"]
     assert kept < 3 * float(labels.var())
+
+
+def test_a_start_that_answers_in_quite_another_unit_is_refused(tmp_path: Path) -> None:
+    near, far = prices(tmp_path, 1.0, 0.0), prices(tmp_path, 4.0, 1e6)
+    start = trained(tmp_path, far).adapter
+    base = load_base(str(tmp_path / "base"), task=REGRESSION, labels=("score",))
+    recipe = Recipe(model=str(tmp_path / "base"), data=near, **RUN)
+    with pytest.raises(RecipeError, match="answers numbers of quite another size than these labels"):
+        train(recipe, base=base, start=start, progress=False)
+    assert train(recipe.replaced(data=far), base=base, start=start, progress=False).adapter is not None
