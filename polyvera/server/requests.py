@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from polyvera.engine.generation.request import MAX_LOGPROBS, MAX_SCHEMA_CHARS, SamplingParams
 from polyvera.errors import SamplingError
@@ -16,7 +16,6 @@ from polyvera.model.prompt import Template
 from polyvera.server.fields import (
     MAX_CHOICES,
     MAX_MESSAGES,
-    MAX_PROMPTS,
     AdapterName,
     Count,
     LogitBias,
@@ -26,6 +25,7 @@ from polyvera.server.fields import (
     StopTexts,
     StopTokenIds,
     Text,
+    TextOrTexts,
     TokenIds,
     several,
 )
@@ -237,6 +237,7 @@ class ChatBody(GenerationBody):
     """/v1/chat/completions."""
 
     prompt_field = "messages"
+    client_fields: ClassVar[Mapping[str, str]] = {}  # what a client calls the fields that it has another name for
 
     messages: Messages
     max_completion_tokens: Count | None = None
@@ -269,6 +270,12 @@ class ChatBody(GenerationBody):
         return self
 
 
+def _not_zero(value: int) -> int:
+    if value == 0:
+        raise ValueError("must be -1 or at least 1")
+    return value
+
+
 class VectorBody(RequestBody):
     """What embeddings and classes have in common. truncate_prompt_tokens: of each text; -1 for the context."""
 
@@ -277,7 +284,7 @@ class VectorBody(RequestBody):
     model: ModelName
     input: Prompt
     encoding_format: Literal["float", "base64"] = "float"
-    truncate_prompt_tokens: Count | Literal[-1] | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=2**31 - 1), AfterValidator(_not_zero)] | None = None
 
     @property
     def prompts(self) -> Prompts:
@@ -294,7 +301,7 @@ class EmbeddingBody(VectorBody):
 class ClassifyBody(VectorBody):
     """/v1/classify. text_pair: the second text of each input, for adapters that were trained on two."""
 
-    text_pair: Text | Annotated[list[Text], Field(max_length=MAX_PROMPTS, fail_fast=True)] | None = None
+    text_pair: TextOrTexts | None = None
 
     neutral = CLASSIFY
 
