@@ -43,7 +43,10 @@ def routes(context: ServerContext) -> APIRouter:
         after: str | None = None,
         order: Literal["asc", "desc"] = "desc",
     ) -> Response:
-        found = await context.run(request, context.training.files.list, caller_of(request).tenant, purpose)
+        kept, tenant = context.training.files, caller_of(request).tenant
+        if after is not None:
+            await context.run(request, kept.get, tenant, after)
+        found = await context.run(request, kept.list, tenant, purpose)
         files = found if order == "desc" else found[::-1]
         return await context.json(request, lambda: _page([shown(file) for file in files], limit, after))
 
