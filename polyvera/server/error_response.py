@@ -120,6 +120,9 @@ TABLE: dict[type[PolyveraError], ErrorRow] = {
     errors.StoreUnavailableError: _unavailable("store_unavailable", "the store cannot be reached"),
     errors.ReferenceNameError: ErrorRow(400, code="invalid_name"),
     errors.NotFoundError: ErrorRow(404, code="model_not_found", param="model"),
+    errors.UnpublishedNameError: ErrorRow(
+        404, code="model_not_found", param="model", is_hidden=True, words="this model does not exist any more"
+    ),
     errors.UnknownObjectError: ErrorRow(404, code="not_found"),
     errors.ServeError: ErrorRow(400),
     errors.SamplingError: ErrorRow(400),

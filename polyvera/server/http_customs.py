@@ -12,7 +12,7 @@ from polyvera.errors import ServeError, SizeError
 
 GZIP = 16 + zlib.MAX_WBITS
 PIECE_BYTES = 65_536
-MAX_MEMBERS = 4096
+MAX_MEMBERS = 2048
 ENCODINGS = ("gzip", "x-gzip")
 
 

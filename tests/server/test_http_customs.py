@@ -68,7 +68,7 @@ def test_gzip_both_ways(http: httpx.Client) -> None:
         (b"no gzip", "gzip", 400),
         (gzip.compress(json.dumps(BODY).encode(), mtime=0)[:-12], "gzip", 400),
         (gzip.compress(json.dumps(BODY).encode(), mtime=0) + b"more", "gzip", 400),
-        (gzip.compress(b"", mtime=0) * 5000, "gzip", 400),
+        (gzip.compress(b"", mtime=0) * 3000 + b"more", "gzip", 400),
         (b"{}", "br", 400),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, model_validator
 
 from polyvera.engine.generation.request import MAX_LOGPROBS, MAX_STOPS, SamplingParams
 from polyvera.server.fields import LIST, MAX_CHOICES, NUMBER, TEXT, ModelName, StopText, StopTokenIds, TokenIds
@@ -136,7 +136,7 @@ class AdamBody(RequestBody):
     learning_rate: Annotated[float, Field(ge=0, le=1e3)] = 1e-4
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    eps: Annotated[float, Field(ge=0, le=1)] = 1e-12
+    eps: Annotated[float, Field(ge=1e-30, le=1)] = 1e-12  # 0 / 0 is no step of a number that has no gradient
     weight_decay: Annotated[float, Field(ge=0, le=1e3)] = 0.0
     grad_clip_norm: Annotated[float, Field(ge=0, le=1e9)] = 0.0
 
@@ -148,6 +148,15 @@ class CallBody(RequestBody):
 
     model_id: Id
     seq_id: Number | None = None
+
+
+class CallPlace(BaseModel):
+    """The place of a call whose body is refused for all else that it has."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=(), strict=True)
+
+    model_id: Id
+    seq_id: Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
 class OptimStepBody(CallBody):
