@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Discriminator, Field, Tag
 
 from polyvera.engine.generation.request import (
     MAX_BIASES,
@@ -63,6 +63,13 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 LogitBias = Annotated[dict[TokenId, Bias], Field(max_length=MAX_BIASES), BeforeValidator(_numbered)]
 
 
+def _not_zero(value: int) -> int:
+    if value == 0:
+        raise ValueError("must be -1 or at least 1")
+    return value
+
+
+Truncation = Annotated[int, Field(ge=-1, le=2**31 - 1), AfterValidator(_not_zero)]
 TextOrTexts = Annotated[
     Annotated[Text, TEXT] | Annotated[list[Text], Field(max_length=MAX_PROMPTS, fail_fast=True), LIST], TEXT_OR_LIST
 ]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from polyvera.engine.generation.request import MAX_LOGPROBS, MAX_SCHEMA_CHARS, SamplingParams
 from polyvera.errors import SamplingError
@@ -27,6 +27,7 @@ from polyvera.server.fields import (
     Text,
     TextOrTexts,
     TokenIds,
+    Truncation,
     several,
 )
 from polyvera.server.json_schema import closed
@@ -270,12 +271,6 @@ class ChatBody(GenerationBody):
         return self
 
 
-def _not_zero(value: int) -> int:
-    if value == 0:
-        raise ValueError("must be -1 or at least 1")
-    return value
-
-
 class VectorBody(RequestBody):
     """What embeddings and classes have in common. truncate_prompt_tokens: of each text; -1 for the context."""
 
@@ -284,7 +279,7 @@ class VectorBody(RequestBody):
     model: ModelName
     input: Prompt
     encoding_format: Literal["float", "base64"] = "float"
-    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=2**31 - 1), AfterValidator(_not_zero)] | None = None
+    truncate_prompt_tokens: Truncation | None = None
 
     @property
     def prompts(self) -> Prompts:

@@ -78,8 +78,8 @@ async def _asked(context: ServerContext, request: HttpRequest, kind: type[C], ca
         with suppress(PolyveraError, ValidationError):
             place = await context.compute(request, read_body, await request.body(), CallPlace)
             why = error_response(error, request.state.request_id).message
-            given = (caller_of(request).tenant, place.model_id, place.seq_id, call, {}, None, why)
-            await context.run(request, context.training.operations.submit, *given)
+            at = (caller_of(request).tenant, place.model_id, place.seq_id)
+            await context.run(request, context.training.operations.submit, *at, call, {}, error=why)
         raise
 
 
