@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from polyvera.adapter.equation import delta_weight
 from polyvera.adapter.inject import eject, load, slot_table
 from polyvera.adapter.layer import AdaptedHead
 from polyvera.adapter.layer_bank import LayerBank
+from polyvera.adapter.tie import copy_of, end_tie, put_parameter
 from polyvera.errors import LayoutError, SlotError
 
 
@@ -60,32 +60,8 @@ def merge(model: nn.Module, slot: int | None = None, *, dequantize: bool = False
     for name, module in {**plain, **heads}.items():
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, module)
-    _untie(model)
+    end_tie(model)
     return dequantized(model) if quantized else model
-
-
-def _untie(model: nn.Module) -> None:
-    """Ends a tie in the config where the embedding and the output layer now hold two different matrices."""
-    try:
-        both = [getattr(model, f"get_{side}_embeddings", lambda: None)() for side in ("input", "output")]
-    except NotImplementedError:  # it reads no text
-        return
-    weight, output = (getattr(layer, "weight", None) for layer in both)
-    if weight is None or output is None or weight is output:
-        return
-    config: Any = getattr(model, "config", None)
-    for part in (config, getattr(config, "text_config", None)):
-        if part is not None and getattr(part, "tie_word_embeddings", False):
-            part.tie_word_embeddings = False
-            _part(model, weight)
-
-
-def _part(model: nn.Module, weight: nn.Parameter) -> None:
-    """Gives each name of an embedding a copy: an encoder and a decoder share theirs by the same word of the config."""
-    _, *others = [name for name, p in model.named_parameters(remove_duplicate=False) if p is weight]
-    for name in others:
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, nn.Parameter(weight.detach().clone(), weight.requires_grad))
 
 
 def _merged_layer(layer: LayerBank, index: int, dtype: torch.dtype | None) -> nn.Module | nn.Parameter:
@@ -129,6 +105,7 @@ class Switch:
         self.model = model
         self._originals: dict[str, Tensor] = {}
         self._changed: set[str] = set()
+        self._tied: dict[str, nn.Parameter] = {}
 
     def to(self, adapter: Adapter, *, check_base: bool = True) -> nn.Module:
         """Puts this adapter's weights in place of whatever is merged now. Raises as load() and merge() do."""
@@ -139,7 +116,7 @@ class Switch:
         finally:
             eject(self.model)
         for name, value in fresh.items():
-            parameter = self.model.get_parameter(name)
+            parameter = self._alone(name)
             if name not in self._originals:
                 self._originals[name] = parameter.detach().clone()
             parameter.data.copy_(value)
@@ -151,7 +128,18 @@ class Switch:
         for name in self._changed:
             self.model.get_parameter(name).data.copy_(self._originals[name])
         self._changed.clear()
+        for name, parameter in self._tied.items():
+            put_parameter(self.model, name, parameter)
+        self._tied.clear()
         return self.model
+
+    def _alone(self, name: str) -> nn.Parameter:
+        """The parameter of that name; one that has other names too, such as an embedding's, stays as it is."""
+        parameter = self.model.get_parameter(name)
+        if sum(p is parameter for _, p in self.model.named_parameters(remove_duplicate=False)) > 1:
+            self._tied[name] = parameter
+            return put_parameter(self.model, name, copy_of(parameter))
+        return parameter
 
     @torch.no_grad()
     def _merged(self, bank: Bank, index: int) -> dict[str, Tensor]:

@@ -105,6 +105,7 @@ def score(
     """The scores of each tenant's adapter on its own rows, beside the base model and the majority answer."""
     from polyvera.model.answer import meaning_of
     from polyvera.model.load import load_base, place
+    from polyvera.model.unread import check_read
     from polyvera.store.registry import Registry
     from polyvera.train.tell import to_stderr, told_once
     from polyvera.train.tenants import Tables, sources, unread_files
@@ -123,6 +124,7 @@ def score(
     for name, one in sources(rows.source, adapter_column).items():
         try:
             adapter = registry.get(prefix + name)
+            check_read(adapter, prefix + name)
             meaning, chat = meaning_of(adapter), adapter.prompt_form == TEMPLATE if rows.chat is None else rows.chat
             task = None if meaning.row.writes else meaning.task
             table = one.read(asked.replaced(chat=chat), task)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from polyvera.errors import DamagedFileError, FingerprintError, RecipeError
 from polyvera.model.prompt import TEMPLATE
 from polyvera.model.task import LM
+from polyvera.model.unread import check_read, is_read, unread_class
 from polyvera.plan import bytes_text
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from polyvera.store.registry import Registry
 
 BASE = "base"
+SPANS = "qa_outputs.weight"  # the one head of an unread class whose rows a config has to tell
 
 
 @dataclass(frozen=True)
@@ -62,21 +64,26 @@ class Session:
         any_base: bool,
         dtype: str = "auto",
         bare: str = LM,
+        asks: bool = True,
     ) -> Session:
         """Loads the adapters, then the base that they were trained on. Raises RecipeError where they differ in it.
 
-        bare: the task that the base is loaded for where there is no adapter, as load_base() takes it.
+        bare: the task that the base is loaded for where there is no adapter, as load_base() takes it. asks: whether
+        somebody is to answer; if not, adapters of any class are taken. Raises SpecError as check_read().
         """
         from polyvera.adapter.inject import load
         from polyvera.model.answer import meaning_of
         from polyvera.model.frozen_head import LabelReader, with_head
-        from polyvera.model.load import load_base, place
+        from polyvera.model.load import place
         from polyvera.store.registry import Registry
 
         names = [names] if isinstance(names, str) else list(names or [])
         registry = Registry(store)
         adapters = [registry.get(name) for name in names]
-        base = place(load_base(base_name(adapters, model), **{"task": bare, **task_of(adapters)}, dtype=dtype))
+        for name, adapter in zip(names, adapters if asks else (), strict=asks):
+            check_read(adapter, name)
+        kind = "" if asks else unread_class(adapters[0])
+        base = place(_base_for(adapters, model, kind, bare, dtype))
         reader = LabelReader(base.model, base.tokenizer)
         adapters = [with_head(adapter, reader) for adapter in adapters]
         try:
@@ -189,6 +196,19 @@ class Session:
         return bool(was_tied and not config.tie_word_embeddings)
 
 
+def _base_for(adapters: Sequence[Adapter], model: str | None, kind: str, bare: str, dtype: str) -> Base:
+    """The base, for what the adapters are trained to do; or as a class of transformers."""
+    from polyvera.model.load import Base, load_as, load_base, locate
+    from polyvera.model.tokenizer import tokenizer_of
+
+    name = base_name(adapters, model)
+    if not kind:
+        return load_base(name, **{"task": bare, **task_of(adapters)}, dtype=dtype)
+    rows = [shape[0] for key, shape in adapters[0].layout.head if key.endswith(SPANS) and len(shape) == 2]
+    given = {"num_labels": rows[0]} if rows else {}
+    return Base(load_as(name, kind, dtype=dtype, **given), tokenizer_of(locate(name)))
+
+
 def base_name(adapters: Sequence[Adapter], given: str | None) -> str:
     """The base that the adapters name, or the given one. Raises RecipeError where they name several or none."""
     if given is not None:
@@ -248,7 +268,7 @@ def facts(registry: Registry, name: str) -> dict[str, object]:
         "learning rate": "" if adapter.lr is None else f"{adapter.lr:g}",
         "prompts": adapter.prompt_form,
         "layers": f"{len(adapter.layout.sites)}: {', '.join(adapter.layout.patterns)}",
-        "task": meaning_of(adapter).task,
+        "task": meaning_of(adapter).task if is_read(adapter) else f"none here ({unread_class(adapter)})",
         "labels": ", ".join(adapter.labels),
         **{name: _written(value) for name, value in adapter.spec.to_dict().items()},
         **{name: f"{value:.4g}" for name, value in adapter.scores.items()},

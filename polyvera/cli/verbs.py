@@ -289,7 +289,7 @@ def merge(
     """Fold an adapter into a plain checkpoint that needs no polyvera."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RecipeError(f"{folder} is there already and not empty: name a new folder")
-    session = Session.open([name], store, model, any_base=any_base, dtype=dtype, bare=AUTO_TASK)
+    session = Session.open([name], store, model, any_base=any_base, dtype=dtype, bare=AUTO_TASK, asks=False)
     if session.merge_into(folder, dequantize=dequantize):
         typer.echo("its output layer is no longer the embedding: config.json says tie_word_embeddings: false")
     typer.echo(f"{folder} (peak memory {peak_bytes() / 2**30:.1f} GiB)")

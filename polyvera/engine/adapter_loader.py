@@ -19,6 +19,7 @@ from polyvera.adapter.fingerprint import agrees
 from polyvera.engine.openmp import guest
 from polyvera.errors import FingerprintError, PolyveraError, StoreError
 from polyvera.model.answer import OF_TEXT, Meaning
+from polyvera.model.unread import check_read
 from polyvera.store.reference import AdapterRef
 from polyvera.store.registry import Registry
 
@@ -130,6 +131,7 @@ class AdapterLoader:
         if self._registry is None:
             raise StoreError(f"{ref} cannot be loaded: this engine was started without a registry")
         adapter = self._registry.get(ref)
+        check_read(adapter, str(ref))
         if not agrees(adapter.base, self._base):
             raise FingerprintError(f"{ref} is an adapter of another base model, and cannot be served with this one")
         adapter, meaning = self._check(ref, adapter)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from polyvera.adapter.adapter import Adapter
 from polyvera.errors import FormatError
 from polyvera.model.load import load_as, skeleton
+from polyvera.model.unread import CLASS
 from polyvera.store.foreign import CONFIG_NAME, MLX, diagnosis, foreign
 from polyvera.store.gguf import export_gguf
 from polyvera.store.mlx import export_mlx, import_mlx
@@ -18,7 +19,7 @@ from polyvera.store.peft import export_peft, import_peft
 from polyvera.store.peft.base_model import base_for
 from polyvera.store.peft.card import POOLED
 from polyvera.store.peft.config import PICKLE_NAME
-from polyvera.store.peft.origin import CLASS, TASK
+from polyvera.store.peft.origin import TASK
 from polyvera.store.peft.tasks import TASKS
 
 if TYPE_CHECKING:

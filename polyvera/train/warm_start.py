@@ -12,6 +12,7 @@ from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.fingerprint import agrees, fingerprint
 from polyvera.adapter.layout import layout_of
 from polyvera.errors import NotFoundError, RecipeError
+from polyvera.model.unread import check_read
 from polyvera.store.registry import Registry
 from polyvera.train.preparation import made_basis, on_made
 from polyvera.train.recipe import Recipe
@@ -22,12 +23,15 @@ MEAN = "mean"
 def warm_start(recipe: Recipe, registry: Registry) -> Adapter | None:
     """What recipe.init_from names: an adapter of the registry, or the mean of the latest versions that fit the recipe.
 
-    None where it names nothing. Raises NotFoundError, FormatError, or RecipeError where no adapter fits.
+    None where it names nothing. Raises NotFoundError, FormatError, SpecError as check_read(), or RecipeError where no
+    adapter fits.
     """
     if recipe.init_from is None:
         return None
     if recipe.init_from != MEAN:
-        return _alike(recipe, registry.get(recipe.init_from))
+        start = registry.get(recipe.init_from)
+        check_read(start, recipe.init_from)
+        return _alike(recipe, start)
     every = [registry.get(ref) for ref in registry.list(latest=True, missing_ok=False)]
     wanted = on_made(recipe.spec(every[0].spec.head if every else ()), made_basis(recipe))
     alike = [adapter for adapter in every if _fits(adapter, wanted.to_dict())]

@@ -1,5 +1,6 @@
 """Adapters from and to other programs, from the command line."""
 
+import copy
 import json
 import os
 import subprocess
@@ -8,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from command_line import polyvera
 from hub_server import running_hub
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from peft_oracle import saved_by_peft
 from safetensors.torch import load_file
 from tiny_models import make_classifier, make_tokenizer
@@ -106,6 +108,40 @@ def test_what_was_imported_is_evaluated_on_the_rows_that_it_is_for():
         polyvera("import", name, "--name", f"{name}/back", "--model", "encoder")
         polyvera("eval", f"{name}/back", "--data", f"{name}.jsonl")
         polyvera("merge", f"{name}/back", f"{name}-merged")
+
+
+@pytest.mark.parametrize("end", ["ForQuestionAnswering", "ForMultipleChoice", "ForMaskedLM"])
+def test_an_adapter_that_nobody_asks_goes_out_again_and_is_merged(end):
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    torch.manual_seed(0)
+    kind = getattr(transformers, f"Bert{end}")
+    model = kind(transformers.BertConfig(**sizes, num_attention_heads=2)).eval()
+    model.save_pretrained("asked")
+    make_tokenizer().save_pretrained("asked")
+    task, saved = {"ForQuestionAnswering": ("QUESTION_ANS", None), "ForMultipleChoice": (None, ["classifier"])}.get(
+        end, (None, None)
+    )
+    config = LoraConfig(r=4, target_modules=["query"], modules_to_save=saved)
+    source = saved_by_peft(Path("peft"), model, config, task=task)
+    assert "one@1" in polyvera("import", str(source), "--name", "one", "--model", "asked").output
+    polyvera("export", "one", "out", "--model", "asked")
+    first, second = (load_file(Path(f) / "adapter_model.safetensors") for f in (source, "out"))
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    polyvera("merge", "one", "merged", "--model", "asked")
+    ids = torch.arange(3, 12).reshape(1, 1, -1) if end == "ForMultipleChoice" else torch.arange(3, 12)[None]
+    wanted = PeftModel.from_pretrained(copy.deepcopy(model), source)(input_ids=ids)[0]
+    torch.testing.assert_close(kind.from_pretrained("merged")(input_ids=ids)[0], wanted, rtol=1e-4, atol=1e-4)
+    if end == "ForMaskedLM":  # its vectors are asked
+        return
+    Path("rows.jsonl").write_text(json.dumps({"text": "w1", "label": "a"}) + "\n")
+    Path("rows").mkdir()
+    Path("rows/one.jsonl").write_text(Path("rows.jsonl").read_text())
+    for words in (("eval", "one", "--data", "rows.jsonl"), ("generate", "one", "-p", "w1")):
+        told = " ".join(polyvera(*words, "--model", "asked", fails=True).stderr.split())
+        assert f"one is an adapter of Bert{end}, which answers none of the tasks here" in told
+    told = polyvera("eval", "--fleet", "--data", "rows", "--model", "asked", fails=True).stderr
+    assert f"one is an adapter of Bert{end}" in " ".join(told.split())
+    assert f"none here (Bert{end})" in polyvera("show", "one").output
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from transformers import AutoConfig
 from polyvera.model.config import ENCODER_DECODER, OTHER, kind_of
 from polyvera.model.load import load_as, load_base, locate
 from polyvera.model.task import LABEL, PAIRS
+from polyvera.model.unread import BARE_ENCODER
 from polyvera.store.foreign import CONFIG_NAME
 from polyvera.store.peft.card import POOLED
 from polyvera.store.peft.config import PeftConfig, read_config
@@ -38,7 +39,8 @@ def base_for(folder: Path, name: str, *, pickle: bool = False) -> PreTrainedMode
         return load_base(name, task=LABEL, **_classes(folder, TASKS["SEQ_CLS"], config)).model
     named = task_of_class(config.base_class)
     if BARE in (task, named) or (task is None and not config.base_class):
-        return _own(name)
+        half = _half(folder, name)
+        return load_as(name, half) if half else _own(name)
     kind = config.base_class if task is None else kind_of_task(task, name)
     return load_as(name, kind, **_classes(folder, task, config))
 
@@ -69,6 +71,27 @@ def _classes(folder: Path, task: PeftTask | None, config: PeftConfig) -> dict[st
     """What a classifier's configuration has to say for the folder's head to fit."""
     num = num_classes_in(folder, task) if task is not None and task.heads else None
     return {} if num is None else {"num_labels": num}
+
+
+def _half(folder: Path, name: str) -> str:
+    """The class of an encoder-decoder's encoder alone, such as T5EncoderModel, where the folder is for no more; or ''.
+
+    It is where the base is saved as such, or where no tensor in the folder is of a decoder.
+    """
+    config = AutoConfig.from_pretrained(locate(name), trust_remote_code=False)
+    own = _architecture(config)
+    if own.endswith(BARE_ENCODER):
+        return own
+    half = next(iter(_classes_of(config)), "").removesuffix("Model") + BARE_ENCODER
+    if not config.is_encoder_decoder or not hasattr(transformers, half):
+        return ""
+    with opened_weights(folder) as file:
+        return "" if any("decoder" in canonical(key).split(".") for key in file) else half
+
+
+def _classes_of(config: PreTrainedConfig) -> list[str]:
+    found: Any = transformers.MODEL_MAPPING.get(type(config), ())
+    return [kind.__name__ for kind in (found if isinstance(found, tuple) else (found,))]
 
 
 def _own(name: str) -> PreTrainedModel:

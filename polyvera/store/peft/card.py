@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 
 from polyvera.adapter.adapter import Adapter
-from polyvera.store.peft.origin import CLASS
+from polyvera.model.unread import CLASS
 from polyvera.store.peft.tasks import PeftTask
 
 POOLED = "PooledForSequenceClassification"

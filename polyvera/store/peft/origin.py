@@ -14,10 +14,11 @@ from polyvera.errors import SpecError
 from polyvera.model.config import labels_of
 from polyvera.model.task import LABEL, REGRESSION, SCORE, THRESHOLD
 from polyvera.model.task import TASKS as TASKS_HERE
+from polyvera.model.unread import CLASS
 from polyvera.store.peft.config import OWN_KEY, PeftConfig
 from polyvera.store.peft.tasks import TASKS, PeftTask, library_of, task_of_class, task_of_heads
 
-CLASS, REVISION, TASK, BARE = "base_model_class", "revision", "task_type", "backbone_prefix"
+REVISION, TASK, BARE = "revision", "task_type", "backbone_prefix"
 
 
 def origin_of(config: PeftConfig, model: nn.Module, prefix: str) -> Mapping[str, str]:

@@ -1,16 +1,18 @@
 """The base that a folder is for: the class of its task, with as many classes as its head has."""
 
+import copy
 import json
 
 import pytest
 import torch
 import transformers as T
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from peft_oracle import KINDS, saved_by_peft
 from tiny_models import make_tokenizer
 
+from polyvera.adapter.inject import load
 from polyvera.errors import FormatError, SpecError
-from polyvera.store.peft import import_peft
+from polyvera.store.peft import export_peft, import_peft
 from polyvera.store.peft.base_model import base_for, kind_of_task, num_classes_in
 from polyvera.store.peft.tasks import TASKS
 
@@ -98,3 +100,35 @@ def test_a_decoder_without_an_output_layer_is_loaded_for_vectors(tmp_path):
     adapter = import_peft(source, base_for(source, str(tmp_path / "base")))
     assert adapter.layout.site_names == ("model.layers.0.self_attn.q_proj",)
     assert torch.equal(adapter.flat, import_peft(source, bare).flat)
+
+
+HALVES = (("T5", ["q"]), ("MT5", ["q", "v"]), ("UMT5", ["q"]), ("LongT5", ["q", "v"]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize(("family", "targets"), HALVES)
+def test_an_encoder_of_an_encoder_decoder_is_the_base_of_its_adapters(family, targets, whole, tmp_path):
+    half, both = (getattr(T, f"{family}{end}") for end in ("EncoderModel", "ForConditionalGeneration"))
+    config = getattr(T, f"{family}Config")(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4)
+    saved = (both if whole else half)(config).eval()
+    saved.save_pretrained(tmp_path / "base")
+    model = half.from_pretrained(tmp_path / "base")
+    source = saved_by_peft(tmp_path / "peft", model, KINDS["lora"](targets), task="FEATURE_EXTRACTION")
+    base = base_for(source, str(tmp_path / "base"))
+    assert type(base) is half
+    adapter = import_peft(source, base)
+    ids = torch.arange(3, 12)[None]
+    wanted = PeftModel.from_pretrained(copy.deepcopy(model), source)(input_ids=ids).last_hidden_state
+    out = export_peft(adapter, tmp_path / "out", model=base)
+    again = PeftModel.from_pretrained(copy.deepcopy(model), out)(input_ids=ids).last_hidden_state
+    load(base.eval(), adapter)
+    assert torch.equal(base(input_ids=ids).last_hidden_state, wanted) and torch.equal(again, wanted)
+
+
+def test_an_adapter_of_both_halves_keeps_both(tmp_path):
+    model = T.T5Model(T5).eval()
+    model.save_pretrained(tmp_path / "base")
+    source = saved_by_peft(tmp_path / "peft", model, KINDS["lora"](["q"]), task="FEATURE_EXTRACTION")
+    base = base_for(source, str(tmp_path / "base"))
+    assert type(base) is T.T5Model and len(import_peft(source, base).layout.sites) == 3
