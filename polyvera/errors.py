@@ -12,6 +12,7 @@ PolyveraError
 ├── StoreError         a store that cannot do what was asked
 │   ├── ReferenceNameError  a name that is not a valid adapter name
 │   ├── NotFoundError  no such adapter, version or alias (also a LookupError)
+│   │   ├── UnpublishedNameError  a name that nobody published, told with those that are there
 │   │   └── UnknownObjectError  no such file or job of this tenant's
 │   ├── ConflictError  what is asked for conflicts with what is stored
 │   ├── StoreFullError  no room is left where the store lies
@@ -88,6 +89,10 @@ class ReferenceNameError(StoreError, ValueError):
 
 class NotFoundError(StoreError, LookupError):
     """No such adapter, version or alias."""
+
+
+class UnpublishedNameError(NotFoundError):
+    """A name that nobody published. Its words are for whoever may see the whole store: where it is, and other names."""
 
 
 class UnknownObjectError(NotFoundError):

@@ -107,9 +107,16 @@ def _json_row(text: str) -> Row:
     except ValueError as error:
         most = sys.get_int_max_str_digits()
         raise DataError(f"a whole number has more than {most:,} digits: write it as a string") from error
+    except RecursionError as error:
+        raise DataError("it is nested too deeply") from error
     if not isinstance(row, dict):
-        raise DataError(f"a {type(row).__name__}, where an object with columns is wanted")
+        raise DataError(f"{_named(row)}, where an object with columns is wanted")
     return row
+
+
+def _named(value: Any) -> str:
+    """A value of JSON that is no object, by its type."""
+    return "null" if value is None else f"a {type(value).__name__}"
 
 
 def _json_object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from pathlib import Path
 from threading import local
 from typing import Any
 
-from polyvera.errors import StoreUnavailableError
-from polyvera.store.durable import make_folder
+from polyvera.errors import StoreFullError, StoreUnavailableError
+from polyvera.store.durable import FULL, make_folder, replace_file
 
 FILE = "jobs.sqlite"
 BUSY_S = 30.0
@@ -94,7 +94,8 @@ class Database:
             try:
                 yield connection
             except BaseException:
-                connection.execute("ROLLBACK")
+                if connection.in_transaction:  # a full disk has ended it already
+                    connection.execute("ROLLBACK")
                 raise
             connection.execute("COMMIT")
 
@@ -113,7 +114,17 @@ class Database:
             yield self._own.connection
         except sqlite3.DatabaseError as error:
             self._own = local()  # whatever is wrong with it, the next one is another
-            raise StoreUnavailableError(f"the database of jobs {self.path} cannot be used: {error}") from error
+            is_full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+            kind = StoreFullError if is_full else StoreUnavailableError
+            raise kind(f"the database of jobs {self.path} cannot be used: {error}") from error
+
+    def keep(self, path: Path, data: bytes) -> None:
+        """Writes a file beside it. Raises StoreFullError, StoreUnavailableError, and then leaves nothing."""
+        try:
+            replace_file(path, data)
+        except OSError as error:
+            kind = StoreFullError if error.errno in FULL else StoreUnavailableError
+            raise kind(f"{path} cannot be written: {error.strerror}") from error
 
 
 class ChangeWatch:

@@ -14,7 +14,7 @@ from polyvera.data.row_files import Row, read_rows
 from polyvera.data.tables import Table, table
 from polyvera.errors import ConflictError, DataError, QuotaError, ServeError, UnknownObjectError
 from polyvera.jobs.database import Database
-from polyvera.store.durable import make_folder, replace_file
+from polyvera.store.durable import make_folder
 
 FILES = "files"
 PREFERENCE = {"input": "prompt", "preferred_output": "chosen", "non_preferred_output": "rejected"}  # theirs: ours
@@ -52,7 +52,7 @@ class TrainingFiles:
         _check_parts(data)
         id = f"file-{uuid4().hex}"
         path = self.path(id)
-        replace_file(path, data)
+        self._database.keep(path, data)
         try:
             rows = len(read_table(path, filename))
             found = TrainingFile(id, tenant, filename, purpose, len(data), rows, int(time.time()))

@@ -13,7 +13,7 @@ from uuid import uuid4
 from polyvera.errors import ConflictError, QuotaError, ServeError, UnknownObjectError
 from polyvera.jobs.database import Database
 from polyvera.jobs.training_files import TrainingFile, TrainingFiles
-from polyvera.store.durable import make_folder, replace_file
+from polyvera.store.durable import make_folder
 
 FOLDER = "uploads"
 PENDING, COMPLETED, CANCELLED = "pending", "completed", "cancelled"
@@ -80,13 +80,17 @@ class UploadTable:
 
     def add_part(self, tenant: str, id: str, data: bytes) -> UploadPart:
         """Keeps the next part. Raises ConflictError for an upload that is not pending, ServeError, QuotaError."""
-        upload = self._pending(tenant, id)
         part = UploadPart(f"part_{uuid4().hex}", id, len(data), int(time.time()))
-        self._check_room(upload, self._parts(id), len(data))
-        replace_file(self._path(part.id), data)
-        with self._database.changing() as connection:
-            values = (part.id, id, part.num_bytes, part.created_s)
-            connection.execute("INSERT INTO parts VALUES (?, ?, ?, ?)", values)
+        self._check_room(self._pending(tenant, id), self._parts(id), len(data))
+        self._database.keep(self._path(part.id), data)
+        try:
+            with self._database.changing() as connection:
+                self._check_room(self._pending(tenant, id), self._parts(id), len(data))  # as it is by now
+                values = (part.id, id, part.num_bytes, part.created_s)
+                connection.execute("INSERT INTO parts VALUES (?, ?, ?, ?)", values)
+        except BaseException:
+            self._path(part.id).unlink(missing_ok=True)
+            raise
         return part
 
     def complete(self, tenant: str, id: str, parts: Sequence[str], checksum: str | None) -> tuple[Upload, TrainingFile]:
@@ -99,11 +103,15 @@ class UploadTable:
         num_bytes = sum(known[part].num_bytes for part in parts)
         if num_bytes != upload.num_bytes:
             raise ServeError(f"the parts have {num_bytes:,} bytes, and bytes said {upload.num_bytes:,}", "part_ids")
-        data = b"".join(self._path(part).read_bytes() for part in parts)
+        data = b"".join(self._bytes(id, part) for part in parts)
         if checksum is not None and md5(data, usedforsecurity=False).hexdigest() != checksum.lower():
             raise ServeError("md5: the parts have another checksum: send them again", "md5")
         file = self._files.add(tenant, upload.filename, upload.purpose, data)
-        self._end(upload, COMPLETED, file.id)
+        try:
+            self._end(upload, COMPLETED, file.id)
+        except BaseException:
+            self._files.delete(tenant, file.id)
+            raise
         return self.get(tenant, id), file
 
     def cancel(self, tenant: str, id: str) -> Upload:
@@ -131,7 +139,9 @@ class UploadTable:
             raise QuotaError(f"your pending parts take {came:,} of your {self._max_bytes:,} bytes: complete some first")
 
     def _end(self, upload: Upload, status: str, file: str | None) -> None:
+        """Raises ConflictError where another request has ended it meanwhile."""
         with self._database.changing() as connection:
+            self._pending(upload.tenant, upload.id)
             connection.execute("UPDATE uploads SET status = ?, file = ? WHERE id = ?", (status, file, upload.id))
             self._forget_parts(connection, upload.id)
 
@@ -145,6 +155,12 @@ class UploadTable:
         for row in connection.execute("SELECT id FROM parts WHERE upload = ?", (upload,)).fetchall():
             self._path(row["id"]).unlink(missing_ok=True)
         connection.execute("DELETE FROM parts WHERE upload = ?", (upload,))
+
+    def _bytes(self, id: str, part: str) -> bytes:
+        try:
+            return self._path(part).read_bytes()
+        except FileNotFoundError:
+            raise ConflictError(f"{id} was ended by another request: begin another upload") from None
 
     def _path(self, part: str) -> Path:
         return self._folder / part

@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import Any
 
 from polyvera.model.message import Message, Tools
-from polyvera.strict_json import loads
+from polyvera.strict_json import JsonError, loads
 
 TOOLS_PROMPT = """\
 You are an expert in composing functions. You are given a question and a set of possible functions.
@@ -93,8 +93,8 @@ def tool_of(name: str, description: str, parameters: Mapping[str, Any]) -> dict[
 def call_of(name: str, arguments: str, call_id: str) -> dict[str, Any]:
     """A call, as chat templates take it: arguments as an object, where they are JSON."""
     try:
-        given = loads(arguments.encode())
-    except (ValueError, RecursionError):
+        given = loads(arguments)
+    except JsonError:
         given = arguments
     return {"type": "function", "id": call_id, "function": {"name": name, "arguments": given}}
 

@@ -19,7 +19,8 @@ from polyvera.train.fleet.one_process import train_here
 from polyvera.train.recipe import Recipe
 from polyvera.train.tenants import Tenant
 
-RUNGS = ((0.25, 4), (0.5, 2))  # the share of a run's steps, and by what the number of candidates is divided after it
+RUNGS = (0.25, 0.5)  # shares of a run's steps
+DIVISOR, FEWEST = 4, 3  # a quarter goes on, but no fewer: after so few steps the order is not that of the end
 FACTORS = (1.0, 3.0)  # of a method's own rate
 
 
@@ -46,13 +47,18 @@ class Halving:
     sizer: Sizer
     num_steps: int
 
-    def run(self, candidates: Sequence[Candidate], watch: Callable[[Tried], None]) -> list[list[Tried]]:
-        """Each rung's candidates, the best of them first. watch: called with each that was tried."""
+    def run(
+        self, candidates: Sequence[Candidate], watch: Callable[[Tried], None], rivals: Sequence[Candidate] = ()
+    ) -> list[list[Tried]]:
+        """Each rung's candidates, the best of them first.
+
+        watch: called with each that was tried. rivals: those of the candidates of which the best always goes on, so
+        that what beats it has trained as long.
+        """
         left, rungs = list(candidates), list[list[Tried]]()
-        for share, divisor in RUNGS:
-            tried = sorted(self._rung(left, ceil(share * self.num_steps), watch), key=lambda one: one.loss)
-            rungs.append(tried)
-            left = [one.candidate for one in tried[: max(1, len(tried) // divisor)]]
+        for share in RUNGS:
+            rungs.append(sorted(self._rung(left, ceil(share * self.num_steps), watch), key=lambda one: one.loss))
+            left = _kept([one.candidate for one in rungs[-1]], rivals)
         return rungs
 
     def _rung(self, candidates: Sequence[Candidate], num_steps: int, watch: Callable[[Tried], None]) -> Iterator[Tried]:
@@ -84,6 +90,13 @@ class Halving:
             i, _ = names[outcome.name]
             found[i] = min(found[i], _loss(outcome))
         return found
+
+
+def _kept(ranked: Sequence[Candidate], rivals: Sequence[Candidate]) -> list[Candidate]:
+    """The best quarter, and the best of the rivals."""
+    num = max(FEWEST, len(ranked) // DIVISOR)
+    others = [one for one in ranked[num:] if one in rivals]
+    return [*ranked[:num], *([] if any(one in rivals for one in ranked[:num]) else others[:1])]
 
 
 def _banks(candidates: Sequence[Candidate]) -> Iterator[list[Candidate]]:

@@ -158,7 +158,7 @@ class SearchRuns:
         """Halves the candidates and trains the winner."""
         _, total = num_steps(self.recipe, len(self.rows), 1)
         halving = Halving(self.recipe, self.base, self.tenant, self.proposer.sizer, total)
-        rungs = halving.run(candidates, lambda tried: watch(name, tried))
+        rungs = halving.run(candidates, lambda tried: watch(name, tried), self.proposer.uniform())
         winner = rungs[-1][0].candidate
         self.tell(f"{name}: {winner.text}")
         scores, lrs, adapters = [], list[float](), list[Adapter]()

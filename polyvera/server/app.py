@@ -178,7 +178,7 @@ def _add_errors(app: FastAPI, metrics: Metrics) -> None:
     """One way for all errors."""
 
     async def failed(request: HttpRequest, error: Exception) -> Response:
-        return metrics.failed(error, request.state.request_id).response()
+        return metrics.failed(error, request.state.request_id).response(request.scope["path"])
 
     for kind in (PolyveraError, ValidationError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, failed)

@@ -13,7 +13,14 @@ from typing import Any
 
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.fingerprint import agrees
-from polyvera.errors import ForbiddenError, FormatError, NotFoundError, PolyveraError, StoreUnavailableError
+from polyvera.errors import (
+    ForbiddenError,
+    FormatError,
+    NotFoundError,
+    PolyveraError,
+    StoreUnavailableError,
+    UnpublishedNameError,
+)
 from polyvera.model.answer import OF_TEXT, Meaning, meaning_of
 from polyvera.server.api_keys import Caller
 from polyvera.store.reference import AdapterRef, Reference, parse_reference
@@ -186,9 +193,7 @@ class Catalog:
             return self.registry.resolve(reference), parsed
         except NotFoundError as error:
             self.check_store()
-            try:
-                self.registry.aliases(parsed.name)
-            except NotFoundError:  # its message would name others
+            if isinstance(error, UnpublishedNameError):  # which names others
                 raise _missing(reference) from None
             raise NotFoundError(f"{_missing(reference)} ({error})") from None
 

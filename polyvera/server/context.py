@@ -139,7 +139,9 @@ class ServerContext:
         """The JSON body. Raises ValidationError, ServeError, and HTTPException for what is not said to be JSON."""
         given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if given != "application/json":  # what a browser sends for a page without asking first is none
-            raise HTTPException(415, f"the body is {given or 'of no type'!r}: send Content-Type: application/json")
+            raise HTTPException(
+                415, f"the body is {repr(given[:100]) if given else 'of no type'}: send Content-Type: application/json"
+            )
         data = await request.body()
         if len(data) < AT_ONCE_BYTES:
             return read_body(data, kind)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any
 
@@ -15,12 +15,21 @@ from starlette.responses import JSONResponse
 
 from polyvera import errors
 from polyvera.errors import BusyError, PolyveraError
-from polyvera.server.invalid_body import invalid_body
+from polyvera.server.invalid_body import invalid_body, invalid_query
 
 log = logging.getLogger(__name__)
 INVALID, SERVER = "invalid_request_error", "server_error"
 RETRY_S = 5
 FAILED = "the server failed"
+MESSAGES = "/v1/messages"  # the routes of Anthropic's clients
+ANTHROPIC_TYPES: Mapping[int, str] = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +46,19 @@ class ErrorResponse:
     @property
     def body(self) -> dict[str, Any]:
         """OpenAI's shape."""
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        said = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": {name: value and value.encode(errors="replace").decode() for name, value in said.items()}}
 
-    def response(self) -> JSONResponse:
-        """The whole answer."""
-        return JSONResponse(self.body, self.status, dict(self.headers))
+    @property
+    def anthropic_body(self) -> dict[str, Any]:
+        """Anthropic's shape, with param and code beside."""
+        other = "invalid_request_error" if self.status < 500 else "api_error"
+        return {"type": "error", "error": {**self.body["error"], "type": ANTHROPIC_TYPES.get(self.status, other)}}
+
+    def response(self, path: str = "") -> JSONResponse:
+        """The whole answer, as the clients of that route read it."""
+        body = self.anthropic_body if path.startswith(MESSAGES) else self.body
+        return JSONResponse(body, self.status, dict(self.headers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +120,9 @@ TABLE: dict[type[PolyveraError], ErrorRow] = {
     errors.StoreUnavailableError: _unavailable("store_unavailable", "the store cannot be reached"),
     errors.ReferenceNameError: ErrorRow(400, code="invalid_name"),
     errors.NotFoundError: ErrorRow(404, code="model_not_found", param="model"),
+    errors.UnpublishedNameError: ErrorRow(
+        404, code="model_not_found", param="model", is_hidden=True, words="this model does not exist any more"
+    ),
     errors.UnknownObjectError: ErrorRow(404, code="not_found"),
     errors.ServeError: ErrorRow(400),
     errors.SamplingError: ErrorRow(400),
@@ -136,9 +156,8 @@ def error_response(error: BaseException, request_id: str) -> ErrorResponse:
             message, param = invalid_body(error)
             return ErrorResponse(400, message, param=param)
         case RequestValidationError():
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"][1:]))
-            return ErrorResponse(400, f"{where}: {first['msg']}", param=where or None)
+            message, param = invalid_query(error)
+            return ErrorResponse(400, message, param=param)
         case HTTPException():
             return ErrorResponse(error.status_code, str(error.detail), headers=error.headers or {})
-    return INTERNAL.response(error, request_id)
+    return replace(INTERNAL.response(error, request_id), headers={"Connection": "close"})  # Starlette raises it again

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Discriminator, Field, Tag
 
 from polyvera.engine.generation.request import (
     MAX_BIASES,
@@ -20,6 +20,7 @@ MAX_MESSAGES = 4096
 MAX_PARTS = 1024
 MAX_CHOICES = 64
 NO_LOC = "~"  # begins the name of an arm of a union, which no error tells
+TEXT, NUMBER, LIST, OBJECT = (Tag(f"{NO_LOC}{kind}") for kind in ("text", "number", "list", "object"))
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Text = Annotated[str, Field(max_length=MAX_TEXT_CHARS)]
@@ -29,6 +30,20 @@ TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 TokenIds = Annotated[list[TokenId], Field(max_length=MAX_TOKENS, fail_fast=True)]
 StopTokenIds = Annotated[list[TokenId], Field(max_length=MAX_STOP_IDS, fail_fast=True)]
 StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+
+
+def _kind(value: Any) -> str | None:
+    """Which arm of a union a value is of, by its type alone: what is wrong with it is then told of this arm."""
+    kinds = ((str, TEXT), (int | float, NUMBER), (list, LIST), (dict | BaseModel, OBJECT))
+    return next((tag.tag for kind, tag in kinds if isinstance(value, kind) and not isinstance(value, bool)), None)
+
+
+def _by_kind(words: str) -> Discriminator:
+    return Discriminator(_kind, custom_error_type="kind", custom_error_message=f"must be {words}")
+
+
+TEXT_OR_LIST, TEXT_OR_OBJECT = _by_kind("a string or a list"), _by_kind("a string or an object")
+AUTO_OR_NUMBER = _by_kind("'auto' or a number")
 
 
 def _several(value: Any) -> Any:
@@ -46,6 +61,18 @@ MAX_DIGITS = 11
 StopTexts = Annotated[list[StopText], Field(max_length=MAX_STOPS, fail_fast=True), BeforeValidator(_several)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 LogitBias = Annotated[dict[TokenId, Bias], Field(max_length=MAX_BIASES), BeforeValidator(_numbered)]
+
+
+def _not_zero(value: int) -> int:
+    if value == 0:
+        raise ValueError("must be -1 or at least 1")
+    return value
+
+
+Truncation = Annotated[int, Field(ge=-1, le=2**31 - 1), AfterValidator(_not_zero)]
+TextOrTexts = Annotated[
+    Annotated[Text, TEXT] | Annotated[list[Text], Field(max_length=MAX_PROMPTS, fail_fast=True), LIST], TEXT_OR_LIST
+]
 
 
 def _arm(value: Any) -> str | None:

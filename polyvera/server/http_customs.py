@@ -12,6 +12,7 @@ from polyvera.errors import ServeError, SizeError
 
 GZIP = 16 + zlib.MAX_WBITS
 PIECE_BYTES = 65_536
+MAX_MEMBERS = 2048
 ENCODINGS = ("gzip", "x-gzip")
 
 
@@ -44,7 +45,7 @@ class UnzippedReceive:
 
     def __init__(self, receive: Receive, limit: int) -> None:
         self._receive, self._limit = receive, limit
-        self._unpacking, self._num_bytes = zlib.decompressobj(GZIP), 0
+        self._unpacking, self._num_bytes, self._num_members = zlib.decompressobj(GZIP), 0, 1
 
     async def __call__(self) -> Message:
         """The next message. Raises SizeError for more than the limit, ServeError for what is not gzip."""
@@ -53,18 +54,26 @@ class UnzippedReceive:
             return message
         found, packed = bytearray(), message.get("body", b"")
         while packed:
+            if self._unpacking.eof:
+                self._next_member()
             found += self._unpacked(packed)
-            packed = self._unpacking.unconsumed_tail
+            packed = self._unpacking.unused_data or self._unpacking.unconsumed_tail
             await asyncio.sleep(0)  # others go on
         if not message.get("more_body", False) and not self._unpacking.eof and self._num_bytes:
             raise ServeError("the body is not valid gzip: it ends too early")
         return {**message, "body": bytes(found)}
 
+    def _next_member(self) -> None:
+        """A file of gzip may be several, one behind another (RFC 1952, section 2.2)."""
+        self._unpacking, self._num_members = zlib.decompressobj(GZIP), self._num_members + 1
+        if self._num_members > MAX_MEMBERS:
+            raise ServeError(f"the body has more than {MAX_MEMBERS:,} members of gzip: send it as one")
+
     def _unpacked(self, packed: bytes) -> bytes:
         try:
             piece = self._unpacking.decompress(packed, PIECE_BYTES)
-        except zlib.error as error:
-            raise ServeError(f"the body is not valid gzip: {error}") from None
+        except zlib.error:
+            raise ServeError("the body is not valid gzip, or has something else behind it") from None
         self._num_bytes += len(piece)
         if self._num_bytes > self._limit:
             raise SizeError(f"the body is larger than the {self._limit:,} bytes that are taken here, once unpacked")

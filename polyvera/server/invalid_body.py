@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from polyvera.errors import ServeError
 from polyvera.server.fields import NO_LOC
 
 WORDS: Mapping[str, str] = {
+    "bool_parsing": "must be true or false",
     "bool_type": "must be true or false",
     "dict_type": "must be an object",
     "extra_forbidden": "this server does not know it; leave it out",
@@ -18,6 +20,8 @@ WORDS: Mapping[str, str] = {
     "float_type": "must be a number",
     "greater_than": "must be more than {gt}",
     "greater_than_equal": "must be at least {ge}",
+    "int_parsing": "must be an integer",
+    "int_parsing_size": "must be an integer of fewer digits",
     "int_type": "must be an integer",
     "less_than": "must be less than {lt}",
     "less_than_equal": "must be at most {le}",
@@ -25,6 +29,7 @@ WORDS: Mapping[str, str] = {
     "literal_error": "must be {expected}",
     "missing": "is required",
     "model_type": "must be an object",
+    "string_pattern_mismatch": "must match {pattern}",
     "string_too_long": "must have at most {max_length} characters",
     "string_too_short": "must have at least {min_length} characters",
     "string_type": "must be a string",
@@ -36,7 +41,16 @@ WORDS: Mapping[str, str] = {
 
 def invalid_body(error: ValidationError) -> tuple[str, str | None]:
     """The words for the first thing that is wrong, and the field of the body that it is in."""
-    first: Any = error.errors(include_url=False, include_input=False)[0]
+    return _told(error.errors(include_url=False, include_input=False)[0])
+
+
+def invalid_query(error: RequestValidationError) -> tuple[str, str | None]:
+    """The same for the part of a URL behind the question mark, or in its path."""
+    first = error.errors()[0]
+    return _told({**first, "loc": first["loc"][1:]})
+
+
+def _told(first: Any) -> tuple[str, str | None]:
     said = first["msg"].removeprefix("Value error, ")
     if first["type"] in WORDS:
         said = WORDS[first["type"]].format(**first.get("ctx", {}))

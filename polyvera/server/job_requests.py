@@ -9,13 +9,13 @@ from pydantic import Field, model_validator
 
 from polyvera.jobs.fine_tuning_job import DPO, SUPERVISED, JobChoices
 from polyvera.jobs.upload_table import MAX_PARTS
-from polyvera.server.fields import ModelName
+from polyvera.server.fields import AUTO_OR_NUMBER, NUMBER, TEXT, ModelName
 from polyvera.server.neutral_fields import INTEGRATIONS, UPLOAD
 from polyvera.server.request_body import RequestBody
 
 MAX_PAGE = 100
 AUTO = "auto"
-Auto = Literal["auto"]
+Auto = Annotated[Literal["auto"], TEXT]
 FileId = Annotated[str, Field(max_length=80)]
 Suffix = Annotated[str, Field(max_length=40, pattern="^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Metadata = Annotated[
@@ -49,9 +49,11 @@ class CompleteBody(RequestBody):
 class Hyperparameters(RequestBody):
     """What a job's creator may choose; auto is the server's choice."""
 
-    n_epochs: Auto | Annotated[int, Field(ge=1, le=10_000)] = "auto"
-    batch_size: Auto | Annotated[int, Field(ge=1, le=256)] = "auto"
-    learning_rate_multiplier: Auto | Annotated[float, Field(ge=1e-3, le=1e3)] = "auto"
+    n_epochs: Annotated[Auto | Annotated[int, Field(ge=1, le=10_000), NUMBER], AUTO_OR_NUMBER] = "auto"
+    batch_size: Annotated[Auto | Annotated[int, Field(ge=1, le=256), NUMBER], AUTO_OR_NUMBER] = "auto"
+    learning_rate_multiplier: Annotated[Auto | Annotated[float, Field(ge=1e-3, le=1e3), NUMBER], AUTO_OR_NUMBER] = (
+        "auto"
+    )
 
     @property
     def beta_or_auto(self) -> str | float:
@@ -68,7 +70,7 @@ class Supervised(RequestBody):
 class DpoHyperparameters(Hyperparameters):
     """Those of DPO. beta: how far the likelihood of an answer may leave the base's."""
 
-    beta: Auto | Annotated[float, Field(gt=0, le=10)] = "auto"
+    beta: Annotated[Auto | Annotated[float, Field(gt=0, le=10), NUMBER], AUTO_OR_NUMBER] = "auto"
 
     @property
     def beta_or_auto(self) -> str | float:

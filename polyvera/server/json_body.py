@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from itertools import accumulate
 from typing import TypeVar
 
 from pydantic import BaseModel
 
 from polyvera.errors import ServeError
-from polyvera.strict_json import RepeatedKeyError, loads
+from polyvera.strict_json import HalfCharacterError, JsonError, RepeatedKeyError, loads
 
 MAX_CONTAINERS, MAX_VALUES = 2**14, 2**18
+MAX_DEPTH = 128  # what reads a schema calls itself a few times for each level
+BRACKET = re.compile(rb"[\[\]{}]")
 STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"')
 T = TypeVar("T", bound=BaseModel)
 
@@ -22,17 +25,30 @@ def read_body(data: bytes, kind: type[T]) -> T:
         tree = loads(data)
     except RepeatedKeyError as error:
         raise ServeError(f"the body is ambiguous: {error}", error.key[:200]) from None
-    except (ValueError, RecursionError) as error:
+    except HalfCharacterError as error:
+        raise ServeError(str(error)[:1000], error.key[:200] or None) from None
+    except JsonError as error:
         raise ServeError(f"the body is not valid JSON: {error}") from None
     return kind.model_validate(tree)
 
 
 def _check_size(data: bytes) -> None:
     """Each part becomes an object of Python's, which costs a hundred times its bytes."""
-    if _are_few(data) or _are_few(STRING.sub(b"", data)):
+    if _num_containers(data) <= MAX_DEPTH and data.count(b",") <= MAX_VALUES:
         return
-    raise ServeError(f"the body has too many parts: at most {MAX_CONTAINERS} lists and objects, {MAX_VALUES} values")
+    marks = STRING.sub(b"", data)
+    if _num_containers(marks) > MAX_CONTAINERS or marks.count(b",") > MAX_VALUES:
+        raise ServeError(
+            f"the body has too many parts: at most {MAX_CONTAINERS} lists and objects, {MAX_VALUES} values"
+        )
+    if _depth(marks) > MAX_DEPTH:
+        raise ServeError(f"the body is nested too deeply: at most {MAX_DEPTH} lists and objects, one in another")
 
 
-def _are_few(data: bytes) -> bool:
-    return data.count(b"[") + data.count(b"{") <= MAX_CONTAINERS and data.count(b",") <= MAX_VALUES
+def _num_containers(data: bytes) -> int:
+    return data.count(b"[") + data.count(b"{")
+
+
+def _depth(marks: bytes) -> int:
+    steps = (1 if mark in b"[{" else -1 for mark in BRACKET.findall(marks))
+    return max(accumulate(steps), default=0)

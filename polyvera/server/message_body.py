@@ -9,7 +9,18 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from polyvera.engine.generation.request import MAX_SCHEMA_CHARS
-from polyvera.server.fields import MAX_MESSAGES, MAX_PARTS, MAX_TEXT_CHARS, Count, ModelName, StopTexts, Text
+from polyvera.server.fields import (
+    LIST,
+    MAX_MESSAGES,
+    MAX_PARTS,
+    MAX_TEXT_CHARS,
+    TEXT,
+    TEXT_OR_LIST,
+    Count,
+    ModelName,
+    StopTexts,
+    Text,
+)
 from polyvera.server.neutral_fields import ANTHROPIC, ANTHROPIC_TOOL, BLOCK
 from polyvera.server.request_body import RequestBody
 from polyvera.server.requests import ChatBody
@@ -31,6 +42,7 @@ class TextBlock(RequestBody):
 
 
 TextBlocks = Annotated[list[TextBlock], Field(max_length=MAX_PARTS)]
+TextOrBlocks = Annotated[Annotated[Text, TEXT] | Annotated[TextBlocks, LIST], TEXT_OR_LIST]
 
 
 class Block(RequestBody):
@@ -44,7 +56,7 @@ class Block(RequestBody):
     name: FunctionName | None = None
     input: Annotated[dict[str, Any], Field(max_length=MAX_SCHEMA_CHARS)] | None = None
     tool_use_id: CallId | None = None
-    content: Text | TextBlocks = ""
+    content: TextOrBlocks = ""
     is_error: bool = False
 
     @model_validator(mode="before")
@@ -73,7 +85,7 @@ class Turn(RequestBody):
     """A message."""
 
     role: Literal["user", "assistant"]
-    content: Text | Annotated[list[Block], Field(max_length=MAX_PARTS)]
+    content: Annotated[Annotated[Text, TEXT] | Annotated[list[Block], Field(max_length=MAX_PARTS), LIST], TEXT_OR_LIST]
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -114,6 +126,12 @@ class MessageToolChoice(RequestBody):
     name: FunctionName | None = None
     disable_parallel_tool_use: bool = False
 
+    @model_validator(mode="after")
+    def _named(self) -> MessageToolChoice:
+        if (self.name is not None) != (self.type == "tool"):
+            raise ValueError("name goes with type 'tool', and with it alone")
+        return self
+
     @property
     def chosen(self) -> Any:
         """As a chat has it."""
@@ -130,7 +148,7 @@ class MessageBody(RequestBody):
     model: ModelName
     max_tokens: Count
     messages: Annotated[list[Turn], Field(min_length=1, max_length=MAX_MESSAGES)]
-    system: Text | TextBlocks | None = None
+    system: TextOrBlocks | None = None
     temperature: Annotated[float, Field(ge=0, le=1)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
@@ -167,7 +185,7 @@ class CountBody(RequestBody):
 
     model: ModelName
     messages: Annotated[list[Turn], Field(min_length=1, max_length=MAX_MESSAGES)]
-    system: Text | TextBlocks | None = None
+    system: TextOrBlocks | None = None
     tools: Annotated[list[MessageTool], Field(max_length=MAX_TOOLS)] = Field(default_factory=list)
     tool_choice: MessageToolChoice | None = None
 

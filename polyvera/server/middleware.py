@@ -104,7 +104,7 @@ class AuthMiddleware:
             self._rates.count_request(caller, record.method)
             body = self._body(scope, receive)
         except PolyveraError as error:
-            response = self._metrics.failed(error, request_id).response()
+            response = self._metrics.failed(error, request_id).response(scope["path"])
             response.headers["connection"] = "close"  # its body is not read
             await response(scope, receive, bounded)
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -16,7 +16,6 @@ from polyvera.model.prompt import Template
 from polyvera.server.fields import (
     MAX_CHOICES,
     MAX_MESSAGES,
-    MAX_PROMPTS,
     AdapterName,
     Count,
     LogitBias,
@@ -26,7 +25,9 @@ from polyvera.server.fields import (
     StopTexts,
     StopTokenIds,
     Text,
+    TextOrTexts,
     TokenIds,
+    Truncation,
     several,
 )
 from polyvera.server.json_schema import closed
@@ -237,6 +238,7 @@ class ChatBody(GenerationBody):
     """/v1/chat/completions."""
 
     prompt_field = "messages"
+    client_fields: ClassVar[Mapping[str, str]] = {}  # what a client calls the fields that it has another name for
 
     messages: Messages
     max_completion_tokens: Count | None = None
@@ -277,7 +279,7 @@ class VectorBody(RequestBody):
     model: ModelName
     input: Prompt
     encoding_format: Literal["float", "base64"] = "float"
-    truncate_prompt_tokens: Count | Literal[-1] | None = None
+    truncate_prompt_tokens: Truncation | None = None
 
     @property
     def prompts(self) -> Prompts:
@@ -294,7 +296,7 @@ class EmbeddingBody(VectorBody):
 class ClassifyBody(VectorBody):
     """/v1/classify. text_pair: the second text of each input, for adapters that were trained on two."""
 
-    text_pair: Text | Annotated[list[Text], Field(max_length=MAX_PROMPTS, fail_fast=True)] | None = None
+    text_pair: TextOrTexts | None = None
 
     neutral = CLASSIFY
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from polyvera.engine.generation.request import MAX_SCHEMA_CHARS
-from polyvera.server.fields import MAX_MESSAGES, MAX_PARTS, MAX_TEXT_CHARS, Count, ModelName, Text
+from polyvera.server.fields import (
+    LIST,
+    MAX_MESSAGES,
+    MAX_PARTS,
+    MAX_TEXT_CHARS,
+    OBJECT,
+    TEXT,
+    TEXT_OR_LIST,
+    TEXT_OR_OBJECT,
+    Count,
+    ModelName,
+    Text,
+)
 from polyvera.server.neutral_fields import ITEM, RESPONSE, RESPONSE_TEXT
 from polyvera.server.request_body import RequestBody
 from polyvera.server.requests import ChatBody
@@ -33,7 +45,7 @@ class InputPart(RequestBody):
         return values
 
 
-Parts = Annotated[list[InputPart], Field(max_length=MAX_PARTS)]
+Parts = Annotated[Annotated[Text, TEXT] | Annotated[list[InputPart], Field(max_length=MAX_PARTS), LIST], TEXT_OR_LIST]
 
 
 class InputItem(RequestBody):
@@ -43,11 +55,11 @@ class InputItem(RequestBody):
 
     type: Literal["message", "function_call", "function_call_output"] = "message"
     role: Literal["system", "developer", "user", "assistant"] | None = None
-    content: Text | Parts | None = None
+    content: Parts | None = None
     call_id: CallId | None = None
     name: FunctionName | None = None
     arguments: Annotated[str, Field(max_length=MAX_TEXT_CHARS)] | None = None
-    output: Text | Parts | None = None
+    output: Parts | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> InputItem:
@@ -91,6 +103,11 @@ class ResponseNamedTool(RequestBody):
     name: FunctionName
 
 
+ResponseToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], TEXT] | Annotated[ResponseNamedTool, OBJECT], TEXT_OR_OBJECT
+]
+
+
 class TextFormat(RequestBody):
     """The form of the answer."""
 
@@ -99,6 +116,12 @@ class TextFormat(RequestBody):
     description: Annotated[str, Field(max_length=MAX_SCHEMA_CHARS)] = ""
     strict: bool = True
     schema_: Annotated[dict[str, Any], Field(max_length=MAX_SCHEMA_CHARS)] | None = Field(alias="schema", default=None)
+
+    @model_validator(mode="after")
+    def _whole(self) -> TextFormat:
+        if (self.type == "json_schema") != (self.schema_ is not None):
+            raise ValueError("schema is given with type 'json_schema', and only with it")
+        return self
 
     @property
     def response_format(self) -> dict[str, Any]:
@@ -123,7 +146,10 @@ class ResponseBody(RequestBody):
     neutral = RESPONSE
 
     model: ModelName
-    input: Text | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES)]
+    input: Annotated[
+        Annotated[Text, TEXT] | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES), LIST],
+        TEXT_OR_LIST,
+    ]
     instructions: Text | None = None
     max_output_tokens: Count | None = None
     stream: bool = False
@@ -131,7 +157,7 @@ class ResponseBody(RequestBody):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     text: ResponseText = ResponseText()
     tools: Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS)] = Field(default_factory=list)
-    tool_choice: Literal["none", "auto", "required"] | ResponseNamedTool | None = None
+    tool_choice: ResponseToolChoice | None = None
     parallel_tool_calls: bool = True
     metadata: dict[str, Any] = Field(default_factory=dict, max_length=64)
 
@@ -159,6 +185,11 @@ class InputChat(ChatBody):
     """A chat whose messages are called input."""
 
     prompt_field = "input"
+    client_fields: ClassVar[Mapping[str, str]] = {
+        "messages": "input",
+        "max_tokens": "max_output_tokens",
+        "response_format": "text",
+    }
 
 
 def _function(tool: ResponseTool) -> dict[str, Any]:

@@ -6,11 +6,15 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from polyvera.server.fields import MAX_PROMPTS, Count, ModelName, Text
+from polyvera.server.fields import LIST, MAX_PROMPTS, OBJECT, TEXT, TEXT_OR_LIST, TEXT_OR_OBJECT, Count, ModelName, Text
 from polyvera.server.neutral_fields import DOCUMENT, SCORE, VECTOR
 from polyvera.server.request_body import RequestBody
 
-Texts = Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS - 1, fail_fast=True)]
+Texts = Annotated[
+    Annotated[Text, TEXT]
+    | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS - 1, fail_fast=True), LIST],
+    TEXT_OR_LIST,
+]
 
 
 class ScoreBody(RequestBody):
@@ -19,8 +23,8 @@ class ScoreBody(RequestBody):
     neutral = SCORE
 
     model: ModelName
-    text_1: Text | Texts
-    text_2: Text | Texts
+    text_1: Texts
+    text_2: Texts
 
     @model_validator(mode="after")
     def _pairs(self) -> ScoreBody:
@@ -49,6 +53,9 @@ class DocumentBody(RequestBody):
     text: Text
 
 
+Document = Annotated[Annotated[Text, TEXT] | Annotated[DocumentBody, OBJECT], TEXT_OR_OBJECT]
+
+
 class RerankBody(RequestBody):
     """/v1/rerank: documents by how near they are to a query."""
 
@@ -56,7 +63,7 @@ class RerankBody(RequestBody):
 
     model: ModelName
     query: Text
-    documents: Annotated[list[Text | DocumentBody], Field(min_length=1, max_length=MAX_PROMPTS - 1)]
+    documents: Annotated[list[Document], Field(min_length=1, max_length=MAX_PROMPTS - 1)]
     top_n: Count | None = None
     return_documents: bool = True
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
-from polyvera.server.fields import MAX_PARTS, Text
+from polyvera.server.fields import LIST, MAX_PARTS, TEXT, TEXT_OR_LIST, Text
 from polyvera.server.request_body import RequestBody
 
 
@@ -24,13 +24,7 @@ class TextPart(RequestBody):
         return values
 
 
-def _content_arm(value: Any) -> str | None:
-    return "~text" if isinstance(value, str) else "~parts" if isinstance(value, list) else None
-
-
 Content = Annotated[
-    Annotated[Text, Tag("~text")] | Annotated[list[TextPart], Field(max_length=MAX_PARTS), Tag("~parts")],
-    Discriminator(
-        _content_arm, custom_error_type="content_type", custom_error_message="must be a string or a list of text parts"
-    ),
+    Annotated[Text, TEXT] | Annotated[list[TextPart], Field(max_length=MAX_PARTS), LIST],
+    TEXT_OR_LIST,
 ]

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from polyvera.engine.generation.request import MAX_SCHEMA_CHARS
 from polyvera.errors import SamplingError
 from polyvera.model.tool_formats import call_of, tool_of
-from polyvera.server.fields import MAX_TEXT_CHARS
+from polyvera.server.fields import MAX_TEXT_CHARS, OBJECT, TEXT, TEXT_OR_OBJECT
 from polyvera.server.neutral_fields import CALL
 from polyvera.server.request_body import RequestBody
 
@@ -60,7 +60,9 @@ class NamedTool(RequestBody):
     function: NamedFunction
 
 
-ToolChoice = Literal["none", "auto", "required"] | NamedTool
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], TEXT] | Annotated[NamedTool, OBJECT], TEXT_OR_OBJECT
+]
 
 
 class CalledFunction(RequestBody):

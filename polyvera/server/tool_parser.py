@@ -10,12 +10,13 @@ from typing import Any
 from uuid import uuid4
 
 from polyvera.model.tool_formats import ToolFormat
+from polyvera.strict_json import JsonError, raw_value
 
 CLOSING = "</tool_call>"
 ARGUMENTS = ("arguments", "parameters")
 NUM_ID_CHARS = 24
-# A call that was cut off in its arguments.
-BEGUN = re.compile(r'\s*\[?\s*\{\s*"name"\s*:\s*"([^"]+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(.*)', re.DOTALL)
+# A call as far as its arguments, behind those before it, in an answer that was cut off.
+BEGUN = re.compile(r'[\s\[\]},;]*\{\s*"name"\s*:\s*"([^"]+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*')
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +108,21 @@ class ToolParser:
         return tuple(self._call(one["name"], next(one[key] for key in ARGUMENTS if key in one)) for one in every)
 
     def _begun(self, body: str) -> tuple[ToolCall, ...]:
-        found = BEGUN.fullmatch(body)
-        if found is None or found[1] not in self.names:
-            return ()
-        return (self._call(found[1], found[2]),)
+        """The calls of an answer that was cut off: the last one's arguments may not be whole."""
+        calls: list[ToolCall] = []
+        begin = BEGUN.match(body)
+        while begin is not None and begin[1] in self.names:
+            try:
+                arguments, end = raw_value(body, begin.end())
+            except JsonError:
+                arguments, end = body[begin.end() :], len(body)
+            calls.append(self._call(begin[1], arguments))
+            begin = BEGUN.match(body, end)
+        return tuple(calls)
 
     def _is_call(self, value: Any) -> bool:
-        return isinstance(value, dict) and value.get("name") in self.names and any(key in value for key in ARGUMENTS)
+        name = value.get("name") if isinstance(value, dict) else None
+        return isinstance(name, str) and name in self.names and any(key in value for key in ARGUMENTS)
 
     def _call(self, name: str, arguments: Any) -> ToolCall:
         self.num_calls += 1
@@ -124,11 +133,11 @@ class ToolParser:
 
 def _values(text: str) -> Iterator[Any]:
     """The JSON values that a text has side by side; None where it has anything else."""
-    decoder, at = json.JSONDecoder(), 0
+    at = 0
     while at < len(text):
         try:
-            value, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
+            value, at = raw_value(text, at)
+        except JsonError:
             yield None
             return
         yield value

@@ -20,7 +20,7 @@ from uuid import uuid4
 import numpy as np
 
 from polyvera.errors import DamagedFileError, FormatError, StoreError, StoreFullError, StoreUnavailableError
-from polyvera.store.durable import link, make_folder, sync_folder
+from polyvera.store.durable import FULL, link, make_folder, sync_folder
 from polyvera.store.file_lock import exclusive
 from polyvera.store.files import NOT_REGULAR, Check, Files
 from polyvera.store.regular_file import check_regular, open_regular
@@ -32,7 +32,6 @@ STAGED = re.compile(r"\d+-[0-9a-f]{32}")  # what this class writes there, and no
 LOCKS, NUM_LOCKS = ".locks", 64
 MAX_DEPTH = 8
 HEAD_BYTES = 8 * 2**20 + 8
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_LINKS = "this file system has no hard links, without which a publish cannot be exclusive; use another"
 WHY = {
     errno.ELOOP: "it is a symbolic link, which a registry does not follow",

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import TypeVar
 
 from polyvera.adapter.adapter import Adapter
-from polyvera.errors import DamagedFileError, FormatError, NotFoundError
+from polyvera.errors import DamagedFileError, FormatError, NotFoundError, UnpublishedNameError
 from polyvera.store.file.codec import Buffer, Header, check_digest, check_promise, decode, read_header
 from polyvera.store.files import Files
 from polyvera.store.made_bases import MadeBases
@@ -181,9 +181,9 @@ class StoredVersions:
         try:
             self.check_exists()
         except NotFoundError as error:
-            return NotFoundError(f"{what} {name!r}: {error}")
+            return UnpublishedNameError(f"{what} {name!r}: {error}")
         names = {ref.name for ref in self.list()}
-        return NotFoundError(f"{what} {name!r} in {self.url}; {_nearest(name, names, 'names')}")
+        return UnpublishedNameError(f"{what} {name!r} in {self.url}; {_nearest(name, names, 'names')}")
 
 
 def _is_live(size: int) -> bool:

@@ -19,9 +19,9 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        (b'{"prompt": ' + DEEP + b"}", "RecursionError"),
-        (b'{"prompt": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001, "RecursionError"),
-        (DEEP, "RecursionError"),
+        (b'{"prompt": ' + DEEP + b"}", "it is nested too deeply"),
+        (b'{"prompt": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001, "it is nested too deeply"),
+        (DEEP, "it is nested too deeply"),
         (b'{"prompt": ' + b"9" * 5000 + b"}", "a whole number has more than 4,300 digits"),
         ('{"prompt": "a"}'.encode("utf-16-le"), "byte 1 is zero, as in UTF-16"),
         (b'{"prompt": "a"', "not valid JSON: .* at column"),
@@ -148,3 +148,13 @@ def test_a_pipe_is_no_file_of_rows(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "rows.jsonl")
     with pytest.raises(DataError, match=r"rows\.jsonl is not a regular file"):
         list(read_rows(str(tmp_path / "rows.jsonl")))
+
+
+@pytest.mark.parametrize(
+    ("row", "words"), [("null", "null, where an object"), ("[]", "a list, where"), ("[" * 3000, "nested too deeply")]
+)
+def test_a_row_that_is_no_object_is_told_in_words_of_json(tmp_path, row, words):
+    (tmp_path / "rows.jsonl").write_text(row + "\n")
+    with pytest.raises(DataError, match=words) as refused:
+        list(read_rows(str(tmp_path / "rows.jsonl")))
+    assert "NoneType" not in str(refused.value) and "Recursion" not in str(refused.value)

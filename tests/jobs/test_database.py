@@ -2,7 +2,7 @@
 
 import pytest
 
-from polyvera.errors import StoreUnavailableError
+from polyvera.errors import StoreFullError, StoreUnavailableError
 from polyvera.jobs.database import FILE, ChangeWatch, Database
 
 USE = "INSERT INTO usage VALUES (?, ?, ?)"
@@ -37,3 +37,14 @@ def test_a_change_is_seen_once(tmp_path):
         connection.execute(USE, ("acme", "today", 1))
     assert watch.has_changed() and not watch.has_changed()
     watch.close()
+
+
+def test_a_full_disk_is_told_as_one(tmp_path):
+    database = Database(tmp_path)
+    with database.changing() as connection:
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(StoreFullError, match="cannot be used"):
+        for i in range(2000):
+            with database.changing() as connection:
+                connection.execute(USE, (f"tenant {i}" * 50, "today", 1))

@@ -1,11 +1,14 @@
 """A file comes in parts, is whole or nothing, and is its tenant's alone."""
 
+import errno
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import md5
+from threading import Barrier
 
 import pytest
 from some_jobs import DATA, opened
 
-from polyvera.errors import ConflictError, QuotaError, ServeError, UnknownObjectError
+from polyvera.errors import ConflictError, QuotaError, ServeError, StoreFullError, UnknownObjectError
 from polyvera.jobs import upload_table
 
 SIZE, HALF = len(DATA), len(DATA) // 2
@@ -92,3 +95,54 @@ def test_uploads_have_bounds_and_an_end(tmp_path, monkeypatch):
     assert not list((tmp_path / "uploads").iterdir())
     with pytest.raises(UnknownObjectError):
         tuning.uploads.get("acme", one)
+
+
+def at_once(work, num=6):
+    """What each of so many threads got: a result, or what it raised."""
+
+    def one(_):
+        started.wait()
+        try:
+            return work()
+        except (ConflictError, ServeError) as error:
+            return error
+
+    started = Barrier(num)
+    with ThreadPoolExecutor(num) as pool:
+        return list(pool.map(one, range(num)))
+
+
+def test_one_of_several_who_complete_at_once_makes_the_file(tmp_path):
+    tuning = opened(tmp_path)
+    for _ in range(5):
+        id = begun(tuning)
+        parts = sent(tuning, id, DATA[:HALF], DATA[HALF:])
+        found = at_once(lambda id=id, parts=parts: tuning.uploads.complete("acme", id, parts, None))
+        [(upload, file)] = [one for one in found if isinstance(one, tuple)]
+        assert all(isinstance(one, ConflictError) for one in found if not isinstance(one, tuple))
+        assert [one.id for one in tuning.files.list("acme")] == [file.id] and upload.file == file.id
+        assert len(list((tmp_path / "files").iterdir())) == 1 and not list((tmp_path / "uploads").iterdir())
+        tuning.files.delete("acme", file.id)
+
+
+def test_parts_that_come_at_once_are_never_more_than_was_said(tmp_path):
+    tuning = opened(tmp_path)
+    id = begun(tuning)
+    found = at_once(lambda: tuning.uploads.add_part("acme", id, DATA[: HALF + 1]))
+    assert sum(not isinstance(one, ServeError) for one in found) == 1 == len(list((tmp_path / "uploads").iterdir()))
+
+
+def test_a_full_disk_leaves_no_part(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    tuning = opened(tmp_path)
+    id = begun(tuning)
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        with pytest.raises(StoreFullError):
+            sent(tuning, id, DATA)
+        with pytest.raises(StoreFullError):
+            tuning.files.add("acme", "rows.jsonl", "fine-tune", DATA)
+    assert not list((tmp_path / "uploads").iterdir()) and not list((tmp_path / "files").iterdir())
+    assert tuning.uploads.complete("acme", id, sent(tuning, id, DATA), None)[1].num_bytes == len(DATA)

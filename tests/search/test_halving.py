@@ -3,7 +3,7 @@
 import pytest
 
 from polyvera.search.candidate import Candidate, Sizer, sites_of
-from polyvera.search.halving import RUNGS, Halving, Tried, _banks
+from polyvera.search.halving import FEWEST, Halving, Tried, _banks, _kept
 from polyvera.train.test_rows import with_test_rows
 
 
@@ -32,8 +32,16 @@ def test_candidates_of_a_method_share_a_bank(sizer: Sizer) -> None:
 def test_the_best_stay(halving: Halving, sizer: Sizer) -> None:
     seen: list[Tried] = []
     first, second = halving.run(candidates(sizer), seen.append)
-    assert len(seen) == len(first) + len(second) == 5 + max(1, 5 // RUNGS[0][1])
+    assert len(seen) == len(first) + len(second) == 5 + FEWEST
     assert [one.loss for one in first] == sorted(one.loss for one in first)
-    assert second[0].candidate == first[0].candidate
+    assert {one.candidate for one in second} == {one.candidate for one in first[:FEWEST]}
     assert {one.num_steps for one in first} == {2} and {one.num_steps for one in second} == {4}
     assert all(one.num_bytes == sizer.file_bytes(one.candidate) for one in first)
+
+
+def test_the_best_rival_goes_on(sizer: Sizer) -> None:
+    every = candidates(sizer)
+    assert _kept(every, []) == every[:3]
+    assert _kept(every, every[3:]) == every[:4]
+    assert _kept(every, every[2:]) == every[:3]
+    assert _kept(every * 4, every[4:]) == (every * 4)[:5]

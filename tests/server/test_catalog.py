@@ -46,6 +46,19 @@ def test_a_missing_version_of_a_known_name_says_so(catalog: Catalog) -> None:
         catalog.resolve(ACME, "acme/one@9")
 
 
+@pytest.mark.parametrize("model", ["acme/gone", "acme/gone@1", "acme/gone@prod", "acme/gone@9"])
+def test_a_name_whose_versions_are_all_removed_tells_of_no_other(model: str, tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    for name, adapter in {"acme/gone": None, **some_adapters(make_base())}.items():
+        registry.put(name, adapter or some_adapters(make_base())["acme/one"])
+    registry.alias("acme/gone", "prod", 1)
+    registry.remove("acme/gone@1", with_aliases=True)
+    with pytest.raises(NotFoundError) as caught:
+        Catalog(registry, "tiny").find(ACME, model)
+    assert "globex" not in str(caught.value) and str(tmp_path) not in str(caught.value)
+    assert str(caught.value).startswith(f"The model {model!r} does not exist or you do not have access to it.")
+
+
 def test_a_name_out_of_service_is_not_there_until_it_is_opened(catalog: Catalog) -> None:
     catalog.close("acme/two")
     assert [ref.name for ref in catalog.names(ACME)] == ["acme/one"]

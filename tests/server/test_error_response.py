@@ -71,6 +71,27 @@ def test_other_errors_are_the_servers_own_but_for_http_ones() -> None:
     assert failed.status == 500 and SECRET not in failed.message and "id-2" in failed.message
 
 
+def test_half_a_character_in_words_is_no_second_error() -> None:
+    found = error_response(ServeError("\ud83d: unknown", "\ud83d"), "")
+    assert json.loads(found.response().body)["error"]["message"] == "?: unknown"
+
+
+def test_a_connection_that_starlette_closes_is_said_to_close() -> None:
+    assert error_response(RuntimeError(SECRET), "").headers == {"Connection": "close"}
+
+
+@pytest.mark.parametrize("kind", TABLE, ids=lambda kind: kind.__name__)
+def test_anthropics_clients_get_errors_in_their_shape(kind: type[PolyveraError]) -> None:
+    found = error_response(kind(SECRET), "id-1")
+    body = json.loads(found.response("/v1/messages/count_tokens").body)
+    assert body["type"] == "error" and body["error"]["message"] == found.message
+    assert body["error"]["type"] in (
+        *("invalid_request_error", "authentication_error", "permission_error", "not_found_error", "request_too_large"),
+        *("rate_limit_error", "api_error", "overloaded_error"),
+    )
+    assert json.loads(found.response("/v1/chat/completions").body) == found.body
+
+
 def test_a_state_with_words_of_its_own_is_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
     error_response(errors.KeyFileError("keys.json cannot be read"), "a")
     error_response(ValueError(SECRET), "b")

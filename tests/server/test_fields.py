@@ -12,10 +12,12 @@ from pydantic import BaseModel, TypeAdapter
 from tiny_serve import assert_nothing_is_left, until
 from tiny_server import Served
 
-from polyvera.server import json_body, requests
+from polyvera.server import job_requests, json_body, requests
 from polyvera.server.fields import LogitBias, Prompt, several
 from polyvera.server.message_body import MessageBody
+from polyvera.server.request_body import RequestBody
 from polyvera.server.response_body import ResponseBody
+from polyvera.server.routes.tinker import bodies as tinker_bodies
 from polyvera.server.score_bodies import RerankBody, ScoreBody
 
 ROUTES: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
@@ -44,6 +46,7 @@ HEALTH_S = 0.1  # above its idle time
 IDLE_S, PAUSE_S = 0.5, 0.005
 TRIES = 5  # a machine that does other work stalls now and then; a value that stalls the server does so every time
 MAX_BODY = 1 << 20
+assert job_requests and tinker_bodies  # whose bodies are among the subclasses
 
 
 def ends(schema: dict[str, Any], defs: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
@@ -99,6 +102,26 @@ def test_every_field_of_every_body_has_a_bound() -> None:
         schema = kind.model_json_schema(by_alias=True)
         for one in schema["properties"].values():
             list(ends(one, schema.get("$defs", {})))
+
+
+def kinds_of(kind: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for one in kind.__subclasses__():
+        yield one
+        yield from kinds_of(one)
+
+
+def unions(schema: Any) -> Iterator[list[Any]]:
+    """The arms of each union that pydantic would choose from by trying, but for null."""
+    if isinstance(schema, dict):
+        yield [arm for arm in schema.get("anyOf", []) if arm.get("type") != "null"]
+        schema = list(schema.values())
+    for one in schema if isinstance(schema, list) else ():
+        yield from unions(one)
+
+
+@pytest.mark.parametrize("kind", kinds_of(RequestBody), ids=lambda kind: kind.__name__)
+def test_of_a_union_one_arm_alone_is_tried_and_told(kind: type[BaseModel]) -> None:
+    assert all(len(arms) < 2 for arms in unions(kind.model_json_schema(by_alias=True)))
 
 
 class HealthWatch:

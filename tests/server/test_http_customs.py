@@ -54,6 +54,9 @@ def test_a_client_s_id_is_kept(http: httpx.Client) -> None:
 
 def test_gzip_both_ways(http: httpx.Client) -> None:
     assert http.post("/v1/completions", **packed(gzip.compress(json.dumps(BODY).encode()))).status_code == 200
+    text = json.dumps(BODY).encode()
+    members = gzip.compress(text[:5]) + gzip.compress(b"") + gzip.compress(text[5:])
+    assert http.post("/v1/completions", **packed(members)).status_code == 200
     stored = http.get("/v1/models", headers={"accept-encoding": "gzip"})
     assert stored.json()["object"] == "list"
 
@@ -64,6 +67,8 @@ def test_gzip_both_ways(http: httpx.Client) -> None:
         (gzip.compress(b" " * (1 << 24), mtime=0), "gzip", 413),
         (b"no gzip", "gzip", 400),
         (gzip.compress(json.dumps(BODY).encode(), mtime=0)[:-12], "gzip", 400),
+        (gzip.compress(json.dumps(BODY).encode(), mtime=0) + b"more", "gzip", 400),
+        (gzip.compress(b"", mtime=0) * 3000 + b"more", "gzip", 400),
         (b"{}", "br", 400),
     ],
 )

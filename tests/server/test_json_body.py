@@ -7,7 +7,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from polyvera.errors import ServeError
-from polyvera.server.json_body import MAX_CONTAINERS, MAX_VALUES, read_body
+from polyvera.server.json_body import MAX_CONTAINERS, MAX_DEPTH, MAX_VALUES, read_body
 
 
 class Box(BaseModel):
@@ -36,7 +36,10 @@ def test_what_stands_in_a_text_is_no_part() -> None:
         (b"\xff", "not valid JSON", None),
         (b'{"x": NaN}', "NaN", None),
         (b'{"x": 1, "x": 2}', "comes twice", "x"),
-        (b"[" * 10_000, "not valid JSON", None),
+        (b"[" * 10_000, "nested too deeply", None),
+        (b'{"x": "\\ud83d"}', "half a character", "x"),
+        (b'{"\\ud83d": 1}', "half a character", None),
+        (b'{"x": ' + b"9" * 5000 + b"}", "too many digits", None),
     ],
 )
 def test_what_is_not_json_is_refused(data: bytes, word: str, param: str | None) -> None:
@@ -48,3 +51,12 @@ def test_what_is_not_json_is_refused(data: bytes, word: str, param: str | None) 
 def test_another_type_is_the_schemas_own_to_refuse() -> None:
     with pytest.raises(ValidationError):
         read_body(b"[]", Box)
+
+
+def test_depth_is_bounded_whatever_stands_in_texts() -> None:
+    def nested(depth: int) -> bytes:
+        return b'{"x": ' + b"[" * (depth - 1) + b'"[[{"' + b"]" * (depth - 1) + b"}"
+
+    read_body(nested(MAX_DEPTH), Box)
+    with pytest.raises(ServeError, match=f"at most {MAX_DEPTH}"):
+        read_body(nested(MAX_DEPTH + 1), Box)

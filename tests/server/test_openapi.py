@@ -41,3 +41,15 @@ def test_parameters_and_errors_are_declared(document: dict[str, Any]) -> None:
             assert "422" not in operation["responses"] and "default" in operation["responses"]
             named = {one["name"] for one in operation.get("parameters", ()) if one["in"] == "path"}
             assert named == {name.partition(":")[0] for name in re.findall(r"\{([^}]+)\}", path)}
+
+
+def test_a_wrong_word_behind_the_question_mark_is_told_in_the_apis_words(at: Served, document: dict[str, Any]) -> None:
+    for path, methods in document["paths"].items():
+        for one in methods.get("get", {}).get("parameters", []):
+            if one["in"] == "query" and "{" not in path and one["schema"].get("type") in ("integer", "boolean"):
+                for value in ("", "x", "1.5", "-1", "9" * 30, "9" * 5000):
+                    answer = at.http().get(path, params={one["name"]: value})
+                    error = answer.json()["error"]
+                    assert answer.status_code == 400, (path, value)
+                    if "trains nothing" not in error["message"]:
+                        assert error["param"] == one["name"] and error["message"].startswith(f"{one['name']}: must be")

@@ -60,6 +60,11 @@ def test_what_stands_around_a_call_is_text(format_: ToolFormat, text: str, said:
         "<tool_call>what?</tool_call> and more",
         "a <tool_",
         '{"name": "f"}',
+        '{"name": ["f"], "arguments": {}}',
+        '{"name": "f", "arguments": {"x": NaN}}',
+        '{"name": "f", "arguments": {"x": -Infinity}}',
+        '{"name": "f", "arguments": {"x": "\\ud83d"}}',
+        '{"name": "f", "arguments": ' + "9" * 5000 + "}",
         '{"name": "f", "arguments": {}} is how it is called',
         "{" * 3000,
     ],
@@ -87,6 +92,18 @@ def test_a_call_that_was_cut_off_is_told_as_far_as_it_goes(format_: ToolFormat) 
     found = (parser.add(text), parser.finish(is_cut=True))
     [call] = (*found[0].calls, *found[1].calls)
     assert call.name == "f" and json.dumps(CALL["arguments"]).startswith(call.arguments) and len(call.arguments) > 10
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_what_was_cut_off_behind_a_call_is_none_of_its_arguments(format_: ToolFormat) -> None:
+    whole = format_.text_of([OTHER, CALL])
+    for num in range(len(whole) - len(format_.closing), len(whole)):
+        parser = ToolParser(format_, {"f", "g"})
+        calls = (*parser.add(whole[:num]).calls, *parser.finish(is_cut=True).calls)
+        assert [(call.name, json.loads(call.arguments)) for call in calls] == [("g", {}), ("f", CALL["arguments"])]
+    parser = ToolParser(format_, {"f", "g"})
+    calls = (*parser.add(whole[: whole.index("b>")]).calls, *parser.finish(is_cut=True).calls)
+    assert [(call.name, call.arguments) for call in calls] == [("g", "{}"), ("f", '{"x": "a \\"}]</')]
 
 
 def test_ids_are_as_the_family_takes_them() -> None:

@@ -123,10 +123,10 @@ class Generator(AdapterEngine[Request]):
     def _check(self, prompt: Sequence[int], params: SamplingParams) -> None:
         """Raises SamplingError for a request that no step could answer."""
         if not prompt:
-            raise SamplingError("the prompt has no tokens: there is nothing to answer")
+            raise SamplingError("the prompt has no tokens: there is nothing to answer", "prompt")
         last = self.num_tokens - 1
         if not 0 <= min(prompt) <= max(prompt) <= last:
-            raise SamplingError(f"the prompt has a token that is not from 0 to {last}")
+            raise SamplingError(f"the prompt has a token that is not from 0 to {last}", "prompt")
         asked = 1 if params.max_tokens is None else params.max_tokens
         if len(prompt) + asked > self.max_context:
             raise ContextLengthError(

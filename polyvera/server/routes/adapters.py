@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse, Response
@@ -42,15 +42,13 @@ def _add_reading(router: APIRouter, context: ServerContext) -> None:
     async def listed(
         request: HttpRequest,
         prefix: str = "",
-        limit: int = 100,
+        limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
         after: str = "",
         search: str = "",
         sort: str = "name",
-        offset: int = 0,
+        offset: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
     ) -> Response:
-        if not 1 <= limit <= MAX_PAGE:
-            raise HTTPException(400, f"limit={limit}: it is from 1 to {MAX_PAGE:,}")
-        query = AdapterQuery(prefix, search, sort, after, max(0, offset), limit)
+        query = AdapterQuery(prefix, search, sort, after, offset, limit)
         found = await context.run(request, _page, context, caller_of(request), query)
         return await context.json(request, lambda: found)
 

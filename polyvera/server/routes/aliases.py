@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from starlette.requests import Request as HttpRequest
 
-from polyvera.errors import NotFoundError, ReferenceNameError, ServeError
+from polyvera.errors import NotFoundError, ReferenceNameError
 from polyvera.server.api_keys import Caller
 from polyvera.server.context import ServerContext, caller_of
 
@@ -19,10 +19,10 @@ def routes(context: ServerContext) -> APIRouter:
     router = APIRouter()
 
     @router.get("/v1/aliases")
-    async def listed(request: HttpRequest, prefix: str = "", limit: int = 100, after: str = "") -> dict[str, Any]:
+    async def listed(
+        request: HttpRequest, prefix: str = "", limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100, after: str = ""
+    ) -> dict[str, Any]:
         """limit, after: of the names that are looked at, in order."""
-        if not 1 <= limit <= MAX_PAGE:
-            raise ServeError(f"limit={limit}: it is from 1 to {MAX_PAGE:,}", "limit")
         return await context.run(request, _page, context, caller_of(request), prefix, limit, after)
 
     @router.get("/v1/aliases/{name:path}")

@@ -12,6 +12,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from polyvera.engine.generation.request import Answer, RequestOutput, SamplingParams, Token
+from polyvera.errors import SamplingError
 from polyvera.server.answers import SILENCE
 from polyvera.server.completion_task import PING, AnswerParser, CompletionTask, EventStream, begin, finish_of
 from polyvera.server.context import ServerContext
@@ -23,6 +24,7 @@ from polyvera.server.tool_set import ToolSet
 
 DONE = b"data: [DONE]\n\n"
 MAX_AT_ONCE = 64  # tokens that are worded by the event loop itself
+GRAMMARS_WORDS = "failed to compile JSON schema: "
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,22 @@ def routes(context: ServerContext) -> APIRouter:
 
 
 async def begin_chat(context: ServerContext, request: HttpRequest, body: ChatBody) -> CompletionTask:
-    """Asks the engine for the answers to a conversation."""
+    """Asks the engine for the answers to a conversation. Raises what is wrong in the words of the client's route."""
+    try:
+        return await _begun(context, request, body)
+    except SamplingError as error:
+        raise _as_asked(error, body) from None
+
+
+def _as_asked(error: SamplingError, body: ChatBody) -> SamplingError:
+    if error.param == "structured_outputs" and body.structured_outputs is None:  # it was made of the tools
+        why = str(error).rpartition(GRAMMARS_WORDS)[2]
+        return SamplingError(f"tools: the parameters of a function cannot be followed: {why}", "tools")
+    error.param = body.client_fields.get(error.param or "", error.param)
+    return error
+
+
+async def _begun(context: ServerContext, request: HttpRequest, body: ChatBody) -> CompletionTask:
     tokenizer = context.generation.tokenizer
     tools = ToolSet.of(body, tokenizer)
     grammar = await context.compute(request, tools.grammar, tokenizer) if tools.called else None

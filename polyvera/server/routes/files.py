@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
-from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse, Response
 
@@ -40,13 +39,14 @@ def routes(context: ServerContext) -> APIRouter:
     async def listed(
         request: HttpRequest,
         purpose: str | None = None,
-        limit: int = DEFAULT_PAGE,
+        limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE,
         after: str | None = None,
         order: Literal["asc", "desc"] = "desc",
     ) -> Response:
-        if not 1 <= limit <= MAX_PAGE:
-            raise HTTPException(400, f"limit={limit}: it is from 1 to {MAX_PAGE:,}")
-        found = await context.run(request, context.training.files.list, caller_of(request).tenant, purpose)
+        kept, tenant = context.training.files, caller_of(request).tenant
+        if after is not None:
+            await context.run(request, kept.get, tenant, after)
+        found = await context.run(request, kept.list, tenant, purpose)
         files = found if order == "desc" else found[::-1]
         return await context.json(request, lambda: _page([shown(file) for file in files], limit, after))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +20,7 @@ from polyvera.server.routes.completions import begin_chat, read_chat
 from polyvera.server.sse import named_event
 from polyvera.server.tool_parser import Parsed, ToolCall
 from polyvera.server.tool_set import ToolSet
+from polyvera.strict_json import JsonError, loads
 
 PING = named_event("ping", {"type": "ping"})
 
@@ -152,12 +152,13 @@ async def _events(reply: MessageReply) -> AsyncIterator[bytes]:
         yield named_event("message_stop", {"type": "message_stop"})
     except Exception as error:  # the status is sent: it is reported as an event, and counted
         failed = task.context.metrics.failed(error, task.request_id)
-        yield named_event("error", {"type": "error", **failed.body})
+        yield named_event("error", failed.anthropic_body)
 
 
-def _input(arguments: str) -> Any:
-    """A call's arguments; nothing where the answer was cut off within them."""
+def _input(arguments: str) -> dict[str, Any]:
+    """A call's arguments; nothing where they are no object of JSON, such as those of an answer that was cut off."""
     try:
-        return json.loads(arguments)
-    except ValueError:
+        found = loads(arguments)
+    except JsonError:
         return {}
+    return found if isinstance(found, dict) else {}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from polyvera.errors import ServeError
 from polyvera.server.context import ServerContext, caller_of
 from polyvera.server.usage import UsageQuery, parse_day, parse_groups
 
@@ -25,10 +24,8 @@ def routes(context: ServerContext) -> APIRouter:
         group_by: str = "day,tenant,adapter",
         since: str = "0001-01-01",
         until: str = "9999-12-31",
-        limit: int = 1_000,
+        limit: Annotated[int, Query(ge=1, le=MAX_ROWS)] = 1_000,
     ) -> Response:
-        if not 1 <= limit <= MAX_ROWS:
-            raise ServeError(f"limit={limit}: it is from 1 to {MAX_ROWS:,}", "limit")
         days, caller = (parse_day(since, "since"), parse_day(until, "until")), caller_of(request)
         tenant = None if caller.sees_all else caller.tenant
         query = UsageQuery(tenant, *days, parse_groups(group_by), limit + 1)

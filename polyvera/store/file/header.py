@@ -28,7 +28,7 @@ from polyvera.errors import FormatError, PolyveraError, did_you_mean
 from polyvera.model.task import TASKS
 from polyvera.store.file.layer_pattern import Pattern, Width, fold, to_json
 from polyvera.store.file.stored_dtype import stored_dtype_named
-from polyvera.strict_json import loads
+from polyvera.strict_json import JsonError, loads
 
 FORMAT = 4  # the newest; a file states the oldest that can hold it
 OF_EXPERTS = 3  # the oldest that holds stacks of experts
@@ -213,7 +213,7 @@ def parsed(text: str | bytes, what: str) -> dict[str, Any]:
     """A JSON object without repeated keys, NaN or infinities. Raises FormatError."""
     try:
         tree = loads(text)
-    except (ValueError, RecursionError) as error:
+    except JsonError as error:
         raise FormatError(f"{what} is not JSON ({error}): it is damaged or no adapter file") from error
     if not isinstance(tree, dict):
         raise FormatError(f"{what} is a JSON {type(tree).__name__}, not an object: it is not an adapter file")

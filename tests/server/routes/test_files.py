@@ -28,6 +28,8 @@ def test_a_file_is_uploaded_read_listed_and_deleted(tuned_at):
     other = tuned_at.upload(tuned_at.acme)
     assert {file.id for file in files.list()} == {made.id, other}
     assert len(list(files.list(limit=1))) == 2 and list(files.list(purpose="batch")) == []
+    with pytest.raises(openai.NotFoundError, match="No such File object: file-x"):
+        files.list(after="file-x")
     up, down = ([file.id for file in files.list(order=order)] for order in ("asc", "desc"))
     assert up == down[::-1]
     for id in (made.id, other):

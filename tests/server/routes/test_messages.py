@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from tiny_server import GREEDY, HELLO, Served
 
+from polyvera.server.routes.messages import _input
+
 TOOL = {
     "name": "weather",
     "input_schema": {"type": "object", "properties": {"city": {"enum": ["Bern", "Rome"]}}, "required": ["city"]},
@@ -100,3 +102,17 @@ def test_a_text_that_ends_it_is_told(at: Served) -> None:
 def test_what_is_not_done_is_refused_by_name(at: Served, given: dict[str, Any], param: str) -> None:
     answer = at.http().post("/v1/messages", json={**ASKED, **given})
     assert answer.status_code == 400 and answer.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "kind"),
+    [({"max_tokens": 0}, 400, "invalid_request_error"), ({"model": "x"}, 404, "not_found_error")],
+)
+def test_an_error_has_anthropics_shape(at: Served, given: dict[str, Any], status: int, kind: str) -> None:
+    answer = at.http().post("/v1/messages", json={**ASKED, **given})
+    assert answer.status_code == status and answer.json()["type"] == "error" and answer.json()["error"]["type"] == kind
+
+
+@pytest.mark.parametrize("written", ["[1]", "NaN", '{"a": NaN}', "{", '"x"', '{"a": "\\ud83d"}'])
+def test_arguments_that_are_no_object_are_an_empty_one(written: str) -> None:
+    assert _input(written) == {} and _input('{"a": [1]}') == {"a": [1]}

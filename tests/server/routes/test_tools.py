@@ -23,6 +23,13 @@ WEATHER = {
     },
 }
 TIME = {"type": "function", "function": {"name": "time", "parameters": {"type": "object", "properties": {}}}}
+BROKEN: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "f",
+        "parameters": {"type": "object", "properties": {"a": {"type": "nope"}}, "required": ["a"]},
+    },
+}
 NAMED = {"type": "function", "function": {"name": "weather"}}
 ASKED: dict[str, Any] = {"model": "acme/one", "messages": HELLO, "temperature": 1, "seed": 3, "tools": [WEATHER, TIME]}
 
@@ -142,3 +149,33 @@ def test_the_bytes_of_a_chat_s_tokens_are_its_text(at: Served, stream: bool, sto
         said = [part.delta.content if stream else part.message.content for part in parts]
         told = [one for part in parts if part.logprobs for one in part.logprobs.content]
         assert b"".join(bytes(one.bytes) for one in told).decode() == "".join(one or "" for one in said) != ""
+
+
+@pytest.mark.parametrize(
+    ("path", "given"),
+    [
+        ("/v1/chat/completions", {"messages": HELLO, "tools": [BROKEN], "tool_choice": "required"}),
+        (
+            "/v1/responses",
+            {"input": "x", "tools": [{"type": "function", **BROKEN["function"]}], "tool_choice": "required"},
+        ),
+        (
+            "/v1/messages",
+            {
+                "max_tokens": 9,
+                "messages": HELLO,
+                "tools": [{"name": "f", "input_schema": BROKEN["function"]["parameters"]}],
+                "tool_choice": {"type": "any"},
+            },
+        ),
+    ],
+)
+def test_a_function_that_cannot_be_followed_is_told_of_the_tools(at: Served, path: str, given: dict[str, Any]) -> None:
+    error = at.http().post(path, json={"model": "acme/one", **given}).json()["error"]
+    assert error["param"] == "tools" and error["message"].endswith("cannot be followed: Invalid type: nope")
+
+
+def test_a_schema_is_told_of_the_field_that_it_came_in(at: Served) -> None:
+    form = {"type": "json_schema", "name": "x", "schema": {"type": "nope"}}
+    given = {"model": "acme/one", "input": "x", "text": {"format": form}}
+    assert at.http().post("/v1/responses", json=given).json()["error"]["param"] == "text"

@@ -134,7 +134,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "broken": (b'{"prompt": "w1", "completion"\n', "not valid JSON"),
     "long": (json.dumps({"prompt": "w1", "completion": "w2 " * 600}).encode() + b"\n", "longer than"),
     "half-emoji": (b'{"prompt": "w1 \\ud83d", "completion": "w2"}\n', "row 1: prompt is not valid Unicode"),
-    "deep": (b'{"meta": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", "row 1: RecursionError"),
+    "deep": (b'{"meta": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", "row 1: it is nested too deeply"),
     "other-task": (b'{"text": "w1", "label": "a"}\n{"text": "w2", "label": "b"}\n' * 2, "holds label rows"),
 }
 

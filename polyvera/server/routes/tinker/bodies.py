@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, model_validator
 
-from polyvera.engine.generation.request import MAX_LOGPROBS, SamplingParams
-from polyvera.server.fields import MAX_CHOICES, ModelName, StopText, TokenId, TokenIds
+from polyvera.engine.generation.request import MAX_LOGPROBS, MAX_STOPS, SamplingParams
+from polyvera.server.fields import LIST, MAX_CHOICES, NUMBER, TEXT, ModelName, StopText, StopTokenIds, TokenIds
 from polyvera.server.neutral_fields import Neutral
 from polyvera.server.request_body import RequestBody
 
@@ -31,7 +31,30 @@ Sequence64 = Annotated[int, Field(ge=0, le=2**63 - 1)]
 WeightsName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=+-]{0,99}$")]
 Path = Annotated[str, Field(max_length=400)]
 Lifetime = Annotated[int, Field(ge=1, le=3650 * 24 * 3600)]
-Value = Annotated[str, Field(max_length=2048)] | int | float | bool | None
+
+
+def _is_scalar(value: Any) -> Any:
+    if not isinstance(value, str | int | float | None) or (isinstance(value, str) and len(value) > 2048):
+        raise ValueError("must be a string of at most 2048 characters, a number, true, false or null")
+    return value
+
+
+def _stop_arm(value: Any) -> str | None:
+    """Which arm of stop a value is of, by itself and its first item alone."""
+    if not isinstance(value, list):
+        return TEXT.tag if isinstance(value, str) else None
+    return LIST.tag if value and isinstance(value[0], str) else NUMBER.tag
+
+
+Value = Annotated[Any, AfterValidator(_is_scalar)]
+Stop = Annotated[
+    Annotated[StopText, TEXT]
+    | Annotated[list[StopText], Field(max_length=MAX_STOPS, fail_fast=True), LIST]
+    | Annotated[StopTokenIds, NUMBER],
+    Discriminator(
+        _stop_arm, custom_error_type="kind", custom_error_message="must be a string, a list of strings, or of tokens"
+    ),
+]
 UserMetadata = Annotated[dict[Annotated[str, Field(max_length=64)], Value], Field(max_length=64)]
 TextMetadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=2048)]], Field(max_length=64)
@@ -113,7 +136,7 @@ class AdamBody(RequestBody):
     learning_rate: Annotated[float, Field(ge=0, le=1e3)] = 1e-4
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    eps: Annotated[float, Field(ge=0, le=1)] = 1e-12
+    eps: Annotated[float, Field(ge=1e-30, le=1)] = 1e-12  # 0 / 0 is no step of a number that has no gradient
     weight_decay: Annotated[float, Field(ge=0, le=1e3)] = 0.0
     grad_clip_norm: Annotated[float, Field(ge=0, le=1e9)] = 0.0
 
@@ -125,6 +148,15 @@ class CallBody(RequestBody):
 
     model_id: Id
     seq_id: Number | None = None
+
+
+class CallPlace(BaseModel):
+    """The place of a call whose body is refused for all else that it has."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=(), strict=True)
+
+    model_id: Id
+    seq_id: Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
 class OptimStepBody(CallBody):
@@ -241,7 +273,7 @@ class SamplingBody(RequestBody):
 
     max_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**64 - 1)] | None = None
-    stop: StopText | list[StopText] | list[TokenId] | None = None
+    stop: Stop | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] = 1.0
     top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] = -1
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0

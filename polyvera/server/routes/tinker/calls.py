@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from fastapi import APIRouter
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 
+from polyvera.errors import PolyveraError, ServeError
 from polyvera.jobs.training_run import LOAD, OPTIMIZER_STEP, SAVE, SAVE_FOR_SAMPLER, RunOperation
 from polyvera.server.context import ServerContext, caller_of
+from polyvera.server.error_response import error_response
+from polyvera.server.json_body import read_body
 from polyvera.server.routes.tinker.bodies import (
     CallBody,
+    CallPlace,
     LoadWeightsBody,
     OptimStepBody,
     SaveForSamplerBody,
@@ -21,6 +27,7 @@ from polyvera.server.routes.tinker.pass_message import AskedPass, read_pass
 from polyvera.server.routes.tinker.runs import load_run, submitted
 
 PROTOBUF = "application/x-protobuf"
+C = TypeVar("C", bound=CallBody)
 
 
 def add_calls(router: APIRouter, context: ServerContext) -> None:
@@ -37,18 +44,18 @@ def add_calls(router: APIRouter, context: ServerContext) -> None:
 
     @router.post("/optim_step")
     async def optim_step(request: HttpRequest) -> dict[str, Any]:
-        body = await context.body(request, OptimStepBody)
+        body = await _asked(context, request, OptimStepBody, OPTIMIZER_STEP)
         return submitted(await _submit(context, request, body, OPTIMIZER_STEP, body.adam_params.model_dump()))
 
     @router.post("/save_weights")
     async def save_weights(request: HttpRequest) -> dict[str, Any]:
-        body = await context.body(request, SaveWeightsBody)
+        body = await _asked(context, request, SaveWeightsBody, SAVE)
         asked = {**_kept(body), "overwrite": body.overwrite}
         return submitted(await _submit(context, request, body, SAVE, asked))
 
     @router.post("/save_weights_for_sampler")
     async def save_weights_for_sampler(request: HttpRequest) -> dict[str, Any]:
-        body = await context.body(request, SaveForSamplerBody)
+        body = await _asked(context, request, SaveForSamplerBody, SAVE_FOR_SAMPLER)
         number = body.sampling_session_seq_id
         asked = {**_kept(body), "is_named": body.path is not None, "sampling_session_seq_id": number}
         return submitted(await _submit(context, request, body, SAVE_FOR_SAMPLER, asked))
@@ -61,6 +68,19 @@ def add_calls(router: APIRouter, context: ServerContext) -> None:
         asked = {"path": body.path, "optimizer": body.optimizer}
         call = CallBody(model_id=body.model_id, seq_id=body.seq_id)
         return submitted(await _submit(context, request, call, LOAD, asked))
+
+
+async def _asked(context: ServerContext, request: HttpRequest, kind: type[C], call: str) -> C:
+    """The body of a call. One that is refused has its place among the run's calls: those behind it wait for it."""
+    try:
+        return await context.body(request, kind)
+    except (ValidationError, ServeError) as error:
+        with suppress(PolyveraError, ValidationError):
+            place = await context.compute(request, read_body, await request.body(), CallPlace)
+            why = error_response(error, request.state.request_id).message
+            at = (caller_of(request).tenant, place.model_id, place.seq_id)
+            await context.run(request, context.training.operations.submit, *at, call, {}, error=why)
+        raise
 
 
 async def _submit(

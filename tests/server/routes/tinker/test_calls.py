@@ -46,6 +46,26 @@ def test_calls_that_arrive_out_of_order_are_made_in_order(acme):
     assert acme.result(second)["metrics"]["grad_norm"] > 0
 
 
+@pytest.mark.parametrize(
+    ("path", "given"),
+    [
+        ("/optim_step", {"adam_params": {"learning_rate": -1.0}}),
+        ("/optim_step", {"adam_params": {"eps": 0.0}}),
+        ("/save_weights", {"path": "../x"}),
+        ("/save_weights", {"made_up": 1}),
+        ("/save_weights_for_sampler", {}),
+    ],
+)
+def test_a_call_that_is_refused_has_its_place(acme, path, given):
+    run = acme.run()
+    acme.passed(run, 1, supervised())
+    assert acme.http.post(path, json={"model_id": run, "seq_id": 2, **given}).status_code == 400
+    assert acme.http.post(path, json={"seq_id": 3, **given}).status_code == 400
+    asked = acme.result({"request_id": f"{run}:2"})
+    assert asked["category"] == "user" and asked["error"]
+    assert acme.step(run, 3)["metrics"]["step"] == 1
+
+
 @pytest.mark.parametrize("loss", ["importance_sampling", "ppo", "cispo", "dro"])
 def test_losses_of_policies_are_sums(acme, loss):
     run = acme.run()
