@@ -167,13 +167,21 @@ class AdapterSpec:
         """The rank of one layer."""
         return int(value_of(self.rank_pattern, site, self.common_rank))
 
+    @property
+    def common_alpha(self) -> float:
+        """The numerator of every layer's scale that alpha_pattern does not name: the one given, else the rank."""
+        return float(self.alpha if self.alpha is not None else self.common_rank)
+
+    def alpha_of(self, site: str) -> float:
+        """The numerator of the scale of one layer."""
+        return float(value_of(self.alpha_pattern, site, self.common_alpha))
+
     def scale_of(self, site: str) -> Scale:
         """(factor, divisor) of the delta of one layer."""
         rank = self.common_rank
         by_rule = SCALINGS[self.scaling or self.row.scaling]
-        alpha = value_of(self.alpha_pattern, site, self.alpha if self.alpha is not None else rank)
         divides_by = rank if self.row.scaling == "alpha,r" else self.rank_of(site)
-        return by_rule(float(alpha), divides_by)
+        return by_rule(self.alpha_of(site), divides_by)
 
     def to_dict(self) -> dict[str, Any]:
         """The choices that differ from the defaults, as plain JSON values; the method always."""

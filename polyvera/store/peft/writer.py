@@ -203,12 +203,12 @@ def _native(adapter: Adapter) -> tuple[Config, Tensors]:
     config: Config = {"peft_type": kind.name, kind.rank: rank, **kind.extras}
     if kind.alpha is None:
         return config, tensors
-    alpha = spec.alpha if spec.alpha is not None else rank
+    alpha = spec.common_alpha
     config |= {kind.alpha: _number(alpha), **kind.scalings[spec.scaling or row.scaling]}
     if kind.masked:
         masks = {f"{n}.{row.peft_keys['d']}": _mask(r, rank) for n, r in ranks.items() if r != rank}
         return {**config, "rank_pattern": masks or None}, tensors
-    alphas = {n: a for n, a in spec.alpha_pattern if a != alpha}
+    alphas = {n: a for n in ranks if (a := spec.alpha_of(n)) != alpha}
     return {**config, "use_dora": "m" in row.factors, **_patterns(rank, ranks, alphas)}, tensors
 
 

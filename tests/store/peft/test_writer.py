@@ -80,7 +80,8 @@ def test_a_plain_lora_says_all_by_its_rank_alpha_and_tensors(row, hash_size, sma
 def test_every_scaling_and_pattern_exports(method, scaling, small_llama, tmp_path, ids):
     base = small_llama
     q, v = (f"model.layers.1.self_attn.{x}_proj" for x in "qv")
-    spec = AdapterSpec(method, 4, alpha=6, scaling=scaling, rank_pattern=((q, 2),), alpha_pattern=((v, 9.5),))
+    alphas = ((v, 9.5), ("q_proj", 2.5))  # a whole name, and an ending that several layers have
+    spec = AdapterSpec(method, 4, alpha=6, scaling=scaling, rank_pattern=((q, 2),), alpha_pattern=alphas)
     adapter = trained(base, spec)
     ours, _ = here(base, adapter)
     theirs = in_peft(base, export_peft(adapter, tmp_path / "a"))
