@@ -57,7 +57,7 @@ def import_(
     from polyvera.store.formats import PICKLES
     from polyvera.store.hub import located
 
-    folder = located(source, subfolder, PICKLES if pickle else ())
+    folder = _noting(located, source, subfolder, PICKLES if pickle else ())
     taken = _noting(imported, folder, model, pickle=pickle, basis_dtype=basis_dtype)
     _publish(taken, name, store, alias, stored)
 
@@ -78,7 +78,7 @@ def pull(
     from polyvera.store.formats import PICKLES
     from polyvera.store.hub import fetched
 
-    folder = fetched(repository, subfolder, PICKLES if pickle else ())
+    folder = _noting(fetched, repository, subfolder, PICKLES if pickle else ())
     taken = _noting(imported, folder, model, pickle=pickle, basis_dtype=basis_dtype)
     _publish(taken, name, store, alias, stored)
 

@@ -22,12 +22,15 @@ from polyvera.model.task import TASKS
 
 AT_A_TIME = 16
 MAJORITY = "majority"
+FIRST = frozenset(row.metrics[0] for row in TASKS.values() if row.metrics)
 ALTERNATIVE = "rouge_l"  # where no answer is right to the letter by any guess
 
 
 @dataclass(frozen=True)
 class TenantScores:
-    """One tenant's scores, the base model's on the same rows ({} where it has no head for them), and how many rows."""
+    """One tenant's scores in the order of its task's, the base model's on the same rows ({} where it has no head for
+    them), and how many rows.
+    """
 
     name: str
     scores: Mapping[str, float]
@@ -37,7 +40,7 @@ class TenantScores:
     @property
     def main(self) -> str:
         """The score to compare by: the task's first, exact_match, or rouge_l where answers are free text."""
-        own = next((row.metrics[0] for row in TASKS.values() if row.metrics and row.metrics[0] in self.scores), None)
+        own = next((name for name in self.scores if name in FIRST), None)
         if own is not None:
             return own
         free = self.scores.get(MAJORITY, 0.0) < 0.1 and ALTERNATIVE in self.scores

@@ -7,13 +7,16 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 from polyvera.errors import FormatError, StoreUnavailableError
-from polyvera.store.foreign import CONFIG_NAME
+from polyvera.store.foreign import CONFIG_NAME, ForeignWarning
 
 REPOSITORY = re.compile(r"([\w.\-]+/[\w.\-]+)(?:@([\w.\-/]+))?")
 FILES = (CONFIG_NAME, "adapter_model.safetensors", "adapters.safetensors", "README.md")
 TIMEOUT_S = 20.0
+REFERENCE = "refs/"  # a revision that is there already, such as that of a pull request
+DENIED = (401, 403)
 
 
 def located(source: str, subfolder: str = "", more_files: Sequence[str] = ()) -> Path:
@@ -31,26 +34,49 @@ def located(source: str, subfolder: str = "", more_files: Sequence[str] = ()) ->
 
 
 def fetched(source: str, subfolder: str = "", more_files: Sequence[str] = ()) -> Path:
-    """The folder of a copy of OWNER/NAME[@REVISION]. Raises FormatError, StoreUnavailableError."""
+    """The folder of a copy of OWNER/NAME[@REVISION].
+
+    Warns where it is an earlier copy, since the hub did not answer. Raises FormatError for another name or where no
+    adapter is in it, StoreUnavailableError.
+    """
     from huggingface_hub import snapshot_download
 
     repository, revision = _parsed(source)
     inside = f"{subfolder.strip('/')}/" if subfolder else ""
     wanted = [inside + name for name in (*FILES, *more_files)]
+    reason = _refusal(repository, revision)
+    kept = {"local_files_only": bool(reason), "etag_timeout": TIMEOUT_S, "endpoint": _endpoint()}
     try:
-        path = snapshot_download(
-            repository, revision=revision, allow_patterns=wanted, etag_timeout=TIMEOUT_S, endpoint=_endpoint()
-        )
+        path = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, **kept))
     except Exception as error:  # of the network, the hub, its client
         raise StoreUnavailableError(
             f"{source!r} is not a folder here, and was not fetched from {_endpoint() or 'the hub'} either "
-            f"({_said(error)}): give the folder of a copy"
+            f"({reason or _said(error)}): give the folder of a copy"
         ) from error
-    return Path(path) / subfolder
+    if not (path / subfolder / CONFIG_NAME).is_file():
+        raise FormatError(
+            f"{source} has no {inside}{CONFIG_NAME}, as adapters of PEFT and mlx-lm have: name the adapter's folder in "
+            "it, --subfolder, or another repository"
+        )
+    if reason:
+        found = f"{source} is a copy that was fetched before, and may be an old one"
+        warn(f"{found}: {_endpoint() or 'the hub'} did not give it ({reason})", ForeignWarning, stacklevel=2)
+    return path / subfolder
+
+
+def _refusal(repository: str, revision: str | None) -> str:
+    """Why the hub says nothing of a repository, '' where it does."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi(endpoint=_endpoint()).model_info(repository, revision=revision, timeout=TIMEOUT_S)
+    except Exception as error:  # of the network, the hub, its client
+        return _said(error)
+    return ""
 
 
 def send(folder: Path, repository: str, *, private: bool = False, message: str = "") -> str:
-    """Uploads a folder into OWNER/NAME[@REVISION], which is made where it is new; returns its address.
+    """Uploads a folder into OWNER/NAME[@REVISION]; a repository or branch that is new is made. Returns its address.
 
     Raises FormatError for another name, StoreUnavailableError.
     """
@@ -60,13 +86,16 @@ def send(folder: Path, repository: str, *, private: bool = False, message: str =
     try:
         api = HfApi(endpoint=_endpoint())
         api.create_repo(name, private=private, exist_ok=True)
+        if revision and not revision.startswith(REFERENCE):
+            api.create_branch(name, branch=revision, exist_ok=True)
         made: Any = api.upload_folder(
             folder_path=folder, repo_id=name, revision=revision, commit_message=message or "Upload an adapter"
         )
     except Exception as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        hint = ": is a token set, by `hf auth login` or HF_TOKEN, and may it write there?" if status in DENIED else ""
         raise StoreUnavailableError(
-            f"{repository} was not sent to {_endpoint() or 'the hub'} ({_said(error)}): is a token set, by `hf auth "
-            "login` or HF_TOKEN, and may it write there?"
+            f"{repository} was not sent to {_endpoint() or 'the hub'} ({_said(error)}){hint}"
         ) from error
     return str(made.commit_url)
 

@@ -12,6 +12,7 @@ from polyvera.errors import DataError
 from polyvera.evaluate.evaluate import bleu, evaluate
 from polyvera.evaluate.fleet_scores import TenantScores, draw, fleet_scores, page, write
 from polyvera.model.load import Base
+from polyvera.model.task import TASKS
 from polyvera.train.fleet.train_fleet import train_fleet
 from polyvera.train.recipe import Recipe
 
@@ -95,6 +96,12 @@ def test_the_table_and_the_picture(tmp_path: Path) -> None:
     assert "2 adapters: median 0.500, of the base model 0.050; 2 are better" in text
     assert "| b | rouge_l | 0.5000 | 0.1000 | 0.0000 | 8 |" in text
     assert draw(several, tmp_path / "scores.png", "two").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("task", [name for name, row in TASKS.items() if row.metrics])
+def test_the_score_to_compare_by_is_the_first_of_the_task(task: str) -> None:
+    scores = dict.fromkeys(TASKS[task].metrics, 0.5)
+    assert TenantScores("a", scores, {}, 4).main == TASKS[task].metrics[0]
 
 
 def test_bleu_is_that_of_the_corpus(tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ from urllib.parse import unquote, urlsplit
 
 
 class FakeHub(ThreadingHTTPServer):
-    """repositories: files by path of each repository by name; revision: that every answer states."""
+    """repositories: files by path of each repository by name. branches: that all of them have."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.requests: list[str] = []
+        self.branches = {"main"}
 
     @property
     def url(self) -> str:
@@ -48,6 +49,11 @@ class Handler(BaseHTTPRequestHandler):
             name = f"{given['organization']}/{given['name']}" if given.get("organization") else given["name"]
             self.server.repositories.setdefault(name, {})
             self.answer(200, {"url": f"{self.server.url}/{name}"})
+        elif "/branch/" in path:
+            self.server.branches.add(path.rpartition("/")[2])
+            self.answer(200)
+        elif path.rpartition("/")[2] not in self.server.branches and ("/preupload/" in path or "/commit/" in path):
+            self.answer(404, headers={"X-Error-Code": "RevisionNotFound"})
         elif "/preupload/" in path:
             names = [file["path"] for file in json.loads(body)["files"]]
             self.answer(200, {"files": [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names]})

@@ -44,6 +44,33 @@ def test_what_is_sent_is_fetched_and_nothing_else(tmp_path):
     assert config == '{"peft_type": "LORA"}'
 
 
+BRANCH = """
+import sys
+from pathlib import Path
+from polyvera.store.hub import fetched, send
+send(Path(sys.argv[1]), "team/one@trial")
+fetched("team/one")
+"""
+
+
+def test_a_branch_is_made_and_an_earlier_copy_is_told_of(tmp_path):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with running_hub() as hub:
+        done = client(BRANCH, hub, tmp_path, folder)
+        assert done.returncode == 0 and "a copy that was fetched before" not in done.stderr, done.stderr
+        assert {"main", "trial"} == hub.branches
+        hub.repositories["team/bare"] = {"adapter.gguf": b"GGUF"}
+        done = client("from polyvera.store.hub import fetched; fetched('team/bare')", hub, tmp_path)
+        assert "FormatError: team/bare has no adapter_config.json" in done.stderr
+        hub.repositories.clear()
+        done = client("from polyvera.store.hub import fetched; print(fetched('team/one'))", hub, tmp_path)
+    assert done.returncode == 0 and "team/one is a copy that was fetched before" in done.stderr
+    done = client("import sys; from polyvera.store.hub import send; send('x', 'team/-x-')", hub, tmp_path)
+    assert "StoreUnavailableError: team/-x- was not sent" in done.stderr and "token" not in done.stderr
+
+
 def test_a_repository_that_is_not_there_is_named(tmp_path):
     with running_hub() as hub:
         done = client("from polyvera.store.hub import fetched; fetched('team/none')", hub, tmp_path)

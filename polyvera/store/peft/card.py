@@ -54,8 +54,9 @@ def _body(adapter: Adapter, base: str, task: PeftTask | None) -> Iterator[str]:
     for warning in warnings_of(adapter):
         yield f"\n**Note:** {warning}."
     auto = "PeftModel" if task is None else f"Auto{'PeftModel' + task.auto.removeprefix('AutoModel')}"
+    given = f", num_labels={len(adapter.labels)}" if adapter.labels else ""
     load = (
-        f'model = {auto}.from_pretrained(".")'
+        f'model = {auto}.from_pretrained("."{given})'
         if task
         else f'model = {auto}.from_pretrained(base, ".")  # base: its model'
     )

@@ -4,8 +4,12 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 from drawn_adapters import drawn
+from peft_oracle import trained
+from tiny_models import make_classifier
 
+from polyvera.adapter.spec import AdapterSpec
 from polyvera.store.foreign import ForeignWarning
 from polyvera.store.peft import export_peft
 from polyvera.store.peft.card import POOLED, model_card, warnings_of
@@ -19,6 +23,18 @@ def test_the_front_matter_is_what_hubs_read():
     assert "pipeline_tag: text-classification" in front
     assert "AutoPeftModelForSequenceClassification" in card and "polyvera import" in card and "Classes: a, b" in card
     assert "base_model:" not in model_card(drawn("vera"), "", "VERA", None)
+
+
+def test_its_python_loads_a_head_of_any_size(tmp_path, monkeypatch):
+    make_classifier().base_model.save_pretrained(tmp_path / "base")
+    wide = type(make_classifier()).from_pretrained(tmp_path / "base", num_labels=3)
+    adapter = trained(wide, AdapterSpec("lora", 4, ("query",), head=("classifier",)))
+    folder = export_peft(replace(adapter, labels=("a", "b", "c"), model=str(tmp_path / "base")), tmp_path / "a")
+    monkeypatch.chdir(folder)
+    told = {}
+    exec(re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)[1], told)
+    head = told["model"].base_model.model.classifier.modules_to_save["default"]
+    assert torch.equal(head.weight, adapter.tensors["classifier.weight"])
 
 
 def test_a_pooled_classifier_is_warned_of(tmp_path):
