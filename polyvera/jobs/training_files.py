@@ -102,7 +102,8 @@ class TrainingFiles:
         after: the id of the last one that was seen, which may have been deleted since: its time is in it.
         """
         sign, word = ORDERS[order]
-        query, values = "SELECT * FROM files WHERE tenant = ? AND ? IN ('', purpose)", [tenant, purpose or ""]
+        query = "SELECT * FROM files WHERE tenant = ? AND COALESCE(?, purpose) = purpose"
+        values: list[object] = [tenant, purpose]
         if after is not None:
             query += f" AND (created_s, id) {sign} (?, ?)"
             values += [self._created_s(tenant, after), after]

@@ -147,7 +147,9 @@ def test_each_value_is_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> N
         looked.clear()
         parser = ToolParser(LLAMA, {"f"})
         parser.add(whole)
-        assert len(parser.finish(is_cut=is_cut).calls) == 200 <= len(looked) and sum(looked) <= (1 + is_cut) * len(whole)
+        assert len(parser.finish(is_cut=is_cut).calls) == 200 <= len(looked) and sum(looked) <= (1 + is_cut) * len(
+            whole
+        )
 
 
 def test_ids_are_as_the_family_takes_them() -> None:
