@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
-T = TypeVar("T")
 HALF = re.compile(r"\\u[dD][89a-fA-F]")  # half a character may be written so, as may both halves of one
 
 
@@ -37,17 +36,18 @@ def loads(text: str | bytes) -> Any:
         given = text if isinstance(text, str) else text.decode()
     except UnicodeDecodeError:
         raise JsonError("it is not text in UTF-8") from None
-    return _read(given, _DECODER.decode)
+    return _read(given, 0, lambda: (_DECODER.decode(given), len(given)))[0]
 
 
 def raw_value(text: str, begin: int) -> tuple[Any, int]:
     """The value that begins there, and where it ends. Of a key that comes twice the last counts. Raises JsonError."""
-    return _read(text, lambda given: _LAST.raw_decode(given, begin))
+    return _read(text, begin, lambda: _LAST.raw_decode(text, begin))
 
 
-def _read(text: str, decode: Callable[[str], T]) -> T:
+def _read(text: str, begin: int, decode: Callable[[], tuple[Any, int]]) -> tuple[Any, int]:
+    """A value and its end, between which it has no half of a character. Raises JsonError."""
     try:
-        found = decode(text)
+        found, end = decode()
     except JsonError:
         raise
     except RecursionError:
@@ -56,10 +56,10 @@ def _read(text: str, decode: Callable[[str], T]) -> T:
         raise JsonError(str(error)) from None
     except ValueError:  # Python's bound on digits
         raise JsonError("a number in it has too many digits") from None
-    if HALF.search(text) and not _is_text(found):
+    if HALF.search(text, begin, end) and not _is_text(found):
         named = found.items() if isinstance(found, dict) else ()
         raise HalfCharacterError(next((key for key, value in named if _is_text(key) and not _is_text(value)), ""))
-    return found
+    return found, end
 
 
 def _is_text(value: Any) -> bool:

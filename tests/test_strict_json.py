@@ -50,6 +50,7 @@ def test_half_a_character_is_refused_by_the_key_that_it_is_in(text: str, key: st
 
 def test_a_value_is_read_from_where_it_begins() -> None:
     assert raw_value('x{"a": 1, "a": 2}]', 1) == ({"a": 2}, 17)
+    assert raw_value('"\\ud83d" {} "\\ud83d"', 9) == ({}, 11)  # what stands around it is another's
     for text in ("NaN", '"\\ud83d"', "[1"):
         with pytest.raises(JsonError):
             raw_value(text, 0)

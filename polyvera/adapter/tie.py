@@ -32,11 +32,11 @@ def end_tie(model: nn.Module) -> None:
     if weight is None or output is None or weight is output:
         return
     config: Any = getattr(model, "config", None)
-    for part in (config, getattr(config, "text_config", None)):
-        if part is not None and getattr(part, TIE, False) and not _is_lasting(part):
-            _fold_scale(part, both[1])
-            setattr(part, TIE, False)
-            _part(model, weight)
+    for own in (config, getattr(config, "text_config", None)):
+        if own is not None and getattr(own, TIE, False) and not _is_lasting(own):
+            _fold_scale(own, both[1])
+            setattr(own, TIE, False)
+            _separate(model, weight)
 
 
 def _is_lasting(config: Any) -> bool:
@@ -53,7 +53,7 @@ def _fold_scale(config: Any, output: nn.Module) -> None:
         setattr(config, word, False)
 
 
-def _part(model: nn.Module, weight: nn.Parameter) -> None:
+def _separate(model: nn.Module, weight: nn.Parameter) -> None:
     """Gives each name of an embedding a copy: an encoder and a decoder share theirs by the same word of the config."""
     _, *others = [name for name, p in model.named_parameters(remove_duplicate=False) if p is weight]
     for name in others:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from polyvera.store.registry import Registry
 
 BASE = "base"
-SPANS = "qa_outputs.weight"  # the one head of an unread class whose rows a config has to tell
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,9 @@ class Session:
         names = [names] if isinstance(names, str) else list(names or [])
         registry = Registry(store)
         adapters = [registry.get(name) for name in names]
-        for name, adapter in zip(names, adapters if asks else (), strict=asks):
-            check_read(adapter, name)
+        if asks:
+            for name, adapter in zip(names, adapters, strict=True):
+                check_read(adapter, name)
         kind = "" if asks else unread_class(adapters[0])
         base = place(_base_for(adapters, model, kind, bare, dtype))
         reader = LabelReader(base.model, base.tokenizer)
@@ -200,12 +200,14 @@ def _base_for(adapters: Sequence[Adapter], model: str | None, kind: str, bare: s
     """The base, for what the adapters are trained to do; or as a class of transformers."""
     from polyvera.model.load import Base, load_as, load_base, locate
     from polyvera.model.tokenizer import tokenizer_of
+    from polyvera.store.peft.tasks import task_of_class
 
     name = base_name(adapters, model)
     if not kind:
         return load_base(name, **{"task": bare, **task_of(adapters)}, dtype=dtype)
-    rows = [shape[0] for key, shape in adapters[0].layout.head if key.endswith(SPANS) and len(shape) == 2]
-    given = {"num_labels": rows[0]} if rows else {}
+    task = task_of_class(kind)
+    num = None if task is None else task.num_classes(dict(adapters[0].layout.head))
+    given = {} if num is None else {"num_labels": num}
     return Base(load_as(name, kind, dtype=dtype, **given), tokenizer_of(locate(name)))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from polyvera.errors import DataError, did_you_mean, message_of
@@ -22,6 +23,10 @@ HUB = re.compile(r"(?P<name>[^:@]+)(:(?P<config>[^@]+))?(@(?P<split>.+))?")
 MARK = "\ufeff"  # the byte order mark: of a file, or of each that was put into one
 SEPARATORS = ";\t|"  # of other programs' CSV files
 SPLIT = "train"
+# What JSON calls the values that are not objects.
+TYPES: Mapping[type, str] = MappingProxyType(
+    {str: "a string", int: "a number", float: "a number", list: "a list", bool: "a boolean", type(None): "null"}
+)
 SAVED = ("state.json", "dataset_dict.json")  # written by save_to_disk(), whose folders load_dataset() does not read
 
 
@@ -110,13 +115,8 @@ def _json_row(text: str) -> Row:
     except RecursionError as error:
         raise DataError("it is nested too deeply") from error
     if not isinstance(row, dict):
-        raise DataError(f"{_named(row)}, where an object with columns is wanted")
+        raise DataError(f"{TYPES[type(row)]}, where an object with columns is wanted")
     return row
-
-
-def _named(value: Any) -> str:
-    """A value of JSON that is no object, by its type."""
-    return "null" if value is None else f"a {type(value).__name__}"
 
 
 def _json_object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -143,7 +143,7 @@ class PointRuns:
     ) -> None:
         is_fleet = recipe.fleet or Path(recipe.data).expanduser().is_dir()
         self.of, self.file, self.base, self.watch, self.tell = measurement, file, base, watch, tell
-        self.everyone = with_test_rows(recipe.replaced(fleet=is_fleet))
+        self.everyone = with_test_rows(recipe.replaced(fleet=is_fleet), tell)
         self.recipe = recipe.replaced(fleet=True, **({"head": FROZEN_HEAD} if measurement.frozen_head else {}))
         self.sizes: dict[str, list[int]] = {}
         self._rooms: dict[Family, Room] = {}

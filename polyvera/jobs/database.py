@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import local
@@ -13,6 +14,7 @@ from typing import Any
 from polyvera.errors import StoreFullError, StoreUnavailableError
 from polyvera.store.durable import FULL, make_folder, replace_file
 
+log = logging.getLogger(__name__)
 FILE = "jobs.sqlite"
 BUSY_S = 30.0
 OWNER_ONLY = 0o700
@@ -93,11 +95,11 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
+                connection.execute("COMMIT")
             except BaseException:
                 if connection.in_transaction:  # a full disk has ended it already
                     connection.execute("ROLLBACK")
                 raise
-            connection.execute("COMMIT")
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
         """What a query finds."""
@@ -125,6 +127,14 @@ class Database:
         except OSError as error:
             kind = StoreFullError if error.errno in FULL else StoreUnavailableError
             raise kind(f"{path} cannot be written: {error.strerror}") from error
+
+    def drop(self, paths: Iterable[Path]) -> None:
+        """Removes files that no row names any more. One that stays is logged: what was done is done without it."""
+        for path in paths:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                log.warning("%s cannot be removed: %s", path, error.strerror)
 
 
 class ChangeWatch:

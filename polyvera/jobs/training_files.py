@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from sqlite3 import Connection
 from sqlite3 import Row as DatabaseRow
-from uuid import uuid4
+from types import MappingProxyType
+from uuid import UUID, uuid4
 
 from polyvera.data.row_files import Row, read_rows
 from polyvera.data.tables import Table, table
@@ -17,6 +20,10 @@ from polyvera.jobs.database import Database
 from polyvera.store.durable import make_folder
 
 FILES = "files"
+PREFIX = "file-"
+ID = re.compile(PREFIX + "([0-9a-f]{12})7[0-9a-f]{19}")  # with its time, in milliseconds
+NEWEST_FIRST = "desc"
+ORDERS: Mapping[str, tuple[str, str]] = MappingProxyType({NEWEST_FIRST: ("<", "DESC"), "asc": (">", "ASC")})
 PREFERENCE = {"input": "prompt", "preferred_output": "chosen", "non_preferred_output": "rejected"}  # theirs: ours
 SUFFIX = ".jsonl"
 USED = "SELECT COALESCE(SUM(num_bytes), 0) AS used, COUNT(*) AS num FROM files WHERE tenant = ?"
@@ -46,19 +53,30 @@ class TrainingFiles:
         self._folder = database.folder / FILES
         make_folder(self._folder.absolute())
 
-    def add(self, tenant: str, filename: str, purpose: str, data: bytes) -> TrainingFile:
-        """Keeps a JSONL file. Raises QuotaError before it is read, ServeError that names its bad rows."""
+    def add(
+        self,
+        tenant: str,
+        filename: str,
+        purpose: str,
+        data: bytes,
+        also: Callable[[Connection, str], None] | None = None,
+    ) -> TrainingFile:
+        """Keeps a JSONL file. Raises QuotaError before it is read, ServeError that names its bad rows.
+
+        also: called with the file's id in the transaction that keeps it, so that both are done or neither.
+        """
         self._check_room(self._database.rows(USED, (tenant,))[0], len(data))
         _check_parts(data)
-        id = f"file-{uuid4().hex}"
+        now_ms = time.time_ns() // 1_000_000
+        id = f"{PREFIX}{_ordered(now_ms).hex}"
         path = self.path(id)
         self._database.keep(path, data)
         try:
             rows = len(read_table(path, filename))
-            found = TrainingFile(id, tenant, filename, purpose, len(data), rows, int(time.time()))
-            self._insert(found)
+            found = TrainingFile(id, tenant, filename, purpose, len(data), rows, now_ms // 1000)
+            self._insert(found, also or _nothing)
         except BaseException as error:
-            path.unlink(missing_ok=True)
+            self._database.drop([path])
             if isinstance(error, DataError):
                 raise ServeError(f"file: {error}", "file") from None
             raise
@@ -71,10 +89,26 @@ class TrainingFiles:
             raise UnknownObjectError(f"No such File object: {id[:80]}")
         return TrainingFile(*rows[0])
 
-    def list(self, tenant: str, purpose: str | None = None) -> Sequence[TrainingFile]:
-        """A tenant's files, the newest first."""
-        found = self._database.rows("SELECT * FROM files WHERE tenant = ? ORDER BY created_s DESC, id DESC", (tenant,))
-        return [TrainingFile(*row) for row in found if purpose in (None, row["purpose"])]
+    def list(
+        self,
+        tenant: str,
+        purpose: str | None = None,
+        limit: int = MAX_FILES,
+        after: str | None = None,
+        order: str = NEWEST_FIRST,
+    ) -> Sequence[TrainingFile]:
+        """So many of a tenant's files. order: a key of ORDERS. Raises UnknownObjectError.
+
+        after: the id of the last one that was seen, which may have been deleted since: its time is in it.
+        """
+        sign, word = ORDERS[order]
+        query = "SELECT * FROM files WHERE tenant = ? AND COALESCE(?, purpose) = purpose"
+        values: list[object] = [tenant, purpose]
+        if after is not None:
+            query += f" AND (created_s, id) {sign} (?, ?)"
+            values += [self._created_s(tenant, after), after]
+        rows = self._database.rows(f"{query} ORDER BY created_s {word}, id {word} LIMIT ?", [*values, limit])
+        return [TrainingFile(*row) for row in rows]
 
     def delete(self, tenant: str, id: str) -> None:
         """Removes a file. Raises UnknownObjectError, and ConflictError for one that a job still needs."""
@@ -86,17 +120,23 @@ class TrainingFiles:
             if needing is not None:
                 raise ConflictError(f"{id} is needed by {needing['id']}: cancel that job first, or wait for its end")
             connection.execute("DELETE FROM files WHERE id = ?", (id,))
-        self.path(id).unlink(missing_ok=True)
+        self._database.drop([self.path(id)])
 
     def path(self, id: str) -> Path:
         """Where the bytes of a file lie."""
         return self._folder / f"{id}{SUFFIX}"
 
-    def _insert(self, file: TrainingFile) -> None:
+    def _created_s(self, tenant: str, id: str) -> int:
+        """By the id itself, or by the table for one from before ids had a time."""
+        found = ID.fullmatch(id)
+        return self.get(tenant, id).created_s if found is None else int(found[1], 16) // 1000
+
+    def _insert(self, file: TrainingFile, also: Callable[[Connection, str], None]) -> None:
         with self._database.changing() as connection:
             self._check_room(connection.execute(USED, (file.tenant,)).fetchone(), file.num_bytes)
             values = (file.id, file.tenant, file.filename, file.purpose, file.num_bytes, file.num_rows, file.created_s)
             connection.execute("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            also(connection, file.id)
 
     def _check_room(self, row: DatabaseRow, more: int) -> None:
         if row["num"] >= MAX_FILES:
@@ -106,6 +146,15 @@ class TrainingFiles:
                 f"your files take {row['used']:,} bytes, and {more:,} more would be over your {self._max_bytes:,}: "
                 "delete some first"
             )
+
+
+def _ordered(now_ms: int) -> UUID:
+    """An id that sorts by its time, as RFC 9562 has it in version 7."""
+    return UUID(int=now_ms << 80 | 7 << 76 | uuid4().int & (1 << 76) - 1)
+
+
+def _nothing(connection: Connection, id: str) -> None:
+    """What a file is kept with, where nothing else is."""
 
 
 def _check_parts(data: bytes) -> None:

@@ -61,7 +61,7 @@ class UploadTable:
         now = int(time.time())
         made = Upload(f"upload_{uuid4().hex}", tenant, filename, purpose, num_bytes, now, now + LIFE_S, PENDING, None)
         with self._database.changing() as connection:
-            self._forget_old(connection, now)
+            old = self._forget_old(connection, now)
             if num_bytes > self._max_bytes:
                 raise QuotaError(f"{num_bytes:,} bytes are more than the {self._max_bytes:,} that you may have")
             count = connection.execute(f"SELECT COUNT(*) FROM uploads WHERE {OPEN}", (tenant, now)).fetchone()[0]
@@ -69,6 +69,7 @@ class UploadTable:
                 raise QuotaError(f"{count} of your uploads are pending: complete or cancel some first")
             values = (made.id, tenant, filename, purpose, num_bytes, now, made.expires_s, PENDING, None)
             connection.execute("INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+        self._database.drop(old)
         return made
 
     def get(self, tenant: str, id: str) -> Upload:
@@ -89,7 +90,7 @@ class UploadTable:
                 values = (part.id, id, part.num_bytes, part.created_s)
                 connection.execute("INSERT INTO parts VALUES (?, ?, ?, ?)", values)
         except BaseException:
-            self._path(part.id).unlink(missing_ok=True)
+            self._database.drop([self._path(part.id)])
             raise
         return part
 
@@ -106,17 +107,21 @@ class UploadTable:
         data = b"".join(self._bytes(id, part) for part in parts)
         if checksum is not None and md5(data, usedforsecurity=False).hexdigest() != checksum.lower():
             raise ServeError("md5: the parts have another checksum: send them again", "md5")
-        file = self._files.add(tenant, upload.filename, upload.purpose, data)
-        try:
-            self._end(upload, COMPLETED, file.id)
-        except BaseException:
-            self._files.delete(tenant, file.id)
-            raise
+        ended: list[Path] = []
+
+        def end(connection: Connection, file: str) -> None:
+            ended.extend(self._end(connection, upload, COMPLETED, file))
+
+        file = self._files.add(tenant, upload.filename, upload.purpose, data, end)
+        self._database.drop(ended)
         return self.get(tenant, id), file
 
     def cancel(self, tenant: str, id: str) -> Upload:
         """Forgets the parts. Raises ConflictError for an upload that is not pending."""
-        self._end(self._pending(tenant, id), CANCELLED, None)
+        upload = self._pending(tenant, id)
+        with self._database.changing() as connection:
+            ended = self._end(connection, upload, CANCELLED, None)
+        self._database.drop(ended)
         return self.get(tenant, id)
 
     def _pending(self, tenant: str, id: str) -> Upload:
@@ -138,23 +143,24 @@ class UploadTable:
         if came + more > self._max_bytes:
             raise QuotaError(f"your pending parts take {came:,} of your {self._max_bytes:,} bytes: complete some first")
 
-    def _end(self, upload: Upload, status: str, file: str | None) -> None:
-        """Raises ConflictError where another request has ended it meanwhile."""
-        with self._database.changing() as connection:
-            self._pending(upload.tenant, upload.id)
-            connection.execute("UPDATE uploads SET status = ?, file = ? WHERE id = ?", (status, file, upload.id))
-            self._forget_parts(connection, upload.id)
+    def _end(self, connection: Connection, upload: Upload, status: str, file: str | None) -> list[Path]:
+        """What no row names once that is kept. Raises ConflictError where another request has ended it meanwhile."""
+        self._pending(upload.tenant, upload.id)
+        connection.execute("UPDATE uploads SET status = ?, file = ? WHERE id = ?", (status, file, upload.id))
+        return self._forget_parts(connection, upload.id)
 
-    def _forget_old(self, connection: Connection, now: int) -> None:
+    def _forget_old(self, connection: Connection, now: int) -> list[Path]:
         """Those that expired long ago, of all tenants."""
-        for row in connection.execute("SELECT id FROM uploads WHERE expires_s < ?", (now - LIFE_S,)).fetchall():
-            self._forget_parts(connection, row["id"])
-            connection.execute("DELETE FROM uploads WHERE id = ?", (row["id"],))
+        rows = connection.execute("SELECT id FROM uploads WHERE expires_s < ?", (now - LIFE_S,)).fetchall()
+        found = [path for row in rows for path in self._forget_parts(connection, row["id"])]
+        connection.execute("DELETE FROM uploads WHERE expires_s < ?", (now - LIFE_S,))
+        return found
 
-    def _forget_parts(self, connection: Connection, upload: str) -> None:
-        for row in connection.execute("SELECT id FROM parts WHERE upload = ?", (upload,)).fetchall():
-            self._path(row["id"]).unlink(missing_ok=True)
+    def _forget_parts(self, connection: Connection, upload: str) -> list[Path]:
+        """Their files, which are needed until that is kept."""
+        rows = connection.execute("SELECT id FROM parts WHERE upload = ?", (upload,)).fetchall()
         connection.execute("DELETE FROM parts WHERE upload = ?", (upload,))
+        return [self._path(row["id"]) for row in rows]
 
     def _bytes(self, id: str, part: str) -> bytes:
         try:

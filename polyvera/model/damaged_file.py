@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,9 +14,14 @@ from polyvera.errors import one_line
 POINTER = b"version https://git-lfs"  # of a file that was not downloaded
 
 
-def damaged_file(source: str) -> str:
-    """The first file in a folder that can't be read, and what to do, as a part of a message; '' where all can."""
+def damaged_file(source: str, patterns: Collection[str] | None = None) -> str:
+    """The first file in a folder that can't be read, and what to do, as a part of a message; '' where all can.
+
+    patterns: keys of CHECKS, None for all.
+    """
     for pattern, check in CHECKS.items():
+        if patterns is not None and pattern not in patterns:
+            continue
         for file in sorted(Path(source).glob(pattern)):
             try:
                 check(file)
@@ -39,11 +44,13 @@ def _object(file: Path) -> None:
 
 
 def _index(file: Path) -> None:
+    if file.with_name(file.name.removesuffix(".index.json")).is_file():
+        return  # all weights are in one file, and nobody reads an index
     _object(file)
     places = json.loads(file.read_text(encoding="utf-8")).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise ValueError("its weight_map does not say which file holds each weight")
-    lost = sorted({str(name) for name in places.values() if not file.with_name(str(name)).is_file()})
+    lost = sorted({str(name) for name in places.values() if not (file.parent / str(name)).is_file()})
     if lost:
         raise ValueError(f"it names {lost[0]}, which is not beside it")
 
@@ -75,3 +82,4 @@ CHECKS: Mapping[str, Callable[[Path], None]] = MappingProxyType(
         "generation_config.json": _object,
     }
 )
+OF_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")

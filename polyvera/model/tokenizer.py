@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from polyvera.errors import SpecError, one_line
-from polyvera.model.damaged_file import damaged_file
+from polyvera.model.damaged_file import OF_TOKENIZER, damaged_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +35,7 @@ def tokenizer_of(source: str) -> PreTrainedTokenizerBase:
         if not folder.is_dir() or "trust_remote_code" in str(error):
             raise
         whence = f" from {folder / CONFIG} and the files beside it: {one_line(error, 300)}"
-        raise SpecError(f"its tokenizer is not read{damaged_file(source) or whence}") from error
+        raise SpecError(f"its tokenizer is not read{damaged_file(source, OF_TOKENIZER) or whence}") from error
     for name, (kinds, wanted) in KINDS.items():
         value = getattr(found, name, None)
         if not isinstance(value, kinds):

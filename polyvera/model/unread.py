@@ -34,8 +34,8 @@ def check_read(adapter: Adapter, name: str) -> None:
     kind = unread_class(adapter)
     if not is_read(adapter):
         raise SpecError(
-            f"{name} is an adapter of {kind}, which answers none of the tasks here: `export` writes it as it came, "
-            f"and `merge` a plain checkpoint that transformers loads as {kind}"
+            f"{name} is an adapter of {kind}, which answers none of the tasks here; it can be exported as it "
+            f"came, and merged into a plain checkpoint that transformers loads as {kind}"
         )
 
 

@@ -135,7 +135,7 @@ class SearchRuns:
     """The runs of a search. recipe: the task's, as pinned_for_many() gives it."""
 
     def __init__(self, task: SearchTask, recipe: Recipe, base: Base | None, tell: Tell) -> None:
-        [self.tenant] = with_test_rows(recipe)
+        [self.tenant] = with_test_rows(recipe, tell)
         tables = self.tenant.tables(recipe)
         self.base, self.recipe = base_for(recipe, tables.training, base), recipe
         tables = tables.suited(self.base.model)

@@ -16,7 +16,7 @@ from polyvera.engine.generation.request import LENGTH, STOP, Answer, SamplingPar
 from polyvera.errors import SamplingError
 from polyvera.server.answers import AnswerStream, while_there
 from polyvera.server.context import ServerContext, caller_of
-from polyvera.server.requests import GenerationBody
+from polyvera.server.requests import PROMPT, GenerationBody
 from polyvera.server.responses import Json
 from polyvera.server.tool_parser import Parsed, ToolCall, ToolParser
 from polyvera.server.tool_set import ToolSet
@@ -134,7 +134,7 @@ def _num_answers(context: ServerContext, body: GenerationBody) -> int:
     """Of all prompts. Raises SamplingError for more than a request may ask for."""
     num, most = body.n * body.num_prompts, context.config.max_choices
     if num > most:
-        param = "n" if body.n > most else body.prompt_field
+        param = "n" if body.n > most else body.client_fields[PROMPT]
         raise SamplingError(
             f"n={body.n} answers for each of {body.num_prompts} prompts are {num}; at most {most} a request", param
         )

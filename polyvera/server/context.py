@@ -137,12 +137,19 @@ class ServerContext:
 
     async def body(self, request: HttpRequest, kind: type[T]) -> T:
         """The JSON body. Raises ValidationError, ServeError, and HTTPException for what is not said to be JSON."""
+        return await self.read_json(request, await self.json_data(request), kind)
+
+    async def json_data(self, request: HttpRequest) -> bytes:
+        """The body of a request that says that it is JSON. Raises HTTPException for another."""
         given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if given != "application/json":  # what a browser sends for a page without asking first is none
             raise HTTPException(
                 415, f"the body is {repr(given[:100]) if given else 'of no type'}: send Content-Type: application/json"
             )
-        data = await request.body()
+        return await request.body()
+
+    async def read_json(self, request: HttpRequest, data: bytes, kind: type[T]) -> T:
+        """A JSON body that is here. Raises ValidationError, ServeError."""
         if len(data) < AT_ONCE_BYTES:
             return read_body(data, kind)
         return await self.compute(request, read_body, data, kind)

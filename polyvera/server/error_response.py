@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 INVALID, SERVER = "invalid_request_error", "server_error"
 RETRY_S = 5
 FAILED = "the server failed"
+MORE = {logging.ERROR: "; the server's log has more under {}", logging.INFO: ""}
 MESSAGES = "/v1/messages"  # the routes of Anthropic's clients
 ANTHROPIC_TYPES: Mapping[int, str] = {
     401: "authentication_error",
@@ -66,7 +67,8 @@ class ErrorRow:
     """How one class of errors is reported. is_hidden: its words go to the log alone. headers: made of the error.
 
     words: for a client, where those of the error are for the operator, and go to the log alone; a state that has words
-    of its own is logged in a line, all else with where it was raised.
+    of its own is logged in a line, all else with where it was raised. level: of the log; what is no error there is
+    nothing for a client to ask about, who is not told of the log.
     """
 
     status: int
@@ -75,6 +77,7 @@ class ErrorRow:
     param: str | None = None
     is_hidden: bool = False
     words: str = FAILED
+    level: int = logging.ERROR
     headers: Callable[[Any], Mapping[str, str]] = lambda error: {}
 
     def response(self, error: BaseException, request_id: str) -> ErrorResponse:
@@ -82,8 +85,8 @@ class ErrorRow:
         message = str(error)
         if self.is_hidden:
             where = error if self.words == FAILED else None
-            log.error("request %s failed: %s", request_id, message or type(error).__name__, exc_info=where)
-            message = f"{self.words}; its log has more under {request_id}"
+            log.log(self.level, "request %s failed: %s", request_id, message or type(error).__name__, exc_info=where)
+            message = self.words + MORE[self.level].format(request_id)
         param = getattr(error, "param", None) or self.param
         return ErrorResponse(self.status, message, self.type, param, self.code, self.headers(error))
 
@@ -121,7 +124,7 @@ TABLE: dict[type[PolyveraError], ErrorRow] = {
     errors.ReferenceNameError: ErrorRow(400, code="invalid_name"),
     errors.NotFoundError: ErrorRow(404, code="model_not_found", param="model"),
     errors.UnpublishedNameError: ErrorRow(
-        404, code="model_not_found", param="model", is_hidden=True, words="this model does not exist any more"
+        404, code="model_not_found", param="model", is_hidden=True, words="the model does not exist", level=logging.INFO
     ),
     errors.UnknownObjectError: ErrorRow(404, code="not_found"),
     errors.ServeError: ErrorRow(400),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import TypeVar
 
 from pydantic import BaseModel
@@ -14,7 +14,8 @@ from polyvera.strict_json import HalfCharacterError, JsonError, RepeatedKeyError
 MAX_CONTAINERS, MAX_VALUES = 2**14, 2**18
 MAX_DEPTH = 128  # what reads a schema calls itself a few times for each level
 BRACKET = re.compile(rb"[\[\]{}]")
-STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"')
+# One that does not end goes on to the end of all: what is looked through once is not looked through again.
+STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -50,5 +51,6 @@ def _num_containers(data: bytes) -> int:
 
 
 def _depth(marks: bytes) -> int:
-    steps = (1 if mark in b"[{" else -1 for mark in BRACKET.findall(marks))
-    return max(accumulate(steps), default=0)
+    """How many are open at once, at most; more that close than are taken at all were never open."""
+    found = islice(BRACKET.finditer(marks), 2 * MAX_CONTAINERS)
+    return max(accumulate(1 if mark[0] in b"[{" else -1 for mark in found), default=0)

@@ -30,7 +30,7 @@ def check_tokens(num_tokens: int, num_asked: int, max_context: int, param: str) 
     if num_tokens + num_asked > max_context:
         raise ContextLengthError(
             f"This model's maximum context length is {max_context} tokens. However, you requested "
-            f"{num_tokens + num_asked} tokens ({num_tokens} in {param}, and max_tokens={num_asked} for the answer): "
+            f"{num_tokens + num_asked} tokens ({num_tokens} in {param}, and {num_asked} for the answer): "
             "shorten one of them",
             param,
         )

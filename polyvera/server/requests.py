@@ -39,6 +39,7 @@ from polyvera.server.tool_bodies import MAX_TOOLS, CalledTool, CallId, ToolBody,
 from polyvera.store.reference import MAX_VERSION
 
 COMPLETION_TOKENS = 16
+PROMPT = "prompt"  # what the engine's errors call it
 # What transformers' apply_chat_template() takes itself.
 TEMPLATE_OWN = (
     "add_generation_prompt",
@@ -100,10 +101,10 @@ class ResponseFormat(RequestBody):
 
 
 class GenerationBody(RequestBody):
-    """What completions and chats have in common. prompt_field: what errors about the prompt name."""
+    """What completions and chats have in common. client_fields: a client's names, of the prompt and what differs."""
 
     neutral = COMPLETION
-    prompt_field: ClassVar[str]
+    client_fields: ClassVar[Mapping[str, str]] = {PROMPT: PROMPT}
 
     model: ModelName
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
@@ -167,7 +168,6 @@ class CompletionBody(GenerationBody):
     """/v1/completions."""
 
     neutral = TEXT_COMPLETION
-    prompt_field = "prompt"
 
     prompt: Prompt
     max_tokens: CountOrNone | None = None
@@ -237,8 +237,7 @@ def messages_of(several: Sequence[ChatMessage]) -> tuple[Message, ...]:
 class ChatBody(GenerationBody):
     """/v1/chat/completions."""
 
-    prompt_field = "messages"
-    client_fields: ClassVar[Mapping[str, str]] = {}  # what a client calls the fields that it has another name for
+    client_fields: ClassVar[Mapping[str, str]] = {PROMPT: "messages"}
 
     messages: Messages
     max_completion_tokens: Count | None = None

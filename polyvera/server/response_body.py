@@ -23,7 +23,7 @@ from polyvera.server.fields import (
 )
 from polyvera.server.neutral_fields import ITEM, RESPONSE, RESPONSE_TEXT
 from polyvera.server.request_body import RequestBody
-from polyvera.server.requests import ChatBody
+from polyvera.server.requests import PROMPT, ChatBody
 from polyvera.server.tool_bodies import MAX_TOOLS, CallId, FunctionName
 
 PART_TYPES = ("input_text", "output_text", "text")
@@ -184,9 +184,8 @@ class ResponseBody(RequestBody):
 class InputChat(ChatBody):
     """A chat whose messages are called input."""
 
-    prompt_field = "input"
     client_fields: ClassVar[Mapping[str, str]] = {
-        "messages": "input",
+        PROMPT: "input",
         "max_tokens": "max_output_tokens",
         "response_format": "text",
     }

@@ -15,8 +15,10 @@ from polyvera.strict_json import JsonError, raw_value
 CLOSING = "</tool_call>"
 ARGUMENTS = ("arguments", "parameters")
 NUM_ID_CHARS = 24
+MARKS = "[]},; \n\r\t"  # between two calls, and behind the last
+SPACED = re.compile(r" ?([{:,]) ?")
 # A call as far as its arguments, behind those before it, in an answer that was cut off.
-BEGUN = re.compile(r'[\s\[\]},;]*\{\s*"name"\s*:\s*"([^"]+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*')
+BEGUN = re.compile(rf'[{re.escape(MARKS)}]*\{{\s*"name"\s*:\s*"([^"]+)"\s*,\s*"(?:{"|".join(ARGUMENTS)})"\s*:\s*')
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +110,26 @@ class ToolParser:
         return tuple(self._call(one["name"], next(one[key] for key in ARGUMENTS if key in one)) for one in every)
 
     def _begun(self, body: str) -> tuple[ToolCall, ...]:
-        """The calls of an answer that was cut off: the last one's arguments may not be whole."""
-        calls: list[ToolCall] = []
-        begin = BEGUN.match(body)
+        """The calls of an answer that was cut off and has nothing else; the last one's arguments may not be whole."""
+        calls: list[tuple[str, Any]] = []
+        begin, end = BEGUN.match(body), 0
         while begin is not None and begin[1] in self.names:
             try:
                 arguments, end = raw_value(body, begin.end())
             except JsonError:
                 arguments, end = body[begin.end() :], len(body)
-            calls.append(self._call(begin[1], arguments))
+            calls.append((begin[1], arguments))
             begin = BEGUN.match(body, end)
-        return tuple(calls)
+        return tuple(self._call(*call) for call in calls) if self._is_beginning(body[end:]) else ()
+
+    def _is_beginning(self, rest: str) -> bool:
+        """Whether what follows a call is nothing but marks, or could have become another call."""
+        rest = rest.lstrip(MARKS)
+        if self.format.closing.lstrip(MARKS).startswith(rest):
+            return True
+        given = SPACED.sub(r"\1", " ".join(rest.split()))
+        begun = (f'{{"name":"{name}","{key}":' for name in self.names for key in ARGUMENTS)
+        return any(one.startswith(given) for one in begun)
 
     def _is_call(self, value: Any) -> bool:
         name = value.get("name") if isinstance(value, dict) else None

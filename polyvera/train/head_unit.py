@@ -11,6 +11,7 @@ from torch import Tensor
 from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.bank import Bank
 from polyvera.adapter.inject import head_tensors
+from polyvera.adapter.layout import Entry
 from polyvera.data.label_span import ITSELF, Span, inverse, learned_span, put_into_unit
 from polyvera.data.tables import Table
 from polyvera.errors import RecipeError
@@ -32,9 +33,8 @@ def in_unit(adapter: Adapter, span: Span) -> Adapter:
     """The adapter that answers in the unit of the labels, of one that answers as the loss takes them."""
     if span == ITSELF:
         return adapter
-    flat, entries = adapter.flat.clone(), adapter.layout.entries
-    found = [entries[key] for key, _ in adapter.layout.head]
-    put_into_unit({e.key: flat[e.offset : e.offset + e.size].view(e.shape) for e in found}, span)
+    flat = adapter.flat.clone()
+    put_into_unit({e.key: flat[e.offset : e.offset + e.size].view(e.shape) for e in _head_entries(adapter)}, span)
     return replace(adapter, flat=flat)
 
 
@@ -51,13 +51,7 @@ def begin(bank: Bank | None, slot: int, base: Base, span: Span, start: Adapter |
     if bank is None:
         put_into_unit({} if _is_new(base) else head_tensors(base.model, base.head), inverse(span))
     elif start is not None:
-        learned = as_learned(start, span)
-        if span != ITSELF and not float(learned.flat.abs().max()) <= FARTHEST:
-            raise RecipeError(
-                "the adapter to begin from answers numbers of quite another size than these labels: begin without it, "
-                "or scale the labels to what it was trained on"
-            )
-        bank.put(slot, learned)
+        bank.put(slot, _learned_near(start, span))
     else:
         bank.start(slot, _first_head(base, bank, span))
 
@@ -68,6 +62,22 @@ def end(bank: Bank | None, slot: int, base: Base, span: Span) -> None:
         put_into_unit(head_tensors(base.model, base.head), span)
     elif span != ITSELF:
         bank.put(slot, in_unit(bank.extract(slot), span))
+
+
+def _learned_near(start: Adapter, span: Span) -> Adapter:
+    """as_learned(), near enough to be trained from there. Raises RecipeError."""
+    found = as_learned(start, span)
+    head = [found.flat[e.offset : e.offset + e.size] for e in _head_entries(found)]
+    if span != ITSELF and not all(float(part.abs().max()) <= FARTHEST for part in head):
+        raise RecipeError(
+            "the adapter to begin from answers numbers of quite another size than these labels: begin without it, or "
+            "scale the labels to what it was trained on"
+        )
+    return found
+
+
+def _head_entries(adapter: Adapter) -> list[Entry]:
+    return [adapter.layout.entries[key] for key, _ in adapter.layout.head]
 
 
 def _first_head(base: Base, bank: Bank, span: Span) -> dict[str, Tensor]:

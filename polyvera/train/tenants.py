@@ -138,9 +138,12 @@ def _check_spelling(table: Table) -> None:
         other = first.setdefault(" ".join(normalize("NFC", label).split()), label)
         if other == label:
             continue
-        spelled, differ = repr, "spaces"
-        if other.split() != label.split():  # an accent of its own, or within its letter
-            spelled, differ = ascii, "how accents are encoded"
+        differences = {
+            "spaces": normalize("NFC", other) != normalize("NFC", label),
+            "how accents are encoded": other.split() != label.split(),  # of its own, or within its letter
+        }
+        differ = " and in ".join(what for what, is_there in differences.items() if is_there)
+        spelled = repr if other.split() == label.split() else ascii
         raise DataError(
             f"{table.source}: the labels {spelled(other)} and {spelled(label)} differ in {differ} alone: make them one"
         )

@@ -6,7 +6,7 @@ import pytest
 from some_jobs import DATA, ROWS, create, opened, upload
 
 from polyvera.errors import ConflictError, QuotaError, ServeError, UnknownObjectError
-from polyvera.jobs.training_files import read_table
+from polyvera.jobs.training_files import ORDERS, read_table
 
 CHAT = {"messages": [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]}
 
@@ -23,6 +23,32 @@ def test_a_file_is_kept_as_it_came(tmp_path):
     assert again.path(file.id).read_bytes() == DATA and (file.num_rows, file.num_bytes) == (len(ROWS), len(DATA))
     assert again.list("acme", "batch") == []
     assert len(read_table(again.path(upload(tuning, "acme", lines(CHAT, CHAT))), "x")) == 2
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_list_goes_on_behind_any_file_that_was_seen(tmp_path, order):
+    tuning = opened(tmp_path)
+    files, made = tuning.files, sorted(upload(tuning, "acme") for _ in range(4))
+    expected = made[:: {"asc": 1, "desc": -1}[order]]
+    assert [file.id for file in files.list("acme", order=order)] == expected
+    for i, id in enumerate(expected):
+        assert [file.id for file in files.list("acme", None, 2, id, order)] == expected[i + 1 : i + 3]
+        files.delete("acme", id)
+        assert [file.id for file in files.list("acme", None, 2, id, order)] == expected[i + 1 : i + 3]
+        assert files.list("globex", after=id) == files.list("acme", "batch", after=id) == []
+
+
+def test_a_list_goes_on_behind_a_file_whose_id_has_no_time_while_it_is_there(tmp_path):
+    tuning = opened(tmp_path)
+    files, [first, second] = tuning.files, sorted(upload(tuning, "acme") for _ in range(2))
+    old = f"file-{'a' * 12}4{'a' * 19}"
+    with tuning.database.changing() as connection:
+        connection.execute("UPDATE files SET id = ?, created_s = created_s - 1 WHERE id = ?", (old, first))
+    assert [file.id for file in files.list("acme", after=old, order="asc")] == [second]
+    assert [file.id for file in files.list("acme", after=second)] == [old]
+    for unknown in (lambda: files.list("globex", after=old), lambda: files.list("acme", after="file-x")):
+        with pytest.raises(UnknownObjectError, match="No such File object"):
+            unknown()
 
 
 def test_another_tenant_reaches_nothing(tmp_path):

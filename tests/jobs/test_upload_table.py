@@ -6,7 +6,7 @@ from hashlib import md5
 from threading import Barrier
 
 import pytest
-from some_jobs import DATA, opened
+from some_jobs import DATA, failing_commits, opened
 
 from polyvera.errors import ConflictError, QuotaError, ServeError, StoreFullError, UnknownObjectError
 from polyvera.jobs import upload_table
@@ -146,3 +146,42 @@ def test_a_full_disk_leaves_no_part(tmp_path, monkeypatch):
             tuning.files.add("acme", "rows.jsonl", "fine-tune", DATA)
     assert not list((tmp_path / "uploads").iterdir()) and not list((tmp_path / "files").iterdir())
     assert tuning.uploads.complete("acme", id, sent(tuning, id, DATA), None)[1].num_bytes == len(DATA)
+
+
+def test_a_disk_that_is_full_when_an_upload_ends_costs_neither_it_nor_a_quota(tmp_path):
+    tuning = opened(tmp_path)
+    id = begun(tuning)
+    parts = sent(tuning, id, DATA[:HALF], DATA[HALF:])
+    for end in (lambda: tuning.uploads.complete("acme", id, parts, None), lambda: tuning.uploads.cancel("acme", id)):
+        with failing_commits(tuning.database), pytest.raises(StoreFullError, match="is full"):
+            end()
+        assert tuning.uploads.get("acme", id).status == "pending" and tuning.files.list("acme") == []
+        assert len(list((tmp_path / "uploads").iterdir())) == 2 and not list((tmp_path / "files").iterdir())
+    assert tuning.uploads.complete("acme", id, parts, None)[1].num_bytes == len(DATA)
+
+
+def test_old_parts_stay_until_it_is_kept_that_they_go(tmp_path):
+    tuning = opened(tmp_path)
+    sent(tuning, begun(tuning), DATA)
+    with tuning.database.changing() as connection:
+        connection.execute("UPDATE uploads SET expires_s = 5")
+    with failing_commits(tuning.database), pytest.raises(StoreFullError):
+        begun(tuning)
+    assert len(list((tmp_path / "uploads").iterdir())) == 1
+    begun(tuning)
+    assert not list((tmp_path / "uploads").iterdir())
+
+
+def test_a_part_that_cannot_be_removed_hides_no_end(tmp_path, monkeypatch, caplog):
+    def refused(path, missing_ok=False):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    tuning = opened(tmp_path)
+    id = begun(tuning)
+    parts = sent(tuning, id, DATA)
+    with monkeypatch.context() as patched:
+        patched.setattr("pathlib.Path.unlink", refused)
+        assert tuning.uploads.complete("acme", id, parts, None)[0].status == "completed"
+        with failing_commits(tuning.database), pytest.raises(StoreFullError, match="is full"):
+            tuning.files.add("acme", "rows.jsonl", "fine-tune", DATA)
+    assert "cannot be removed: Permission denied" in caplog.text

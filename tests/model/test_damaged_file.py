@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tiny_folder import save_tiny
 
-from polyvera.model.damaged_file import POINTER, damaged_file
+from polyvera.model.damaged_file import OF_TOKENIZER, POINTER, damaged_file
 
 
 @pytest.mark.parametrize(
@@ -39,17 +39,21 @@ def test_a_damaged_file_is_named(tmp_path: Path, file: str, content: bytes, prob
         ("{}", "its weight_map does not say"),
         ('{"weight_map": null}', "its weight_map does not say"),
         ('{"weight_map": {}}', "its weight_map does not say"),
-        ('{"weight_map": {"a": "model.safetensors", "b": "part-2.safetensors"}}', "part-2.safetensors, which is not"),
+        ('{"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors"}}', "part-2.safetensors, which is not"),
+        ('{"weight_map": {"a": "part-1.safetensors", "b": "sub/2.safetensors"}}', "sub/2.safetensors, which is not"),
     ],
 )
 def test_an_index_of_no_use_is_named(tmp_path: Path, content: str, problem: str) -> None:
     folder = str(save_tiny(tmp_path / "tiny"))
     path = tmp_path / "tiny" / "model.safetensors.index.json"
-    path.write_text('{"weight_map": {"a": "model.safetensors"}}')
-    assert damaged_file(folder) == ""
     path.write_text(content)
+    assert damaged_file(folder) == "", "nobody reads it where all weights are in one file"
+    path.with_name("model.safetensors").rename(path.with_name("part-1.safetensors"))
     found = damaged_file(folder)
     assert found.startswith(f", {path} is damaged (") and problem in found
+    assert damaged_file(folder, OF_TOKENIZER) == ""
+    path.write_text('{"weight_map": {"a": "part-1.safetensors"}}')
+    assert damaged_file(folder) == ""
 
 
 def test_a_name_on_the_hub_has_no_files_to_look_at() -> None:

@@ -36,7 +36,7 @@ def test_what_a_task_asks_is_read(name):
 
 @pytest.mark.parametrize("name", ["BertForQuestionAnswering", "BertForMultipleChoice", "T5EncoderModel", "BartModel"])
 def test_what_no_task_asks_is_told_in_one_sentence(name):
-    with pytest.raises(SpecError, match=f"^acme/one is an adapter of {name}, .*`export` .* and `merge` [^.]*{name}$"):
+    with pytest.raises(SpecError, match=f"^acme/one is an adapter of {name}, .*exported .* and merged [^.]*{name}$"):
         check_read(adapter_of(name, head=name.endswith(("Answering", "Choice"))), "acme/one")
 
 

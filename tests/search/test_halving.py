@@ -4,12 +4,13 @@ import pytest
 
 from polyvera.search.candidate import Candidate, Sizer, sites_of
 from polyvera.search.halving import FEWEST, Halving, Tried, _banks, _kept
+from polyvera.train.tell import to_nobody
 from polyvera.train.test_rows import with_test_rows
 
 
 @pytest.fixture
 def halving(sizer: Sizer) -> Halving:
-    [tenant] = with_test_rows(sizer.recipe)
+    [tenant] = with_test_rows(sizer.recipe, to_nobody)
     return Halving(sizer.recipe.replaced(batch_size=4), sizer.base, tenant, sizer, 8)
 
 

@@ -56,7 +56,7 @@ def test_a_status_says_whose_fault_it_is_and_hides_what_is_inside(kind: type[Pol
     assert found.status == TABLE[kind].status and set(found.body["error"]) == {"message", "type", "param", "code"}
     assert (found.type == "server_error") == (found.status >= 500)
     assert (SECRET not in found.message) == TABLE[kind].is_hidden
-    assert not TABLE[kind].is_hidden or "id-1" in found.message
+    assert ("id-1" in found.message) == (TABLE[kind].is_hidden and found.status >= 500)  # whom its log helps
 
 
 def test_a_request_that_cannot_be_served_and_a_failed_engine_are_two_classes() -> None:
@@ -98,6 +98,14 @@ def test_a_state_with_words_of_its_own_is_a_line_of_the_log(caplog: pytest.LogCa
     known, other = caplog.records
     assert "keys.json cannot be read" in known.getMessage() and known.exc_info is None
     assert SECRET in other.getMessage() and other.exc_info is not None
+
+
+def test_a_model_that_is_not_there_is_no_error_of_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    found = error_response(errors.UnpublishedNameError("no adapter 'x' in s3://a; did you mean 'globex/secret'?"), "a")
+    assert (found.status, found.message, found.param) == (404, "the model does not exist", "model")
+    [line] = caplog.records
+    assert line.levelname == "INFO" and "globex/secret" in line.getMessage()
 
 
 def test_errors_say_when_to_try_again() -> None:

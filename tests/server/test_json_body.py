@@ -48,6 +48,19 @@ def test_what_is_not_json_is_refused(data: bytes, word: str, param: str | None) 
     assert refused.value.param == param
 
 
+@pytest.mark.parametrize(("begin", "again"), [(b'"', b'\\"'), (b'"', b"\\\n"), (b"", b'""'), (b"", b"\\")])
+def test_a_text_without_an_end_is_looked_through_once(begin: bytes, again: bytes) -> None:
+    with pytest.raises(ServeError, match="nested too deeply"):
+        read_body(b"[" * (MAX_DEPTH + 1) + begin + again * 2**19, Box)  # hours where it is looked through anew
+
+
+def test_brackets_that_close_nothing_are_not_counted() -> None:
+    with pytest.raises(ServeError, match="nested too deeply"):
+        read_body(b"[" * (MAX_DEPTH + 1) + b"]" * 2**22, Box)
+    with pytest.raises(ServeError, match="not valid JSON"):
+        read_body(b"[]" * (MAX_DEPTH + 1) + b"]" * 2**22, Box)
+
+
 def test_another_type_is_the_schemas_own_to_refuse() -> None:
     with pytest.raises(ValidationError):
         read_body(b"[]", Box)

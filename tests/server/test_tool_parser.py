@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from polyvera import strict_json
 from polyvera.model.tool_formats import FORMATS, HERMES, LLAMA, MISTRAL, SMOLLM, ToolFormat
 from polyvera.server.tool_parser import ToolParser
 
@@ -104,6 +105,51 @@ def test_what_was_cut_off_behind_a_call_is_none_of_its_arguments(format_: ToolFo
     parser = ToolParser(format_, {"f", "g"})
     calls = (*parser.add(whole[: whole.index("b>")]).calls, *parser.finish(is_cut=True).calls)
     assert [(call.name, call.arguments) for call in calls] == [("g", "{}"), ("f", '{"x": "a \\"}]</')]
+
+
+CALLED = '{"name": "f", "arguments": {}}'
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize("size", [3, 1000])
+@pytest.mark.parametrize(
+    "rest",
+    [" and then I", ', {"name": "unknown", "arg', ', {"name": "fu', ', {"nome', ", {1", "}]</b>", '; {"name": "f g'],
+)
+def test_what_is_cut_off_behind_a_call_and_is_none_is_text_whole(format_: ToolFormat, rest: str, size: int) -> None:
+    text, parser, said = format_.opening + CALLED + rest, ToolParser(format_, {"f", "find"}), ""
+    for at in range(0, len(text), size):
+        said += parser.add(text[at : at + size]).text
+    last = parser.finish(is_cut=True)
+    assert said + last.text == text and last.calls == () and parser.num_calls == 0
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize("begun", ["", '{ "name"\n : "find" , "parameters":', '{"name": "f", "arguments":'])
+def test_another_call_that_was_cut_off_before_its_arguments_is_left_out(format_: ToolFormat, begun: str) -> None:
+    for num in range(len(begun)):
+        parser = ToolParser(format_, {"f", "find"})
+        parser.add(f"{CALLED}; {begun[:num]}")
+        last = parser.finish(is_cut=True)
+        assert (last.text, [(call.name, call.arguments) for call in last.calls]) == ("", [("f", "{}")])
+
+
+def test_each_value_is_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+
+    class Counted:
+        def search(self, text: str, begin: int, end: int) -> None:
+            looked.append(end - begin)
+
+    monkeypatch.setattr(strict_json, "HALF", Counted())
+    text = LLAMA.text_of([CALL] * 200)
+    for is_cut, whole in ((False, text), (True, text[:-1])):
+        looked.clear()
+        parser = ToolParser(LLAMA, {"f"})
+        parser.add(whole)
+        assert len(parser.finish(is_cut=is_cut).calls) == 200 <= len(looked) and sum(looked) <= (1 + is_cut) * len(
+            whole
+        )
 
 
 def test_ids_are_as_the_family_takes_them() -> None:

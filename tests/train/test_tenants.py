@@ -65,7 +65,11 @@ def test_bad_rows_of_a_common_file_are_their_tenants_alone(tmp_path: Path) -> No
         (["a", "a ", "b"] * 2, "the labels 'a' and 'a ' differ in spaces alone"),
         (
             ["caf\u00e9", "cafe\u0301", "b"] * 2,
-            r"the labels 'cafe\\u0301' and 'caf\\xe9' differ in how accents are encoded",
+            r"the labels 'cafe\\u0301' and 'caf\\xe9' differ in how accents are encoded alone",
+        ),
+        (
+            ["caf\u00e9 noir", "cafe\u0301  noir", "b"] * 2,
+            r"the labels 'cafe\\u0301  noir' and 'caf\\xe9 noir' differ in spaces and in how accents are encoded alone",
         ),
         ([[0, 1], [1, 0]] * 4, "all 8 rows have the same labels, '0', '1': add rows without some of them"),
         ([["x y"], ["x  y"]], "the labels 'x  y' and 'x y' differ in spaces alone"),

@@ -131,7 +131,8 @@ class Generator(AdapterEngine[Request]):
         if len(prompt) + asked > self.max_context:
             raise ContextLengthError(
                 f"the prompt has {len(prompt)} tokens, and with max_tokens={asked} that is more than the "
-                f"{self.max_context} of this engine's context"
+                f"{self.max_context} of this engine's context",
+                "prompt",
             )
         named = [*params.stop_ids, *(token for token, _ in params.bias)]
         beyond = [token for token in named if not 0 <= token <= last]

@@ -16,6 +16,7 @@ from polyvera.adapter.adapter import Adapter
 from polyvera.adapter.fingerprint import agrees
 from polyvera.engine.openmp import guest
 from polyvera.errors import ForbiddenError, LayoutError, NotFoundError, PolyveraError, ReferenceNameError
+from polyvera.model.unread import check_read
 from polyvera.server.adapter_query import AdapterQuery
 from polyvera.server.api_keys import Caller
 from polyvera.server.context import ServerContext, caller_of
@@ -140,6 +141,7 @@ def _put(
 ) -> AdapterRef:
     if not agrees(adapter.base, base):
         raise LayoutError("this is an adapter of another base model: this server cannot serve it, and does not take it")
+    check_read(adapter, name)
     ref = registry.put(name, adapter, alias=alias)
     context.catalog.open(name)
     context.audit.write(caller, "publish", adapter=str(ref), bytes=ref.num_bytes, alias=alias)

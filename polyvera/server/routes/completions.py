@@ -17,7 +17,7 @@ from polyvera.server.answers import SILENCE
 from polyvera.server.completion_task import PING, AnswerParser, CompletionTask, EventStream, begin, finish_of
 from polyvera.server.context import ServerContext
 from polyvera.server.prompt_tokens import chat_tokens, prompt_tokens
-from polyvera.server.requests import COMPLETION_TOKENS, ChatBody, CompletionBody, GenerationBody, messages_of
+from polyvera.server.requests import COMPLETION_TOKENS, PROMPT, ChatBody, CompletionBody, GenerationBody, messages_of
 from polyvera.server.responses import CHAT, TEXT, EntryWriter, Json, Part, ResponseShape, TokenEntry
 from polyvera.server.sse import event
 from polyvera.server.tool_set import ToolSet
@@ -118,7 +118,7 @@ async def read_chat(
     def given() -> dict[str, Any]:
         messages, described = tools.told(messages_of(body.messages), most)
         template = body.template(described)
-        named = {"max_context": most, "num_asked": num_asked, "param": body.prompt_field}
+        named = {"max_context": most, "num_asked": num_asked, "param": body.client_fields[PROMPT]}
         return {"messages": messages, "given": template, **named}
 
     return await context.read(request, chat_tokens, given)
@@ -143,7 +143,7 @@ async def _prompts(
 ) -> list[list[int]]:
     """The tokens; echo gets the texts, where they are to be repeated."""
     tokenizer, most = context.engine.tokenizer, COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-    asked = {"max_context": context.engine.max_context, "num_asked": most, "param": body.prompt_field}
+    asked = {"max_context": context.engine.max_context, "num_asked": most, "param": body.client_fields[PROMPT]}
     texts = [prompt for prompt in body.prompts if isinstance(prompt, str)]
     if texts:
         ids = await context.read(request, prompt_tokens, lambda: {"prompts": texts, **asked})

@@ -44,11 +44,10 @@ def routes(context: ServerContext) -> APIRouter:
         order: Literal["asc", "desc"] = "desc",
     ) -> Response:
         kept, tenant = context.training.files, caller_of(request).tenant
-        if after is not None:
-            await context.run(request, kept.get, tenant, after)
-        found = await context.run(request, kept.list, tenant, purpose)
-        files = found if order == "desc" else found[::-1]
-        return await context.json(request, lambda: _page([shown(file) for file in files], limit, after))
+        files = await context.run(request, kept.list, tenant, purpose, limit + 1, after, order)
+        return await context.json(
+            request, lambda: page_of([shown(file) for file in files[:limit]], has_more=len(files) > limit)
+        )
 
     @router.get("/v1/files/{id}")
     async def retrieved(request: HttpRequest, id: str) -> dict[str, Any]:
@@ -72,11 +71,6 @@ def routes(context: ServerContext) -> APIRouter:
         return {"id": id, "object": "file", "deleted": True}
 
     return router
-
-
-def _page(files: list[dict[str, Any]], limit: int, after: str | None) -> dict[str, Any]:
-    begin = next((i + 1 for i, file in enumerate(files) if file["id"] == after), 0)
-    return page_of(files[begin : begin + limit], has_more=len(files) > begin + limit)
 
 
 def _examples(files: TrainingFiles, tenant: str, id: str, limit: int) -> dict[str, Any]:

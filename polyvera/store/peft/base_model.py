@@ -56,15 +56,9 @@ def kind_of_task(task: PeftTask, name: str) -> str:
 
 
 def num_classes_in(folder: Path, task: PeftTask) -> int | None:
-    """The classes of the head in a folder: the rows of the last matrix that is saved with its task."""
+    """The classes of the head in a folder."""
     with opened_weights(folder) as file:
-        names = {canonical(key): stored for key, stored in file.items()}
-    heads = [
-        stored.shape[0]
-        for key, stored in sorted(names.items())
-        if key.endswith(".weight") and len(stored.shape) == 2 and any(part in task.heads for part in key.split("."))
-    ]
-    return heads[-1] if heads else None
+        return task.num_classes({canonical(key): stored.shape for key, stored in file.items()})
 
 
 def _classes(folder: Path, task: PeftTask | None, config: PeftConfig) -> dict[str, Any]:

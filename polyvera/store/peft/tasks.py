@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
@@ -24,6 +24,15 @@ class PeftTask:
     def has_its_head(self, heads: Collection[str]) -> bool:
         """Whether an adapter with these heads has the one without which PEFT loads no such model."""
         return not self.heads or any(head.endswith(self.heads) for head in heads)
+
+    def num_classes(self, shapes: Mapping[str, Sequence[int]]) -> int | None:
+        """The rows of the last matrix of its head, by the names of tensors; None where there is none."""
+        matrices = [
+            shape[0]
+            for name, shape in sorted(shapes.items())
+            if name.endswith(".weight") and len(shape) == 2 and not {*self.heads}.isdisjoint(name.split("."))
+        ]
+        return matrices[-1] if matrices else None
 
 
 TASKS: Mapping[str, PeftTask] = MappingProxyType(

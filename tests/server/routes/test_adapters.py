@@ -13,6 +13,7 @@ from tiny_server import GREEDY, Served, make_base, prompt_ids, text_of
 
 from polyvera.adapter.basis import basis_at_hand, given_basis
 from polyvera.adapter.spec import AdapterSpec
+from polyvera.model.unread import CLASS
 from polyvera.store.file.codec import encode
 from polyvera.store.peft import export_peft
 
@@ -40,7 +41,8 @@ def test_a_malformed_adapter_is_refused(at: Served) -> None:
     good = encode(at.adapters["acme/one"])
     flipped = good[:-5] + bytes([good[-5] ^ 1]) + good[-4:]
     other = encode(replace(at.adapters["acme/one"], base="0" * 16 + "-" + "1" * 16))
-    for bad in (b"", b"x" * 200, good[:-9], flipped, other):
+    spans = encode(replace(at.adapters["acme/one"], origin={CLASS: "T5EncoderModel"}))
+    for bad in (b"", b"x" * 200, good[:-9], flipped, other, spans):
         answer = at.http().put("/v1/adapters/acme/bad", content=bad)
         assert answer.status_code == 422 and answer.json()["error"]["code"] == "invalid_adapter"
     assert at.http().get("/v1/adapters/acme/bad").status_code == 404

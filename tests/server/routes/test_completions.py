@@ -90,7 +90,7 @@ def test_an_answer_follows_a_schema(at: Served) -> None:
         ({"n": 0}, "n"),
         ({"n": 1000}, "n"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"max_tokens": 10**9}, "max_tokens"),
+        ({"max_tokens": 10**9}, "for the answer"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"stop": ["x"] * 99}, "stop"),
         ({"logit_bias": {"99999": 1}}, "logit_bias"),

@@ -38,6 +38,18 @@ def test_a_file_is_uploaded_read_listed_and_deleted(tuned_at):
         files.retrieve(made.id)
 
 
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_a_list_goes_on_behind_a_file_that_was_deleted_meanwhile(tuned_at, order):
+    files = tuned_at.acme.files
+    made = [tuned_at.upload(tuned_at.acme) for _ in range(5)]
+    seen = []
+    for file in files.list(limit=2, order=order):
+        files.delete(file.id)
+        seen.append(file.id)
+    assert sorted(seen) == sorted(made) and list(files.list()) == []
+    assert list(files.list(after=made[0], order=order)) == []
+
+
 def test_another_tenants_files_are_not_there(tuned_at):
     id, files = tuned_at.upload(tuned_at.acme), tuned_at.globex.files
     assert list(files.list()) == []

@@ -7,6 +7,8 @@ import openai
 import pytest
 from tiny_server import GREEDY, HELLO, Served
 
+from polyvera.server.routes import completions
+
 SCHEMA = {"type": "object", "properties": {"city": {"enum": ["Bern", "Rome"]}}, "required": ["city"]}
 TOOL = {"type": "function", "name": "weather", "parameters": SCHEMA, "strict": False}
 ASKED: dict[str, Any] = {"model": "acme/one", "input": "the true thing", "temperature": 0, "max_output_tokens": 8}
@@ -89,3 +91,28 @@ def test_what_is_not_done_is_refused_by_name(at: Served, given: dict[str, Any], 
     with pytest.raises(openai.BadRequestError) as caught:
         at.openai().responses.create(**ASKED | given)
     assert caught.value.param == named
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "param"),
+    [
+        ("/v1/chat/completions", {"messages": HELLO}, "messages"),
+        ("/v1/messages", {"messages": HELLO, "max_tokens": 1}, "messages"),
+        ("/v1/responses", {"input": "Hello"}, "input"),
+        ("/v1/completions", {"prompt": "Hello"}, "prompt"),
+    ],
+)
+@pytest.mark.parametrize("tokens", [[], [10**6], [1] * 10**4])
+def test_what_the_engine_refuses_of_a_prompt_is_told_by_the_clients_own_field(
+    at: Served, monkeypatch: pytest.MonkeyPatch, path: str, given: dict[str, Any], param: str, tokens: list[int]
+) -> None:
+    async def read(*_: Any) -> list[int]:
+        return tokens
+
+    async def read_several(*_: Any) -> list[list[int]]:
+        return [tokens]
+
+    monkeypatch.setattr(completions, "read_chat", read)
+    monkeypatch.setattr(completions, "_prompts", read_several)
+    answer = at.http().post(path, json={"model": "acme/one", **given})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == param

@@ -4,7 +4,7 @@ import pytest
 import transformers
 from peft.utils import TaskType
 
-from polyvera.store.peft.tasks import TASKS, library_of, task_of_class, task_of_heads
+from polyvera.store.peft.tasks import TASKS, PeftTask, library_of, task_of_class, task_of_heads
 
 
 def test_the_tasks_are_pefts():
@@ -42,3 +42,12 @@ def test_heads_tell_a_task():
 def test_a_class_is_found_in_its_module():
     assert library_of("LlavaForConditionalGeneration") == "transformers.models.llava.modeling_llava"
     assert library_of("NoSuchModel") is None
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS.values() if task.heads], ids=lambda task: task.name)
+def test_the_last_matrix_of_a_head_says_how_many_classes_there_are(task: PeftTask) -> None:
+    *_, head = task.heads
+    own = {f"{head}.dense.weight": (8, 8), f"x.{head}.out_proj.weight": (3, 8), f"{head}.bias": (3,)}
+    shapes = {**own, "z.weight": (9, 8)}
+    assert task.num_classes(shapes) == 3
+    assert task.num_classes({f"{head}.weight": (2, 8)}) == 2 and task.num_classes({"z.weight": (9, 8)}) is None

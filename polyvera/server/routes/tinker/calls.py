@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from fastapi import APIRouter
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 
@@ -14,7 +14,6 @@ from polyvera.errors import PolyveraError, ServeError
 from polyvera.jobs.training_run import LOAD, OPTIMIZER_STEP, SAVE, SAVE_FOR_SAMPLER, RunOperation
 from polyvera.server.context import ServerContext, caller_of
 from polyvera.server.error_response import error_response
-from polyvera.server.json_body import read_body
 from polyvera.server.routes.tinker.bodies import (
     CallBody,
     CallPlace,
@@ -27,7 +26,7 @@ from polyvera.server.routes.tinker.pass_message import AskedPass, read_pass
 from polyvera.server.routes.tinker.runs import load_run, submitted
 
 PROTOBUF = "application/x-protobuf"
-C = TypeVar("C", bound=CallBody)
+C = TypeVar("C", bound=BaseModel)
 
 
 def add_calls(router: APIRouter, context: ServerContext) -> None:
@@ -62,7 +61,7 @@ def add_calls(router: APIRouter, context: ServerContext) -> None:
 
     @router.post("/load_weights")
     async def load_weights(request: HttpRequest) -> dict[str, Any]:
-        body = await context.body(request, LoadWeightsBody)
+        body = await _asked(context, request, LoadWeightsBody, LOAD)
         if body.model_id is None:
             return await load_run(context, request, body)
         asked = {"path": body.path, "optimizer": body.optimizer}
@@ -71,12 +70,13 @@ def add_calls(router: APIRouter, context: ServerContext) -> None:
 
 
 async def _asked(context: ServerContext, request: HttpRequest, kind: type[C], call: str) -> C:
-    """The body of a call. One that is refused has its place among the run's calls: those behind it wait for it."""
+    """The body of a call. One of JSON that is refused has its place among the run's calls: others wait behind it."""
+    data = await context.json_data(request)
     try:
-        return await context.body(request, kind)
+        return await context.read_json(request, data, kind)
     except (ValidationError, ServeError) as error:
         with suppress(PolyveraError, ValidationError):
-            place = await context.compute(request, read_body, await request.body(), CallPlace)
+            place = await context.compute(request, CallPlace.model_validate_json, data)
             why = error_response(error, request.state.request_id).message
             at = (caller_of(request).tenant, place.model_id, place.seq_id)
             await context.run(request, context.training.operations.submit, *at, call, {}, error=why)

@@ -1,5 +1,7 @@
 """Calls are made once, in order, and give what their losses say."""
 
+import gzip
+
 import numpy as np
 import pytest
 from raw_tinker import BINARY, ROWS, datum, logprobs_of, pass_body, supervised
@@ -54,6 +56,8 @@ def test_calls_that_arrive_out_of_order_are_made_in_order(acme):
         ("/save_weights", {"path": "../x"}),
         ("/save_weights", {"made_up": 1}),
         ("/save_weights_for_sampler", {}),
+        ("/load_weights", {"path": "tinker://x"}),
+        ("/load_weights", {"path": "tinker://x", "optimizer": True, "made_up": 1}),
     ],
 )
 def test_a_call_that_is_refused_has_its_place(acme, path, given):
@@ -64,6 +68,22 @@ def test_a_call_that_is_refused_has_its_place(acme, path, given):
     asked = acme.result({"request_id": f"{run}:2"})
     assert asked["category"] == "user" and asked["error"]
     assert acme.step(run, 3)["metrics"]["step"] == 1
+
+
+def test_a_key_that_comes_twice_loses_no_place(acme):
+    run = acme.run()
+    twice = f'{{"model_id": "{run}", "seq_id": 1, "path": "a", "path": "b"}}'
+    said = acme.http.post("/save_weights", content=twice, headers={"content-type": "application/json"})
+    assert said.status_code == 400 and "comes twice" in said.text
+    assert "comes twice" in acme.result({"request_id": f"{run}:1"})["error"]
+
+
+def test_a_body_that_cannot_be_unpacked_is_refused_at_once(acme):
+    packed = gzip.compress(b'{"model_id": "x", "seq_id": 1}')[:-4]
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    for path in ("/optim_step", "/save_weights", "/save_weights_for_sampler", "/load_weights"):
+        said = acme.http.post(path, content=packed, headers=headers, timeout=10)
+        assert said.status_code == 400 and "gzip" in said.text
 
 
 @pytest.mark.parametrize("loss", ["importance_sampling", "ppo", "cispo", "dro"])
