@@ -45,7 +45,7 @@ def fetched(source: str, subfolder: str = "", more_files: Sequence[str] = ()) ->
     inside = f"{subfolder.strip('/')}/" if subfolder else ""
     wanted = [inside + name for name in (*FILES, *more_files)]
     reason = _refusal(repository, revision)
-    kept = {"local_files_only": bool(reason), "etag_timeout": TIMEOUT_S, "endpoint": _endpoint()}
+    kept: dict[str, Any] = {"local_files_only": bool(reason), "etag_timeout": TIMEOUT_S, "endpoint": _endpoint()}
     try:
         path = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, **kept))
     except Exception as error:  # of the network, the hub, its client
