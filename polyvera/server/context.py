@@ -90,7 +90,8 @@ class ServerContext:
         if self.engine.embedding is None:
             raise ServeError(
                 f"this server runs {self.catalog.base}, which answers /v1/completions and /v1/chat/completions; "
-                "embeddings and classes come from an encoder"
+                "embeddings and classes come from an encoder, or from a folder whose config.json names a "
+                "class with a head, such as LlamaForSequenceClassification"
             )
         return self.engine.embedding
 
