@@ -116,7 +116,7 @@ def test_what_goes_wrong_comes_back(store: Store, make: Any, given: dict[str, An
 def test_what_is_not_there_comes_back_and_a_closed_loader_reads_no_more(store: Store, make: Any) -> None:
     loader = make()
     loader.load(AdapterRef("team/none", 1, "", 0))
-    assert type(ended(loader)[0][1]) is NotFoundError
+    assert isinstance(ended(loader)[0][1], NotFoundError)
     loader.close()
     loader.load(store[1][0])
     assert loader.finished() == [] and loader.wait_briefly() == []

@@ -15,7 +15,7 @@ def test_a_text_or_parts_of_text() -> None:
 
 @pytest.mark.parametrize("value", [1, {}, None])
 def test_nothing_else(value: object) -> None:
-    with pytest.raises(ValidationError, match="must be a string or a list of text parts"):
+    with pytest.raises(ValidationError, match="must be a string or a list"):
         CONTENT.validate_python(value)
 
 

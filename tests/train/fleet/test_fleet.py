@@ -13,7 +13,7 @@ from tiny_models import WORDS, counting_rows, make_classifier, make_model, make_
 from polyvera.adapter.inject import banks_of, inject, load
 from polyvera.adapter.method import METHODS
 from polyvera.adapter.spec import AdapterSpec
-from polyvera.errors import LayoutError
+from polyvera.errors import RecipeError
 from polyvera.model.load import Base
 from polyvera.store.registry import Registry
 from polyvera.train.fleet.fleet import Fleet
@@ -241,7 +241,7 @@ def test_every_member_starts_from_the_adapter_given(folder: Path) -> None:
     for outcome in result.outcomes:
         assert outcome.adapter is not None
         assert torch.allclose(outcome.adapter.flat, first.flat, atol=1e-6)
-    with pytest.raises(LayoutError):
+    with pytest.raises(RecipeError, match="has rank 4, .* and this run rank 5"):
         fleet(folder, start=first, rank=5)
 
 
