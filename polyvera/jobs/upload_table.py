@@ -96,8 +96,8 @@ class UploadTable:
 
     def complete(self, tenant: str, id: str, parts: Sequence[str], checksum: str | None) -> tuple[Upload, TrainingFile]:
         """Makes a file of the parts, in that order. Raises ConflictError, ServeError for other bytes than were said."""
-        upload = self._pending(tenant, id)
         known = {part.id: part for part in self._parts(id)}
+        upload = self._pending(tenant, id)  # after them: whoever ends it takes its parts away
         unknown = next((part for part in parts if part not in known), None)
         if unknown is not None or len({*parts}) != len(parts):
             raise ServeError(f"part_ids: {(unknown or 'a part that stands twice')[:80]} is no part of it", "part_ids")
