@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from safetensors import safe_open
 
@@ -36,18 +37,18 @@ def _weights(file: Path) -> None:
         pass
 
 
-def _object(file: Path) -> None:
+def _object(file: Path) -> dict[str, Any]:
     _check_pointer(file)
     found = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
         raise ValueError(f"a {type(found).__name__}, where an object is wanted")
+    return found
 
 
 def _index(file: Path) -> None:
     if file.with_name(file.name.removesuffix(".index.json")).is_file():
         return  # all weights are in one file, and nobody reads an index
-    _object(file)
-    places = json.loads(file.read_text(encoding="utf-8")).get("weight_map")
+    places = _object(file).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise ValueError("its weight_map does not say which file holds each weight")
     lost = sorted({str(name) for name in places.values() if not (file.parent / str(name)).is_file()})
@@ -69,7 +70,7 @@ def _check_pointer(file: Path) -> None:
 
 
 # By the name of a file; those that others depend on come first.
-CHECKS: Mapping[str, Callable[[Path], None]] = MappingProxyType(
+CHECKS: Mapping[str, Callable[[Path], object]] = MappingProxyType(
     {
         "config.json": _object,
         "*.safetensors": _weights,
